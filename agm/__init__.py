@@ -1,0 +1,22 @@
+"""Adaptive Gradient Modulation: balanced multimodal training, fast."""
+
+from agm.engine import AGM
+from agm.functional import fused_modulate, fused_modulate_cross_entropy
+from agm.masking import masked_logits
+from agm.modulator import Modulator
+from agm.ops import backends
+from agm.shapley import subset_weights
+from agm.state import ModulationState
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AGM",
+    "ModulationState",
+    "Modulator",
+    "backends",
+    "fused_modulate",
+    "fused_modulate_cross_entropy",
+    "masked_logits",
+    "subset_weights",
+]

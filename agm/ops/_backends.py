@@ -1,0 +1,150 @@
+"""Which backend serves an op on a device, and why the others do not."""
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from agm.ops import _library
+
+__all__ = ["BACKENDS", "Service", "backends", "select"]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to serve ops: the overload it fills, and the reason why it cannot serve (None: it can)."""
+
+    overload: str
+    why_not: Callable[[str, str], str | None]  # (op, device type)
+
+
+def _native(device: str, key: str) -> Callable[[str, str], str | None]:
+    def why_not(op: str, device_type: str) -> str | None:
+        if device_type != device:
+            return f"serves {device} tensors only"
+        if _library.native_error is not None:
+            return _library.native_error
+        if device == "cuda" and torch.version.hip is not None:
+            return "this torch is a ROCm build: use triton"
+        if not _library.has_native_kernel(op, key):
+            return f"agm._C was built without a {key} kernel of {op}"
+        return None
+
+    return why_not
+
+
+def _triton_why_not(op: str, device_type: str) -> str | None:
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if device_type != "cuda" and not (device_type == "cpu" and interpreted):
+        return "serves cuda tensors only (cpu tensors under TRITON_INTERPRET=1)"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed: pip install agm[triton]"
+    return _load_triton(op)
+
+
+@cache
+def _load_triton(op: str) -> str | None:
+    """Registers the Triton kernel of `op` at its first use: importing agm never needs triton."""
+    room = "agm.kernels." + op.removesuffix("_backward")
+    try:
+        launcher = getattr(importlib.import_module(room), op, None)
+    except ModuleNotFoundError as error:
+        if error.name not in (room, "triton"):
+            raise
+        launcher = None
+    except ImportError as error:
+        return f"triton does not load: {error}"
+    if launcher is None:
+        return f"there is no Triton kernel of {op}"
+    _library.library.impl(f"{op}.triton", launcher, "CompositeExplicitAutograd")
+    return None
+
+
+BACKENDS: Mapping[str, Backend] = {  # in the order in which "auto" asks them
+    "cuda": Backend("default", _native("cuda", "CUDA")),
+    "triton": Backend("triton", _triton_why_not),
+    "cpp": Backend("default", _native("cpu", "CPU")),
+    "reference": Backend("reference", lambda op, device_type: None),
+}
+
+
+def _automatic(op: str, device_type: str) -> str:
+    for name, backend in BACKENDS.items():
+        # The interpreter checks numbers; nobody wants it to serve by itself.
+        if name == "triton" and device_type == "cpu":
+            continue
+        if backend.why_not(op, device_type) is None:
+            return name
+    raise AssertionError("the reference serves everything")
+
+
+@cache
+def _resolve(op: str, device_type: str, name: str) -> Any:
+    if name == "auto":
+        name = _automatic(op, device_type)
+    elif name not in BACKENDS:
+        raise ValueError(
+            f"Expected `backend` (or AGM_BACKEND) to be 'auto' or one of {sorted(BACKENDS)}, but got {name!r}."
+        )
+    reason = BACKENDS[name].why_not(op, device_type)
+    if reason is not None:
+        raise RuntimeError(
+            f"Backend {name!r} was asked for by name but cannot serve {op} on {device_type}: {reason}. "
+            "Use backend='auto', or see agm.backends()."
+        )
+    return getattr(getattr(torch.ops.agm, op), BACKENDS[name].overload)
+
+
+def select(op: str, device: torch.device, backend: str = "auto") -> Any:
+    """The overload of `op` for tensors on `device`.
+
+    Args:
+        op: one of `agm.ops._library.OPS`.
+        device: where the tensors are.
+        backend: "auto" (then the environment variable AGM_BACKEND decides, if set), "cuda", "triton", "cpp" or
+            "reference".
+
+    Raises:
+        ValueError: no backend has that name.
+        RuntimeError: a backend asked for by name cannot serve; the message says why.
+    """
+    if backend == "auto":
+        backend = os.environ.get("AGM_BACKEND", "auto")
+    return _resolve(op, device.type, backend)
+
+
+@dataclass(frozen=True)
+class Service:
+    """What serves one op on one device type."""
+
+    op: str
+    device: str
+    backend: str  # what "auto" takes
+    unavailable: Mapping[str, str]  # the other backends: name -> why it does not serve
+
+    def __str__(self) -> str:
+        others = "".join(f"\n    {name}: {reason}" for name, reason in self.unavailable.items())
+        return f"{self.op} on {self.device}: {self.backend}{others}"
+
+
+def backends() -> list[Service]:
+    """What serves each op on each device type, and why the other backends do not.
+
+    Devices are "cpu" and "cuda"; without a GPU the latter says what would serve there. A forced backend
+    (`AGM_BACKEND`) is not reflected: this is the automatic choice.
+
+    Returns:
+        One `Service` an op and a device; print one to read it.
+    """
+    services = []
+    for op in _library.OPS:
+        for device in ("cpu", "cuda"):
+            reasons = {name: backend.why_not(op, device) for name, backend in BACKENDS.items()}
+            missing = {name: reason for name, reason in reasons.items() if reason is not None}
+            services.append(Service(op, device, _automatic(op, device), missing))
+    return services

@@ -1,0 +1,105 @@
+"""Checks of arguments, made before anything is computed. None of them synchronises with a GPU."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from agm.shapley import num_modalities
+
+
+def check_modulation(alpha: float, max_gap: float | None, floor: float) -> float:
+    """Checks the settings of the modulation; returns `max_gap` as a float (None: infinite)."""
+    if not (isinstance(alpha, (int, float)) and math.isfinite(alpha) and alpha >= 0):
+        raise ValueError(
+            f"Expected argument `alpha` to be a finite number >= 0, but got {alpha!r}. "
+            "0 is plain joint training; the paper uses 1.5 to 4."
+        )
+    gap = math.inf if max_gap is None else max_gap
+    if not (isinstance(gap, (int, float)) and gap >= 0):
+        raise ValueError(f"Expected argument `max_gap` to be a number >= 0, or None for no bound, but got {max_gap!r}.")
+    if not (isinstance(floor, (int, float)) and 0 <= floor < 1):
+        raise ValueError(f"Expected argument `floor` to be a probability in [0, 1), but got {floor!r}.")
+    return float(gap)
+
+
+def check_masked_logits(masked_logits: Tensor, modalities: int) -> None:
+    if not isinstance(masked_logits, Tensor):
+        raise TypeError(f"Expected argument `masked_logits` to be a tensor, but got {type(masked_logits).__name__}.")
+    if masked_logits.dim() != 3:
+        raise ValueError(
+            "Expected argument `masked_logits` to have shape (2**M - 1, batch, classes), "
+            f"but got {tuple(masked_logits.shape)}. Stack one (batch, classes) row a subset, the joint logits last."
+        )
+    if not masked_logits.is_floating_point():
+        raise TypeError(
+            f"Expected argument `masked_logits` to have a floating dtype, but got {masked_logits.dtype}. "
+            "Pass logits, not predictions."
+        )
+    if masked_logits.shape[2] < 1:
+        raise ValueError("Expected argument `masked_logits` to have at least one class, but its last size is 0.")
+    if num_modalities(masked_logits.shape[0]) != modalities:
+        raise ValueError(
+            f"Expected argument `masked_logits` to have {2**modalities - 1} rows for the {modalities} modalities of "
+            f"the state, but got {masked_logits.shape[0]}."
+        )
+
+
+def check_target(target: Tensor, batch: int, device: torch.device) -> None:
+    """The target's type, shape and device."""
+    if not isinstance(target, Tensor):
+        raise TypeError(f"Expected argument `target` to be a tensor of class indices, but got {type(target).__name__}.")
+    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+        raise TypeError(
+            f"Expected argument `target` to hold class indices (int64), but got {target.dtype}. "
+            "For one-hot or soft targets pass target.argmax(-1)."
+        )
+    if target.shape != (batch,):
+        raise ValueError(
+            f"Expected argument `target` to have shape ({batch},), one class index a sample, "
+            f"but got {tuple(target.shape)}."
+        )
+    if target.device != device:
+        raise ValueError(
+            f"Expected argument `target` to be on {device}, where the logits are, but it is on {target.device}. "
+            "Move it with target.to(logits.device)."
+        )
+
+
+def check_classes(target: Tensor, classes: int, ignore_index: int) -> None:
+    """The range of the class indices, on a CPU only.
+
+    Elsewhere it would be a synchronisation, and a compiled graph cannot branch on values: there a wrong
+    index makes the scores NaN, so that the step leaves the running scores alone.
+    """
+    if target.device.type != "cpu" or target.numel() == 0 or torch.compiler.is_compiling():
+        return
+    wrong = (target != ignore_index) & ((target < 0) | (target >= classes))
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"Expected argument `target` to hold class indices in [0, {classes}), or ignore_index={ignore_index}, "
+            f"but got {int(target[row])} at row {row}."
+        )
+
+
+def check_modalities(modalities: Sequence[str]) -> tuple[str, ...]:
+    names = (modalities,) if isinstance(modalities, str) else tuple(modalities)
+    if len(names) < 2 or len(set(names)) != len(names) or not all(isinstance(n, str) and n for n in names):
+        raise ValueError(
+            f"Expected argument `modalities` to be two or more different names, but got {modalities!r}, "
+            'for example ("audio", "visual").'
+        )
+    if "target" in names:
+        raise ValueError("Expected argument `modalities` not to name one 'target': that is the class indices' name.")
+    return names
+
+
+def check_class_weight(weight: Tensor, masked_logits: Tensor) -> None:
+    classes = masked_logits.shape[2]
+    if not weight.is_floating_point() or weight.shape != (classes,) or weight.device != masked_logits.device:
+        raise ValueError(
+            f"Expected argument `weight` to be one floating number a class, ({classes},) on {masked_logits.device}, "
+            f"but got {weight.dtype} {tuple(weight.shape)} on {weight.device}."
+        )
