@@ -1,0 +1,167 @@
+"""The modulation as functions: logits in, logits out, the gradient between them rescaled."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from agm import ops
+from agm.ops import _checks
+from agm.ops.reference import accumulation_dtype
+from agm.state import ModulationState
+
+__all__ = ["fused_modulate", "fused_modulate_cross_entropy"]
+
+
+class _ScaleSubsets(torch.autograd.Function):
+    """The joint logits forward; backward, c_S times their gradient into every subset's logits."""
+
+    @staticmethod
+    def forward(ctx: Any, masked_logits: Tensor, subset_scales: Tensor, backend: str) -> Tensor:
+        ctx.save_for_backward(subset_scales)
+        ctx.backend = backend
+        return masked_logits[-1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (subset_scales,) = ctx.saved_tensors
+        return ops.modulate_backward(grad, subset_scales, backend=ctx.backend), None, None
+
+
+def fused_modulate(
+    masked_logits: Tensor,  # (2**M - 1, B, C)
+    target: Tensor,  # (B,)
+    state: ModulationState,
+    *,
+    alpha: float = 1.0,
+    max_gap: float | None = 10.0,
+    floor: float = 1e-8,
+    ignore_index: int = -100,
+    update: bool = True,
+    backend: str = "auto",
+) -> Tensor:
+    """Adaptive gradient modulation of one batch: returns the joint logits, whose backward is modulated.
+
+    Forward, the result is the last row of `masked_logits`. Backward, with g the gradient that any loss sends
+    into the result, the masked logits of subset S receive `c_S * g`, `c_S = sum_m kappa_m w(m, S)`, where the
+    modulation coefficients kappa come from the mono-modal responses of this batch and from the running scores
+    in `state` (Li et al., "Boosting Multi-modal Model Performance with Adaptive Gradient Modulation", ICCV 2023,
+    eq. 3-10). With alpha = 0 this is plain joint training.
+
+    Each call is one step: it takes the running scores once, whatever the gradient mode, unless `update` is
+    False. Under gradient accumulation every micro-batch therefore is a step of its own, with its own coefficients.
+    Several calls may come before a backward: each keeps the scales that it computed. The coefficients carry no
+    gradient, and the modulated gradient cannot be differentiated again (an error says so). The result is a view of
+    `masked_logits`, so writing to it in place is an error while a gradient is needed. No call synchronises with the
+    device.
+
+    Args:
+        masked_logits: (2**M - 1, B, C), any floating dtype (float64 is computed in float64, everything else in
+            float32): row i holds the logits of the subset with bitmask i + 1, the last row the joint logits.
+        target: (B,) class indices in [0, C), or `ignore_index`. A wrong index is an error on a CPU; on a GPU, and
+            in a compiled graph, it makes the step a skipped one.
+        state: the running scores, written in place; the last step's scores, ratios, coefficients and counts can
+            be read there.
+        alpha: strength of the modulation, >= 0; the paper uses 2.5 (AV-MNIST), 4.0 (UR-Funny), 1.5 (CREMA-D).
+        max_gap: bound of `tau_m - r_m`; None for none. The paper uses 10 (two modalities) and 7 (three).
+        floor: smallest probability in the scores, in [0, 1): a sample's score is at most -log(floor).
+        ignore_index: rows with this target count in no score.
+        update: False leaves `state` as it is, its statistics too.
+        backend: "auto", or the name of one in `agm.backends()`, which is then used or raises.
+
+    Returns:
+        (B, C), the joint logits.
+
+    Raises:
+        TypeError: `masked_logits` is not floating or `target` not integer, or `state` is not a `ModulationState`.
+        ValueError: a shape, device, class index or setting that cannot be; nothing has been computed then.
+        RuntimeError: a backend asked for by name cannot serve here.
+    """
+    max_gap = _checks.check_modulation(alpha, max_gap, floor)
+    if not isinstance(state, ModulationState):
+        raise TypeError(f"Expected argument `state` to be an agm.ModulationState, but got {type(state).__name__}.")
+    _checks.check_masked_logits(masked_logits, state.num_modalities)
+    _checks.check_target(target, masked_logits.shape[1], masked_logits.device)
+    _checks.check_classes(target, masked_logits.shape[2], ignore_index)
+    if state.values.device != masked_logits.device:
+        raise ValueError(
+            f"Expected argument `state` to be on {masked_logits.device}, where the logits are, but it is on "
+            f"{state.values.device}. Move it with state.to(logits.device)."
+        )
+    subset_scales = ops.modulate(
+        masked_logits,
+        target.long(),
+        state.values,
+        state.counts,
+        alpha=float(alpha),
+        max_gap=max_gap,
+        floor=float(floor),
+        ignore_index=ignore_index,
+        update=update,
+        backend=backend,
+    )
+    if not (torch.is_grad_enabled() and masked_logits.requires_grad):
+        return masked_logits[-1]
+    logits: Tensor = _ScaleSubsets.apply(masked_logits, subset_scales, backend)
+    return logits
+
+
+def fused_modulate_cross_entropy(
+    masked_logits: Tensor,  # (2**M - 1, B, C)
+    target: Tensor,  # (B,)
+    state: ModulationState,
+    *,
+    alpha: float = 1.0,
+    max_gap: float | None = 10.0,
+    floor: float = 1e-8,
+    ignore_index: int = -100,
+    weight: Tensor | None = None,  # (C,)
+    label_smoothing: float = 0.0,
+    update: bool = True,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """`fused_modulate` together with the mean cross-entropy of the joint logits.
+
+    Class weights and label smoothing belong to the loss alone; the scores are plain cross-entropies.
+
+    Args:
+        masked_logits, target, state, alpha, max_gap, floor, ignore_index, update, backend: as in `fused_modulate`.
+        weight: (C,) class weights, as in `torch.nn.functional.cross_entropy`.
+        label_smoothing: in [0, 1], as there.
+
+    Returns:
+        The loss, () float32 (float64 for float64 logits), and the joint logits (B, C). Both lead the modulated
+        gradient back into the masked logits. If every target is ignored the loss is NaN, as in torch.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as in `fused_modulate`, and for a `weight` or `label_smoothing` that
+            cannot be.
+    """
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"Expected argument `label_smoothing` to be in [0, 1], but got {label_smoothing!r}.")
+    _checks.check_masked_logits(masked_logits, getattr(state, "num_modalities", 0))
+    if weight is not None:
+        _checks.check_class_weight(weight, masked_logits)
+    logits = fused_modulate(
+        masked_logits,
+        target,
+        state,
+        alpha=alpha,
+        max_gap=max_gap,
+        floor=floor,
+        ignore_index=ignore_index,
+        update=update,
+        backend=backend,
+    )
+    dtype = accumulation_dtype(logits.dtype)
+    loss = F.cross_entropy(
+        logits.to(dtype),
+        target.long(),
+        weight=None if weight is None else weight.to(dtype),
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+    )
+    return loss, logits

@@ -1,0 +1,112 @@
+"""The modulation as a module that carries its own state and settings."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from agm.functional import fused_modulate
+from agm.ops import _checks
+from agm.state import ModulationState
+
+__all__ = ["Modulator"]
+
+
+class Modulator(nn.Module):
+    """`agm.fused_modulate` with its settings, its state in buffers, and a window of epochs.
+
+    In training mode, in the epochs `start <= epoch < stop`, a call is `fused_modulate`; otherwise, and under
+    `torch.no_grad()`, where no gradient is to be modulated, it returns the joint logits and leaves the state alone.
+
+    Args:
+        modalities: their names, in bit order (the first is bit 0 of a subset); two or more.
+        alpha, max_gap, floor, ignore_index, backend: as in `agm.fused_modulate`.
+        start: first epoch that is modulated.
+        stop: first epoch that no longer is; None for no end.
+
+    Attributes:
+        state: the `agm.ModulationState`, saved in the state dict as `state.*`.
+        epoch: the current epoch, from 0; set it at the start of each epoch if there is a window.
+
+    Raises:
+        ValueError: names that are fewer than two or not distinct, or a setting that cannot be.
+    """
+
+    def __init__(
+        self,
+        modalities: Sequence[str],
+        *,
+        alpha: float = 1.0,
+        max_gap: float | None = 10.0,
+        floor: float = 1e-8,
+        ignore_index: int = -100,
+        start: int = 0,
+        stop: int | None = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.modalities = _checks.check_modalities(modalities)
+        _checks.check_modulation(alpha, max_gap, floor)
+        if start < 0 or (stop is not None and stop < start):
+            raise ValueError(f"Expected 0 <= `start` <= `stop`, but got start={start}, stop={stop}.")
+        self.alpha = alpha
+        self.max_gap = max_gap
+        self.floor = floor
+        self.ignore_index = ignore_index
+        self.start = start
+        self.stop = stop
+        self.backend = backend
+        self.epoch = 0
+        self.state = ModulationState(len(self.modalities))
+
+    @property
+    def active(self) -> bool:
+        """Whether a call modulates: training mode, gradients enabled, and the epoch inside the window."""
+        stop = math.inf if self.stop is None else self.stop
+        return self.training and torch.is_grad_enabled() and self.start <= self.epoch < stop
+
+    def forward(self, masked_logits: Tensor, target: Tensor | None = None) -> Tensor:
+        """Joint logits (B, C) of `masked_logits` (2**M - 1, B, C), modulated when `active`.
+
+        Raises:
+            ValueError: `target` (B,) is missing although the call modulates; otherwise as `agm.fused_modulate`.
+        """
+        if not self.active:
+            _checks.check_masked_logits(masked_logits, len(self.modalities))
+            return masked_logits[-1]
+        if target is None:
+            raise ValueError("Expected argument `target` to hold the class indices in training mode, but got None.")
+        return fused_modulate(
+            masked_logits,
+            target,
+            self.state,
+            alpha=self.alpha,
+            max_gap=self.max_gap,
+            floor=self.floor,
+            ignore_index=self.ignore_index,
+            backend=self.backend,
+        )
+
+    def report(self) -> dict[str, dict[str, float]]:
+        """The last step in numbers, by modality; reading them synchronises with the device.
+
+        Returns:
+            modality -> {"score", "running_score", "ratio", "reference_ratio", "coefficient", "accuracy"}; the last is
+            the accuracy of the mono-modal response on the last batch, NaN before the first step.
+        """
+        state = self.state
+        columns = {
+            "score": state.scores,
+            "running_score": state.running_scores,
+            "ratio": state.ratios,
+            "reference_ratio": state.reference_ratios,
+            "coefficient": state.coefficients,
+            "accuracy": state.mono_correct / state.samples,
+        }
+        rows = torch.stack([column.double() for column in columns.values()]).cpu().T.tolist()
+        return {name: dict(zip(columns, row, strict=True)) for name, row in zip(self.modalities, rows, strict=True)}
+
+    def extra_repr(self) -> str:
+        window = "" if (self.start, self.stop) == (0, None) else f", start={self.start}, stop={self.stop}"
+        return f"{', '.join(self.modalities)}, alpha={self.alpha}, max_gap={self.max_gap}{window}"
