@@ -1,0 +1,129 @@
+"""AGM in one line: the wrapped network trains with modulated gradients and otherwise is what it was."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
+
+from torch import Tensor, nn
+
+from agm.absent import Absent, batch_size
+from agm.masking import MaskedPasses
+from agm.modulator import Modulator
+from agm.ops._checks import check_classes, check_target
+
+__all__ = ["AGM"]
+
+
+class AGM(nn.Module):
+    """A network under Adaptive Gradient Modulation (Li et al., ICCV 2023); the training loop stays as it is.
+
+    In training mode `model(**inputs, target=y)` returns the joint logits (B, C) of the network, and whatever loss is
+    built on them, its gradient flows back modulated: `agm.masked_logits` computes the logits of every subset of
+    modalities and `agm.fused_modulate` the coefficients. In eval mode, outside `start <= epoch < stop`, and under
+    `torch.no_grad()`, the call is the plain network (`target` is then ignored and may be left out) and the state stays.
+
+    Every training forward is one step of the running scores. Under gradient accumulation each micro-batch is thus
+    modulated by coefficients of its own. Several forwards may come before a backward: each keeps its own coefficients
+    and its own copy of the running statistics of batch norm. A forward that raises leaves the state and the modes of
+    all submodules as they were.
+
+    The state dict has the network under `module.` and the modulation under `modulator.state.`;
+    `model.module.state_dict()` is that of the plain network.
+
+    Args:
+        network: any module that `agm.masked_logits` takes.
+        modalities: their names, in bit order; may be left out for a network that offers `encoders` and `fuse`.
+        alpha: strength of the modulation, >= 0; 0 is plain joint training.
+        max_gap, floor, ignore_index, backend: as in `agm.fused_modulate`.
+        masked: "exact" (masked passes in eval mode, as published) or "shared" (the joint pass's own features).
+        absent: modality -> what an absent input is, as in `agm.masked_logits`.
+        encoders: modality -> path of its encoder in the network, as in `agm.masked_logits`.
+        start: first epoch that is modulated.
+        stop: first epoch that no longer is; None for no end.
+
+    Attributes:
+        module: the network.
+        modulator: the `agm.Modulator`; `modulator.report()` gives the last step in numbers.
+
+    Raises:
+        ValueError: a modality that forward does not take, an encoder path that does not exist, an impossible setting.
+        TypeError: `network` is not a module.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        modalities: Sequence[str] | None = None,
+        *,
+        alpha: float = 1.0,
+        max_gap: float | None = 10.0,
+        floor: float = 1e-8,
+        ignore_index: int = -100,
+        masked: Literal["exact", "shared"] = "exact",
+        absent: Mapping[str, Absent] | None = None,
+        encoders: Mapping[str, str] | None = None,
+        start: int = 0,
+        stop: int | None = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        names = None if modalities is None else tuple(modalities)
+        self._passes = MaskedPasses(network, names, masked=masked, absent=absent, encoders=encoders)
+        self.module = network
+        self.modulator = Modulator(
+            self._passes.modalities,
+            alpha=alpha,
+            max_gap=max_gap,
+            floor=floor,
+            ignore_index=ignore_index,
+            start=start,
+            stop=stop,
+            backend=backend,
+        )
+        self._classes: int | None = None
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Their names, in bit order."""
+        return self._passes.modalities
+
+    @property
+    def epoch(self) -> int:
+        """The current epoch, from 0; set it at the start of each epoch if there is a window."""
+        return self.modulator.epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self.modulator.epoch = epoch
+
+    def forward(self, *args: Any, target: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Joint logits (B, C).
+
+        Args:
+            args, kwargs: what the network's forward takes; the modalities by keyword, or by position as there.
+            target: (B,) class indices; needed in training.
+
+        Raises:
+            ValueError: a modality or the target is missing, or inputs do not fit together; as `agm.masked_logits` and
+                `agm.fused_modulate`.
+        """
+        modulates = self.modulator.active and self.training
+        if not modulates and self._passes.binding.by_keyword:
+            return cast(Tensor, self.module(*args, **kwargs))
+        inputs, others, rest = self._passes.binding.split(args, kwargs)
+        if not modulates:
+            return cast(Tensor, self._passes.binding.call(inputs, others, rest))
+        self._check(inputs, target)
+        masked = self._passes(inputs, others, rest)
+        self._classes = masked.shape[2]
+        return cast(Tensor, self.modulator(masked, target))
+
+    def _check(self, inputs: Mapping[str, Any], target: Tensor | None) -> None:
+        """What can be wrong with a batch, found before the joint pass updates any running statistic."""
+        if target is None:
+            raise ValueError(
+                "Expected argument `target` to hold the class indices in training mode, but got None. "
+                "Call model(..., target=y), or model.eval() for inference."
+            )
+        check_target(target, batch_size(inputs), self.modulator.state.values.device)
+        if self._classes is not None:
+            check_classes(target, self._classes, self.modulator.ignore_index)

@@ -1,0 +1,293 @@
+"""Masked passes of a network whose encoders are named by path, without rewriting its forward.
+
+The network's own forward runs on the batch of all masked inputs, so everything around the encoders (batch
+sizes, padding masks, skip connections) is what it would be anyway. Only the encoders' forwards are replaced
+for that pass: from the rows that they are given they pick the present ones and an absent one, encode these,
+and answer with the features put in place for every row.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from agm.absent import Absent, absent_input, batch_size, is_rows
+from agm.binding import Binding
+from agm.modes import evaluation
+from agm.subsets import blocks, combine, repeat_rows, tile
+
+__all__ = ["InterceptedPasses", "find_encoders"]
+
+_ROUNDING = 1e-3  # what equal rows may differ by, relative to the largest element: mixed rows differ by far more
+
+
+def find_encoders(network: nn.Module, encoders: Mapping[str, str], modalities: tuple[str, ...]) -> dict[str, nn.Module]:
+    """The encoder of each modality by its path in the network.
+
+    Raises:
+        ValueError: a name is no modality, a path leads nowhere, or two modalities share an encoder.
+    """
+    found: dict[str, nn.Module] = {}
+    for name, path in encoders.items():
+        if name not in modalities:
+            raise ValueError(f"Expected argument `encoders` to name modalities among {modalities}, but got {name!r}.")
+        try:
+            found[name] = network.get_submodule(path)
+        except AttributeError as error:
+            children = ", ".join(child for child, _ in network.named_children())
+            raise ValueError(
+                f"Expected `encoders[{name!r}]` to be the path of a submodule, but the network has no {path!r}. "
+                f"Its children are: {children}."
+            ) from error
+        if found[name] is network:
+            raise ValueError(f"Expected `encoders[{name!r}]` to be a part of the network, but got all of it.")
+    for name, encoder in found.items():
+        inside = set(encoder.modules())
+        for other, module in found.items():
+            if other != name and module in inside:
+                raise ValueError(
+                    f"Expected the encoders to have no module in common, but those of `{name}` and `{other}` do. "
+                    "Leave both out of `encoders`: the masked inputs then go through the whole network."
+                )
+    return found
+
+
+@dataclass
+class _Call:
+    """One call of an encoder in the joint pass."""
+
+    input_sizes: list[torch.Size | None]
+    output_sizes: list[torch.Size | None]
+    output: Any
+
+
+class InterceptedPasses:
+    """The joint pass as it is; then all masked inputs as one batch, the encoders on present rows and absent ones."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        binding: Binding,
+        encoders: Mapping[str, str],
+        shared: bool,
+        absent: Mapping[str, Absent],
+    ) -> None:
+        self.network = network
+        self.binding = binding
+        self.modalities = binding.modalities
+        self.encoders = find_encoders(network, encoders, self.modalities)
+        self.shared = shared
+        self.absent = absent
+        self._verified = False
+
+    def __call__(self, inputs: dict[str, Any], others: list[Any], rest: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Joint logits (B, C) in the network's mode, and masked logits ((2**M - 2) * B, C)."""
+        batch = batch_size(inputs)
+        count = 2 ** len(self.modalities) - 2
+        absent = {name: absent_input(name, inputs[name], self.absent.get(name)) for name in self.modalities}
+        masked = {
+            name: combine(inputs[name], absent[name], blocks(bit, len(self.modalities)))
+            for bit, name in enumerate(self.modalities)
+        }
+        others_repeated = [repeat_rows(v, batch, count, f"args[{i}]") for i, v in enumerate(others)]
+        rest_repeated = {name: repeat_rows(value, batch, count, name) for name, value in rest.items()}
+        # Arguments beside the modalities can reach an encoder, and then every absent row is another one.
+        extra_rows = any(is_rows(leaf) for leaf in pytree.tree_leaves([others, rest]))
+
+        recorders = {name: _Recorder(encoder, self.shared) for name, encoder in self.encoders.items()}
+        with _answering({recorder.encoder: recorder for recorder in recorders.values()}):
+            joint = self.binding.call(inputs, others, rest)
+        for name, recorder in recorders.items():
+            if not recorder.calls:
+                raise ValueError(
+                    f"Expected the network's forward to call the encoder of `{name}`, but it did not. Name in "
+                    "`encoders` a submodule that forward calls as a module (not one of its methods)."
+                )
+
+        answers = {}
+        for name, recorder in recorders.items():
+            per_sample = extra_rows or any(
+                row.shape[0] == batch for row in pytree.tree_leaves(absent[name]) if is_rows(row)
+            )
+            is_present = blocks(self.modalities.index(name), len(self.modalities))
+            rows = _Rows(name, batch, is_present, per_sample, self.shared)
+            answers[name] = _Answer(recorder, rows, self.shared, check=not self._verified)
+        with evaluation(self.network), _answering({a.encoder: a for a in answers.values()}):
+            logits = self.binding.call(masked, others_repeated, rest_repeated)
+        for answer in answers.values():
+            answer.finish()
+        self._verified = True
+        return joint, logits
+
+
+@contextmanager
+def _answering(answers: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Replaces the modules' forwards: an attribute of the instance, so hooks and state dict stay as they are."""
+    with ExitStack() as stack:
+        for module, answer in answers.items():
+            if "forward" in module.__dict__:
+                stack.callback(module.__dict__.__setitem__, "forward", module.__dict__["forward"])
+            else:
+                stack.callback(module.__dict__.__delitem__, "forward")
+            module.__dict__["forward"] = answer
+        yield
+
+
+class _Recorder:
+    """Runs the encoder and notes the sizes that went in and out, and the output if it will be shared."""
+
+    def __init__(self, encoder: nn.Module, keep_output: bool) -> None:
+        self.encoder = encoder
+        self.forward = encoder.forward
+        self.keep_output = keep_output
+        self.calls: list[_Call] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        output = self.forward(*args, **kwargs)
+        self.calls.append(_Call(_sizes((args, kwargs)), _sizes(output), output if self.keep_output else None))
+        return output
+
+
+class _Answer:
+    """Encodes present and absent rows only, and answers for all."""
+
+    def __init__(self, recorder: _Recorder, rows: "_Rows", shared: bool, check: bool) -> None:
+        self.encoder = recorder.encoder
+        self.forward = recorder.forward
+        self.rows = rows
+        self.shared = shared
+        self.check = check
+        self.pending = list(reversed(recorder.calls))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.pending:
+            raise self.rows.refusal("is called more often in the masked pass than in the joint pass")
+        call = self.pending.pop()
+        leaves, structure = pytree.tree_flatten((args, kwargs))
+        if len(leaves) != len(call.input_sizes):
+            raise self.rows.refusal("takes other arguments in the masked pass than in the joint pass")
+        picked = []
+        for leaf, size in zip(leaves, call.input_sizes, strict=True):
+            dim, rows_a_sample = self.rows.find(leaf, size)
+            if dim is None:
+                picked.append(leaf)
+                continue
+            if self.check:
+                self.rows.verify(leaf, dim, rows_a_sample)
+            picked.append(self.rows.pick(leaf, dim, rows_a_sample))
+        args, kwargs = pytree.tree_unflatten(picked, structure)
+        return self._in_place(self.forward(*args, **kwargs), call)
+
+    def _in_place(self, output: Any, call: _Call) -> Any:
+        leaves, structure = pytree.tree_flatten(output)
+        if len(leaves) != len(call.output_sizes):
+            raise self.rows.refusal("returns another structure in the masked pass than in the joint pass")
+        joint = pytree.tree_leaves(call.output) if self.shared else [None] * len(leaves)
+        expanded = [
+            self.rows.expand(leaf, size, own) for leaf, size, own in zip(leaves, call.output_sizes, joint, strict=True)
+        ]
+        return pytree.tree_unflatten(expanded, structure)
+
+    def finish(self) -> None:
+        if self.pending:
+            raise self.rows.refusal("is called less often in the masked pass than in the joint pass")
+
+
+class _Rows:
+    """Where the rows of one modality's encoder lie, in what it is given and in what it returns.
+
+    The dimension of the samples is the one that grows when the batch does: comparing the joint pass (B samples)
+    with the masked pass ((2**M - 2) * B), and what is encoded there with B, finds it wherever it is, and how many
+    rows (frames, patches) a sample has.
+    """
+
+    def __init__(self, name: str, batch: int, is_present: list[bool], per_sample: bool, shared: bool) -> None:
+        self.name = name
+        self.batch = batch
+        self.is_present = is_present
+        self.absent = batch if per_sample else 1
+        self.present = 0 if shared else batch
+        # As many rows as in the joint pass would hide the dimension of the samples: then one more is encoded.
+        self.spare = int(self.present + self.absent == batch)
+
+    def refusal(self, what: str) -> ValueError:
+        return ValueError(
+            f"Expected the encoder of `{self.name}` to depend on the rows of its own modality only, but it {what}. "
+            f"Leave `{self.name}` out of `encoders`: its masked inputs then go through it as one batch."
+        )
+
+    def find(self, leaf: Any, joint: torch.Size | None) -> tuple[int | None, int]:
+        """The dimension of the samples in an input, and rows a sample; None if it has none."""
+        if joint is None or not is_rows(leaf) or leaf.shape == joint:
+            return None, 0
+        grown = _changed(leaf.shape, joint)
+        if len(grown) != 1 or leaf.shape[grown[0]] != joint[grown[0]] * len(self.is_present):
+            raise self.refusal(
+                f"is given {tuple(leaf.shape)} for {len(self.is_present)} times the samples of {tuple(joint)}"
+            )
+        if joint[grown[0]] % self.batch:
+            raise self.refusal(f"is given {joint[grown[0]]} rows for {self.batch} samples")
+        return grown[0], joint[grown[0]] // self.batch
+
+    def _block(self, leaf: Tensor, dim: int, index: int, rows: int, samples: int) -> Tensor:
+        return leaf.narrow(dim, index * self.batch * rows, samples * rows)
+
+    def pick(self, leaf: Tensor, dim: int, rows: int) -> Tensor:
+        """Of a tensor with `rows` rows a sample: those to encode, present ones first."""
+        first_present, first_absent = self.is_present.index(True), self.is_present.index(False)
+        parts = [
+            self._block(leaf, dim, first_present, rows, self.present),
+            self._block(leaf, dim, first_absent, rows, self.absent),
+            self._block(leaf, dim, first_absent, rows, self.spare),
+        ]
+        return torch.cat(parts, dim)
+
+    def verify(self, leaf: Tensor, dim: int, rows: int) -> None:
+        """That the rows are what `pick` takes them for; the only synchronisation, on the first batch."""
+        present = self._block(leaf, dim, self.is_present.index(True), rows, self.batch)
+        absent = self._block(leaf, dim, self.is_present.index(False), rows, self.absent)
+        absent = tile(absent, present.shape[dim], dim)
+        for index, here in enumerate(self.is_present):
+            if not _same(self._block(leaf, dim, index, rows, self.batch), present if here else absent):
+                raise self.refusal(
+                    "is given rows that depend on the other modalities, or in another order than the samples'"
+                )
+
+    def expand(self, leaf: Any, joint: torch.Size | None, shared: Tensor | None) -> Any:
+        """What the encoder returned for the picked rows, put in place for every row.
+
+        `joint` is the size of the joint pass's output and `shared` that output, if it serves the present rows.
+        """
+        if joint is None or not is_rows(leaf) or leaf.shape == joint:
+            return leaf
+        encoded = self.present + self.absent + self.spare
+        changed = _changed(leaf.shape, joint)
+        if len(changed) != 1 or leaf.shape[changed[0]] * self.batch != joint[changed[0]] * encoded:
+            raise self.refusal(
+                f"returns {tuple(leaf.shape)} for {encoded} samples where it returned {tuple(joint)} for {self.batch}"
+            )
+        dim = changed[0]
+        rows = joint[dim] // self.batch
+        present = leaf.narrow(dim, 0, joint[dim]) if shared is None else shared
+        absent = tile(leaf.narrow(dim, self.present * rows, self.absent * rows), joint[dim], dim)
+        return torch.cat([present if here else absent for here in self.is_present], dim)
+
+
+def _changed(size: torch.Size, joint: torch.Size) -> list[int]:
+    return [d for d in range(len(joint)) if size[d] != joint[d]] if len(size) == len(joint) else []
+
+
+def _sizes(tree: Any) -> list[torch.Size | None]:
+    return [leaf.shape if isinstance(leaf, Tensor) else None for leaf in pytree.tree_leaves(tree)]
+
+
+def _same(left: Tensor, right: Tensor) -> bool:
+    if not left.is_floating_point():
+        return torch.equal(left, right)
+    left, right = left.detach().float(), right.detach().float()
+    scale = float(right.nan_to_num(0.0, 0.0, 0.0).abs().amax()) if right.numel() else 0.0
+    return torch.allclose(left, right, rtol=0.0, atol=_ROUNDING * scale, equal_nan=True)

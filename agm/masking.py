@@ -1,0 +1,164 @@
+"""The masked passes: the network's logits for every subset of its modalities."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from agm.absent import Absent, absent_input, batch_size, check_absent
+from agm.binding import Binding
+from agm.factorised import FactorisedPasses, is_factorised
+from agm.interception import InterceptedPasses
+from agm.modes import evaluation, mode_dependent_layers
+from agm.ops._checks import check_modalities
+from agm.subsets import blocks, combine, repeat_rows
+
+__all__ = ["MaskedPasses", "masked_logits"]
+
+
+class MaskedPasses:
+    """How a network's masked logits are computed: chosen and checked once, then called with every batch.
+
+    Args:
+        network: any module whose forward takes the modalities and returns logits (B, C).
+        modalities: their names, in bit order; None: those of a network that offers `encoders` and `fuse`.
+        masked: "exact" or "shared", see `masked_logits`.
+        absent: modality -> what an absent input is, see `masked_logits`.
+        encoders: modality -> path of its encoder in the network, see `masked_logits`.
+
+    Attributes:
+        modalities: their names, in bit order.
+        binding: how they enter the network's forward.
+
+    Raises:
+        ValueError: names, paths or a mode that cannot be.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        modalities: tuple[str, ...] | None = None,
+        *,
+        masked: Literal["exact", "shared"] = "exact",
+        absent: Mapping[str, Absent] | None = None,
+        encoders: Mapping[str, str] | None = None,
+    ) -> None:
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"Expected argument `network` to be an nn.Module, but got {type(network).__name__}.")
+        if masked not in ("exact", "shared"):
+            raise ValueError(f"Expected argument `masked` to be 'exact' or 'shared', but got {masked!r}.")
+        own = tuple(network.encoders) if is_factorised(network) else ()  # type: ignore[arg-type]
+        if modalities is None and not own:
+            raise ValueError(
+                "Expected argument `modalities` to name the network's modalities, but got None: only a network that "
+                "offers `encoders` and `fuse` names them itself."
+            )
+        self.modalities = check_modalities(own if modalities is None else modalities)
+        self.network = network
+        self.shared = masked == "shared"
+        self.absent = check_absent(absent, self.modalities)
+        self.binding = Binding(network, self.modalities)
+        self._factorised: FactorisedPasses | None = None
+        self._intercepted: InterceptedPasses | None = None
+        if encoders:
+            self._intercepted = InterceptedPasses(network, self.binding, encoders, self.shared, self.absent)
+        elif set(own) == set(self.modalities):
+            self._factorised = FactorisedPasses(network, self.modalities, self.shared, self.absent)
+
+    def __call__(self, inputs: dict[str, Any], others: list[Any], rest: dict[str, Any]) -> Tensor:
+        """Masked logits (2**M - 1, B, C) of the arguments as `binding.split` returns them."""
+        if self._factorised is not None:
+            if others or rest:
+                raise TypeError(f"Expected no arguments beside the modalities, but got {[*others, *rest]}.")
+            joint, masked = self._factorised(inputs)
+        elif self._intercepted is not None:
+            joint, masked = self._intercepted(inputs, others, rest)
+        else:
+            joint, masked = self._whole(inputs, others, rest)
+        return _stack(joint, masked, batch_size(inputs), len(self.modalities))
+
+    def _whole(self, inputs: dict[str, Any], others: list[Any], rest: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        if self.shared and (layers := mode_dependent_layers(self.network)):
+            raise ValueError(
+                "Expected `encoders` with masked='shared': there are no features to share in a network that is one "
+                f"piece, and some of its layers depend on the mode ({', '.join(layers[:5])}). Name the encoders, or "
+                "use masked='exact'."
+            )
+        batch = batch_size(inputs)
+        count = 2 ** len(self.modalities) - 2
+        masked = {
+            name: combine(value, absent_input(name, value, self.absent.get(name)), blocks(bit, len(self.modalities)))
+            for bit, (name, value) in enumerate(inputs.items())
+        }
+        others_repeated = [repeat_rows(value, batch, count, f"args[{i}]") for i, value in enumerate(others)]
+        rest_repeated = {name: repeat_rows(value, batch, count, name) for name, value in rest.items()}
+        joint = self.binding.call(inputs, others, rest)
+        with evaluation(self.network):
+            return joint, self.binding.call(masked, others_repeated, rest_repeated)
+
+
+def _stack(joint: Tensor, masked: Tensor, batch: int, modalities: int) -> Tensor:
+    for logits, rows in ((joint, batch), (masked, (2**modalities - 2) * batch)):
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != rows:
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(
+                f"Expected the network to return logits of shape (batch, classes) with {rows} rows, but got {got}. "
+                "If it returns more than logits, wrap it in a module that returns them alone."
+            )
+    # One copy of all rows; autocast may have left the two passes in different dtypes.
+    return torch.cat([masked.to(joint.dtype), joint]).view(-1, batch, joint.shape[1])
+
+
+def masked_logits(
+    network: nn.Module,
+    inputs: Mapping[str, Any],
+    *,
+    masked: Literal["exact", "shared"] = "exact",
+    absent: Mapping[str, Absent] | None = None,
+    encoders: Mapping[str, str] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> Tensor:
+    """The network's logits for every non-empty subset of its modalities, in one batched masked pass.
+
+    The joint pass runs first, in the network's present mode, exactly as without masking. In "exact" mode, which is
+    what the published AGM computes, the masked passes follow in eval mode (batch norm on its running statistics,
+    no dropout) with gradients, all subsets as one batch. In "shared" mode the masked passes take the joint pass's
+    own features for the modalities that are present: one encoder pass in all, and the same as "exact" where no layer
+    depends on the mode. Afterwards every submodule is in the mode in which it was, also when forward raises. Without
+    gradients, or in eval mode, the same numbers come out.
+
+    How much is computed:
+
+    - a network that offers `encoders` (a mapping of modules) and `fuse(features) -> logits`, or whose encoders are
+      named in `encoders`: each encoder runs on the B rows of the joint pass and then (exact) on the B present rows
+      and one absent row, or (shared) on the absent row alone; only the rest runs on every subset. Where an absent
+      input is not the same for every sample (a padding mask that stays, say) it runs on B absent rows;
+    - any other network: one pass on the (2**M - 2) * B masked inputs.
+
+    Args:
+        network: a module whose forward takes the modalities by keyword, or by position in the order of `inputs` if
+            it bears none of their names, and returns logits (B, C).
+        inputs: modality -> tensor (B, ...) or pytree of tensors (features with a padding mask, ids with lengths).
+        masked: "exact" or "shared".
+        absent: modality -> what an absent input is: a number (a pad id), a tensor (one row), a callable of the
+            present input, which returns its like or one row of it, or a pytree like the input of numbers, tensors
+            and None (stays as it is). Zeros by default; in a pytree floating tensors become zeros while booleans and
+            one-dimensional integers stay.
+        encoders: modality -> path of the submodule that encodes it. Some modalities may be left out. An encoder may
+            take and return pytrees, have its samples in any dimension, see several rows a sample (frames), and be
+            called several times; it must depend on its own modality alone, which the first batch verifies.
+        arguments: other keyword arguments of forward. Tensors in them have one row a sample.
+
+    Returns:
+        (2**M - 1, B, C): row i holds the logits of the subset with bitmask i + 1 (bit m set: modality m present), the
+        last row the joint logits.
+
+    Raises:
+        ValueError: a modality that forward does not take, a path that does not exist, inputs of different lengths, an
+            encoder that is not called or mixes modalities, an output that is not logits, "shared" for a network of one
+            piece with mode-dependent layers.
+        TypeError: `network` is not a module, or an unexpected argument.
+    """
+    passes = MaskedPasses(network, tuple(inputs), masked=masked, absent=absent, encoders=encoders)
+    return passes(dict(inputs), [], dict(arguments or {}))

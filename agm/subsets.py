@@ -1,0 +1,66 @@
+"""The batch of masked rows: for every proper subset a block of B rows, in the order of the bitmasks."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from agm.absent import is_rows
+
+__all__ = ["blocks", "combine", "repeat_rows", "tile"]
+
+
+def blocks(modality: int, modalities: int) -> list[bool]:
+    """For each of the 2**M - 2 proper non-empty subsets, whether `modality` is present in it."""
+    return [bool(subset >> modality & 1) for subset in range(1, 2**modalities - 1)]
+
+
+def tile(absent: Tensor, rows: int, dim: int = 0) -> Tensor:
+    """`absent` repeated along `dim` until it has `rows` rows there."""
+    size = absent.shape[dim]
+    if size == rows:
+        return absent
+    if size == 1:
+        return absent.expand([rows if d == dim else -1 for d in range(absent.dim())])
+    return absent.repeat([rows // size if d == dim else 1 for d in range(absent.dim())])
+
+
+def combine(present: Any, absent: Any, is_present: list[bool]) -> Any:
+    """Pytrees of (B, ...) and of (1 or B, ...) -> one of ((2**M - 2) * B, ...)."""
+
+    def combined(row: Any, absent_row: Any) -> Any:
+        if not is_rows(row):
+            return row
+        absent_rows = tile(absent_row, row.shape[0])
+        return torch.cat([row if here else absent_rows for here in is_present])
+
+    return _map2(combined, present, absent)
+
+
+def repeat_rows(value: Any, batch: int, times: int, name: str) -> Any:
+    """An argument that no mask touches, its rows repeated for every block.
+
+    Raises:
+        ValueError: a tensor in it does not have one row a sample.
+    """
+
+    def repeated(leaf: Any) -> Any:
+        if not is_rows(leaf):
+            return leaf
+        if leaf.shape[0] != batch:
+            raise ValueError(
+                f"Expected argument `{name}`, which is no modality, to have one row for each of the {batch} samples, "
+                f"but got {tuple(leaf.shape)}. Bind what does not belong to samples beforehand, as a buffer of the "
+                "network or with functools.partial on its forward."
+            )
+        return torch.cat([leaf] * times)
+
+    return pytree.tree_map(repeated, value)
+
+
+def _map2(function: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
+    leaves, structure = pytree.tree_flatten(left)
+    others = pytree.tree_leaves(right)
+    return pytree.tree_unflatten([function(a, b) for a, b in zip(leaves, others, strict=True)], structure)
