@@ -56,5 +56,5 @@ def _depends_on_mode(module: nn.Module) -> bool:
     if isinstance(module, nn.RNNBase):
         return bool(module.dropout) and module.num_layers > 1
     if isinstance(module, nn.MultiheadAttention):
-        return module.dropout > 0
+        return bool(module.dropout > 0)
     return isinstance(module, (nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d))

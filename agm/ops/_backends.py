@@ -84,7 +84,7 @@ def _automatic(op: str, device_type: str) -> str:
 
 
 @cache
-def _resolve(op: str, device_type: str, name: str) -> Any:
+def _resolve(op: str, device_type: str, name: str) -> str:
     if name == "auto":
         name = _automatic(op, device_type)
     elif name not in BACKENDS:
@@ -97,7 +97,16 @@ def _resolve(op: str, device_type: str, name: str) -> Any:
             f"Backend {name!r} was asked for by name but cannot serve {op} on {device_type}: {reason}. "
             "Use backend='auto', or see agm.backends()."
         )
-    return getattr(getattr(torch.ops.agm, op), BACKENDS[name].overload)
+    return BACKENDS[name].overload
+
+
+def _overload(op: str, device_type: str, name: str) -> str:
+    return _resolve(op, device_type, name)
+
+
+# Dynamo is to take the choice as a constant, not to trace how it is made (it looks through caches, so the cached
+# function cannot bear the mark). `torch.compiler.assume_constant_result` sets it too, but imports all of dynamo.
+_overload._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def select(op: str, device: torch.device, backend: str = "auto") -> Any:
@@ -115,7 +124,7 @@ def select(op: str, device: torch.device, backend: str = "auto") -> Any:
     """
     if backend == "auto":
         backend = os.environ.get("AGM_BACKEND", "auto")
-    return _resolve(op, device.type, backend)
+    return getattr(getattr(torch.ops.agm, op), _overload(op, device.type, backend))
 
 
 @dataclass(frozen=True)

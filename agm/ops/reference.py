@@ -31,7 +31,7 @@ def responses(masked_logits: Tensor) -> Tensor:
     rows, batch, classes = masked_logits.shape
     dtype = accumulation_dtype(masked_logits.dtype)
     weights = weights_on(masked_logits.device, num_modalities(rows)).to(dtype)
-    return (weights @ masked_logits.to(dtype).reshape(rows, batch * classes)).view(-1, batch, classes)
+    return (weights @ masked_logits.to(dtype).reshape(rows, batch * classes)).view(len(weights), batch, classes)
 
 
 def sample_scores(response: Tensor, target: Tensor, floor: float, ignore_index: int) -> tuple[Tensor, Tensor]:
