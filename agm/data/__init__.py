@@ -1,0 +1,7 @@
+"""Datasets: the bundled AV-Digits, and arrays of the user's own."""
+
+from agm.data.arrays import save
+from agm.data.datasets import available, load
+from agm.data.multimodal import MultimodalData, Split
+
+__all__ = ["MultimodalData", "Split", "available", "load", "save"]

@@ -1,0 +1,247 @@
+"""Datasets in files of the user's own: arrays by modality, labels, and a split.
+
+A dataset is a set of named arrays, kept as an `.npz` file, as a dict in a `.pt` file, or as a folder with one
+file an array (`audio.npy` or `audio.pt`; `target.txt`, `split.txt` and `class_names.txt` may be text, one
+entry a line):
+
+    audio, image ...    (N, ...)    one array a modality, under the modality's name
+    target              (N,)        labels: integers 0, 1, ... or strings
+    split               (N,)        "train", "validation" or "test" a sample; validation may be absent
+    class_names         (C,)        optional: the classes in order; else those of the training labels, strings
+                                    sorted, integers 0 to the largest
+    audio.scale,        ()          optional: the modality is stored quantised, and its values are
+    audio.offset                    audio * scale + offset
+    meta.ANYTHING                   ignored
+
+Floating-point, bool and uint8 arrays and quantised ones become float32; other integers are token ids and
+become int64. Labels in `target.txt` that are all integers are class indices.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from agm.data._npz import write_npz
+from agm.data._reading import LABELS, read_arrays
+from agm.data.multimodal import MultimodalData, Split
+
+__all__ = ["load_arrays", "save"]
+
+_SPLITS = ("train", "validation", "test")
+_REQUIRED = {"target": "one label", "split": '"train", "validation" or "test"'}
+
+
+def load_arrays(path: str | os.PathLike[str], *, name: str | None = None) -> MultimodalData:
+    """Read a dataset from a folder, an `.npz` or a `.pt` file (the layout stands at the top of this module).
+
+    Nothing in the file is executed: pickled objects are refused.
+
+    Args:
+        path: the folder or file.
+        name: name of the dataset; the file's by default.
+
+    Raises:
+        FileNotFoundError: `path` does not exist.
+        ValueError: anything in it is not as the layout says.
+    """
+    path = Path(path)
+    arrays = read_arrays(path)
+    for required, advice in _REQUIRED.items():
+        if required not in arrays:
+            raise ValueError(f"Expected {path} to hold `{required}`, but got {_listed(arrays)}. Add {advice} a sample.")
+    split = _split(path, arrays["split"])
+    labels = _labels(path, arrays["target"])
+    inputs = _inputs(path, arrays)
+    for key, values in {"split": split, **inputs}.items():
+        if len(values) != len(labels):
+            raise ValueError(
+                f"Expected `{key}` in {path} to have {len(labels)} rows, one a label in `target`, "
+                f"but got {len(values)}. Give every sample one row and one label."
+            )
+    target, class_names = _classes(path, labels, split == "train", arrays.get("class_names"))
+    chosen = {which: torch.from_numpy(np.flatnonzero(split == which)) for which in _SPLITS}
+    parts = {
+        which: Split({m: values[rows] for m, values in inputs.items()}, target[rows])
+        for which, rows in chosen.items()
+        if len(rows)
+    }
+    return MultimodalData(
+        name=_name(path) if name is None else name,
+        train=parts["train"],
+        test=parts["test"],
+        validation=parts.get("validation"),
+        class_names=class_names,
+    )
+
+
+def save(data: MultimodalData, path: str | os.PathLike[str]) -> Path:
+    """Write `data` as an `.npz` file that `agm.data.load` reads back with equal values in equal order.
+
+    Args:
+        data: the dataset; its name is not kept, for the file's own takes its place.
+        path: the file to write, ending in .npz. Equal data give equal bytes.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: another ending, a modality with a reserved name, or splits whose rows differ in shape (pad
+            them alike first).
+    """
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise ValueError(f"Expected `path` to end in .npz, but got {path.name!r}. Add the ending.")
+    arrays: dict[str, np.ndarray] = {}
+    for modality in data.modalities:
+        rows = [split.inputs[modality] for split in data.splits.values()]
+        if modality in LABELS:
+            raise ValueError(
+                f"Expected the modalities to have other names than {', '.join(LABELS)}, "
+                f"but got {modality!r}. Rename the modality."
+            )
+        if len({tuple(part.shape[1:]) for part in rows}) > 1:
+            raise ValueError(
+                f"Expected `{modality}` to have rows of one shape in all splits, "
+                f"but got {[tuple(part.shape[1:]) for part in rows]}. Pad them alike."
+            )
+        arrays[modality] = torch.cat(rows).cpu().numpy()
+    arrays["target"] = torch.cat([split.target for split in data.splits.values()]).cpu().numpy()
+    arrays["split"] = np.repeat(list(data.splits), [len(split) for split in data.splits.values()])
+    arrays["class_names"] = np.array(data.class_names)
+    return write_npz(path, arrays)
+
+
+def _name(path: Path) -> str:
+    path = path.resolve()
+    return path.name if path.is_dir() else path.stem
+
+
+def _split(path: Path, split: np.ndarray) -> np.ndarray:
+    split = _decoded(split)
+    unknown = [] if split.dtype.kind == "U" else split.ravel().tolist()
+    unknown += [name for name in np.unique(split).tolist() if name not in _SPLITS and not unknown]
+    if unknown or split.ndim != 1:
+        raise ValueError(
+            f'Expected `split` in {path} to hold "train", "validation" or "test" a sample, '
+            f"but got {unknown[:3] if unknown else split.shape}. Correct these entries."
+        )
+    for required in ("train", "test"):
+        if required not in split:
+            raise ValueError(
+                f'Expected `split` in {path} to mark samples as "train" and as "test", '
+                f'but got none as "{required}". Mark some.'
+            )
+    return split
+
+
+def _labels(path: Path, labels: np.ndarray) -> np.ndarray:
+    labels = _decoded(labels)
+    if labels.ndim != 1 or labels.dtype.kind not in "iuU":
+        raise ValueError(
+            f"Expected `target` in {path} to be of shape (N,), integers or strings, "
+            f"but got {labels.dtype} of shape {labels.shape}. Give one label a sample."
+        )
+    return labels
+
+
+def _decoded(array: np.ndarray) -> np.ndarray:
+    return np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array
+
+
+def _inputs(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    inputs = {key: values for key, values in arrays.items() if key not in LABELS and "." not in key}
+    for key in arrays:
+        modality, _, suffix = key.partition(".")
+        if suffix and (suffix not in ("scale", "offset") or modality not in inputs):
+            raise ValueError(
+                f"Expected a name with a dot in {path} to be MODALITY.scale, MODALITY.offset or meta.NAME, "
+                f"but got {key!r}. Rename it."
+            )
+    if not inputs:
+        raise ValueError(
+            f"Expected {path} to hold at least one modality, but got {_listed(arrays)}. "
+            "Add an array under the modality's name."
+        )
+    return {
+        key: _input(path, key, values, arrays.get(f"{key}.scale"), arrays.get(f"{key}.offset"))
+        for key, values in inputs.items()
+    }
+
+
+def _input(
+    path: Path, key: str, values: np.ndarray, scale: np.ndarray | None, offset: np.ndarray | None
+) -> torch.Tensor:
+    if values.ndim == 0 or values.dtype.kind not in "fiub":
+        raise ValueError(
+            f"Expected `{key}` in {path} to be an array of real numbers, one row a sample, "
+            f"but got {values.dtype} of shape {values.shape}. Convert it, "
+            "or name it meta.SOMETHING if it is no modality."
+        )
+    if scale is None and offset is None and values.dtype.kind in "iu" and values.dtype != np.uint8:
+        return torch.from_numpy(values.astype(np.int64))
+    with np.errstate(over="ignore"):  # what overflows float32 is reported below
+        if scale is not None or offset is not None:
+            step = _quantity(path, f"{key}.scale", 1.0 if scale is None else scale)
+            values = values * step + _quantity(path, f"{key}.offset", 0.0 if offset is None else offset)
+        values = np.ascontiguousarray(values, dtype=np.float32)
+    finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"Expected `{key}` in {path} to be finite, but got NaN or infinity (as float32) "
+            f"in {int((~finite).sum())} rows, first in row {int(np.argmin(finite))}. "
+            "Remove or replace these values."
+        )
+    return torch.from_numpy(values)
+
+
+def _quantity(path: Path, key: str, value: np.ndarray | float) -> float:
+    value = np.asarray(value)
+    if value.size != 1 or value.dtype.kind not in "fiu":
+        raise ValueError(
+            f"Expected `{key}` in {path} to be one number, but got {value.dtype} of shape {value.shape}. "
+            "Quantise a modality with one scale and one offset."
+        )
+    return float(value.reshape(()))
+
+
+def _classes(
+    path: Path, labels: np.ndarray, in_training: np.ndarray, class_names: np.ndarray | None
+) -> tuple[torch.Tensor, tuple[str, ...]]:
+    are_names = labels.dtype.kind == "U"
+    if class_names is not None:
+        names = [str(name) for name in _decoded(class_names).ravel()]
+        source = "class_names"
+    elif are_names:
+        names = np.unique(labels[in_training]).tolist()
+        source = "the training labels"
+    else:
+        largest = int(labels[in_training].max())
+        if largest >= len(labels):  # not indices; a name for each integer below could fill the memory
+            raise ValueError(
+                f"Expected `target` in {path} to hold class indices counted from 0, but got {largest} "
+                f"among {len(labels)} samples. Give the labels as strings, or add `class_names`."
+            )
+        names = [str(index) for index in range(max(largest, 0) + 1)]
+        source = "the training labels"
+    position = {name: index for index, name in enumerate(names)}
+    if are_names:
+        target = np.array([position.get(label, -1) for label in labels.tolist()], dtype=np.int64)
+    else:
+        target = labels.astype(np.int64)
+    wrong = np.flatnonzero((target < 0) | (target >= len(names)))
+    if len(wrong):
+        raise ValueError(
+            f"Expected `target` in {path} to hold the {len(names)} classes of {source}, "
+            f"but got {labels[wrong[0]].item()!r} in row {wrong[0]}. "
+            "Correct the label, or list every class in `class_names`."
+        )
+    return torch.from_numpy(target), tuple(names)
+
+
+def _listed(arrays: Mapping[str, np.ndarray]) -> str:
+    return ", ".join(arrays) if arrays else "nothing"

@@ -1,0 +1,156 @@
+"""What a multimodal dataset is: named inputs with one label a sample, in two or three splits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["MultimodalData", "Split"]
+
+# AGM's forward takes the labels by this keyword, so no modality can have the name.
+_RESERVED = ("target",)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Samples of one split, all in memory.
+
+    Args:
+        inputs: modality -> (N, ...), float32 (finite), or int64 for token ids.
+        target: (N,) int64, class indices.
+
+    Raises:
+        TypeError: a value is no tensor, or has another dtype.
+        ValueError: no modality or no sample, lengths that differ, NaN or infinity.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    target: torch.Tensor
+
+    def __post_init__(self) -> None:
+        _check_target(self.target)
+        if not isinstance(self.inputs, Mapping) or not self.inputs:
+            raise ValueError(
+                "Expected `inputs` to be a mapping with at least one modality, "
+                f"but got {self.inputs!r}. Give one tensor a modality."
+            )
+        for modality, values in self.inputs.items():
+            _check_name(modality)
+            _check_input(modality, values, len(self.target))
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+
+@dataclass(frozen=True, eq=False)
+class MultimodalData:
+    """A dataset of one or more modalities for classification.
+
+    Args:
+        name: what tables and run folders call it.
+        train, test: the samples of each split.
+        validation: a third split, or None.
+        class_names: one name a class; class index i is `class_names[i]`.
+
+    Raises:
+        TypeError: a split is no `Split`.
+        ValueError: splits whose modalities or dtypes differ, a label outside [0, num_classes), or class names
+            that are missing or repeated.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    validation: Split | None
+    class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.class_names or len(set(self.class_names)) != len(self.class_names):
+            raise ValueError(
+                "Expected `class_names` to be one distinct name a class, "
+                f"but got {self.class_names!r}. Name every class once."
+            )
+        for split_name, split in self.splits.items():
+            if not isinstance(split, Split):
+                raise TypeError(
+                    f"Expected `{split_name}` to be a Split, but got {type(split).__name__}. "
+                    "Wrap inputs and target in agm.data.Split."
+                )
+            self._check_against_train(split_name, split)
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The splits that exist, by name, in the order train, validation, test."""
+        named = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: split for name, split in named.items() if name != "validation" or split is not None}
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the modalities, in the order of the training inputs."""
+        return tuple(self.train.inputs)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def _check_against_train(self, split_name: str, split: Split) -> None:
+        if set(split.inputs) != set(self.train.inputs):
+            raise ValueError(
+                f"Expected `{split_name}` to have the modalities {sorted(self.train.inputs)} of `train`, "
+                f"but got {sorted(split.inputs)}. Give every split the same modalities."
+            )
+        for modality, values in split.inputs.items():
+            if values.dtype != self.train.inputs[modality].dtype:
+                raise ValueError(
+                    f"Expected `{modality}` of `{split_name}` to be {self.train.inputs[modality].dtype} "
+                    f"as in `train`, but got {values.dtype}. Store it alike in every split."
+                )
+        low, high = int(split.target.min()), int(split.target.max())
+        if low < 0 or high >= self.num_classes:
+            raise ValueError(
+                f"Expected `target` of `{split_name}` to be class indices in [0, {self.num_classes}), "
+                f"but got {low if low < 0 else high}. Correct the label or give every class a name."
+            )
+
+
+def _check_target(target: torch.Tensor) -> None:
+    if not isinstance(target, torch.Tensor) or target.dtype != torch.int64:
+        found = target.dtype if isinstance(target, torch.Tensor) else type(target).__name__
+        raise TypeError(
+            f"Expected `target` to be an int64 tensor of class indices, but got {found}. Convert it with .long()."
+        )
+    if target.ndim != 1 or len(target) == 0:
+        raise ValueError(
+            "Expected `target` to be of shape (N,) with at least one sample, "
+            f"but got {tuple(target.shape)}. Give one class index a sample."
+        )
+
+
+def _check_name(modality: str) -> None:
+    if not isinstance(modality, str) or not modality or "." in modality or modality in _RESERVED:
+        raise ValueError(
+            "Expected `inputs` to name modalities by non-empty strings without dots, other than 'target', "
+            f"but got {modality!r}. Rename the modality."
+        )
+
+
+def _check_input(modality: str, values: torch.Tensor, length: int) -> None:
+    if not isinstance(values, torch.Tensor) or values.dtype not in (torch.float32, torch.int64):
+        found = values.dtype if isinstance(values, torch.Tensor) else type(values).__name__
+        raise TypeError(
+            f"Expected `{modality}` to be a float32 tensor, or an int64 one for token ids, but got {found}. "
+            "Convert it with .float() or .long()."
+        )
+    if values.ndim == 0 or len(values) != length:
+        raise ValueError(
+            f"Expected `{modality}` to have {length} rows, one a label in `target`, "
+            f"but got shape {tuple(values.shape)}. Give every sample one row and one label."
+        )
+    if values.is_floating_point() and not bool(torch.isfinite(values).all()):
+        finite = torch.isfinite(values).reshape(length, -1).all(dim=1)
+        raise ValueError(
+            f"Expected `{modality}` to be finite, but got NaN or infinity in {int((~finite).sum())} samples, "
+            f"first in sample {int((~finite).nonzero()[0])}. Remove or replace these values."
+        )
