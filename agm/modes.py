@@ -17,9 +17,12 @@ def evaluation(network: nn.Module) -> Iterator[None]:
 
     The flags are set directly: a network that overrides `train()` (to keep a frozen part in eval, to merge
     adapters) is left alone. Running statistics that the next training pass will write to are copied, since
-    the backward of this pass reads them: otherwise two forwards could not come before one backward.
+    the backward of this pass reads them: otherwise two forwards could not come before one backward. Recurrent layers
+    stay in training mode without dropout, which is the same: cuDNN refuses a backward through them in eval mode.
     """
-    changed = [module for module in network.modules() if module.training]
+    training = [module for module in network.modules() if module.training]
+    changed = [module for module in training if not isinstance(module, nn.RNNBase)]
+    recurrent = [(module, module.dropout) for module in training if isinstance(module, nn.RNNBase)]
     norms = [m for m in changed if isinstance(m, _NormBase) and m.running_mean is not None]
     own: list[tuple[_NormBase, str, Any]] = [
         (norm, name, norm._buffers[name]) for norm in norms for name in ("running_mean", "running_var")
@@ -27,6 +30,8 @@ def evaluation(network: nn.Module) -> Iterator[None]:
     try:
         for module in changed:
             module.training = False
+        for rnn, _ in recurrent:
+            rnn.dropout = 0.0
         if own and torch.is_grad_enabled():
             with torch.no_grad():
                 copies = torch._foreach_mul([buffer for _, _, buffer in own], 1.0)
@@ -38,6 +43,8 @@ def evaluation(network: nn.Module) -> Iterator[None]:
             norm._buffers[name] = buffer
         for module in changed:
             module.training = True
+        for rnn, dropout in recurrent:
+            rnn.dropout = dropout
 
 
 def mode_dependent_layers(network: nn.Module) -> list[str]:

@@ -259,8 +259,9 @@ def test_a_step_reads_nothing_from_the_device(monkeypatch: pytest.MonkeyPatch) -
     assert mode.found == []
 
 
+@torch._dynamo.config.patch(error_on_recompile=True)
 @pytest.mark.parametrize("function", ["logits", "loss"])
-def test_compiles_in_one_graph_for_two_sizes(function: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiles_in_one_graph_for_two_sizes(function: str) -> None:
     torch._dynamo.reset()
 
     def run(masked: Tensor, target: Tensor, state: agm.ModulationState) -> Tensor:
@@ -268,7 +269,6 @@ def test_compiles_in_one_graph_for_two_sizes(function: str, monkeypatch: pytest.
             return agm.fused_modulate_cross_entropy(masked, target, state, alpha=2.0, label_smoothing=0.1)[0]
         return agm.fused_modulate(masked, target, state, alpha=2.0).square().sum()
 
-    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
     compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="aot_eager")
     eager_state, state = agm.ModulationState(2), agm.ModulationState(2)
     for size in (8, 13):
