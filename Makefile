@@ -1,0 +1,44 @@
+# `make demo` trains a network with AGM on the bundled data; `make test` runs the tests.
+# Both set up everything they need in .venv. PYTHON=... chooses the interpreter (3.11 or newer).
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+NATIVE := $(shell find csrc -type f) setup.py pyproject.toml
+
+.PHONY: demo test lint format clean
+
+demo: .venv/agm
+	$(BIN)/agm train --dataset av-digits --fusion late --method agm --alpha 1.5 --epochs 40 --seed 0 --out runs/demo-$$(date +%Y%m%d-%H%M%S)
+
+test: .venv/test
+	$(BIN)/python -m pytest
+
+lint: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs $(BIN)/clang-format --dry-run --Werror
+
+format: .venv/test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs $(BIN)/clang-format -i
+
+clean:
+	rm -rf .venv build dist *.egg-info agm/*.so
+
+.venv/requirements: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) --requirement requirements.txt
+	touch $@
+
+# Without build isolation, so that the native library is built against this torch. Where there is no compiler the
+# same command installs pure Python, and `agm info` says so.
+.venv/agm: .venv/requirements $(NATIVE)
+	$(PIP) --no-build-isolation --no-deps --editable .
+	touch $@
+
+.venv/test: .venv/agm requirements-test.txt
+	$(PIP) --requirement requirements-test.txt
+	touch $@
