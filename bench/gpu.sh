@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# On a machine with a GPU, torch and nvcc: builds the native library, runs the GPU tests, then the benchmarks.
+# Results go to $OUT (default: bench/out) as JSON, one row a line; a short table comes last. No network is needed.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+OUT=${OUT:-bench/out}
+mkdir -p "$OUT"
+python3 -m pip install --quiet --no-build-isolation --no-deps --no-index --editable . >"$OUT/build.log" 2>&1 ||
+  { tail -40 "$OUT/build.log"; exit 1; }
+python3 -c 'import agm; print(*agm.backends(), sep="\n")' | tee "$OUT/backends.txt"
+python3 -m pytest -q -m gpu 2>&1 | tee "$OUT/tests.txt" | tail -15
+status=${PIPESTATUS[0]}
+rm -f "$OUT/bench.jsonl"
+python3 bench --device cuda --rounds 30 --json "$OUT/bench.jsonl" || status=$?
+exit "$status"
