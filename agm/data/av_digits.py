@@ -2,7 +2,7 @@
 
 1,347 training and 450 test samples of ten classes; the test voices do not occur in training. "audio" is
 (N, 1, 40, 80) float32, a standardised log-mel spectrogram of 0.8 s (mel bands by frames of 10 ms); "image" is
-(N, 1, 8, 8) float32, pixels in [0, 1] plus Gaussian noise. `build_av_digits` makes it at other noise levels.
+(N, 1, 8, 8) float32, pixels with Gaussian noise, standardised. `build_av_digits` makes it at other noise levels.
 """
 
 from __future__ import annotations

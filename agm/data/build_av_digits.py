@@ -113,6 +113,11 @@ def build_av_digits(
     mean = audio[~is_test].mean(axis=(0, 2), keepdims=True)
     deviation = audio[~is_test].std(axis=(0, 2), keepdims=True)
     audio = (audio - mean) / deviation
+    # So is the brightness: zeros, which stand for an absent modality, are then an average input of either.
+    brightness, contrast = image[~is_test].mean(), image[~is_test].std()
+    margin = IMAGE_MARGIN * image_noise
+    low, high = ((bound - brightness) / contrast for bound in (-margin, 1 + margin))
+    image = (image - brightness) / contrast
 
     build = {
         "dataset": "av-digits",
@@ -124,6 +129,8 @@ def build_av_digits(
         "window": WINDOW,
         "hop": HOP,
         "fft_size": FFT_SIZE,
+        "image_mean": float(brightness),
+        "image_deviation": float(contrast),
         "mel_mean": mean.ravel().round(4).tolist(),
         "mel_deviation": deviation.ravel().round(4).tolist(),
         "espeak_ng": espeak_version(),
@@ -132,12 +139,11 @@ def build_av_digits(
         "sources": "UCI Optical Recognition of Handwritten Digits, CC BY 4.0, doi:10.24432/C50P49; "
         "speech synthesised by espeak-ng",
     }
-    margin = IMAGE_MARGIN * image_noise
     return write_npz(
         path,
         {
             **_quantised("audio", audio[:, None], AUDIO_LEVELS, *AUDIO_RANGE),
-            **_quantised("image", image[:, None], IMAGE_LEVELS, -margin, 1 + margin),
+            **_quantised("image", image[:, None], IMAGE_LEVELS, low, high),
             "target": target.astype(np.int64),
             "split": np.where(is_test, "test", "train"),
             "class_names": np.array(WORDS),

@@ -79,11 +79,24 @@ def test_voices_and_images_of_the_test_set_are_new(stored):
     assert sorted(stored["meta.image_index"]) == list(range(1797))
 
 
+def _brightness(stored):
+    """Images before they were standardised: pixels in [0, 1], and noise."""
+    build = json.loads(str(stored["meta.build"]))
+    standardised = stored["image"] * stored["image.scale"] + stored["image.offset"]
+    return standardised * build["image_deviation"] + build["image_mean"]
+
+
+def test_images_are_standardised_by_the_training_samples(data):
+    train = data.train.inputs["image"]
+    assert train.mean().item() == pytest.approx(0.0, abs=1e-3)
+    assert train.std().item() == pytest.approx(1.0, abs=1e-3)
+
+
 def test_images_are_the_handwritten_digits_and_noise(stored):
     digits = pytest.importorskip("sklearn.datasets").load_digits()
     index = stored["meta.image_index"]
     assert (digits.target[index] == stored["target"]).all()
-    image = stored["image"] * stored["image.scale"] + stored["image.offset"]
+    image = _brightness(stored)
     noise = image[:, 0] - digits.images[index] / 16
     assert noise.mean() == pytest.approx(0.0, abs=0.005)
     assert noise.std() == pytest.approx(0.45, abs=0.005)
@@ -178,7 +191,7 @@ def test_small_build_is_bit_identical_and_loads(tmp_path):
             np.testing.assert_array_equal(noisy[key], quiet[key])
         assert not np.array_equal(noisy["audio"], quiet["audio"])
         # Sixteenths survive 256 levels to half a level.
-        image = quiet["image"] * quiet["image.scale"] + quiet["image.offset"]
+        image = _brightness(quiet)
         np.testing.assert_allclose(image * 16, np.round(image * 16), atol=16 * 0.5 / 255 + 1e-9)
         assert json.loads(str(quiet["meta.build"])) == settings
 
