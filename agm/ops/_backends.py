@@ -73,25 +73,36 @@ BACKENDS: Mapping[str, Backend] = {  # in the order in which "auto" asks them
 }
 
 
-def _automatic(op: str, device_type: str) -> str:
-    for name, backend in BACKENDS.items():
+# The GPU kernels of the modulation keep a response of every modality in registers.
+MOST_ROWS = 2**6 - 1
+
+
+def _why_not(name: str, op: str, device_type: str, many: bool) -> str | None:
+    reason = BACKENDS[name].why_not(op, device_type)
+    if reason is None and many and name in ("cuda", "triton"):
+        return "it serves at most 6 modalities"
+    return reason
+
+
+def _automatic(op: str, device_type: str, many: bool = False) -> str:
+    for name in BACKENDS:
         # The interpreter checks numbers; nobody wants it to serve by itself.
         if name == "triton" and device_type == "cpu":
             continue
-        if backend.why_not(op, device_type) is None:
+        if _why_not(name, op, device_type, many) is None:
             return name
     raise AssertionError("the reference serves everything")
 
 
 @cache
-def _resolve(op: str, device_type: str, name: str) -> str:
+def _resolve(op: str, device_type: str, name: str, many: bool) -> str:
     if name == "auto":
-        name = _automatic(op, device_type)
+        name = _automatic(op, device_type, many)
     elif name not in BACKENDS:
         raise ValueError(
             f"Expected `backend` (or AGM_BACKEND) to be 'auto' or one of {sorted(BACKENDS)}, but got {name!r}."
         )
-    reason = BACKENDS[name].why_not(op, device_type)
+    reason = _why_not(name, op, device_type, many)
     if reason is not None:
         raise RuntimeError(
             f"Backend {name!r} was asked for by name but cannot serve {op} on {device_type}: {reason}. "
@@ -100,8 +111,8 @@ def _resolve(op: str, device_type: str, name: str) -> str:
     return BACKENDS[name].overload
 
 
-def _overload(op: str, device_type: str, name: str) -> str:
-    return _resolve(op, device_type, name)
+def _overload(op: str, device_type: str, name: str, many: bool) -> str:
+    return _resolve(op, device_type, name, many)
 
 
 # Dynamo is to take the choice as a constant, not to trace how it is made (it looks through caches, so the cached
@@ -109,7 +120,7 @@ def _overload(op: str, device_type: str, name: str) -> str:
 _overload._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def select(op: str, device: torch.device, backend: str = "auto") -> Any:
+def select(op: str, device: torch.device, backend: str = "auto", *, rows: int = 0) -> Any:
     """The overload of `op` for tensors on `device`.
 
     Args:
@@ -117,6 +128,7 @@ def select(op: str, device: torch.device, backend: str = "auto") -> Any:
         device: where the tensors are.
         backend: "auto" (then the environment variable AGM_BACKEND decides, if set), "cuda", "triton", "cpp" or
             "reference".
+        rows: subsets that the op reads, where that is limited.
 
     Raises:
         ValueError: no backend has that name.
@@ -124,7 +136,10 @@ def select(op: str, device: torch.device, backend: str = "auto") -> Any:
     """
     if backend == "auto":
         backend = os.environ.get("AGM_BACKEND", "auto")
-    return getattr(getattr(torch.ops.agm, op), _overload(op, device.type, backend))
+    many = False
+    if rows > MOST_ROWS:  # a branch, since dynamo may not know the number but can be told which side of it
+        many = True
+    return getattr(getattr(torch.ops.agm, op), _overload(op, device.type, backend, many))
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def modulate(
 
     `agm.ops.reference.modulate` says what is computed. The arguments are taken as checked.
     """
-    op = select("modulate", masked_logits.device, backend)
+    op = select("modulate", masked_logits.device, backend, rows=masked_logits.shape[0])
     return cast(
         Tensor,
         op(masked_logits.detach(), target, values, counts, alpha, max_gap, floor, ignore_index, update),

@@ -1,0 +1,46 @@
+// What host and device share: how numbers are accumulated. No torch here, so that any compiler can test it.
+#pragma once
+
+#include <cmath>
+#include <limits>
+#include <type_traits>
+
+#if defined(__CUDACC__)
+#define AGM_HOST_DEVICE __host__ __device__ __forceinline__
+#elif defined(__GNUC__)
+#define AGM_HOST_DEVICE __attribute__((always_inline)) inline
+#else
+#define AGM_HOST_DEVICE inline
+#endif
+
+namespace agm {
+
+// float64 stays, every other floating type is computed in float32.
+template <typename T>
+using accumulate_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+template <typename A>
+constexpr A kInfinity = std::numeric_limits<A>::infinity();
+template <typename A>
+constexpr A kNotANumber = std::numeric_limits<A>::quiet_NaN();
+
+// a * b + c, rounded alike wherever it is inlined: equal logits must give equal responses, or ties break.
+// On the device that takes a fused operation, on the host the flag -ffp-contract=off.
+template <typename A>
+AGM_HOST_DEVICE A multiply_add(A a, A b, A c) {
+#if defined(__CUDA_ARCH__)
+  return fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+template <typename A>
+AGM_HOST_DEVICE A exponential(A x) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (std::is_same_v<A, float>) return __expf(x);
+#endif
+  return std::exp(x);
+}
+
+}  // namespace agm

@@ -1,0 +1,51 @@
+// LibTorch through its stable ABI: a file compiles in about a second, and one binary runs on several
+// versions.
+#pragma once
+
+// The oldest torch that the binary runs on; a newer function of the headers is then an error at compile time.
+#ifndef TORCH_TARGET_VERSION
+#define TORCH_TARGET_VERSION (((0ULL + 2) << 56) | ((0ULL + 11) << 48))
+#endif
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/Dispatch.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+// Calls a lambda with `scalar_t` set to the floating type of a tensor.
+#define AGM_DISPATCH_FLOATING(TYPE, NAME, ...)                                                    \
+  THO_DISPATCH_SWITCH(TYPE, NAME,                                                                 \
+                      THO_DISPATCH_CASE(torch::headeronly::ScalarType::Float, __VA_ARGS__)        \
+                          THO_DISPATCH_CASE(torch::headeronly::ScalarType::Double, __VA_ARGS__)   \
+                              THO_DISPATCH_CASE(torch::headeronly::ScalarType::Half, __VA_ARGS__) \
+                                  THO_DISPATCH_CASE(torch::headeronly::ScalarType::BFloat16, __VA_ARGS__))
+
+namespace agm {
+
+// M of 2**M - 1 rows of masked logits.
+inline int modalities_of(int64_t rows, int most) {
+  int modalities = 2;
+  while (modalities <= most && (int64_t{1} << modalities) - 1 != rows) ++modalities;
+  STD_TORCH_CHECK(modalities <= most, "Expected 2**M - 1 rows of masked logits with M from 2 to ", most,
+                  ", but got ", rows, ".");
+  return modalities;
+}
+
+// The tensor itself where the classes of a sample are neighbours in memory, otherwise a compact copy.
+inline torch::stable::Tensor unit_class_stride(const torch::stable::Tensor& masked_logits) {
+  return masked_logits.stride(2) == 1 ? masked_logits : torch::stable::contiguous(masked_logits);
+}
+
+// Kernels write the state through plain pointers.
+inline void check_state(const torch::stable::Tensor& values, const torch::stable::Tensor& counts,
+                        int modalities) {
+  STD_TORCH_CHECK(values.is_contiguous() && values.numel() == 5 * modalities,
+                  "Expected `values` to be contiguous with 5 * M elements, M = ", modalities, ".");
+  STD_TORCH_CHECK(counts.is_contiguous() && counts.numel() == modalities + 4,
+                  "Expected `counts` to be contiguous with M + 4 elements, M = ", modalities, ".");
+}
+
+}  // namespace agm

@@ -1,0 +1,551 @@
+"""The modulation in Triton: NVIDIA and AMD GPUs, and CPU tensors under `TRITON_INTERPRET=1`.
+
+`agm.ops.reference` is the specification. Two launches make a step: `_score` reads the masked logits once and
+leaves what each program added up, `_finish` makes the step of it.
+"""
+
+import math
+import struct
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+__all__ = ["MAX_MODALITIES", "modulate", "modulate_backward"]
+
+MAX_MODALITIES = 6
+
+_BLOCK = 1024  # elements of a gradient that a program of the backward holds
+_TILE = {2: 1024, 3: 512, 4: 512, 5: 256, 6: 256}  # logits of one subset that a program holds: samples * classes
+_MAX_SAMPLES = 16  # of that tile: each of them takes registers of its own
+_ENOUGH_PROGRAMS = 512  # fills any GPU of today a few times
+_MAX_PROGRAMS = 1024  # of `_score`, since a single program reads what they leave
+_SAMPLES = 64  # that `_finish_shares` merges at a time
+_PROGRAMS = 64  # whose findings `_finish` adds up at a time
+
+
+def _device_guard(tensor: Tensor) -> AbstractContextManager[object]:
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def _bits(number: float) -> int:
+    """A float64 for a kernel, which takes plain floats as float32."""
+    return struct.unpack("<q", struct.pack("<d", number))[0]
+
+
+@cache
+def _weights(modalities: int, device: torch.device) -> Tensor:
+    """Shapley weights w(m, S): (2**M - 1, M rounded up to a power of two) float64, 0 in the columns added."""
+    padded = triton.next_power_of_2(modalities)
+    table = torch.zeros(2**modalities - 1, padded, dtype=torch.float64)
+    for subset in range(1, 2**modalities):
+        size = subset.bit_count()
+        ways = math.comb(modalities, size)
+        for m in range(modalities):
+            if subset >> m & 1:
+                table[subset - 1, m] = 1 / (size * ways)
+            else:
+                table[subset - 1, m] = -1 / ((modalities - size) * ways)
+    return table.to(device)
+
+
+@triton.jit
+def _float64(bits):
+    return tl.cast(bits, tl.int64).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def _shift(largest):
+    # What to subtract in exponents: before any finite number came, exp(-inf - -inf) would be NaN.
+    return tl.where(largest == float("-inf"), 0.0, largest)
+
+
+@triton.jit
+def _beats(logit, index, target, label):
+    # Whether a class keeps argmax from being the label: NaN is the largest, and the first of equals wins.
+    number = (logit < target) | ((logit == target) & (index > label))
+    beaten = tl.where(target == target, number == 0, (logit != logit) & (index < label))
+    return beaten & (index != label)
+
+
+@triton.jit
+def _look(
+    logits,  # (samples,) pointers to the first class of each sample
+    row_stride,
+    weights,  # (ROWS, PADDED) float64
+    label,  # (samples,)
+    known,  # (samples,) whether the label exists and is not ignored
+    begin,
+    end,
+    ROWS: tl.constexpr,
+    PADDED: tl.constexpr,
+    SAMPLES: tl.constexpr,
+    CLASSES: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """Classes begin ... end of some samples: running maximum and sum of exponentials, and who beats the label."""
+    modality = tl.arange(0, PADDED)
+    row_stride = tl.cast(row_stride, tl.int64)  # 62 rows of it may pass 2**31
+    target = tl.zeros([PADDED, SAMPLES], DTYPE)
+    joint_target = tl.zeros([SAMPLES], DTYPE)
+    for row in range(ROWS):
+        weight = tl.load(weights + row * PADDED + modality).to(DTYPE)
+        joint_target = tl.load(logits + row * row_stride + label, mask=known, other=0.0).to(DTYPE)
+        # An explicit fused operation here and below: equal logits must give equal responses, or ties break.
+        target = tl.fma(
+            tl.broadcast_to(weight[:, None], [PADDED, SAMPLES]),
+            tl.broadcast_to(joint_target[None, :], [PADDED, SAMPLES]),
+            target,
+        )
+
+    largest = tl.full([PADDED, SAMPLES], float("-inf"), DTYPE)
+    total = tl.zeros([PADDED, SAMPLES], DTYPE)
+    beaten = tl.zeros([PADDED, SAMPLES], tl.int32)
+    joint_beaten = tl.zeros([SAMPLES], tl.int32)
+    for start in range(begin, end, CLASSES):
+        index = start + tl.arange(0, CLASSES)
+        inside = known[:, None] & (index < end)[None, :]  # (SAMPLES, CLASSES)
+        at = logits[:, None] + index[None, :]
+        response = tl.zeros([PADDED, SAMPLES, CLASSES], DTYPE)
+        joint = tl.zeros([SAMPLES, CLASSES], DTYPE)
+        for row in range(ROWS):
+            weight = tl.load(weights + row * PADDED + modality).to(DTYPE)
+            joint = tl.load(at + row * row_stride, mask=inside, other=0.0).to(DTYPE)
+            response = tl.fma(
+                tl.broadcast_to(weight[:, None, None], [PADDED, SAMPLES, CLASSES]),
+                tl.broadcast_to(joint[None, :, :], [PADDED, SAMPLES, CLASSES]),
+                response,
+            )
+        worse = _beats(joint, index[None, :], joint_target[:, None], label[:, None]) & inside
+        joint_beaten = joint_beaten | tl.max(worse.to(tl.int32), 1)
+        worse = _beats(response, index[None, None, :], target[:, :, None], label[None, :, None]) & inside[None, :, :]
+        beaten = beaten | tl.max(worse.to(tl.int32), 2)
+        response = tl.where(inside[None, :, :], response, float("-inf"))
+        new = tl.maximum(largest, tl.max(response, 2))
+        shift = _shift(new)
+        total = total * tl.exp(largest - shift) + tl.sum(tl.exp(response - shift[:, :, None]), 2)
+        largest = new
+    return largest, total, target, beaten, joint_beaten
+
+
+@triton.jit
+def _cost(largest, total, target, cap):
+    cost = tl.log(total) + (largest - target)
+    return tl.where(cost > cap, cap, cost)  # NaN stays NaN
+
+
+@triton.jit
+def _leave(
+    costs,  # (programs, PADDED) float64
+    hits,  # (programs, 2 * PADDED) int64: hits of each modality, then of the joint logits, then samples
+    program,
+    cost,  # (PADDED, samples) float64
+    hit,  # (PADDED, samples) int64
+    joint_hit,  # (samples,) int64
+    used,  # (samples,) int64
+    PADDED: tl.constexpr,
+):
+    modality = tl.arange(0, PADDED)
+    tl.store(costs + program * PADDED + modality, tl.sum(cost, 1))
+    tl.store(hits + program * 2 * PADDED + modality, tl.sum(hit, 1))
+    tl.store(hits + program * 2 * PADDED + PADDED, tl.sum(joint_hit, 0))
+    tl.store(hits + program * 2 * PADDED + PADDED + 1, tl.sum(used, 0))
+
+
+@triton.jit(do_not_specialize=["ignore_index", "cap"])
+def _score(
+    logits,  # (ROWS, batch, classes), the last stride being 1
+    labels,  # (batch,) int64
+    weights,
+    costs,
+    hits,
+    batch,
+    classes,
+    row_stride,
+    batch_stride,
+    ignore_index,
+    cap,
+    ROWS: tl.constexpr,
+    PADDED: tl.constexpr,
+    SAMPLES: tl.constexpr,
+    CLASSES: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    # Each program works on every so-manieth group of samples.
+    cap = _float64(cap).to(DTYPE)
+    cost = tl.zeros([PADDED, SAMPLES], tl.float64)
+    hit = tl.zeros([PADDED, SAMPLES], tl.int64)
+    joint_hit = tl.zeros([SAMPLES], tl.int64)
+    used = tl.zeros([SAMPLES], tl.int64)
+    for first in range(tl.program_id(0) * SAMPLES, batch, tl.num_programs(0) * SAMPLES):
+        sample = first + tl.arange(0, SAMPLES)
+        exists = sample < batch
+        label = tl.load(labels + sample, mask=exists, other=0)
+        counted = exists & (label != ignore_index)
+        known = counted & (label >= 0) & (label < classes)
+        largest, total, target, beaten, joint_beaten = _look(
+            logits + sample.to(tl.int64) * batch_stride,
+            row_stride,
+            weights,
+            label,
+            known,
+            0,
+            classes,
+            ROWS,
+            PADDED,
+            SAMPLES,
+            CLASSES,
+            DTYPE,
+        )
+        own = tl.where(known[None, :], _cost(largest, total, target, cap), float("nan")).to(tl.float64)
+        cost += tl.where(counted[None, :], own, 0.0)
+        hit += (known[None, :] & (beaten == 0)).to(tl.int64)
+        joint_hit += (known & (joint_beaten == 0)).to(tl.int64)
+        used += counted.to(tl.int64)
+    _leave(costs, hits, tl.program_id(0), cost, hit, joint_hit, used, PADDED)
+
+
+@triton.jit(do_not_specialize=["ignore_index"])
+def _score_shares(
+    logits,
+    labels,
+    weights,
+    found,  # (3, shares, PADDED, batch): largest, sum of exponentials, target
+    beaten_by,  # (shares, 2 * PADDED, batch) int32: by modality, then joint
+    batch,
+    classes,
+    share,  # classes of each program
+    row_stride,
+    batch_stride,
+    ignore_index,
+    ROWS: tl.constexpr,
+    PADDED: tl.constexpr,
+    CLASSES: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    # Few samples with many classes: one program works on one share of the classes of one sample.
+    sample = tl.program_id(0) + tl.arange(0, 1)
+    label = tl.load(labels + sample)
+    known = (label != ignore_index) & (label >= 0) & (label < classes)
+    begin = tl.program_id(1) * share
+    largest, total, target, beaten, joint_beaten = _look(
+        logits + sample.to(tl.int64) * batch_stride,
+        row_stride,
+        weights,
+        label,
+        known,
+        begin,
+        tl.minimum(begin + share, classes),
+        ROWS,
+        PADDED,
+        1,
+        CLASSES,
+        DTYPE,
+    )
+    modality = tl.arange(0, PADDED)[:, None]
+    at = found + (tl.program_id(1) * PADDED + modality) * batch + sample[None, :]
+    size = tl.num_programs(1) * PADDED * batch
+    tl.store(at, largest)
+    tl.store(at + size, total)
+    tl.store(at + 2 * size, target)
+    flags = beaten_by + tl.program_id(1) * 2 * PADDED * batch
+    tl.store(flags + modality * batch + sample[None, :], beaten)
+    tl.store(flags + PADDED * batch + sample, joint_beaten)
+
+
+@triton.jit
+def _ratio(scores, real, MODALITIES: tl.constexpr):
+    return tl.exp((tl.sum(tl.where(real, scores, 0.0), 0) - scores * MODALITIES) / (MODALITIES - 1))
+
+
+@triton.jit
+def _make_step(
+    cost,  # (PADDED,) float64
+    hit,  # (PADDED,) int64
+    joint_hit,
+    used,
+    weights,
+    values,  # (5, MODALITIES) float64
+    counts,  # (MODALITIES + 4,) int64
+    scales,  # (ROWS,) float64
+    alpha,
+    max_gap,
+    MODALITIES: tl.constexpr,
+    PADDED: tl.constexpr,
+    UPDATE: tl.constexpr,
+):
+    modality = tl.arange(0, PADDED)
+    real = modality < MODALITIES
+    scores = cost / used.to(tl.float64)
+    running = tl.load(values + modality, mask=real, other=0.0)
+    step = tl.load(counts + MODALITIES + 2) + 1
+    skipped = tl.load(counts + MODALITIES + 3)
+    tl.debug_barrier()  # other threads of the program may still be reading what is written below
+
+    ratio = _ratio(scores, real, MODALITIES)
+    reference_ratio = _ratio(running, real, MODALITIES)
+    gap = reference_ratio - ratio
+    gap = tl.where(gap > max_gap, max_gap, gap)
+    coefficient = tl.exp(alpha * gap)
+    finite = (tl.abs(scores) < float("inf")) & (coefficient < float("inf"))
+    usable = tl.min(tl.where(real, finite.to(tl.int32), 1), 0)
+    coefficient = tl.where(real & (usable == 1), coefficient, 1.0)
+
+    subset = tl.arange(0, 2**MODALITIES)
+    table = weights + subset[:, None] * PADDED + modality[None, :]
+    weight = tl.load(table, mask=(subset < 2**MODALITIES - 1)[:, None] & real[None, :], other=0.0)
+    # Around 1, so that unmodulated training gives exactly 0, and 1 in the last row.
+    scale = tl.sum(weight * (coefficient - 1.0)[None, :], 1) + (subset == 2**MODALITIES - 2).to(tl.float64)
+    tl.store(scales + subset, scale, mask=subset < 2**MODALITIES - 1)
+
+    if UPDATE:
+        t = step.to(tl.float64)
+        new = tl.where(usable == 1, running * ((t - 1.0) / t) + scores / t, running)
+        tl.store(values + modality, new, mask=real)
+        tl.store(values + MODALITIES + modality, scores, mask=real)
+        tl.store(values + 2 * MODALITIES + modality, ratio, mask=real)
+        tl.store(values + 3 * MODALITIES + modality, reference_ratio, mask=real)
+        tl.store(values + 4 * MODALITIES + modality, coefficient, mask=real)
+        tl.store(counts + modality, hit, mask=real)
+        tl.store(counts + MODALITIES, joint_hit)
+        tl.store(counts + MODALITIES + 1, used)
+        tl.store(counts + MODALITIES + 2, step - 1 + usable)
+        tl.store(counts + MODALITIES + 3, skipped + 1 - usable)
+
+
+@triton.jit(do_not_specialize=["programs", "alpha", "max_gap"])
+def _finish(
+    costs,
+    hits,
+    programs,
+    weights,
+    values,
+    counts,
+    scales,
+    alpha,
+    max_gap,
+    MODALITIES: tl.constexpr,
+    PADDED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    UPDATE: tl.constexpr,
+):
+    modality = tl.arange(0, PADDED)
+    cost = tl.zeros([BLOCK, PADDED], tl.float64)
+    hit = tl.zeros([BLOCK, PADDED], tl.int64)
+    joint_hit = tl.zeros([BLOCK], tl.int64)
+    used = tl.zeros([BLOCK], tl.int64)
+    for first in range(0, programs, BLOCK):
+        program = first + tl.arange(0, BLOCK)
+        exists = program < programs
+        cost += tl.load(costs + program[:, None] * PADDED + modality[None, :], mask=exists[:, None], other=0.0)
+        row = hits + program * 2 * PADDED
+        hit += tl.load(row[:, None] + modality[None, :], mask=exists[:, None], other=0)
+        joint_hit += tl.load(row + PADDED, mask=exists, other=0)
+        used += tl.load(row + PADDED + 1, mask=exists, other=0)
+    _make_step(
+        tl.sum(cost, 0),
+        tl.sum(hit, 0),
+        tl.sum(joint_hit, 0),
+        tl.sum(used, 0),
+        weights,
+        values,
+        counts,
+        scales,
+        _float64(alpha),
+        _float64(max_gap),
+        MODALITIES,
+        PADDED,
+        UPDATE,
+    )
+
+
+@triton.jit(do_not_specialize=["ignore_index", "cap", "alpha", "max_gap", "shares"])
+def _finish_shares(
+    found,
+    beaten_by,
+    labels,
+    batch,
+    classes,
+    shares,
+    ignore_index,
+    cap,
+    weights,
+    values,
+    counts,
+    scales,
+    alpha,
+    max_gap,
+    MODALITIES: tl.constexpr,
+    PADDED: tl.constexpr,
+    SAMPLES: tl.constexpr,
+    DTYPE: tl.constexpr,
+    UPDATE: tl.constexpr,
+):
+    modality = tl.arange(0, PADDED)[:, None]
+    size = shares * PADDED * batch
+    cap = _float64(cap).to(DTYPE)
+    cost = tl.zeros([PADDED, SAMPLES], tl.float64)
+    hit = tl.zeros([PADDED, SAMPLES], tl.int64)
+    joint_hit = tl.zeros([SAMPLES], tl.int64)
+    used = tl.zeros([SAMPLES], tl.int64)
+    for first in range(0, batch, SAMPLES):
+        sample = first + tl.arange(0, SAMPLES)
+        exists = sample < batch
+        label = tl.load(labels + sample, mask=exists, other=0)
+        counted = exists & (label != ignore_index)
+        known = counted & (label >= 0) & (label < classes)
+        inside = known[None, :] & (modality < MODALITIES)
+        largest = tl.full([PADDED, SAMPLES], float("-inf"), DTYPE)
+        total = tl.zeros([PADDED, SAMPLES], DTYPE)
+        beaten = tl.zeros([PADDED, SAMPLES], tl.int32)
+        joint_beaten = tl.zeros([SAMPLES], tl.int32)
+        for share in range(shares):
+            at = found + (share * PADDED + modality) * batch + sample[None, :]
+            other = tl.load(at, mask=inside, other=float("-inf"))
+            new = tl.maximum(largest, other)
+            shift = _shift(new)
+            other_total = tl.load(at + size, mask=inside, other=0.0)
+            total = total * tl.exp(largest - shift) + other_total * tl.exp(other - shift)
+            largest = new
+            flags = beaten_by + share * 2 * PADDED * batch
+            beaten = beaten | tl.load(flags + modality * batch + sample[None, :], mask=inside, other=0)
+            joint_beaten = joint_beaten | tl.load(flags + PADDED * batch + sample, mask=known, other=0)
+        target = tl.load(found + 2 * size + modality * batch + sample[None, :], mask=inside, other=0.0)
+        own = tl.where(known[None, :], _cost(largest, total, target, cap), float("nan")).to(tl.float64)
+        cost += tl.where(counted[None, :], own, 0.0)
+        hit += (known[None, :] & (beaten == 0)).to(tl.int64)
+        joint_hit += (known & (joint_beaten == 0)).to(tl.int64)
+        used += counted.to(tl.int64)
+    _make_step(
+        tl.sum(cost, 1),
+        tl.sum(hit, 1),
+        tl.sum(joint_hit, 0),
+        tl.sum(used, 0),
+        weights,
+        values,
+        counts,
+        scales,
+        _float64(alpha),
+        _float64(max_gap),
+        MODALITIES,
+        PADDED,
+        UPDATE,
+    )
+
+
+def modulate(
+    masked_logits: Tensor,  # (2**M - 1, B, C)
+    target: Tensor,  # (B,) int64
+    values: Tensor,  # (5, M) float64, written in place
+    counts: Tensor,  # (M + 4,) int64, written in place
+    alpha: float,
+    max_gap: float,
+    floor: float,
+    ignore_index: int,
+    update: bool,
+) -> Tensor:
+    """One step of the modulation in two launches; returns the subset scales c_S (2**M - 1,) float64."""
+    rows, batch, classes = masked_logits.shape
+    modalities = rows.bit_length()
+    if modalities > MAX_MODALITIES:
+        raise ValueError(f"Expected at most {MAX_MODALITIES} modalities for the Triton kernel, but got {modalities}.")
+    logits = masked_logits if masked_logits.stride(2) == 1 else masked_logits.contiguous()
+    labels = target.contiguous()
+    scales = values.new_empty(rows)
+    weights = _weights(modalities, logits.device)
+    cap = _bits(-math.log(floor) if floor > 0 else math.inf)
+    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    dtype = tl.float64 if logits.dtype == torch.float64 else tl.float32
+    padded = triton.next_power_of_2(modalities)
+    tile = _TILE[modalities]
+    block = min(tile, triton.next_power_of_2(max(classes, 1)))
+    shares = min(classes // (4 * block), _ENOUGH_PROGRAMS // max(batch, 1))
+    step = (weights, values, counts, scales, _bits(alpha), _bits(max_gap))
+    common = {"PADDED": padded, "enable_fp_fusion": True}
+    with _device_guard(logits):
+        if shares > 1:
+            found = logits.new_empty((3, shares, padded, batch), dtype=wide)
+            beaten_by = logits.new_empty((shares, 2 * padded, batch), dtype=torch.int32)
+            share = triton.cdiv(classes, shares)
+            _score_shares[(batch, shares)](
+                *(logits, labels, weights, found, beaten_by, batch, classes, share),
+                *(logits.stride(0), logits.stride(1), ignore_index),
+                ROWS=rows,
+                CLASSES=block,
+                DTYPE=dtype,
+                **common,
+            )
+            _finish_shares[(1,)](
+                *(found, beaten_by, labels, batch, classes, shares, ignore_index, cap, *step),
+                MODALITIES=modalities,
+                SAMPLES=_SAMPLES,
+                DTYPE=dtype,
+                UPDATE=update,
+                **common,
+            )
+            return scales
+        samples = min(tile // block, _MAX_SAMPLES, triton.next_power_of_2(max(batch, 1)))
+        programs = max(1, min(triton.cdiv(batch, samples), _MAX_PROGRAMS))
+        costs = logits.new_empty((programs, padded), dtype=torch.float64)
+        hits = logits.new_empty((programs, 2 * padded), dtype=torch.int64)
+        _score[(programs,)](
+            *(logits, labels, weights, costs, hits, batch, classes),
+            *(logits.stride(0), logits.stride(1), ignore_index, cap),
+            ROWS=rows,
+            SAMPLES=samples,
+            CLASSES=block,
+            DTYPE=dtype,
+            **common,
+        )
+        _finish[(1,)](
+            *(costs, hits, programs, *step),
+            MODALITIES=modalities,
+            BLOCK=_PROGRAMS,
+            UPDATE=update,
+            **common,
+        )
+    return scales
+
+
+@triton.jit
+def _scale_rows(
+    grad,  # (size,)
+    scales,  # (rows,) float64
+    out,  # (rows, size)
+    rows,
+    size,
+    BLOCK: tl.constexpr,
+):
+    # One program reads its block of the gradient once and writes it into its share of the rows.
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    gradient = tl.load(grad + at, mask=inside, other=0.0)
+    if gradient.dtype != tl.float64:
+        gradient = gradient.to(tl.float32)
+    target = out + tl.program_id(1).to(tl.int64) * size + at
+    step = tl.num_programs(1).to(tl.int64) * size
+    for row in range(tl.program_id(1), rows, tl.num_programs(1)):
+        scale = tl.load(scales + row).to(gradient.dtype)
+        scaled = tl.where(scale == 0.0, 0.0, scale * gradient)
+        tl.store(target, scaled.to(out.dtype.element_ty), mask=inside)
+        target += step
+
+
+def modulate_backward(
+    grad: Tensor,  # (B, C)
+    subset_scales: Tensor,  # (2**M - 1,) float64
+) -> Tensor:
+    """c_S * g for every subset, (2**M - 1, B, C) of grad's dtype, in one launch."""
+    grad, subset_scales = grad.contiguous(), subset_scales.contiguous()
+    rows, size = subset_scales.shape[0], grad.numel()
+    out = grad.new_empty((rows, *grad.shape))
+    if out.numel() == 0:
+        return out
+    blocks = triton.cdiv(size, _BLOCK)
+    shares = max(1, min(rows, _ENOUGH_PROGRAMS // blocks))  # a short gradient alone leaves the GPU idle
+    with _device_guard(grad):
+        _scale_rows[(blocks, shares)](grad, subset_scales, out, rows, size, BLOCK=_BLOCK, enable_fp_fusion=True)
+    return out

@@ -1,0 +1,130 @@
+"""Compiles every Triton kernel for GPUs that need not be here; prints one JSON line a kernel.
+
+Run by test_compilers.py in a process of its own, since triton interprets or compiles, but not both.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import triton
+import triton.language as tl
+from agm.kernels import modulate
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+DTYPES = ("fp32", "bf16", "fp16", "fp64")
+
+Case = tuple[Any, dict[str, str], dict[str, object], dict[str, object]]
+
+
+def cases(dtype: str) -> Iterator[Case]:
+    """(kernel, signature without constants, constants, options) as the launchers use them."""
+    options = {"enable_fp_fusion": True}
+    yield (
+        modulate._scale_rows,
+        {"grad": f"*{dtype}", "scales": "*fp64", "out": f"*{dtype}", "rows": "i32", "size": "i64"},
+        {"BLOCK": modulate._BLOCK},
+        options,
+    )
+    wide = "fp64" if dtype == "fp64" else "fp32"
+    step = dict.fromkeys(("weights", "values", "scales"), "*fp64") | {
+        "counts": "*i64",
+        "alpha": "i64",
+        "max_gap": "i64",
+    }
+    shape = {"batch": "i32", "classes": "i32"}
+    strides = {"row_stride": "i64", "batch_stride": "i64", "ignore_index": "i32"}
+    found = {"found": f"*{wide}", "beaten_by": "*i32"}
+    inputs = {"logits": f"*{dtype}", "labels": "*i64", "weights": "*fp64"}
+    for modalities in (2, 6) if dtype == "fp32" else (2,):
+        tile = modulate._TILE[modalities]
+        padded = {"PADDED": 1 << (modalities - 1).bit_length()}
+        dtypes = {"DTYPE": tl.float64 if dtype == "fp64" else tl.float32}
+        rows = {"ROWS": 2**modalities - 1}
+        last = {"MODALITIES": modalities, "UPDATE": True}
+        yield (
+            modulate._score,
+            {**inputs, "costs": "*fp64", "hits": "*i64", **shape, **strides, "cap": "i64"},
+            {**rows, **padded, "SAMPLES": min(tile // 16, modulate._MAX_SAMPLES), "CLASSES": 16, **dtypes},
+            options,
+        )
+        if dtype in ("bf16", "fp16"):  # the logits are converted when they are loaded; the rest is as for fp32
+            return
+        yield (
+            modulate._score_shares,
+            {**inputs, **found, **shape, "share": "i32", **strides},
+            {**rows, **padded, "CLASSES": tile, **dtypes},
+            options,
+        )
+        yield (
+            modulate._finish_shares,
+            {**found, "labels": "*i64", **shape, "shares": "i32", "ignore_index": "i32", "cap": "i64", **step},
+            {**last, **padded, "SAMPLES": modulate._SAMPLES, **dtypes},
+            options,
+        )
+        if dtype == "fp64":  # the same for all
+            return
+        yield (
+            modulate._finish,
+            {"costs": "*fp64", "hits": "*i64", "programs": "i32", **step},
+            {**last, **padded, "BLOCK": modulate._PROGRAMS},
+            options,
+        )
+
+
+def ptxas_report(ptx: str, architecture: str) -> dict[str, int]:
+    import triton.backends.nvidia
+
+    ptxas = next(Path(triton.backends.nvidia.__file__).parent.glob("bin/ptxas*"))
+    if architecture == "sm_100":  # triton carries a newer assembler for Blackwell
+        newer = ptxas.parent / "ptxas-blackwell"
+        ptxas = newer if newer.exists() else ptxas
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "kernel.ptx")
+        source.write_text(ptx)
+        target = re.search(r"^\.target (\w+)", ptx, re.M)[1]
+        command = [ptxas, "-v", f"--gpu-name={target}", source, "-o", source.with_suffix(".cubin")]
+        log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    return {
+        "registers": int(re.search(r"Used (\d+) registers", log)[1]),
+        "spills": sum(map(int, re.findall(r"(\d+) bytes spill", log))),
+    }
+
+
+def amdgcn_report(assembly: str) -> dict[str, int]:
+    return {
+        "registers": int(re.search(r"\.vgpr_count:\s+(\d+)", assembly)[1]),
+        # Scalar registers spill into lanes of vector registers, not into memory.
+        "spills": int(re.search(r"\.vgpr_spill_count:\s+(\d+)", assembly)[1]),
+    }
+
+
+def main(architecture: str) -> None:
+    target = TARGETS[architecture]
+    for dtype in DTYPES:
+        for kernel, signature, constants, options in cases(dtype):
+            signature = {**signature, **dict.fromkeys(constants, "constexpr")}
+            source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+            binary = triton.compile(source, target=target, options=options)
+            if target.backend == "cuda":
+                report = ptxas_report(binary.asm["ptx"], architecture)
+            else:
+                report = amdgcn_report(binary.asm["amdgcn"])
+            constants = {name: str(constant) for name, constant in constants.items()}
+            print(json.dumps({"kernel": kernel.__name__, "dtype": dtype, "constants": constants, **report}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

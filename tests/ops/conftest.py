@@ -1,0 +1,86 @@
+"""Where an op can be served: each backend on its device, Triton on the CPU by its interpreter."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.cpp_extension import include_paths
+
+# triton reads this when it is imported. With a GPU its kernels run there instead.
+TRITON_CAME_FIRST = "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1"
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from .samples import Room  # noqa: E402
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # The interpreter computes with numpy, which warns where a GPU gives NaN or infinity.
+    for item in items:
+        if "triton-cpu" in item.name:
+            item.add_marker(pytest.mark.filterwarnings("ignore::RuntimeWarning:triton"))
+
+
+ROOMS = [
+    Room("reference", "cpu"),
+    Room("cpp", "cpu"),
+    Room("triton", "cpu"),
+    Room("reference", "cuda"),
+    Room("cuda", "cuda"),
+    Room("triton", "cuda"),
+]
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(room, id=f"{room.backend}-{room.device}", marks=[pytest.mark.gpu] * (room.device == "cuda"))
+        for room in ROOMS
+    ]
+)
+def room(request: pytest.FixtureRequest) -> Room:
+    """A backend on a device; `room.op(name)` skips with the backend's own reason where it cannot serve."""
+    chosen: Room = request.param
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    if chosen.backend == "triton" and chosen.device == "cpu":
+        if torch.cuda.is_available():
+            pytest.skip("triton runs on the GPU here")
+        if TRITON_CAME_FIRST:
+            pytest.fail("triton was imported before this file could choose its interpreter")
+    return chosen
+
+
+HERE = Path(__file__).parent
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+CUDA_SOURCES = tuple(sorted((HERE.parent.parent / "csrc").glob("cuda/*.cu")))
+
+
+@pytest.fixture(scope="session")
+def compilations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """The long compilations, all started at once; each test of test_spills.py waits for its own."""
+    commands: dict[str, list[object]] = {}
+    if importlib.util.find_spec("triton") is not None:
+        commands |= {target: [sys.executable, HERE / "compile_ahead.py", target] for target in TARGETS}
+    if shutil.which("nvcc") is not None:
+        flags = ["-std=c++20", "-O3", "-DUSE_CUDA", "-Xptxas=-v", "-gencode=arch=compute_90,code=sm_90"]
+        includes = [f"-I{path}" for path in include_paths()]
+        for source in CUDA_SOURCES:
+            made = tmp_path_factory.mktemp("cuda") / "object.o"
+            commands[source.name] = ["nvcc", *flags, *includes, "-c", source, "-o", made]
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
+    environment.pop("TRITON_INTERPRET", None)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    running = {
+        name: subprocess.Popen(list(map(str, command)), env=environment, **streams)
+        for name, command in commands.items()
+    }
+    yield running
+    for process in running.values():
+        process.kill()
+        process.wait()

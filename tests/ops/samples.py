@@ -1,0 +1,92 @@
+"""The inputs on which every op is tested, and how exact its results must be."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from agm.ops import _backends
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+# (M, B, C): empty, single, odd (no row of the output but the first is aligned), a multiple of a wide store, long
+SHAPES = (
+    (2, 0, 5),
+    (2, 1, 1),
+    (3, 2, 1),
+    (2, 1, 2),
+    (4, 3, 7),
+    (2, 64, 10),
+    (3, 5, 123),
+    (3, 33, 151),
+    (5, 4, 32),
+    (6, 2, 33),
+    (2, 2, 4096 + 32),
+)
+
+# How far a score may be from the one computed in float64 from the same logits, for logits of a few units. float64
+# logits stay float64; all others are computed in float32, whose rounding of a response of up to 63 logits, of the
+# exponentials and of their sum leaves a few units of 1e-6.
+SCORE_TOLERANCE = {
+    torch.float64: 1e-12,
+    torch.float32: 2e-5,
+    torch.bfloat16: 2e-5,
+    torch.float16: 2e-5,
+}
+# What follows from the scores is float64 everywhere.
+STEP_TOLERANCE = 1e-12
+
+
+@dataclass(frozen=True)
+class Room:
+    """A backend on a device."""
+
+    backend: str
+    device: str
+
+    def rounding(self, dtype: torch.dtype) -> float:
+        """The relative error of storing a number: 0 where it is rounded to nearest, as torch does."""
+        # Triton's interpreter cuts float32 off to bfloat16; compiled, it rounds.
+        truncates = self.backend == "triton" and self.device == "cpu" and dtype == torch.bfloat16
+        return 2.0**-7 if truncates else 0.0
+
+    def op(self, name: str) -> Callable[..., Any]:
+        """The overload of an op that is served here."""
+        reason = _backends.BACKENDS[self.backend].why_not(name, self.device)
+        if reason is not None:
+            pytest.skip(f"{self.backend}: {reason}")
+        return _backends.select(name, torch.device(self.device), self.backend)  # type: ignore[no-any-return]
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    return tensor.contiguous()
+
+
+def _permuted(tensor: Tensor) -> Tensor:
+    """The last dimension outermost in memory."""
+    return tensor.movedim(-1, 0).contiguous().movedim(0, -1)
+
+
+def _sliced(tensor: Tensor) -> Tensor:
+    """Every second element of a larger tensor, in every dimension; the rest is NaN."""
+    room = tensor.new_full([2 * size + 1 for size in tensor.shape], torch.nan)
+    view = room[tuple(slice(1, None, 2) for _ in tensor.shape)]
+    return view.copy_(tensor)
+
+
+def _shifted(tensor: Tensor) -> Tensor:
+    """Compact, but one element off the allocator's alignment."""
+    room = tensor.new_empty(tensor.numel() + 1)
+    return room[1:].view(tensor.shape).copy_(tensor)
+
+
+LAYOUTS = {"compact": _compact, "permuted": _permuted, "sliced": _sliced, "shifted": _shifted}
+
+
+def logits(*shape: int, dtype: torch.dtype, device: str, seed: int = 0) -> Tensor:
+    """Normal numbers, the same on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device=device, dtype=dtype)

@@ -1,0 +1,168 @@
+"""What is in the wheel and in the sdist, and what an installation without a compiler can do."""
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from .conftest import ROOT, Python, clean_environment
+
+Build = Callable[..., Path]
+Install = Callable[..., Python]
+
+
+def shipped_files() -> set[str]:
+    """Every file of the package, by its installed name."""
+    rooms = [(ROOT / "agm", "agm"), (ROOT / "kernels", "agm/kernels")]
+    files = {
+        f"{name}/{path.relative_to(folder).as_posix()}"
+        for folder, name in rooms
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+    left_out = ("__pycache__", ".so", ".pyd", "_native.txt", "_cache")
+    return {file for file in files if not any(part in file for part in left_out)}
+
+
+def wheel_files(wheel: Path) -> set[str]:
+    return set(zipfile.ZipFile(wheel).namelist())
+
+
+def test_pure_wheel_holds_the_package_and_nothing_else(build: Build) -> None:
+    wheel = build("--wheel", AGM_BUILD="0")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    files = wheel_files(wheel)
+    package = {file for file in files if ".dist-info/" not in file}
+    assert package == shipped_files() | {"agm/_native.txt"}
+    assert "agm/py.typed" in package
+    assert any(file.endswith("dist-info/licenses/LICENSE") for file in files)
+    # A top-level `kernels` in site-packages would shadow another project's package of that name.
+    top = next(file for file in files if file.endswith("top_level.txt"))
+    assert zipfile.ZipFile(wheel).read(top).decode().split() == ["agm"]
+
+
+def test_sdist_can_build_everything(build: Build) -> None:
+    sdist = build("--sdist", AGM_BUILD="0")
+    with tarfile.open(sdist) as archive:
+        files = {name.partition("/")[2] for name in archive.getnames()}
+    sources = {
+        path.relative_to(ROOT).as_posix()
+        for room in ("csrc", "kernels", "agm", "tests")
+        for path in (ROOT / room).rglob("*")
+        if path.suffix in {".cpp", ".cu", ".h", ".py", ".npz", ".typed"}
+    }
+    assert sources - files == set()
+    assert {"setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"} <= files
+    assert not [name for name in files if name.endswith((".so", ".pyc", "_native.txt"))]
+
+
+def test_import_is_light(installed: Install) -> None:
+    """Importing agm needs none of the extras, and none of them slows it down."""
+    heavy = ["triton", "matplotlib", "sklearn", "click", "rich", "tomli_w", "lightning", "accelerate"]
+    code = f"""
+import torch
+before = set(sys.modules)
+import agm, agm.ops
+print([name for name in {heavy!r} if name in sys.modules and name not in before])
+"""
+    assert installed(AGM_BUILD="0")(code).stdout.strip() == "[]"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="triton is for Linux")
+def test_kernels_are_importable_from_the_wheel(installed: Install) -> None:
+    pytest.importorskip("triton")
+    code = """
+import agm.kernels.modulate as room
+print(room.modulate_backward.__module__, room.__file__)
+"""
+    name, path = installed(AGM_BUILD="0")(code, TRITON_INTERPRET="1").stdout.split()
+    assert name == "agm.kernels.modulate"
+    assert Path(path).is_relative_to(Path(path).parents[2])
+    assert not Path(path).is_relative_to(ROOT)
+
+
+SERVICES = """
+import torch
+from agm import ops
+print({service.op: (service.backend, service.unavailable.get("cpp")) for service in ops.backends()
+       if service.device == "cpu"})
+scales = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+print(ops.modulate_backward(torch.ones(1, 1), scales).flatten().tolist())
+"""
+
+
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        ({"AGM_BUILD": "0"}, "it was installed with AGM_BUILD=0"),
+        ({"CXX": "no-such-compiler"}, "no C++ compiler: 'no-such-compiler' is not there"),
+        ({"CXX": "false"}, "the C++ build failed"),
+    ],
+    ids=["refused", "no compiler", "broken compiler"],
+)
+def test_installs_without_a_compiler_and_says_so(installed: Install, variables: dict[str, str], reason: str) -> None:
+    if shutil.which("false") is None:
+        pytest.skip("there is no program that fails")
+    services, numbers = installed(**variables)(SERVICES).stdout.splitlines()
+    assert numbers == "[0.0, 0.5, 1.0]"
+    for backend, why_not_cpp in eval(services).values():
+        assert backend == "reference"
+        assert why_not_cpp.startswith(f"agm._C is not built: {reason}")
+
+
+def test_native_wheel(build: Build, installed: Install) -> None:
+    if shutil.which("c++") is None:
+        pytest.skip("there is no C++ compiler")
+    variables = {"AGM_BUILD": "1", "AGM_CUDA": "0"}
+    files = wheel_files(build("--wheel", **variables))
+    (library,) = [file for file in files if "/_C." in file]
+    assert library.startswith("agm/_C.")
+    assert {file for file in files if ".dist-info/" not in file} == shipped_files() | {library}
+    services, numbers = installed(**variables)(SERVICES).stdout.splitlines()
+    assert eval(services)["modulate_backward"] == ("cpp", None)
+    assert numbers == "[0.0, 0.5, 1.0]"
+    code = "from agm import _C; info = _C.build_info(); print(info['torch'], info['cuda'], bool(info['cxx']))"
+    version = torch.__version__.partition("+")[0]
+    assert installed(**variables)(code).stdout.split() == [version, "None", "True"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"AGM_BUILD": "1", "CXX": "no-such-compiler"}, "AGM_BUILD=1, but no C++ compiler: 'no-such-compiler'"),
+        ({"AGM_BUILD": "0", "AGM_CUDA": "1"}, "AGM_CUDA=1, but it was installed with AGM_BUILD=0"),
+        ({"AGM_BUILD": "yes"}, "Expected AGM_BUILD to be 0, 1 or auto, but got 'yes'"),
+        pytest.param(
+            {"AGM_CUDA": "1"},
+            "was built without CUDA",
+            marks=pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA"),
+        ),
+    ],
+    ids=["no compiler", "contradiction", "no such choice", "no CUDA"],
+)
+def test_what_was_forced_fails_with_its_cause(
+    checkout: Callable[[], Path], variables: dict[str, str], message: str
+) -> None:
+    command = [sys.executable, "setup.py", "--version"]
+    environment = clean_environment(**variables)
+    result = subprocess.run(command, cwd=checkout(), env=environment, capture_output=True, text=True)
+    assert result.returncode != 0
+    assert message in result.stderr
+
+
+def test_build_without_torch_is_pure(checkout: Callable[[], Path]) -> None:
+    """An isolated build has no torch: the wheel is pure, and the package says how to get the native one."""
+    folder = checkout()
+    (folder / "torch.py").write_text("raise ImportError('hidden')")
+    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", "out"]
+    environment = clean_environment(PYTHONPATH=str(folder))
+    subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
+    note = (folder / "out/agm/_native.txt").read_text()
+    assert note.startswith("torch could not be imported during the build (hidden)")
+    assert "--no-build-isolation" in note
