@@ -1,0 +1,69 @@
+"""A checkpoint: one file that is either whole or not there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agm.training.errors import UserError
+
+__all__ = ["load_checkpoint", "random_state", "restore_random_state", "save_checkpoint"]
+
+FORMAT = 1
+
+
+def save_checkpoint(path: Path, contents: dict[str, Any]) -> None:
+    """Write tensors and plain values; a crash at any moment leaves the old file or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            torch.save({"format": FORMAT, **contents}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read what `save_checkpoint` wrote, onto the CPU; runs no code from the file.
+
+    Raises:
+        UserError: no such file, or not a checkpoint of this version of the format.
+    """
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"Expected {str(path)!r} to be a checkpoint, but got no such file. "
+            "Give the folder of a run that finished an epoch."
+        ) from error
+    except Exception as error:  # a damaged file can fail anywhere in the unpickler
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"Expected {str(path)!r} to be a checkpoint, but it does not load: {reason} "
+            "Train again into another folder with --out."
+        ) from error
+    if not isinstance(contents, dict) or contents.get("format") != FORMAT:
+        found = contents.get("format") if isinstance(contents, dict) else type(contents).__name__
+        raise UserError(
+            f"Expected {str(path)!r} to be a checkpoint of format {FORMAT}, but got {found!r}. "
+            "Use the version of agm that wrote it, or train again into another folder with --out."
+        )
+    return contents
+
+
+def random_state() -> dict[str, Any]:
+    """State of every generator that training draws from: torch's, on the CPU and on each GPU."""
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return {"cpu": torch.get_rng_state(), "cuda": devices}
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Undo all draws since `random_state`."""
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,341 @@
+"""The command `agm`."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+import agm
+from agm.training import plots, report
+from agm.training.compare import command_line, compare_methods, write_csv, write_markdown
+from agm.training.config import Config, kind_of, read_config
+from agm.training.errors import UserError
+from agm.training.records import RunFolder
+from agm.training.trainer import DivergedError, Result, load_run, train
+
+__all__ = ["cli", "run"]
+
+USER_ERROR, DIVERGED, INTERRUPTED = 2, 1, 130
+
+
+class _NoneOr(click.ParamType):  # type: ignore[type-arg]
+    """A number, or the word none."""
+
+    def __init__(self, kind: Any) -> None:
+        self.name, self._kind = f"{kind.name}|none", kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return None if value == "none" else self._kind.convert(value, param, ctx)
+
+
+def _setting_options(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """An option for every setting of `Config`; those that the user gave arrive together as `settings`."""
+    specs = [spec for spec in fields(Config) if spec.name not in left_out]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def with_settings(**values: Any) -> None:
+            context = click.get_current_context()
+            given = {
+                spec.name: values.pop(spec.name)
+                for spec in specs
+                if context.get_parameter_source(spec.name) is not click.core.ParameterSource.DEFAULT
+            }
+            for spec in specs:
+                values.pop(spec.name, None)
+            command(settings=given, **values)
+
+        for spec in reversed(specs):
+            kind, optional = kind_of(spec.name)
+            kind_type: Any = {str: click.STRING, int: click.INT, float: click.FLOAT}[kind]
+            default = "none" if spec.default is None else spec.default
+            with_settings = click.option(
+                "--" + spec.name.replace("_", "-"),
+                type=_NoneOr(kind_type) if optional else kind_type,
+                help=f"{spec.metadata['help']}  [default: {default}]",
+            )(with_settings)
+        return with_settings
+
+    return decorate
+
+
+_CONFIG_FILE = click.option(
+    "--config", "config_file", metavar="FILE", help="TOML file of settings; options given here win over it."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(agm.__version__, prog_name="agm")
+def cli() -> None:
+    """Balanced multimodal training by Adaptive Gradient Modulation (AGM).
+
+    \b
+    agm train --fusion late --method agm          train on the bundled dataset
+    agm compare --methods joint,agm --seeds 5     what AGM changes, with confidence intervals
+    agm info                                      versions, devices, backends
+    """
+
+
+@cli.command("train")
+@_setting_options()
+@_CONFIG_FILE
+@click.option("--out", metavar="FOLDER", help="Run folder.  [default: runs/ and a name from the settings]")
+@click.option("--resume", metavar="RUN", help="Go on with the interrupted run in this folder, exactly.")
+def train_command(settings: dict[str, Any], config_file: str | None, out: str | None, resume: str | None) -> None:
+    """Train a network.
+
+    Leaves settings, tables, checkpoint and picture in a run folder. The settings are in its config.toml, and
+    agm train --config FOLDER/config.toml repeats the run bit for bit on the same machine.
+    """
+    _require("matplotlib", "tomli_w")
+    if resume is not None and out is not None:
+        raise UserError(
+            f"Expected either --resume or --out, but got both ({resume}, {out}). "
+            "A resumed run stays in its folder: leave --out away."
+        )
+    if resume is not None:
+        folder = RunFolder(Path(resume))
+        config = read_config(config_file or folder.config, settings)
+    else:
+        config = read_config(config_file, settings) if config_file else Config(**settings)
+        folder = RunFolder(Path(out) if out else _new_folder(config))
+    console = Console()
+    progress = report.Progressing(console)
+    try:
+        with progress:
+            result = train(config, folder.path, resume=resume is not None, observer=progress)
+    except KeyboardInterrupt:
+        _interrupted(
+            f"Interrupted after {progress.epochs} of {progress.total or config.epochs} epochs.",
+            folder.resume_command if folder.config.exists() else None,
+        )
+    _draw(result)
+    console.print(report.result_table(result))
+    console.print(f"picture, tables, checkpoint: {folder.path}", highlight=False, soft_wrap=True)
+
+
+@cli.command("compare")
+@click.option(
+    "--methods", default="joint,agm", show_default=True, help="Methods, by commas; the first is the baseline."
+)
+@click.option("--seeds", type=int, default=5, show_default=True, help="Runs a method: --seed, --seed + 1, ...")
+@_setting_options("method")
+@_CONFIG_FILE
+@click.option("--out", metavar="FOLDER", default="runs/compare", show_default=True, help="Folder of the runs' folders.")
+def compare_command(methods: str, seeds: int, settings: dict[str, Any], config_file: str | None, out: str) -> None:
+    """Train methods with the same seeds and compare them.
+
+    Prints mean, standard deviation and the paired difference to the first method with its 95 % confidence
+    interval; writes compare.csv, compare.md and compare.png. Runs that are finished are not repeated, so the
+    same command continues an interrupted comparison.
+    """
+    _require("matplotlib", "tomli_w", "scipy")
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    config = read_config(config_file, settings) if config_file else Config(**settings)
+    folder, console = Path(out), Console()
+    opened: list[report.Progressing] = []
+
+    def observer(method: str, seed: int) -> report.Progressing:
+        opened.append(report.Progressing(console, f"{method} seed {seed}"))
+        return opened[-1].__enter__()
+
+    def finished(result: Result) -> None:
+        opened[-1].__exit__()
+        if not RunFolder(result.folder).picture.exists():
+            _draw(result)
+
+    try:
+        comparisons = compare_methods(config, names, seeds, folder, observer, finished)
+    except KeyboardInterrupt:
+        _interrupted("Interrupted.", "the same command: finished runs are not repeated")
+    finally:
+        if opened:
+            opened[-1].__exit__()
+    command = command_line(config, names, seeds)
+    write_csv(folder / "compare.csv", comparisons, config.seed)
+    write_markdown(folder / "compare.md", comparisons, command)
+    plots.draw_comparison(
+        folder / "compare.png", comparisons, f"{Path(config.dataset).stem}, {config.fusion} fusion, {seeds} seeds"
+    )
+    console.print(report.comparison_table(comparisons))
+    console.print(f"compare.csv, compare.md, compare.png: {folder}", highlight=False, soft_wrap=True)
+
+
+@cli.command("evaluate")
+@click.argument("run_folder", metavar="RUN")
+def evaluate_command(run_folder: str) -> None:
+    """Evaluate RUN on the test split again."""
+    Console().print(report.result_table(load_run(run_folder)))
+
+
+@cli.command("plot")
+@click.argument("run_folder", metavar="RUN")
+def plot_command(run_folder: str) -> None:
+    """Draw the picture of RUN, also while it trains."""
+    _require("matplotlib")
+    folder = RunFolder(Path(run_folder))
+    if not folder.config.exists():
+        raise UserError(
+            f"Expected {run_folder!r} to be a run folder, but got no config.toml there. Give a folder of agm train."
+        )
+    click.echo(plots.draw_run(folder.path, _title(read_config(folder.config))))
+
+
+@cli.command("info")
+def info_command() -> None:
+    """Show versions, devices and backends.
+
+    Tells which backend serves each operation, and why the others do not.
+    """
+    console = Console()
+    console.print(report.key_value_table("versions", _versions()))
+    console.print(report.key_value_table("devices", _devices()))
+    console.print(report.key_value_table("native library (agm._C)", _native()))
+    console.print(report.service_table(agm.backends()))
+
+
+@cli.group("data")
+def data_group() -> None:
+    """Datasets."""
+
+
+@data_group.group("build")
+def build_group() -> None:
+    """Build a dataset at another difficulty."""
+
+
+@build_group.command("av-digits")
+@click.option(
+    "--image-noise", type=float, default=0.45, show_default=True, help="Standard deviation on pixels in [0, 1]."
+)
+@click.option(
+    "--snr", type=float, nargs=2, default=(-5.0, 10.0), show_default=True, help="Lowest and highest SNR in dB."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of voices, pairs, splits and noise.")
+@click.option("--output", required=True, metavar="FILE.npz", help="The file to write; train with --dataset FILE.npz.")
+def build_av_digits_command(image_noise: float, snr: tuple[float, float], seed: int, output: str) -> None:
+    """Spoken digits (espeak-ng) paired with noisy images of handwritten ones (scikit-learn)."""
+    from agm.data.build_av_digits import build_av_digits
+
+    if Path(output).exists():
+        raise UserError(f"Expected --output to be a new file, but got {output!r}, which exists. Choose another.")
+    console = Console()
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("samples", total=None)
+        try:
+            path = build_av_digits(
+                output,
+                image_noise=image_noise,
+                snr=snr,
+                seed=seed,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
+            raise UserError(str(error)) from error
+    console.print(f"wrote {path}: agm train --dataset {shlex.quote(str(path))}", highlight=False, soft_wrap=True)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; mistakes of the user become one line on stderr.
+
+    Args:
+        arguments: without the program's name; those of the process by default.
+
+    Returns:
+        The exit status: 0, 2 for a mistake of the user, 1 for a run that diverged, 130 after Ctrl-C.
+    """
+    try:
+        status = cli.main(args=arguments, prog_name="agm", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else error.format_message())
+        return USER_ERROR
+    except click.ClickException as error:
+        where = f" (see {error.ctx.command_path} --help)" if isinstance(error, click.UsageError) and error.ctx else ""
+        return _fail(error.format_message() + where, USER_ERROR)
+    except click.Abort:
+        return _fail("interrupted", INTERRUPTED)
+    except UserError as error:
+        return _fail(str(error), DIVERGED if isinstance(error, DivergedError) else USER_ERROR)
+    return status if isinstance(status, int) else 0
+
+
+def _fail(message: str, status: int) -> int:
+    print("agm: error: " + " ".join(message.split()), file=sys.stderr)
+    return status
+
+
+def _interrupted(what: str, how: str | None) -> None:
+    how = f" Continue with: {how}" if how else " Nothing was written."
+    click.echo(what + how, err=True)
+    raise click.exceptions.Exit(INTERRUPTED)
+
+
+def _require(*packages: str) -> None:
+    missing = [name.replace("_", "-") for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"This command needs {', '.join(missing)}. Install with: pip install 'agm[train]'")
+
+
+def _new_folder(config: Config) -> Path:
+    """A folder below runs/ that holds no run: the same settings again get a number."""
+    name = "-".join([Path(config.dataset).stem, config.fusion, config.method.replace(":", "-"), f"seed{config.seed}"])
+    folder, number = Path("runs") / name, 1
+    while RunFolder(folder).holds_run():
+        number += 1
+        folder = Path("runs") / f"{name}-{number}"
+    return folder
+
+
+def _draw(result: Result) -> None:
+    plots.draw_run(result.folder, _title(result.config))
+
+
+def _title(config: Config) -> str:
+    alpha = f", alpha {config.alpha:g}, {config.masked}" if config.method == "agm" else ""
+    return f"{Path(config.dataset).stem}, {config.fusion} fusion, {config.method}{alpha}, seed {config.seed}"
+
+
+def _versions() -> dict[str, object]:
+    versions: dict[str, object] = {
+        "agm": agm.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    if importlib.util.find_spec("triton") is None:
+        return versions | {"triton": "not installed: pip install 'agm[triton]'"}
+    from importlib.metadata import version
+
+    return versions | {"triton": version("triton")}
+
+
+def _devices() -> dict[str, object]:
+    devices: dict[str, object] = {
+        "cpu": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    }
+    for index in range(torch.cuda.device_count()):
+        devices[f"cuda:{index}"] = torch.cuda.get_device_name(index)
+    if not torch.cuda.is_available():
+        built = torch.version.cuda or torch.version.hip
+        devices["cuda"] = "no GPU found" if built else "off: this torch is a CPU build"
+    return devices
+
+
+def _native() -> dict[str, object]:
+    from agm.ops import _library
+
+    if _library.native is None:
+        return {"not loaded": _library.native_error}
+    info = _library.native.build_info()
+    return dict(info) if isinstance(info, dict) else {"build": info}

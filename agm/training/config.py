@@ -1,0 +1,226 @@
+"""The settings of a run: one frozen dataclass, from which the command line, the TOML file and the docs come."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+import torch
+
+from agm.data import available
+from agm.training.errors import UserError
+
+__all__ = ["Config", "differences", "kind_of", "read_config", "write_config"]
+
+ENVIRONMENT = "environment"  # the table of a run's config.toml that informs and is never read back
+
+
+def setting(default: Any, help: str, expected: str, valid: Callable[[Any], bool]) -> Any:
+    """A field of `Config`: its default, what it does, and in words and in code which values it takes."""
+    return field(default=default, metadata={"help": help, "expected": expected, "valid": valid})
+
+
+def _one_of(*names: str) -> tuple[str, Callable[[Any], bool]]:
+    return "one of " + ", ".join(names), lambda value: value in names
+
+
+def _positive(value: float) -> bool:
+    return value > 0 and math.isfinite(value)
+
+
+def _not_negative(value: float) -> bool:
+    return value >= 0 and math.isfinite(value)
+
+
+_TEXT = ("a non-empty string", bool)
+_POSITIVE = ("a positive number", _positive)
+_NOT_NEGATIVE = ("a finite number >= 0", _not_negative)
+_COUNT = ("an integer >= 1", lambda value: value >= 1)
+_EPOCH = ("an integer >= 0", lambda value: value >= 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Every setting of a training run.
+
+    Raises:
+        UserError: a value of the wrong type or out of its range; the message names the setting.
+    """
+
+    dataset: str = setting("av-digits", "name of a bundled dataset, or path of your own data", *_TEXT)
+    fusion: str = setting("late", "how the network joins the modalities (agm.models.fusions)", *_TEXT)
+    width: int = setting(64, "features that each encoder gives", *_COUNT)
+    method: str = setting("agm", "agm, joint, or unimodal:NAME for the modality NAME alone", *_TEXT)
+    alpha: float = setting(1.5, "strength of the modulation; 0 is joint training", *_NOT_NEGATIVE)
+    max_gap: float = setting(
+        10.0, "cap on the reference ratio minus the ratio; inf for none", "a number > 0", lambda value: value > 0
+    )
+    masked: str = setting(
+        "exact", "how masked logits are computed while training: exact or shared", *_one_of("exact", "shared")
+    )
+    start: int = setting(0, "first epoch that is modulated", *_EPOCH)
+    stop: int | None = setting(None, "first epoch after the modulation; none for no end", *_EPOCH)
+    epochs: int = setting(40, "passes over the training split", *_COUNT)
+    batch_size: int = setting(
+        64, "samples a step at most; an epoch is cut evenly", "an integer >= 2", lambda value: value >= 2
+    )
+    lr: float = setting(0.02, "learning rate of SGD", *_POSITIVE)
+    momentum: float = setting(0.9, "momentum of SGD", "a number from 0 to below 1", lambda value: 0 <= value < 1)
+    weight_decay: float = setting(1e-4, "L2 penalty of SGD", *_NOT_NEGATIVE)
+    schedule: str = setting(
+        "cosine",
+        "learning rate over the epochs: cosine (to 0), constant, or step",
+        *_one_of("cosine", "constant", "step"),
+    )
+    step_epochs: int = setting(70, "schedule step: epochs between two reductions", *_COUNT)
+    step_factor: float = setting(
+        0.1, "schedule step: factor of a reduction", "a number > 0 and <= 1", lambda value: 0 < value <= 1
+    )
+    clip_norm: float | None = setting(None, "largest norm of the whole gradient; none for no limit", *_POSITIVE)
+    seed: int = setting(
+        0,
+        "of the weights, the dropout and the order of the samples",
+        "an integer from 0 to 2**32 - 1",
+        lambda value: 0 <= value < 2**32,
+    )
+    device: str = setting("auto", "cpu, cuda, cuda:1 ...; auto takes cuda where there is one", *_TEXT)
+    threads: int | None = setting(None, "CPU threads of torch; none for torch's own choice", *_COUNT)
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):
+            value = _typed(spec.name, getattr(self, spec.name))
+            object.__setattr__(self, spec.name, value)
+            if value is not None and not spec.metadata["valid"](value):
+                raise _unexpected(spec.name, spec.metadata["expected"], value)
+        if self.stop is not None and self.stop <= self.start:
+            raise UserError(
+                f"Expected setting `stop` to be greater than `start` ({self.start}), but got {self.stop}. "
+                "Epochs start <= epoch < stop are modulated; for none of them, use method joint."
+            )
+
+    def resolved(self) -> Config:
+        """The same settings with device, threads and a path of data made definite for this machine.
+
+        Raises:
+            UserError: the device does not exist here.
+        """
+        is_path = self.dataset not in available() and os.path.exists(self.dataset)
+        dataset = os.path.abspath(self.dataset) if is_path else self.dataset
+        threads = torch.get_num_threads() if self.threads is None else self.threads
+        return replace(self, dataset=dataset, device=_device(self.device), threads=threads)
+
+
+def kind_of(name: str) -> tuple[type, bool]:
+    """The type of a setting, and whether it may be none."""
+    hint = get_type_hints(Config)[name]
+    kinds = get_args(hint)
+    if not kinds:
+        return hint, False
+    return next(kind for kind in kinds if kind is not NoneType), True
+
+
+def _typed(name: str, value: Any) -> Any:
+    kind, optional = kind_of(name)
+    if value is None and optional:
+        return None
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise _unexpected(name, {str: "a string", int: "an integer", float: "a number"}[kind], value)
+    return value
+
+
+def _unexpected(name: str, expected: str, value: Any) -> UserError:
+    option = "--" + name.replace("_", "-")
+    return UserError(
+        f"Expected setting `{name}` to be {expected}, but got {value!r}. "
+        f"Set it with {option} or in the configuration file."
+    )
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"Expected setting `device` to be a device of this machine, but got {name!r} ({reason}). "
+            "Use --device auto or --device cpu."
+        ) from error
+    return str(device)
+
+
+def read_config(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> Config:
+    """Settings from a TOML file, as `write_config` writes it.
+
+    Args:
+        path: the file; settings that it does not name have their defaults, its [environment] is not read.
+        overrides: settings that win over the file.
+
+    Raises:
+        UserError: no such file, no TOML, an unknown setting, or a value that a setting does not take.
+    """
+    try:
+        with open(path, "rb") as file:
+            values = tomllib.load(file)
+    except OSError as error:
+        raise UserError(
+            f"Expected {str(path)!r} to be a readable configuration file, but got: {error.strerror}. "
+            "Give the path of a TOML file, such as the config.toml of a run."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"Expected {str(path)!r} to be a TOML file, but got: {error}. Correct the file.") from error
+    values.pop(ENVIRONMENT, None)
+    known = [spec.name for spec in fields(Config)]
+    for key in values:
+        if key not in known:
+            raise UserError(_unknown(key, path, known))
+    try:
+        Config(**values)  # the file alone, so that its mistakes are not laid on the command line
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return Config(**{**values, **(overrides or {})})
+
+
+def _unknown(key: str, path: str | os.PathLike[str], known: list[str]) -> str:
+    near = difflib.get_close_matches(key.replace("-", "_"), known, n=1)
+    hint = f"Did you mean `{near[0]}`? " if near else ""
+    return f"Expected {str(path)!r} to hold known settings, but got `{key}`. {hint}Known: {', '.join(known)}."
+
+
+def write_config(path: str | os.PathLike[str], config: Config, environment: Mapping[str, str]) -> None:
+    """Write `config` as TOML with a comment a setting; refuses to write over a file.
+
+    Args:
+        path: the new file.
+        config: its settings; those that are none are left out.
+        environment: what the run met (versions, devices), for people to read.
+    """
+    import tomli_w
+
+    lines = ["# Repeat this run:  agm train --config THIS_FILE", ""]
+    for spec in fields(config):
+        value = getattr(config, spec.name)
+        comment = "# " + spec.metadata["help"]
+        if value is None:
+            lines.append(f"# {spec.name}: none  {comment}")
+        else:
+            lines.append(f"{tomli_w.dumps({spec.name: value}).strip()}  {comment}")
+    lines += ["", "# For information only.", tomli_w.dumps({ENVIRONMENT: dict(environment)})]
+    with open(path, "x", encoding="utf-8") as file:
+        file.write("\n".join(lines))
+
+
+def differences(config: Config, other: Config) -> list[str]:
+    """Settings in which two configurations differ, as "name (value, other value)"."""
+    left, right = asdict(config), asdict(other)
+    return [f"{name} ({left[name]!r}, {right[name]!r})" for name in left if left[name] != right[name]]

@@ -1,0 +1,99 @@
+"""What a network does on a split: with all modalities, each one's response, and without each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from agm import masked_logits
+from agm.data import Split
+from agm.ops.reference import responses
+
+__all__ = ["Evaluation", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of one split; accuracies are shares from 0 to 1.
+
+    Args:
+        samples: size of the split.
+        loss, accuracy: mean cross-entropy and accuracy of the joint logits.
+        responses: modality -> accuracy of its mono-modal response.
+        absent: modality -> accuracy of the network without it; empty for a network of one modality.
+    """
+
+    samples: int
+    loss: float
+    accuracy: float
+    responses: Mapping[str, float]
+    absent: Mapping[str, float]
+
+    def columns(self) -> dict[str, float]:
+        """The figures by the names that they have in metrics.csv."""
+        return {
+            "loss": self.loss,
+            "accuracy": self.accuracy,
+            **{f"response_{name}": value for name, value in self.responses.items()},
+            **{f"absent_{name}": value for name, value in self.absent.items()},
+        }
+
+
+@torch.no_grad()
+def evaluate(network: nn.Module, split: Split, modalities: tuple[str, ...], batch_size: int = 256) -> Evaluation:
+    """Evaluate a plain network (not wrapped in AGM) in eval mode; the modes are as before afterwards.
+
+    Args:
+        network: takes the modalities as keywords and returns (B, C) logits.
+        split: on the network's device.
+        modalities: those that the network takes, one or more.
+        batch_size: samples a pass.
+    """
+    names = [*(f"response {name}" for name in modalities), *(f"absent {name}" for name in modalities)]
+    totals = torch.zeros(2 + len(names), dtype=torch.float64, device=split.target.device)
+    with _eval_mode(network):
+        for begin in range(0, len(split), batch_size):
+            rows = slice(begin, begin + batch_size)
+            target = split.target[rows]
+            inputs = {name: split.inputs[name][rows] for name in modalities}
+            totals += _batch_totals(network, inputs, target)
+    loss, accuracy, *shares = (totals / len(split)).tolist()
+    count = len(modalities)
+    return Evaluation(
+        samples=len(split),
+        loss=loss,
+        accuracy=accuracy,
+        responses=dict(zip(modalities, shares[:count], strict=True)),
+        absent=dict(zip(modalities, shares[count:], strict=True)) if count > 1 else {},
+    )
+
+
+def _batch_totals(network: nn.Module, inputs: dict[str, Tensor], target: Tensor) -> Tensor:
+    """(2 + 2 M,) float64: summed loss, then hits: joint, each response, without each modality."""
+    if len(inputs) == 1:
+        joint = network(**inputs)
+        predicted = joint.argmax(-1).expand(3, -1)  # one modality is its own response
+    else:
+        masked = masked_logits(network, inputs)  # (2**M - 1, B, C), row i of the subset with bitmask i + 1
+        joint = masked[-1]
+        without = [len(masked) - 1 - 2**m for m in range(len(inputs))]
+        guesses = torch.cat([masked[-1:], responses(masked).to(masked.dtype), masked[without]])
+        predicted = guesses.argmax(-1)
+    loss = F.cross_entropy(joint.double(), target, reduction="sum")
+    return torch.cat([loss.unsqueeze(0), predicted.eq(target).sum(1)])
+
+
+@contextmanager
+def _eval_mode(network: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,273 @@
+"""Pictures of a run and of a comparison. matplotlib is imported when a picture is drawn, and no window opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from agm.training.compare import Comparison, mean_interval, title_of
+from agm.training.records import RunFolder, read_table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["comparison_figure", "draw_comparison", "draw_run", "training_figure"]
+
+# Okabe and Ito's palette, told apart under every common colour blindness.
+JOINT = "#222222"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+STYLE: dict[Any, Any] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": "#777777",
+    "axes.grid": True,
+    "axes.labelsize": 9,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "figure.titlesize": 11,
+    "figure.titleweight": "bold",
+    "grid.color": "#E8E8E8",
+    "grid.linewidth": 0.6,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "lines.linewidth": 1.5,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+}
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def draw_run(folder: str | Path, title: str) -> Path:
+    """Draw training.png from the tables of a run, finished or not; returns its path.
+
+    Raises:
+        UserError: the folder has no tables.
+    """
+    run = RunFolder(Path(folder))
+    metrics = read_table(run.metrics)
+    done = metrics[-1]["step"] if metrics else 0
+    figure = training_figure(metrics, read_table(run.steps, lambda row: row["step"] <= done), title)
+    figure.savefig(run.picture, dpi=150)
+    return run.picture
+
+
+def draw_comparison(path: Path, comparisons: Sequence[Comparison], title: str) -> None:
+    """Write the picture of a comparison to `path`."""
+    comparison_figure(comparisons, title).savefig(path, dpi=150)
+
+
+def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    @wraps(draw)
+    def drawn(*arguments: Any) -> Figure:
+        import matplotlib
+
+        with matplotlib.rc_context(STYLE):
+            return draw(*arguments)
+
+    return drawn
+
+
+@_styled
+def training_figure(metrics: Rows, steps: Rows, title: str) -> Figure:
+    """Small multiples over the steps.
+
+    Args:
+        metrics: rows of metrics.csv.
+        steps: rows of steps.csv; scores, ratios and coefficients have panels if the run was modulated.
+        title: of the whole figure.
+    """
+    names = [
+        column.removeprefix("response_") for column in (metrics[0] if metrics else ()) if column.startswith("response_")
+    ]
+    colours = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(names)}
+    has_absent = any(_has(metrics, f"absent_{name}") for name in names)
+    modulated = any(_has(steps, f"score_{name}") for name in names)
+    split = metrics[0]["split"] if metrics else "test"
+
+    rows, columns = 1 + modulated, 2 + has_absent
+    figure, grid = _grid(rows, columns, 3.6 * columns, 0.7 + 2.6 * rows, sharex=True)
+    _draw_loss(grid[0][0], metrics, steps, split)
+    _draw_accuracies(grid[0][1], metrics, colours, split)
+    if has_absent:
+        _draw_absent(grid[0][2], metrics, colours, split)
+    if modulated:
+        _draw_scores(grid[1][0], steps, colours)
+        _draw_ratios(grid[1][1], steps, colours)
+        _draw_coefficients(grid[1][2], steps, colours)
+    for axes in grid[-1]:
+        axes.set_xlabel("step")
+        axes.set_xlim(left=0)
+    _title(figure, title)
+    _key(figure, {"joint": JOINT, **colours})
+    return figure
+
+
+@_styled
+def comparison_figure(comparisons: Sequence[Comparison], title: str) -> Figure:
+    """Joint accuracy and responses side by side: a dot a seed, the mean with its 95 % confidence interval.
+
+    Thin lines join the runs of one seed, for the differences are paired.
+    """
+    metrics = [name for name in dict.fromkeys(c.metric for c in comparisons) if not name.startswith("absent_")]
+    methods = list(dict.fromkeys(c.method for c in comparisons))
+    width = 0.8 + len(metrics) * (0.9 + 0.8 * len(methods))
+    figure, grid = _grid(1, len(metrics), max(width, 5.5), 3.6, sharey=True)
+    for axes, metric in zip(grid[0], metrics, strict=True):
+        values = {c.method: 100 * np.array(c.values) for c in comparisons if c.metric == metric}
+        _draw_dots(axes, [values.get(method) for method in methods])
+        axes.set_title(title_of(metric))
+        axes.set_xticks(range(len(methods)), [method.replace(":", "\n") for method in methods], fontsize=9)
+        axes.set_xlim(-0.6, len(methods) - 0.4)
+        axes.grid(visible=False, axis="x")
+    grid[0][0].set_ylabel("test accuracy, %")
+    # Intervals of few seeds reach far beyond what an accuracy can be.
+    low, high = grid[0][0].get_ylim()
+    grid[0][0].set_ylim(max(low, 0), min(high, 100))
+    _title(figure, title)
+    return figure
+
+
+def _grid(
+    rows: int, columns: int, width: float, height: float, sharex: bool = False, sharey: bool = False
+) -> tuple[Figure, list[list[Axes]]]:
+    # A Figure of its own instead of pyplot: no global state, no window, nothing to close.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey).tolist()
+
+
+def _title(figure: Figure, title: str) -> None:
+    figure.suptitle(title, x=0.008, horizontalalignment="left")
+
+
+def _key(figure: Figure, colours: Mapping[str, str]) -> None:
+    """One key for all panels: a colour means the same in each of them."""
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=colour, linewidth=2.5, label=name) for name, colour in colours.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+
+
+def _draw_loss(axes: Axes, metrics: Rows, steps: Rows, split: str) -> None:
+    axes.set_title(f"loss: solid {split}, dotted training")
+    axes.plot(_column(steps, "step"), _column(steps, "loss"), color=JOINT, alpha=0.2, linewidth=0.6)
+    axes.plot(_column(metrics, "step"), _column(metrics, "train_loss"), color=JOINT, linestyle=":")
+    axes.plot(_column(metrics, "step"), _column(metrics, "loss"), color=JOINT)
+    # A single wild step must not flatten the rest.
+    shown = np.concatenate([_column(metrics, "loss"), _column(metrics, "train_loss"), _column(steps, "loss")[:1]])
+    if np.isfinite(shown).any():
+        axes.set_ylim(0, 1.1 * np.nanmax(shown))
+    axes.set_ylabel("cross-entropy")
+
+
+def _draw_accuracies(axes: Axes, metrics: Rows, colours: Mapping[str, str], split: str) -> None:
+    axes.set_title(f"{split} accuracy: joint, each response")
+    for name, colour in colours.items():
+        axes.plot(_column(metrics, "step"), 100 * _column(metrics, f"response_{name}"), color=colour)
+    axes.plot(_column(metrics, "step"), 100 * _column(metrics, "accuracy"), color=JOINT)
+    _percent(axes)
+
+
+def _draw_absent(axes: Axes, metrics: Rows, colours: Mapping[str, str], split: str) -> None:
+    axes.set_title(f"{split} accuracy without each modality")
+    for name, colour in colours.items():
+        axes.plot(_column(metrics, "step"), 100 * _column(metrics, f"absent_{name}"), color=colour)
+    axes.plot(_column(metrics, "step"), 100 * _column(metrics, "accuracy"), color=JOINT, linestyle=":")
+    _percent(axes)
+
+
+def _percent(axes: Axes) -> None:
+    axes.set_ylabel("%")
+    axes.set_ylim(0, 100)
+
+
+def _draw_scores(axes: Axes, steps: Rows, colours: Mapping[str, str]) -> None:
+    axes.set_title("score of each response")
+    for name, colour in colours.items():
+        _noisy(axes, steps, f"score_{name}", colour)
+    axes.set_ylabel("cross-entropy")
+    axes.set_ylim(bottom=0)
+
+
+def _draw_ratios(axes: Axes, steps: Rows, colours: Mapping[str, str]) -> None:
+    axes.set_title("ratio: solid batch, dotted reference")
+    for name, colour in colours.items():
+        _noisy(axes, steps, f"ratio_{name}", colour)
+        reference = _column(steps, f"reference_ratio_{name}")
+        axes.plot(_column(steps, "step"), reference, color=colour, linestyle=":")
+    _around_one(axes, steps, "ratio", colours)
+
+
+def _draw_coefficients(axes: Axes, steps: Rows, colours: Mapping[str, str]) -> None:
+    axes.set_title("modulation coefficient")
+    for name, colour in colours.items():
+        _noisy(axes, steps, f"coefficient_{name}", colour)
+    _around_one(axes, steps, "coefficient", colours)
+
+
+def _around_one(axes: Axes, steps: Rows, kind: str, names: Mapping[str, str]) -> None:
+    """A logarithmic axis, on which twice and half are as far from 1, as wide as the running means need it."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axes.axhline(1, color="#777777", linewidth=0.8)
+    axes.set_yscale("log")
+    means = np.concatenate([_smooth(_column(steps, f"{kind}_{name}")) for name in names])
+    means = means[np.isfinite(means)].clip(0.01, 100)
+    if len(means):
+        axes.set_ylim(min(means.min(), 0.8) / 1.3, max(means.max(), 1.25) * 1.3)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _noisy(axes: Axes, steps: Rows, column: str, colour: str) -> None:
+    """Every step, faint, and their running mean."""
+    step, values = _column(steps, "step"), _column(steps, column)
+    axes.plot(step, values, color=colour, alpha=0.22, linewidth=0.6)
+    axes.plot(step, _smooth(values), color=colour)
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    return _running_mean(values, max(1, len(values) // 40))
+
+
+def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """Mean over `window` values around each, fewer at the ends; NaN has no part in it and stays NaN."""
+    known = np.isfinite(values)
+    kernel = np.ones(window)
+    total = np.convolve(np.where(known, values, 0.0), kernel, mode="same")
+    count = np.convolve(known.astype(float), kernel, mode="same")
+    return np.where(known, total / np.maximum(count, 1), np.nan)
+
+
+def _draw_dots(axes: Axes, groups: Sequence[np.ndarray | None]) -> None:
+    present = [(place, values) for place, values in enumerate(groups) if values is not None]
+    if len(present) > 1:
+        places, values = zip(*present, strict=True)
+        axes.plot(places, np.stack(values), color="#BBBBBB", linewidth=0.8, zorder=1)
+    for place, values in present:
+        colour = COLOURS[place % len(COLOURS)]
+        axes.scatter([place] * len(values), values, s=18, color=colour, alpha=0.6, linewidths=0, zorder=2)
+        mean, low, high = mean_interval(values.tolist())
+        bars = None if low is None or high is None else [[mean - low], [high - mean]]
+        axes.errorbar([place + 0.22], [mean], yerr=bars, fmt="o", markersize=6, color=colour, capsize=3, zorder=3)
+        axes.annotate(f"{mean:.1f}", (place + 0.22, mean), (6, 0), textcoords="offset points", va="center", size=8)
+
+
+def _column(rows: Rows, name: str) -> np.ndarray:
+    return np.array([np.nan if row.get(name) is None else row[name] for row in rows], dtype=float)
+
+
+def _has(rows: Rows, name: str) -> bool:
+    return any(row.get(name) is not None for row in rows)

@@ -1,0 +1,162 @@
+"""What the command line shows: progress, and tables of results, comparisons and backends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from agm.ops import Service
+from agm.training.compare import Comparison, interval, remark, spread, title_of
+from agm.training.config import Config
+from agm.training.trainer import Observer, Result
+
+__all__ = ["Progressing", "comparison_table", "key_value_table", "result_table", "service_table"]
+
+
+class Progressing(Observer):
+    """A progress bar on a terminal, a line an epoch elsewhere. Use as a context."""
+
+    def __init__(self, console: Console, label: str = "") -> None:
+        self.epochs = 0  # finished ones, also of the run that is continued
+        self.total = 0
+        self._console, self._label = console, label
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("epochs"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[figures]}"),
+                console=console,
+            )
+
+    def __enter__(self) -> Progressing:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def started(self, folder: Path, config: Config, epoch: int, steps: int) -> None:
+        self.epochs, self.total = epoch, config.epochs
+        if self._bar is not None:
+            self._steps, self._done = steps, epoch * steps
+            self._task = self._bar.add_task(self._label or "training", total=config.epochs, completed=epoch, figures="")
+        elif epoch == config.epochs:
+            self._line("finished before")
+        elif epoch:
+            self._line(f"continues after epoch {epoch}/{self.total}")
+
+    def stepped(self) -> None:
+        if self._bar is not None:
+            self._done += 1
+            self._bar.update(self._task, completed=self._done / self._steps)
+
+    def epoch_finished(self, row: Mapping[str, Any]) -> None:
+        self.epochs = row["epoch"] + 1
+        figures = f"loss {row['train_loss']:.3f}  {row['split']} accuracy {100 * row['accuracy']:.1f} %"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.epochs, figures=figures)
+        else:
+            self._line(f"epoch {self.epochs}/{self.total}  {figures}  {row['seconds']:.1f} s")
+
+    def _line(self, text: str) -> None:
+        self._console.print(f"{self._label}  {text}" if self._label else text, highlight=False, markup=False)
+
+
+def result_table(result: Result) -> Group:
+    """The figures of a run, one row a modality."""
+    figures, row = result.evaluation, result.history[-1]
+    table = Table()
+    for name in ("", "accuracy", "response", "absent", "coefficient", "score"):
+        table.add_column(name, justify="left" if name == "" else "right")
+    table.add_row("joint", f"[bold]{100 * figures.accuracy:.1f}[/bold]", "", "", "", "")
+    for name in result.modalities:
+        table.add_row(
+            Text(name),
+            "",
+            _percent(figures.responses.get(name)),
+            _percent(figures.absent.get(name)),
+            _number(row.get(f"coefficient_{name}")),
+            _number(row.get(f"score_{name}")),
+        )
+    return _framed(
+        f"{result.config.method}, {result.config.fusion} fusion, epoch {len(result.history)} of "
+        f"{result.config.epochs}: test split, {figures.samples} samples",
+        table,
+        "Percent correct: jointly, by the response of each modality, and with each modality absent; of the "
+        "last epoch, never of the one that did best on the test split. Coefficients and scores: means of the epoch.",
+    )
+
+
+def comparison_table(comparisons: Sequence[Comparison]) -> Group:
+    """Mean, standard deviation and paired difference of every figure."""
+    first = comparisons[0].method
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("figure", no_wrap=True)
+    table.add_column("method", overflow="fold")
+    table.add_column("mean ± sd", justify="right", no_wrap=True)
+    table.add_column(Text(f"difference\nto {first} [95 %]", justify="right"), justify="right", no_wrap=True)
+    table.add_column("claim", no_wrap=True)
+    shown = ""
+    for comparison in comparisons:
+        repeated = comparison.metric == shown
+        if shown and not repeated:
+            table.add_section()
+        shown = comparison.metric
+        claims = comparison.verdict in ("", "higher", "lower")
+        table.add_row(
+            Text("" if repeated else title_of(comparison.metric)),
+            Text(comparison.method),
+            spread(comparison),
+            Text(interval(comparison)),
+            comparison.verdict if claims else "none",
+        )
+    legend = "claim none: the interval holds 0 (or there is none), so no difference can be claimed. "
+    return _framed("test accuracy in percent", table, legend + remark(len(comparisons[0].values)))
+
+
+def service_table(services: Sequence[Service]) -> Group:
+    """Which backend serves each op, and why the others do not."""
+    table = Table()
+    for name in ("op", "device", "backend", "off, and why"):
+        table.add_column(name, overflow="fold")
+    for service in services:
+        reasons = "\n".join(f"{name}: {reason}" for name, reason in service.unavailable.items())
+        table.add_row(service.op, service.device, f"[bold]{service.backend}[/bold]", Text(reasons))
+    return _framed("operations", table)
+
+
+def key_value_table(title: str, values: Mapping[str, object]) -> Group:
+    """Two columns."""
+    table = Table(show_header=False)
+    table.add_column("")
+    table.add_column("", overflow="fold")
+    for name, value in values.items():
+        table.add_row(Text(name), Text(str(value)))
+    return _framed(title, table)
+
+
+def _framed(title: str, table: Table, remark: str = "") -> Group:
+    """Titles and remarks stand outside: as parts of a table they wrap to its width."""
+    below = [Text(remark, style="dim")] if remark else []
+    return Group(Text(title, style="bold"), table, *below)
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

@@ -1,0 +1,473 @@
+"""The training loop: from a configuration to a finished run folder, in one go or in several."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils import deterministic as _deterministic
+
+from agm import data as datasets
+from agm.data import MultimodalData, Split
+from agm.ops.reference import COEFFICIENTS, RATIOS, REFERENCE_RATIOS, SCORES
+from agm.training.checkpoint import load_checkpoint, random_state, restore_random_state, save_checkpoint
+from agm.training.config import Config, differences, read_config, write_config
+from agm.training.errors import UserError
+from agm.training.evaluation import Evaluation, evaluate
+from agm.training.methods import Method, build_method, check_method
+from agm.training.records import Row, RunFolder, Table, metric_columns, read_table, step_columns
+
+__all__ = ["DivergedError", "Observer", "Result", "batches", "check_settings", "learning_rate", "load_run", "train"]
+
+
+class DivergedError(UserError):
+    """The loss or the weights are not finite any more."""
+
+
+class Observer:
+    """Is told how a run goes; does nothing. Override what you want to show."""
+
+    def started(self, folder: Path, config: Config, epoch: int, steps: int) -> None:
+        """Training begins at `epoch` (0, or later in a resumed run), with `steps` steps an epoch."""
+
+    def stepped(self) -> None:
+        """A step was queued; nothing of it has been read from the device."""
+
+    def epoch_finished(self, row: Row) -> None:
+        """`row` of metrics.csv and the checkpoint are written."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    Args:
+        folder: where its files are.
+        config: its settings, resolved.
+        modalities: those that the network takes.
+        evaluation: figures of the last epoch on the test split.
+        history: rows of metrics.csv.
+        network: the trained network, not wrapped in AGM.
+        data: digest of the values of the dataset.
+    """
+
+    folder: Path
+    config: Config
+    modalities: tuple[str, ...]
+    evaluation: Evaluation
+    history: list[Row]
+    network: nn.Module
+    data: str
+
+
+def train(
+    config: Config, folder: str | os.PathLike[str], *, resume: bool = False, observer: Observer | None = None
+) -> Result:
+    """Train as `config` says and leave config.toml, metrics.csv, steps.csv, checkpoint.pt and result.json.
+
+    The same configuration gives the same weights bit for bit on the same machine and versions, also when the
+    run was interrupted anywhere and resumed: it goes on from its last finished epoch. The figures of a result
+    are those of the last epoch on the test split, never those of the epoch that did best on it.
+
+    Torch's generators, thread count and determinism flags are as before afterwards.
+
+    Args:
+        config: the settings.
+        folder: made if it does not exist; must not hold a run, unless `resume`.
+        resume: go on with the run in `folder`, which must have the same settings.
+        observer: is told about every step and epoch.
+
+    Raises:
+        UserError: settings, data or a folder that do not fit; the message says what to do.
+        DivergedError: a loss or a weight is not finite. The last checkpoint is from before.
+    """
+    run = RunFolder(Path(folder))
+    _check_folder(run, config, resume)
+    config = config.resolved()
+    with _reproducible(config):
+        data = _load_data(config)
+        method = _new_method(config, data)
+        trainer = _Trainer(config, run, data, method, observer or Observer())
+        if resume:
+            trainer.restore()
+        else:
+            run.path.mkdir(parents=True, exist_ok=True)
+            write_config(run.config, config, _environment(config))
+        return trainer.fit()
+
+
+def load_run(folder: str | os.PathLike[str]) -> Result:
+    """A run as of its last checkpoint, evaluated anew on the test split; nothing is written.
+
+    Raises:
+        UserError: no run, no finished epoch, or data that changed since.
+    """
+    run = RunFolder(Path(folder))
+    config = _recorded_config(run).resolved()
+    with _reproducible(config):
+        data = _load_data(config)
+        trainer = _Trainer(config, run, data, _new_method(config, data), Observer())
+        if not run.checkpoint.exists():
+            raise UserError(
+                f"Expected {str(run.path)!r} to have finished an epoch, but got no checkpoint there. "
+                f"Continue it: {run.resume_command}"
+            )
+        trainer.load_checkpoint()
+        return trainer.result()
+
+
+def check_settings(config: Config) -> None:
+    """Load the data and build the method once, so that a mistake shows before hours of other runs.
+
+    Raises:
+        UserError: settings or data that do not fit.
+    """
+    config = config.resolved()
+    with _reproducible(config):
+        _new_method(config, _load_data(config))
+
+
+def learning_rate(config: Config, epoch: int) -> float:
+    """Learning rate of epoch 0, 1, ...: a function of the epoch alone, so that a resumed run needs no state."""
+    if config.schedule == "cosine":
+        return config.lr * 0.5 * (1 + math.cos(math.pi * epoch / config.epochs))
+    if config.schedule == "step":
+        return config.lr * config.step_factor ** (epoch // config.step_epochs)
+    return config.lr
+
+
+def batches(samples: int, batch_size: int, seed: int, epoch: int) -> list[Tensor]:
+    """Indices of each step's samples, every sample once, in an order that (seed, epoch) decides.
+
+    The batches are of equal size but for one sample, and at most `batch_size`. A small remainder as a batch of its
+    own would be a full step on the noise of a few samples: for batch norm, and for the scores of AGM, which then
+    give coefficients far from 1. Only where a batch would be a single sample, which batch norm refuses, batches are
+    one larger.
+    """
+    entropy = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]
+    order = torch.randperm(samples, generator=torch.Generator().manual_seed(int(entropy)))
+    steps = min(math.ceil(samples / batch_size), max(samples // 2, 1))
+    return list(order.tensor_split(steps))
+
+
+class _Trainer:
+    """One run: what changes while it trains, and how it is written and read."""
+
+    def __init__(
+        self, config: Config, run: RunFolder, data: MultimodalData, method: Method, observer: Observer
+    ) -> None:
+        device = torch.device(config.device)
+        self.config, self.run, self.observer = config, run, observer
+        self.fingerprint = _fingerprint(data)
+        self.train_split = _on_device(data.train, method.modalities, device)
+        self.test_split = _on_device(data.test, method.modalities, device)
+        self.watched_name = "test" if data.validation is None else "validation"
+        self.watched_split = (
+            self.test_split if data.validation is None else _on_device(data.validation, method.modalities, device)
+        )
+        self.method = method
+        method.model.to(device)
+        self.optimizer = torch.optim.SGD(
+            method.model.parameters(),
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+        )
+        self.epoch = 0  # finished epochs
+        self.step = 0  # steps taken
+        self.history: list[Row] = []
+
+    def fit(self) -> Result:
+        """Train the epochs that are left."""
+        # The checkpoint's history rules: a row that it does not know belongs to an epoch that is trained again.
+        modalities = self.method.modalities
+        kept = read_table(self.run.steps, lambda row: row["step"] <= self.step) if self.step else []
+        metrics = Table(self.run.metrics, metric_columns(modalities), self.history)
+        steps = Table(self.run.steps, step_columns(modalities), kept)
+        try:
+            per_epoch = len(batches(len(self.train_split), self.config.batch_size, 0, 0))
+            self.observer.started(self.run.path, self.config, self.epoch, per_epoch)
+            while self.epoch < self.config.epochs:
+                row = self._run_epoch(steps)
+                metrics.append([row])
+                self.history.append(row)
+                self.epoch += 1
+                self._save_checkpoint()
+                self.observer.epoch_finished(row)
+        finally:
+            metrics.close()
+            steps.close()
+        result = self.result()
+        means = {name: value for name, value in self.history[-1].items() if name.startswith("coefficient_")}
+        self.run.write_result(
+            {"split": "test", "epochs": self.epoch, "modalities": list(modalities)}
+            | {"samples": result.evaluation.samples, **result.evaluation.columns(), **means}
+        )
+        return result
+
+    def result(self) -> Result:
+        return Result(
+            folder=self.run.path,
+            config=self.config,
+            modalities=self.method.modalities,
+            evaluation=evaluate(self.method.network, self.test_split, self.method.modalities),
+            history=self.history,
+            network=self.method.network,
+            data=self.fingerprint,
+        )
+
+    def _run_epoch(self, steps: Table) -> Row:
+        began, epoch = time.perf_counter(), self.epoch
+        rate = learning_rate(self.config, epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.method.model.train()
+        self.method.begin_epoch(epoch)
+        indices = batches(len(self.train_split), self.config.batch_size, self.config.seed, epoch)
+        sizes = [len(index) for index in indices]
+        order = torch.cat(indices).to(self.train_split.target.device)  # one transfer an epoch
+
+        # What a step leaves stays on the device until the epoch's end, so that no step waits for it.
+        losses, hits, statistics = [], [], []
+        for index in order.split(sizes):
+            loss, hit = self._take_step(index)
+            losses.append(loss)
+            hits.append(hit)
+            statistics.append(self.method.statistics())
+            self.observer.stepped()
+
+        step_losses = torch.stack(losses).double().cpu()
+        rows = self._step_rows(step_losses.tolist(), statistics)
+        steps.append(rows)
+        self._require_finite(step_losses)
+        self.step += len(sizes)
+        evaluation = evaluate(self.method.network, self.watched_split, self.method.modalities)
+        weight = torch.tensor(sizes, dtype=torch.float64) / len(self.train_split)
+        return {
+            "epoch": epoch,
+            "step": self.step,
+            "split": self.watched_name,
+            "lr": rate,
+            "train_loss": float(step_losses @ weight),
+            "train_accuracy": int(torch.stack(hits).sum()) / len(self.train_split),
+            **evaluation.columns(),
+            **self._epoch_means(rows),
+            "seconds": time.perf_counter() - began,
+        }
+
+    def _take_step(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """One update; returns the loss and the number of hits, both on the device."""
+        target = self.train_split.target[index]
+        inputs = {name: values[index] for name, values in self.train_split.inputs.items()}
+        self.optimizer.zero_grad(set_to_none=True)
+        logits = self.method.logits(inputs, target)
+        loss = F.cross_entropy(logits, target)
+        loss.backward()
+        if self.config.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.method.model.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        return loss.detach(), logits.detach().argmax(-1).eq(target).sum()
+
+    def _step_rows(self, losses: list[float], statistics: list[Tensor | None]) -> list[Row]:
+        rows = [
+            {"step": self.step + 1 + number, "epoch": self.epoch, "loss": loss} for number, loss in enumerate(losses)
+        ]
+        known = [values for values in statistics if values is not None]
+        if not known:  # all of an epoch, or none
+            return rows
+        values = torch.stack(known).cpu()  # (steps, 5, M)
+        places = {
+            "score": SCORES,
+            "ratio": RATIOS,
+            "reference_ratio": REFERENCE_RATIOS,
+            "coefficient": COEFFICIENTS,
+        }
+        for row, step_values in zip(rows, values, strict=True):
+            for kind, place in places.items():
+                for name, value in zip(self.method.modalities, step_values[place].tolist(), strict=True):
+                    row[f"{kind}_{name}"] = value
+        return rows
+
+    def _epoch_means(self, rows: list[Row]) -> dict[str, float]:
+        names = [f"{kind}_{name}" for kind in ("score", "ratio", "coefficient") for name in self.method.modalities]
+        # A step that AGM skipped has scores that are not finite; it has no part in the mean.
+        columns = {name: [row[name] for row in rows if math.isfinite(row.get(name, math.nan))] for name in names}
+        return {name: math.fsum(values) / len(values) for name, values in columns.items() if values}
+
+    def _require_finite(self, losses: Tensor) -> None:
+        wrong = (~losses.isfinite()).nonzero()
+        if len(wrong):
+            first = int(wrong[0])
+            what = f"the loss of step {self.step + 1 + first} is {losses[first].item()}"
+        elif not all(bool(value.isfinite().all()) for value in self.method.network.state_dict().values()):
+            what = "a weight is not finite"
+        else:
+            return
+        saved = f"The checkpoint of the {self.epoch} epochs before is unharmed. " if self.epoch else ""
+        raise DivergedError(
+            f"Training diverged in epoch {self.epoch}: {what}. {saved}"
+            "Train again into another folder with a lower --lr, or with --clip-norm 1."
+        )
+
+    def _save_checkpoint(self) -> None:
+        save_checkpoint(
+            self.run.checkpoint,
+            {
+                "config": asdict(self.config),
+                "data": self.fingerprint,
+                "model": self.method.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "epoch": self.epoch,
+                "step": self.step,
+                "random": random_state(),
+                "history": self.history,
+            },
+        )
+
+    def restore(self) -> None:
+        """Go back to the last finished epoch; to the beginning if there is none."""
+        if self.run.checkpoint.exists():
+            self.load_checkpoint()
+
+    def load_checkpoint(self) -> None:
+        contents = load_checkpoint(self.run.checkpoint)
+        recorded = Config(**contents["config"])
+        if changed := differences(self.config, recorded):
+            raise UserError(
+                f"Expected {str(self.run.config)!r} to be as when the run began, but got other settings than in "
+                f"its checkpoint: {', '.join(changed)}. Put them back, or train into another folder with --out."
+            )
+        if contents["data"] != self.fingerprint:
+            raise UserError(
+                f"Expected the data {self.config.dataset!r} to be those that the run began with, "
+                "but their contents changed. Put them back, or train into another folder with --out."
+            )
+        self.method.model.load_state_dict(contents["model"])
+        self.optimizer.load_state_dict(contents["optimizer"])
+        self.epoch, self.step, self.history = contents["epoch"], contents["step"], contents["history"]
+        restore_random_state(contents["random"])
+
+
+def _check_folder(run: RunFolder, config: Config, resume: bool) -> None:
+    if resume:
+        if changed := differences(config.resolved(), _recorded_config(run).resolved()):
+            raise UserError(
+                f"Expected the settings to be those of the run in {str(run.path)!r}, but got others "
+                f"(asked for, in the run): {', '.join(changed)}. "
+                "Resume it without them, or train into another folder with --out."
+            )
+    elif run.path.exists() and not run.path.is_dir():
+        raise UserError(
+            f"Expected the run folder {str(run.path)!r} to be a folder, but got a file. Choose another with --out."
+        )
+    elif run.holds_run():
+        raise UserError(
+            f"Expected {str(run.path)!r} to hold no run yet, but got one. "
+            f"Continue it: {run.resume_command}, or choose another folder with --out."
+        )
+
+
+def _recorded_config(run: RunFolder) -> Config:
+    if not run.config.exists():
+        raise UserError(
+            f"Expected {str(run.path)!r} to hold a run, but got no config.toml there. "
+            "Give the folder that agm train made, such as runs/NAME."
+        )
+    return read_config(run.config)
+
+
+def _load_data(config: Config) -> MultimodalData:
+    try:
+        data = datasets.load(config.dataset)
+    except (OSError, TypeError, ValueError) as error:
+        raise UserError(str(error)) from error
+    for name, values in data.train.inputs.items():
+        if not values.is_floating_point():
+            raise UserError(
+                f"Expected every modality to be real-valued for the networks of agm.models.build, but got token "
+                f"ids in {name!r}. Wrap a network of your own in agm.AGM and write the loop, or store features."
+            )
+    if len(data.train) < 2:
+        raise UserError("Expected the training split to hold 2 samples or more, but got 1. Add samples.")
+    return data
+
+
+def _new_method(config: Config, data: MultimodalData) -> Method:
+    check_method(config.method)
+    shapes = {name: tuple(data.train.inputs[name].shape[1:]) for name in data.modalities}
+    return build_method(config, shapes, data.num_classes)
+
+
+def _on_device(split: Split, modalities: tuple[str, ...], device: torch.device) -> Split:
+    return Split({name: split.inputs[name].to(device) for name in modalities}, split.target.to(device))
+
+
+def _fingerprint(data: MultimodalData) -> str:
+    """Of all values of all splits: a resumed run must not go on with other data."""
+    digest = hashlib.sha256()
+    for split_name, split in data.splits.items():
+        for name, values in [*split.inputs.items(), ("target", split.target)]:
+            digest.update(f"{split_name} {name} {values.dtype} {tuple(values.shape)}".encode())
+            digest.update(values.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _environment(config: Config) -> Mapping[str, str]:
+    device = torch.device(config.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    return {
+        "agm": _version("agm"),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": name or platform.machine(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+@contextmanager
+def _reproducible(config: Config) -> Iterator[None]:
+    """Seeds torch and makes it deterministic; everything is as before afterwards."""
+    device = torch.device(config.device)
+    threads = torch.get_num_threads()
+    cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    strict, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    fill = _deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            if config.threads is not None and config.threads != threads:
+                torch.set_num_threads(config.threads)
+            if device.type == "cuda":
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+                torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+                torch.use_deterministic_algorithms(True, warn_only=True)
+                _deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+            torch.manual_seed(config.seed)
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
+            torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+            _deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]

@@ -1,0 +1,204 @@
+import sys
+from dataclasses import fields
+
+import pytest
+import torch
+from matplotlib import image
+
+import agm.training
+from agm.training import Config, cli, trainer
+from agm.training.__main__ import main
+from agm.training.config import read_config
+from agm.training.records import RunFolder, read_table
+
+
+@pytest.fixture
+def options(dataset, tmp_path, monkeypatch) -> list[str]:
+    monkeypatch.chdir(tmp_path)
+    return f"--dataset {dataset} --fusion early --width 8 --epochs 2 --batch-size 16 --threads 1".split()
+
+
+def failure(capsys, *arguments: str, status: int = 2) -> str:
+    """The one line on stderr of a command that fails."""
+    assert main(arguments) == status
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert "Traceback" not in captured.err + captured.out
+    return captured.err
+
+
+def test_train_leaves_everything_that_it_names(options, tmp_path, capsys):
+    assert main(["train", *options, "--alpha", "0.5", "--stop", "none", "--clip-norm", "2"]) == 0
+    output = capsys.readouterr().out
+    folder = tmp_path / "runs/tiny-early-agm-seed0"
+    assert "epoch 2/2" in output
+    assert "runs/tiny-early-agm-seed0" in output
+    assert "last epoch, never" in " ".join(output.split())
+    result = RunFolder(folder).read_result()
+    assert f"{100 * result['accuracy']:.1f}" in output
+    assert f"{100 * result['response_image']:.1f}" in output
+    assert f"{result['coefficient_audio']:.3f}" in output
+    config = read_config(folder / "config.toml")
+    assert (config.alpha, config.stop, config.clip_norm, config.threads) == (0.5, None, 2.0, 1)
+    assert image.imread(folder / "training.png").ndim == 3
+    assert len(read_table(folder / "metrics.csv")) == 2
+
+
+def test_a_config_repeats_a_run_beside_it(options, tmp_path, capsys):
+    assert main(["train", *options]) == 0
+    assert main(["train", "--config", "runs/tiny-early-agm-seed0/config.toml"]) == 0
+    assert main(["train", "--config", "runs/tiny-early-agm-seed0/config.toml", "--seed", "1", "--out", "x"]) == 0
+    first, second, third = (
+        torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["model"]
+        for name in ("runs/tiny-early-agm-seed0", "runs/tiny-early-agm-seed0-2", "x")
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], third[name]) for name in first)
+
+
+def test_ctrl_c_says_how_to_go_on_and_going_on_works(options, capsys, monkeypatch):
+    assert main(["train", *options, "--out", "whole"]) == 0
+    step, calls = trainer._Trainer._take_step, []
+
+    def interrupted(self, index):
+        calls.append(index)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return step(self, index)
+
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer._Trainer, "_take_step", interrupted)
+        message = failure(capsys, "train", *options, "--out", "parts", status=130)
+    assert message == "Interrupted after 1 of 2 epochs. Continue with: agm train --resume parts\n"
+    assert main(["train", "--resume", "parts"]) == 0
+    assert "continues after epoch 1/2" in capsys.readouterr().out
+    whole, parts = (torch.load(f"{name}/checkpoint.pt", weights_only=True)["model"] for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_compare_prints_and_writes(options, tmp_path, capsys):
+    arguments = ["compare", "--methods", "joint, agm", "--seeds", "2", *options]
+    assert main(arguments) == 0
+    output = capsys.readouterr().out
+    assert "± " in output
+    assert "no difference can be claimed" in " ".join(output.split())
+    folder = tmp_path / "runs/compare"
+    assert image.imread(folder / "compare.png").ndim == 3
+    assert (folder / "compare.csv").exists()
+    assert "agm compare --methods joint,agm --seeds 2 --dataset" in (folder / "compare.md").read_text()
+    assert (folder / "agm-seed1/training.png").exists()
+    assert main(arguments) == 0
+    again = capsys.readouterr().out
+    assert "epoch 1/2" not in again
+    assert again.count("finished before") == 4
+
+
+def test_evaluate_and_plot_a_run(options, tmp_path, capsys):
+    assert main(["train", *options, "--out", "run"]) == 0
+    table = capsys.readouterr().out.split("agm, early fusion")[1].split("picture,")[0]
+    assert main(["evaluate", "run"]) == 0
+    assert capsys.readouterr().out.split("agm, early fusion")[1].split() == table.split()
+    (tmp_path / "run/training.png").unlink()
+    assert main(["plot", "run"]) == 0
+    assert (tmp_path / "run/training.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("train --lr fast", "'--lr': 'fast' is not a valid float"),
+        ("train --lr -1", "`lr` to be a positive number, but got -1.0"),
+        ("train --stop later", "'--stop': 'later' is not a valid integer"),
+        ("train --method ogm", "one of agm, joint, unimodal:NAME, but got 'ogm'"),
+        ("train --dataset ./none.npz", "none.npz"),
+        ("train --config none.toml", "none.toml"),
+        ("train --resume none", "none"),
+        ("train --resume a --out b", "either --resume or --out"),
+        ("train --learning-rate 1", "No such option '--learning-rate'"),
+        ("trian", "No such command 'trian'"),
+        ("evaluate none", "none"),
+        ("plot none", "none"),
+        ("compare --methods agm", "two or more different methods, but got agm"),
+        ("data build av-digits", "Missing option '--output'"),
+        ("data build av-digits --output x.txt", ".npz"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(arguments, expected, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert expected in failure(capsys, *arguments.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_a_run_and_other_settings_are_refused(options, capsys):
+    assert main(["train", *options, "--out", "run"]) == 0
+    capsys.readouterr()
+    assert "--resume run" in failure(capsys, "train", *options, "--out", "run")
+    assert "lr (0.5, 0.02)" in failure(capsys, "train", "--resume", "run", "--lr", "0.5")
+
+
+def test_a_run_that_diverges_has_its_own_status(options, capsys, monkeypatch):
+    monkeypatch.setattr(trainer, "learning_rate", lambda config, epoch: 1e38)
+    assert "--clip-norm" in failure(capsys, "train", *options, status=1)
+
+
+def test_help_names_every_setting_and_its_default(capsys):
+    assert main(["train", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for spec in fields(Config):
+        assert "--" + spec.name.replace("_", "-") in text
+        assert spec.metadata["help"] in text
+        assert f"[default: {'none' if spec.default is None else spec.default}]" in text
+    assert main([]) == 2
+    assert "compare" in capsys.readouterr().out
+
+
+def test_info_says_what_serves_and_why_the_rest_does_not(capsys):
+    assert main(["info"]) == 0
+    output = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for service in agm.backends():
+        assert service.op in output
+        for reason in service.unavailable:
+            assert f"{reason}:" in output
+    assert torch.__version__ in output
+
+
+def test_data_build_hands_its_options_to_the_builder(tmp_path, capsys, monkeypatch):
+    from agm.data import build_av_digits
+
+    calls = []
+
+    def builder(path, **settings):
+        settings.pop("progress")(1, 2)
+        calls.append((path, settings))
+        return path
+
+    monkeypatch.setattr(build_av_digits, "build_av_digits", builder)
+    monkeypatch.chdir(tmp_path)
+    command = "data build av-digits --image-noise 0.8 --snr -5 10 --seed 3 --output hard.npz"
+    assert main(command.split()) == 0
+    assert calls == [("hard.npz", {"image_noise": 0.8, "snr": (-5.0, 10.0), "seed": 3})]
+    (tmp_path / "hard.npz").write_text("")
+    assert "exists" in failure(capsys, *command.split())
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("package", ["click", "rich"])
+def test_without_the_extra_the_command_says_what_to_install(package, capsys, monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("cli", "report"):
+        monkeypatch.delitem(sys.modules, f"agm.training.{name}")
+        monkeypatch.delattr(agm.training, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(["info"]) == 2
+    assert capsys.readouterr().err == (
+        f"agm: error: The command line needs {package}. Install with: pip install 'agm[train]'\n"
+    )
+
+
+def test_without_matplotlib_training_says_so_at_once(options, tmp_path, capsys, monkeypatch):
+    find = cli.importlib.util.find_spec
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
+    assert "needs matplotlib. Install with: pip install 'agm[train]'" in failure(capsys, "train", *options)
+    assert not (tmp_path / "runs").exists()

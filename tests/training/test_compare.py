@@ -1,0 +1,151 @@
+import csv
+from dataclasses import replace
+
+import pytest
+from scipy import stats
+
+from agm import data as datasets
+from agm.data import Split
+from agm.training import UserError, compare_methods
+from agm.training.compare import (
+    Comparison,
+    command_line,
+    mean_interval,
+    paired_comparisons,
+    run_name,
+    write_csv,
+    write_markdown,
+)
+from agm.training.config import Config
+from agm.training.records import RunFolder
+
+JOINT = [0.70, 0.72, 0.69, 0.71, 0.73]
+AGM = [0.74, 0.75, 0.70, 0.77, 0.74]
+
+
+def figures(values, name="accuracy"):
+    return [{name: value} for value in values]
+
+
+def test_the_paired_difference_against_scipy():
+    joint, modulated = paired_comparisons({"joint": figures(JOINT), "agm": figures(AGM)})
+    mean, low, high = modulated.difference
+    test = stats.ttest_rel(AGM, JOINT)
+    interval = test.confidence_interval(0.95)
+    assert mean == pytest.approx(0.03)
+    assert (low, high) == pytest.approx((interval.low, interval.high))
+    assert (test.pvalue < 0.05) == (modulated.verdict == "higher")
+    assert joint.difference is None
+    assert joint.verdict == ""
+
+
+def test_by_hand():
+    """Differences 1, 2, 3: mean 2, standard error 1 / sqrt(3), t(0.975, 2) = 4.302653."""
+    mean, low, high = mean_interval([1.0, 2.0, 3.0])
+    assert (mean, low, high) == pytest.approx((2, 2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))
+    comparison = Comparison("accuracy", "agm", (1.0, 2.0, 3.0), None)
+    assert (comparison.mean, comparison.deviation) == (2.0, 1.0)
+    assert mean_interval([4.0]) == (4.0, None, None)
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        (AGM, "higher"),
+        ([value - 0.05 + 0.001 * place for place, value in enumerate(JOINT)], "lower"),
+        ([0.74, 0.68, 0.70, 0.75, 0.70], "no difference can be claimed"),
+        (JOINT, "no difference can be claimed"),
+    ],
+)
+def test_the_verdict_is_whether_the_interval_leaves_0_out(values, verdict):
+    assert paired_comparisons({"joint": figures(JOINT), "agm": figures(values)})[1].verdict == verdict
+
+
+def test_one_seed_claims_nothing():
+    only = paired_comparisons({"joint": figures([0.1]), "agm": figures([0.9])})[1]
+    assert only.verdict == "one seed: nothing can be claimed"
+    assert only.deviation is None
+    assert only.difference == (pytest.approx(0.8), None, None)
+
+
+def test_a_figure_that_a_method_lacks_is_left_out():
+    both = [{"accuracy": 0.5, "response_audio": 0.3}, {"accuracy": 0.6, "response_audio": 0.4}]
+    one = [{"accuracy": 0.4}, {"accuracy": 0.5}]
+    forth = paired_comparisons({"joint": both, "unimodal:image": one})
+    assert [(c.metric, c.method) for c in forth] == [
+        ("accuracy", "joint"),
+        ("accuracy", "unimodal:image"),
+        ("response_audio", "joint"),
+    ]
+    back = paired_comparisons({"unimodal:image": one, "joint": both})
+    assert back[-1].metric == "response_audio"
+    assert back[-1].difference is None
+
+
+def test_files(tmp_path):
+    comparisons = paired_comparisons({"joint": figures(JOINT), "agm": figures(AGM)})
+    write_csv(tmp_path / "c.csv", comparisons, first_seed=3)
+    with open(tmp_path / "c.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["method"] for row in rows] == ["joint", "agm"]
+    assert [float(rows[1][f"seed_{seed}"]) for seed in range(3, 8)] == AGM
+    assert float(rows[1]["low"]) == pytest.approx(comparisons[1].difference[1])
+    assert rows[0]["difference"] == ""
+
+    write_markdown(tmp_path / "c.md", comparisons, "agm compare --seeds 5")
+    lines = (tmp_path / "c.md").read_text().splitlines()
+    assert lines[2] == "| joint | joint | 71.0 ± 1.6 |  |  |"
+    assert lines[3] == "| joint | agm | 74.0 ± 2.5 | +3.0 [+0.4, +5.6] | higher |"
+    assert {line.count("|") for line in lines[:4]} == {6}
+    assert "last epoch, test split" in lines[5]
+    assert lines[7] == "    agm compare --seeds 5"
+
+
+def test_the_command_names_what_is_not_default():
+    assert command_line(Config(), ["joint", "agm"], 5) == "agm compare --methods joint,agm --seeds 5"
+    text = command_line(Config(lr=0.1, clip_norm=1.0, dataset="my data.npz"), ["joint", "agm"], 2)
+    assert text == ("agm compare --methods joint,agm --seeds 2 --dataset 'my data.npz' --lr 0.1 --clip-norm 1.0")
+
+
+def test_runs_are_ordinary_and_finished_ones_are_not_repeated(settings, tmp_path, monkeypatch):
+    config, methods = settings(epochs=2, seed=4), ["joint", "agm", "unimodal:image"]
+    seen = []
+    comparisons = compare_methods(config, methods, 2, tmp_path, finished=seen.append)
+    names = {run_name(method, seed) for method in methods for seed in (4, 5)}
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == names
+    assert "unimodal-image-seed5" in names
+    for comparison in comparisons:
+        runs = [RunFolder(tmp_path / run_name(comparison.method, seed)).read_result() for seed in (4, 5)]
+        assert comparison.values == tuple(run[comparison.metric] for run in runs)
+    assert [(result.config.method, result.config.seed) for result in seen][:4] == [
+        *(("joint", 4), ("agm", 4), ("unimodal:image", 4), ("joint", 5))
+    ]
+
+    checkpoints = {name: (tmp_path / name / "checkpoint.pt").read_bytes() for name in names}
+    (tmp_path / "agm-seed5" / "result.json").unlink()  # as if it had been interrupted at its very end
+    assert compare_methods(config, methods, 2, tmp_path) == comparisons
+    assert {name: (tmp_path / name / "checkpoint.pt").read_bytes() for name in names} == checkpoints
+    with pytest.raises(UserError, match=r"joint-seed4.*lr \(0\.5, 0\.02\)"):
+        compare_methods(settings(epochs=2, seed=4, lr=0.5), methods, 2, tmp_path)
+
+
+def test_data_that_change_between_two_runs_are_noticed(settings, data, dataset, tmp_path):
+    def spoil(result):
+        changed = Split(data.train.inputs, data.train.target.roll(1))
+        datasets.save(replace(data, train=changed), dataset)
+
+    with pytest.raises(UserError, match=r"contents changed meanwhile.*--out"):
+        compare_methods(settings(epochs=1), ["joint", "agm"], 1, tmp_path / "out", finished=spoil)
+
+
+def test_a_mistake_shows_before_the_first_run(settings, tmp_path):
+    for methods, seeds, message in [
+        (["joint"], 2, "two or more different"),
+        (["joint", "joint"], 2, "two or more different"),
+        (["joint", "ogm"], 2, "agm, joint, unimodal:NAME"),
+        (["joint", "unimodal:text"], 2, "audio, image"),
+        (["joint", "agm"], 0, "--seeds"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            compare_methods(settings(), methods, seeds, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
