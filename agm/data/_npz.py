@@ -25,7 +25,7 @@ def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) ->
                 entry.compress_type = zipfile.ZIP_DEFLATED
                 entry.create_system = 3  # the same on Windows as on Unix
                 entry.external_attr = 0o644 << 16
-                entry._compresslevel = 9  # its public name came with Python 3.13
+                entry._compresslevel = 9  # type: ignore[attr-defined]  # public from Python 3.13 on
                 with archive.open(entry, "w", force_zip64=True) as stream:
                     np.lib.format.write_array(stream, np.asanyarray(values), allow_pickle=False)
         partial.replace(path)

@@ -57,11 +57,12 @@ def load_arrays(path: str | os.PathLike[str], *, name: str | None = None) -> Mul
     split = _split(path, arrays["split"])
     labels = _labels(path, arrays["target"])
     inputs = _inputs(path, arrays)
-    for key, values in {"split": split, **inputs}.items():
-        if len(values) != len(labels):
+    lengths = {"split": len(split)} | {name: len(values) for name, values in inputs.items()}
+    for key, length in lengths.items():
+        if length != len(labels):
             raise ValueError(
                 f"Expected `{key}` in {path} to have {len(labels)} rows, one a label in `target`, "
-                f"but got {len(values)}. Give every sample one row and one label."
+                f"but got {length}. Give every sample one row and one label."
             )
     target, class_names = _classes(path, labels, split == "train", arrays.get("class_names"))
     chosen = {which: torch.from_numpy(np.flatnonzero(split == which)) for which in _SPLITS}

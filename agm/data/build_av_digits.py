@@ -206,7 +206,7 @@ def _mix(spoken: np.ndarray, snr: float, random: np.random.Generator) -> np.ndar
 def _quantised(name: str, values: np.ndarray, levels: int, low: float, high: float) -> dict[str, np.ndarray]:
     step = (high - low) / (levels - 1)
     codes = np.clip(np.round((values - low) / step), 0, levels - 1).astype(np.uint8)
-    return {name: codes, f"{name}.scale": np.float64(step), f"{name}.offset": np.float64(low)}
+    return {name: codes, f"{name}.scale": np.asarray(step), f"{name}.offset": np.asarray(low)}
 
 
 def _check(path: Path, image_noise: float, snr: tuple[float, float], seed: int, samples_per_class: int | None) -> None:

@@ -83,8 +83,8 @@ class MultimodalData:
     @property
     def splits(self) -> dict[str, Split]:
         """The splits that exist, by name, in the order train, validation, test."""
-        named = {"train": self.train, "validation": self.validation, "test": self.test}
-        return {name: split for name, split in named.items() if name != "validation" or split is not None}
+        validation = {} if self.validation is None else {"validation": self.validation}
+        return {"train": self.train, **validation, "test": self.test}
 
     @property
     def modalities(self) -> tuple[str, ...]:
