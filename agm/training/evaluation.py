@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from agm import masked_logits
 from agm.data import Split
+from agm.modes import evaluation
 from agm.ops.reference import responses
 
 __all__ = ["Evaluation", "evaluate"]
@@ -56,7 +56,7 @@ def evaluate(network: nn.Module, split: Split, modalities: tuple[str, ...], batc
     """
     names = [*(f"response {name}" for name in modalities), *(f"absent {name}" for name in modalities)]
     totals = torch.zeros(2 + len(names), dtype=torch.float64, device=split.target.device)
-    with _eval_mode(network):
+    with evaluation(network):
         for begin in range(0, len(split), batch_size):
             rows = slice(begin, begin + batch_size)
             target = split.target[rows]
@@ -86,14 +86,3 @@ def _batch_totals(network: nn.Module, inputs: dict[str, Tensor], target: Tensor)
         predicted = guesses.argmax(-1)
     loss = F.cross_entropy(joint.double(), target, reduction="sum")
     return torch.cat([loss.unsqueeze(0), predicted.eq(target).sum(1)])
-
-
-@contextmanager
-def _eval_mode(network: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
-import platform
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils import deterministic as _deterministic
 
-from agm import data as datasets
-from agm.data import MultimodalData, Split
+from agm.data import MultimodalData
 from agm.ops.reference import COEFFICIENTS, RATIOS, REFERENCE_RATIOS, SCORES
 from agm.training.checkpoint import load_checkpoint, random_state, restore_random_state, save_checkpoint
 from agm.training.config import Config, differences, read_config, write_config
+from agm.training.environment import environment, reproducible
 from agm.training.errors import UserError
 from agm.training.evaluation import Evaluation, evaluate
 from agm.training.methods import Method, build_method, check_method
 from agm.training.records import Row, RunFolder, Table, metric_columns, read_table, step_columns
+from agm.training.samples import batches, fingerprint, load_data, on_device
 
-__all__ = ["DivergedError", "Observer", "Result", "batches", "check_settings", "learning_rate", "load_run", "train"]
+__all__ = ["DivergedError", "Observer", "Result", "check_settings", "learning_rate", "load_run", "train"]
 
 
 class DivergedError(UserError):
@@ -96,15 +90,15 @@ def train(
     run = RunFolder(Path(folder))
     _check_folder(run, config, resume)
     config = config.resolved()
-    with _reproducible(config):
-        data = _load_data(config)
+    with reproducible(config):
+        data = load_data(config)
         method = _new_method(config, data)
         trainer = _Trainer(config, run, data, method, observer or Observer())
         if resume:
             trainer.restore()
         else:
             run.path.mkdir(parents=True, exist_ok=True)
-            write_config(run.config, config, _environment(config))
+            write_config(run.config, config, environment(config))
         return trainer.fit()
 
 
@@ -116,8 +110,8 @@ def load_run(folder: str | os.PathLike[str]) -> Result:
     """
     run = RunFolder(Path(folder))
     config = _recorded_config(run).resolved()
-    with _reproducible(config):
-        data = _load_data(config)
+    with reproducible(config):
+        data = load_data(config)
         trainer = _Trainer(config, run, data, _new_method(config, data), Observer())
         if not run.checkpoint.exists():
             raise UserError(
@@ -135,8 +129,8 @@ def check_settings(config: Config) -> None:
         UserError: settings or data that do not fit.
     """
     config = config.resolved()
-    with _reproducible(config):
-        _new_method(config, _load_data(config))
+    with reproducible(config):
+        _new_method(config, load_data(config))
 
 
 def learning_rate(config: Config, epoch: int) -> float:
@@ -148,20 +142,6 @@ def learning_rate(config: Config, epoch: int) -> float:
     return config.lr
 
 
-def batches(samples: int, batch_size: int, seed: int, epoch: int) -> list[Tensor]:
-    """Indices of each step's samples, every sample once, in an order that (seed, epoch) decides.
-
-    The batches are of equal size but for one sample, and at most `batch_size`. A small remainder as a batch of its
-    own would be a full step on the noise of a few samples: for batch norm, and for the scores of AGM, which then
-    give coefficients far from 1. Only where a batch would be a single sample, which batch norm refuses, batches are
-    one larger.
-    """
-    entropy = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]
-    order = torch.randperm(samples, generator=torch.Generator().manual_seed(int(entropy)))
-    steps = min(math.ceil(samples / batch_size), max(samples // 2, 1))
-    return list(order.tensor_split(steps))
-
-
 class _Trainer:
     """One run: what changes while it trains, and how it is written and read."""
 
@@ -170,12 +150,12 @@ class _Trainer:
     ) -> None:
         device = torch.device(config.device)
         self.config, self.run, self.observer = config, run, observer
-        self.fingerprint = _fingerprint(data)
-        self.train_split = _on_device(data.train, method.modalities, device)
-        self.test_split = _on_device(data.test, method.modalities, device)
+        self.fingerprint = fingerprint(data)
+        self.train_split = on_device(data.train, method.modalities, device)
+        self.test_split = on_device(data.test, method.modalities, device)
         self.watched_name = "test" if data.validation is None else "validation"
         self.watched_split = (
-            self.test_split if data.validation is None else _on_device(data.validation, method.modalities, device)
+            self.test_split if data.validation is None else on_device(data.validation, method.modalities, device)
         )
         self.method = method
         method.model.to(device)
@@ -388,86 +368,7 @@ def _recorded_config(run: RunFolder) -> Config:
     return read_config(run.config)
 
 
-def _load_data(config: Config) -> MultimodalData:
-    try:
-        data = datasets.load(config.dataset)
-    except (OSError, TypeError, ValueError) as error:
-        raise UserError(str(error)) from error
-    for name, values in data.train.inputs.items():
-        if not values.is_floating_point():
-            raise UserError(
-                f"Expected every modality to be real-valued for the networks of agm.models.build, but got token "
-                f"ids in {name!r}. Wrap a network of your own in agm.AGM and write the loop, or store features."
-            )
-    if len(data.train) < 2:
-        raise UserError("Expected the training split to hold 2 samples or more, but got 1. Add samples.")
-    return data
-
-
 def _new_method(config: Config, data: MultimodalData) -> Method:
     check_method(config.method)
     shapes = {name: tuple(data.train.inputs[name].shape[1:]) for name in data.modalities}
     return build_method(config, shapes, data.num_classes)
-
-
-def _on_device(split: Split, modalities: tuple[str, ...], device: torch.device) -> Split:
-    return Split({name: split.inputs[name].to(device) for name in modalities}, split.target.to(device))
-
-
-def _fingerprint(data: MultimodalData) -> str:
-    """Of all values of all splits: a resumed run must not go on with other data."""
-    digest = hashlib.sha256()
-    for split_name, split in data.splits.items():
-        for name, values in [*split.inputs.items(), ("target", split.target)]:
-            digest.update(f"{split_name} {name} {values.dtype} {tuple(values.shape)}".encode())
-            digest.update(values.contiguous().numpy().data)
-    return digest.hexdigest()
-
-
-def _environment(config: Config) -> Mapping[str, str]:
-    device = torch.device(config.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    return {
-        "agm": _version("agm"),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "processor": name or platform.machine(),
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "unknown"
-
-
-@contextmanager
-def _reproducible(config: Config) -> Iterator[None]:
-    """Seeds torch and makes it deterministic; everything is as before afterwards."""
-    device = torch.device(config.device)
-    threads = torch.get_num_threads()
-    cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    strict, warn_only = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    fill = _deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        try:
-            if config.threads is not None and config.threads != threads:
-                torch.set_num_threads(config.threads)
-            if device.type == "cuda":
-                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-                torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-                torch.use_deterministic_algorithms(True, warn_only=True)
-                _deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-            torch.manual_seed(config.seed)
-            yield
-        finally:
-            torch.set_num_threads(threads)
-            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
-            torch.use_deterministic_algorithms(strict, warn_only=warn_only)
-            _deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
