@@ -1,15 +1,16 @@
 // What every launcher needs: the device of its tensors, the stream that torch uses now, and a check.
 #pragma once
 
-#include <cuda_runtime.h>
+#include "../common/tensor.h"  // first: it names the version of torch that the others are read for
 
-#include "../common/tensor.h"
+#include <cuda_runtime.h>
+#include <torch/csrc/stable/macros.h>
 
 namespace agm {
 
 inline cudaStream_t current_stream(const torch::stable::Tensor& tensor) {
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
   return static_cast<cudaStream_t>(stream);
 }
 
