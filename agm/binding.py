@@ -2,14 +2,22 @@
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
-__all__ = ["Binding"]
+__all__ = ["Arguments", "Binding"]
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _PLACED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+class Arguments(NamedTuple):
+    """The arguments of a call to the network, taken apart."""
+
+    inputs: dict[str, Any]  # modality -> its input, in the order of the modalities
+    others: list[Any]  # further positional arguments
+    rest: dict[str, Any]  # further keyword arguments
 
 
 class Binding:
@@ -40,9 +48,7 @@ class Binding:
                 f"its signature is {type(network).__name__}.forward{signature}."
             )
 
-    def split(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> tuple[dict[str, Any], list[Any], dict[str, Any]]:
+    def split(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
         """Inputs by modality, in their order, and the other arguments of the call.
 
         Raises:
@@ -68,9 +74,10 @@ class Binding:
         if missing:
             raise ValueError(f"Expected an input for every modality of {self.modalities}, but got none for {missing}.")
         inputs = {name: given.pop(name) for name in self.modalities}
-        return inputs, others, given
+        return Arguments(inputs, others, given)
 
-    def call(self, inputs: Mapping[str, Any], others: list[Any], rest: Mapping[str, Any]) -> Any:
+    def call(self, arguments: Arguments) -> Any:
+        inputs, others, rest = arguments
         if self.by_keyword:
             return self.network(**inputs, **rest)
         return self.network(*(inputs[name] for name in self.modalities), *others, **rest)

@@ -109,11 +109,11 @@ class AGM(nn.Module):
         modulates = self.modulator.active and self.training
         if not modulates and self._passes.binding.by_keyword:
             return cast(Tensor, self.module(*args, **kwargs))
-        inputs, others, rest = self._passes.binding.split(args, kwargs)
+        arguments = self._passes.binding.split(args, kwargs)
         if not modulates:
-            return cast(Tensor, self._passes.binding.call(inputs, others, rest))
-        self._check(inputs, target)
-        masked = self._passes(inputs, others, rest)
+            return cast(Tensor, self._passes.binding.call(arguments))
+        self._check(arguments.inputs, target)
+        masked = self._passes(arguments)
         self._classes = masked.shape[2]
         return cast(Tensor, self.modulator(masked, target))
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from agm.absent import Absent, absent_input, batch_size, is_rows
-from agm.binding import Binding
+from agm.binding import Arguments, Binding
 from agm.modes import evaluation
-from agm.subsets import blocks, combine, repeat_rows, tile
+from agm.subsets import blocks, masked_arguments, tile
 
 __all__ = ["InterceptedPasses", "find_encoders"]
 
@@ -84,23 +84,17 @@ class InterceptedPasses:
         self.absent = absent
         self._verified = False
 
-    def __call__(self, inputs: dict[str, Any], others: list[Any], rest: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def __call__(self, arguments: Arguments) -> tuple[Tensor, Tensor]:
         """Joint logits (B, C) in the network's mode, and masked logits ((2**M - 2) * B, C)."""
-        batch = batch_size(inputs)
-        count = 2 ** len(self.modalities) - 2
-        absent = {name: absent_input(name, inputs[name], self.absent.get(name)) for name in self.modalities}
-        masked = {
-            name: combine(inputs[name], absent[name], blocks(bit, len(self.modalities)))
-            for bit, name in enumerate(self.modalities)
-        }
-        others_repeated = [repeat_rows(v, batch, count, f"args[{i}]") for i, v in enumerate(others)]
-        rest_repeated = {name: repeat_rows(value, batch, count, name) for name, value in rest.items()}
+        batch = batch_size(arguments.inputs)
+        absent = {name: absent_input(name, x, self.absent.get(name)) for name, x in arguments.inputs.items()}
+        masked = masked_arguments(arguments, absent)
         # Arguments beside the modalities can reach an encoder, and then every absent row is another one.
-        extra_rows = any(is_rows(leaf) for leaf in pytree.tree_leaves([others, rest]))
+        extra_rows = any(is_rows(leaf) for leaf in pytree.tree_leaves([arguments.others, arguments.rest]))
 
         recorders = {name: _Recorder(encoder, self.shared) for name, encoder in self.encoders.items()}
         with _answering({recorder.encoder: recorder for recorder in recorders.values()}):
-            joint = self.binding.call(inputs, others, rest)
+            joint = self.binding.call(arguments)
         for name, recorder in recorders.items():
             if not recorder.calls:
                 raise ValueError(
@@ -117,7 +111,7 @@ class InterceptedPasses:
             rows = _Rows(name, batch, is_present, per_sample, self.shared)
             answers[name] = _Answer(recorder, rows, self.shared, check=not self._verified)
         with evaluation(self.network), _answering({a.encoder: a for a in answers.values()}):
-            logits = self.binding.call(masked, others_repeated, rest_repeated)
+            logits = self.binding.call(masked)
         for answer in answers.values():
             answer.finish()
         self._verified = True

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from agm.absent import Absent, absent_input, batch_size, check_absent
-from agm.binding import Binding
+from agm.binding import Arguments, Binding
 from agm.factorised import FactorisedPasses, is_factorised
 from agm.interception import InterceptedPasses
 from agm.modes import evaluation, mode_dependent_layers
 from agm.ops._checks import check_modalities
-from agm.subsets import blocks, combine, repeat_rows
+from agm.subsets import masked_arguments
 
 __all__ = ["MaskedPasses", "masked_logits"]
 
@@ -66,36 +66,32 @@ class MaskedPasses:
         elif set(own) == set(self.modalities):
             self._factorised = FactorisedPasses(network, self.modalities, self.shared, self.absent)
 
-    def __call__(self, inputs: dict[str, Any], others: list[Any], rest: dict[str, Any]) -> Tensor:
-        """Masked logits (2**M - 1, B, C) of the arguments as `binding.split` returns them."""
+    def __call__(self, arguments: Arguments) -> Tensor:
+        """Masked logits (2**M - 1, B, C)."""
+        batch = batch_size(arguments.inputs)
         if self._factorised is not None:
-            if others or rest:
-                raise TypeError(f"Expected no arguments beside the modalities, but got {[*others, *rest]}.")
-            joint, masked = self._factorised(inputs)
+            if arguments.others or arguments.rest:
+                unexpected = [*arguments.others, *arguments.rest]
+                raise TypeError(f"Expected no arguments beside the modalities, but got {unexpected}.")
+            joint, masked = self._factorised(arguments.inputs)
         elif self._intercepted is not None:
-            joint, masked = self._intercepted(inputs, others, rest)
+            joint, masked = self._intercepted(arguments)
         else:
-            joint, masked = self._whole(inputs, others, rest)
-        return _stack(joint, masked, batch_size(inputs), len(self.modalities))
+            joint, masked = self._whole(arguments)
+        return _stack(joint, masked, batch, len(self.modalities))
 
-    def _whole(self, inputs: dict[str, Any], others: list[Any], rest: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def _whole(self, arguments: Arguments) -> tuple[Tensor, Tensor]:
         if self.shared and (layers := mode_dependent_layers(self.network)):
             raise ValueError(
                 "Expected `encoders` with masked='shared': there are no features to share in a network that is one "
                 f"piece, and some of its layers depend on the mode ({', '.join(layers[:5])}). Name the encoders, or "
                 "use masked='exact'."
             )
-        batch = batch_size(inputs)
-        count = 2 ** len(self.modalities) - 2
-        masked = {
-            name: combine(value, absent_input(name, value, self.absent.get(name)), blocks(bit, len(self.modalities)))
-            for bit, (name, value) in enumerate(inputs.items())
-        }
-        others_repeated = [repeat_rows(value, batch, count, f"args[{i}]") for i, value in enumerate(others)]
-        rest_repeated = {name: repeat_rows(value, batch, count, name) for name, value in rest.items()}
-        joint = self.binding.call(inputs, others, rest)
+        absent = {name: absent_input(name, x, self.absent.get(name)) for name, x in arguments.inputs.items()}
+        masked = masked_arguments(arguments, absent)
+        joint = self.binding.call(arguments)
         with evaluation(self.network):
-            return joint, self.binding.call(masked, others_repeated, rest_repeated)
+            return joint, self.binding.call(masked)
 
 
 def _stack(joint: Tensor, masked: Tensor, batch: int, modalities: int) -> Tensor:
@@ -161,4 +157,4 @@ def masked_logits(
         TypeError: `network` is not a module, or an unexpected argument.
     """
     passes = MaskedPasses(network, tuple(inputs), masked=masked, absent=absent, encoders=encoders)
-    return passes(dict(inputs), [], dict(arguments or {}))
+    return passes(Arguments(dict(inputs), [], dict(arguments or {})))

@@ -1,15 +1,16 @@
 """The batch of masked rows: for every proper subset a block of B rows, in the order of the bitmasks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from agm.absent import is_rows
+from agm.absent import batch_size, is_rows
+from agm.binding import Arguments
 
-__all__ = ["blocks", "combine", "repeat_rows", "tile"]
+__all__ = ["blocks", "combine", "masked_arguments", "tile"]
 
 
 def blocks(modality: int, modalities: int) -> list[bool]:
@@ -39,12 +40,22 @@ def combine(present: Any, absent: Any, is_present: list[bool]) -> Any:
     return _map2(combined, present, absent)
 
 
-def repeat_rows(value: Any, batch: int, times: int, name: str) -> Any:
-    """An argument that no mask touches, its rows repeated for every block.
+def masked_arguments(arguments: Arguments, absent: Mapping[str, Any]) -> Arguments:
+    """The arguments of one call with all masked inputs; what no mask touches is repeated for every block.
 
     Raises:
-        ValueError: a tensor in it does not have one row a sample.
+        ValueError: a tensor beside the modalities does not have one row a sample.
     """
+    inputs, others, rest = arguments
+    batch, times = batch_size(inputs), 2 ** len(inputs) - 2
+    return Arguments(
+        {name: combine(x, absent[name], blocks(bit, len(inputs))) for bit, (name, x) in enumerate(inputs.items())},
+        [_repeated(value, batch, times, f"args[{i}]") for i, value in enumerate(others)],
+        {name: _repeated(value, batch, times, name) for name, value in rest.items()},
+    )
+
+
+def _repeated(value: Any, batch: int, times: int, name: str) -> Any:
 
     def repeated(leaf: Any) -> Any:
         if not is_rows(leaf):
