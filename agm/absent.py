@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-__all__ = ["Absent", "absent_input", "batch_size", "check_absent"]
+__all__ = ["Absent", "absent_input", "batch_size", "check_absent", "is_opaque", "is_rows"]
 
 Absent = float | Tensor | Callable[[Any], Any] | Any
 """What an absent input is: a number, one row, a callable of the input, or a pytree of these; None is the default."""
@@ -18,6 +18,13 @@ def is_rows(leaf: object) -> TypeGuard[Tensor]:
     return isinstance(leaf, Tensor) and leaf.dim() > 0
 
 
+def is_opaque(leaf: object) -> bool:
+    """Whether something may hold rows of samples that cannot be reached, or not by sample."""
+    plain = leaf is None or isinstance(leaf, (Tensor, bool, int, float, complex, str, bytes))
+    packed = isinstance(leaf, nn.utils.rnn.PackedSequence)
+    return packed or (not plain and pytree.tree_is_leaf(leaf))
+
+
 def batch_size(inputs: Mapping[str, Any]) -> int:
     """The number of samples, which all tensors of all inputs share.
 
@@ -26,7 +33,14 @@ def batch_size(inputs: Mapping[str, Any]) -> int:
     """
     sizes = {}
     for name, value in inputs.items():
-        rows = {leaf.shape[0] for leaf in pytree.tree_leaves(value) if is_rows(leaf)}
+        leaves = pytree.tree_leaves(value, is_leaf=is_opaque)
+        opaque = next((leaf for leaf in leaves if is_opaque(leaf)), None)
+        if opaque is not None:
+            raise ValueError(
+                f"Expected argument `{name}` to be made of tensors in tuples, lists and dicts, but got a "
+                f"{type(opaque).__name__}. Take it apart, or build it inside the network from tensors."
+            )
+        rows = {leaf.shape[0] for leaf in leaves if is_rows(leaf)}
         if len(rows) != 1:
             raise ValueError(
                 f"Expected argument `{name}` to be a tensor, or a pytree of tensors, with the samples in the first "
@@ -63,7 +77,13 @@ def absent_input(name: str, present: Any, absent: Absent) -> Any:
         ValueError: what is absent is not clear (token ids in a pytree, say) or does not fit the input.
     """
     if callable(absent) and not isinstance(absent, Tensor):
-        return _checked(name, present, absent(present))
+        before = _versions(present)
+        result = _checked(name, present, absent(present))
+        if _versions(present) != before:
+            raise ValueError(
+                f"Expected the callable in `absent` for `{name}` to return new tensors, but it wrote to its argument."
+            )
+        return result
     leaves, structure = pytree.tree_flatten(present)
     alone = len(leaves) == 1 and leaves[0] is present
     if alone:
@@ -78,6 +98,11 @@ def absent_input(name: str, present: Any, absent: Absent) -> Any:
         )
     rows = [leaf if fill is None else _filled(name, leaf, fill) for leaf, fill in zip(leaves, fills, strict=True)]
     return pytree.tree_unflatten(rows, structure)
+
+
+def _versions(tree: Any) -> list[int]:
+    tensors = [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+    return [tensor._version for tensor in tensors if not tensor.is_inference()]
 
 
 def _defaults(name: str, leaves: list[Any], fill: float | Tensor | None) -> list[Any]:

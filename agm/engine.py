@@ -27,7 +27,8 @@ class AGM(nn.Module):
     all submodules as they were.
 
     The state dict has the network under `module.` and the modulation under `modulator.state.`;
-    `model.module.state_dict()` is that of the plain network.
+    `model.module.state_dict()` is that of the plain network. An absent input that is learnt (a parameter, a module in
+    `absent`) is among the parameters, under `absent.`.
 
     Args:
         network: any module that `agm.masked_logits` takes.
@@ -37,11 +38,11 @@ class AGM(nn.Module):
         masked: "exact" (masked passes in eval mode, as published) or "shared" (the joint pass's own features).
         absent: modality -> what an absent input is, as in `agm.masked_logits`.
         encoders: modality -> path of its encoder in the network, as in `agm.masked_logits`.
-        start: first epoch that is modulated.
+        start: first epoch that is modulated; set `epoch` then, also after resuming, for it is not in the state dict.
         stop: first epoch that no longer is; None for no end.
 
     Attributes:
-        module: the network.
+        module: the network; it may be replaced by a wrapper of itself.
         modulator: the `agm.Modulator`; `modulator.report()` gives the last step in numbers.
 
     Raises:
@@ -67,8 +68,16 @@ class AGM(nn.Module):
     ) -> None:
         super().__init__()
         names = None if modalities is None else tuple(modalities)
-        self._passes = MaskedPasses(network, names, masked=masked, absent=absent, encoders=encoders)
+        self._options: dict[str, Any] = {"masked": masked, "absent": absent, "encoders": encoders}
+        self._passes = MaskedPasses(network, names, **self._options)
+        self._options["modalities"] = self._passes.modalities
         self.module = network
+        self.absent = nn.Module()  # what is learnt of absent inputs: parameters and modules among them
+        for name, value in self._passes.absent.items():
+            if isinstance(value, nn.Parameter):
+                self.absent.register_parameter(name, value)
+            elif isinstance(value, nn.Module):
+                self.absent.add_module(name, value)
         self.modulator = Modulator(
             self._passes.modalities,
             alpha=alpha,
@@ -107,7 +116,9 @@ class AGM(nn.Module):
                 `agm.fused_modulate`.
         """
         modulates = self.modulator.active and self.training
-        if not modulates and self._passes.binding.by_keyword:
+        if self._passes.network is not self.module:  # the user put another in its place (wrapped it, say)
+            self._passes = MaskedPasses(self.module, **self._options)
+        if not modulates and self._passes.binding.is_verbatim(args):
             return cast(Tensor, self.module(*args, **kwargs))
         arguments = self._passes.binding.split(args, kwargs)
         if not modulates:
@@ -118,7 +129,10 @@ class AGM(nn.Module):
         return cast(Tensor, self.modulator(masked, target))
 
     def _check(self, inputs: Mapping[str, Any], target: Tensor | None) -> None:
-        """What can be wrong with a batch, found before the joint pass updates any running statistic."""
+        """What can be wrong with a batch, found before the joint pass updates any running statistic.
+
+        The number of classes is known from the second batch on.
+        """
         if target is None:
             raise ValueError(
                 "Expected argument `target` to hold the class indices in training mode, but got None. "

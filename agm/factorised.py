@@ -1,17 +1,21 @@
 """Masked passes of a network that is built to be factorised: `encoders` and `fuse(features) -> logits`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from agm.absent import Absent, absent_input, batch_size, is_rows
+from agm.answering import answering
 from agm.modes import evaluation
 from agm.subsets import blocks, combine, tile
 
 __all__ = ["FactorisedPasses", "is_factorised"]
+
+_verified: WeakSet[nn.Module] = WeakSet()  # networks whose forward is their encoders and fuse, and nothing else
 
 
 def is_factorised(network: nn.Module) -> bool:
@@ -21,7 +25,10 @@ def is_factorised(network: nn.Module) -> bool:
 
 
 class FactorisedPasses:
-    """Each encoder sees the present rows and one absent row; `fuse` sees every subset, as one batch."""
+    """Each encoder sees the present rows and one absent row; `fuse` sees every subset, as one batch.
+
+    The first batch verifies that forward is `fuse({name: encoders[name](x)})`.
+    """
 
     def __init__(self, network: nn.Module, modalities: tuple[str, ...], shared: bool, absent: Mapping[str, Absent]):
         self.network: Any = network
@@ -32,31 +39,114 @@ class FactorisedPasses:
     def __call__(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Joint logits (B, C) in the network's mode, and masked logits ((2**M - 2) * B, C)."""
         batch = batch_size(inputs)
-        absent = {name: absent_input(name, inputs[name], self.absent.get(name)) for name in self.modalities}
-        features = {name: self.network.encoders[name](inputs[name]) for name in self.modalities}
-        joint = self.network.fuse(features)
+        # Before the joint pass, since an encoder may write to its input.
+        rows = {}
+        for name in self.modalities:
+            absent = absent_input(name, inputs[name], self.absent.get(name))
+            rows[name] = _aligned(absent) if self.shared else _stacked(inputs[name], absent)
+        joint, present = self._joint(inputs)
+        masked = {}
         with evaluation(self.network):
-            masked = {}
             for bit, name in enumerate(self.modalities):
-                encoder = self.network.encoders[name]
-                if self.shared:
-                    present_features, absent_features = features[name], encoder(absent[name])
-                else:
-                    rows = encoder(_stacked(inputs[name], absent[name]))
-                    present_features, absent_features = _parted(name, rows, batch)
-                masked[name] = combine(present_features, absent_features, blocks(bit, len(self.modalities)))
+                features = self.network.encoders[name](rows[name])
+                parts = (present[name], features) if self.shared else _parted(name, features, batch)
+                masked[name] = combine(*parts, blocks(bit, len(self.modalities)))
             return joint, self.network.fuse(masked)
+
+    def _joint(self, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """The joint logits, and the features of each modality where they will be shared."""
+        if self.network not in _verified and not torch.compiler.is_compiling():
+            return self._observed(inputs)
+        if not self.shared:
+            return self.network(**inputs), {}
+        features = {name: self.network.encoders[name](inputs[name]) for name in self.modalities}
+        # A copy, since fuse may go on in place with what it gets.
+        return self.network.fuse(dict(features)), _copied(features)
+
+    def _observed(self, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """The network's own forward, watched: it must be nothing but its encoders and fuse."""
+        calls: dict[str, list[tuple[Any, Any]]] = {name: [] for name in self.modalities}
+        copies: dict[str, Any] = {}
+        fused: list[tuple[dict[str, Any], Any]] = []
+
+        def watch(name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+            def watched(*args: Any, **kwargs: Any) -> Any:
+                output = forward(*args, **kwargs)
+                calls[name].append(((args, kwargs), output))
+                if self.shared:
+                    copies[name] = _copied(output)
+                return output
+
+            return watched
+
+        def fuse(features: Any) -> Any:
+            given = dict(features)
+            fused.append((given, original(features)))
+            return fused[-1][1]
+
+        original = self.network.fuse
+        encoders = {name: self.network.encoders[name] for name in self.modalities}
+        watchers = {encoder: watch(name, encoder.forward) for name, encoder in encoders.items()}
+        with answering(watchers), answering({self.network: fuse}, "fuse"):
+            joint = self.network(**inputs)
+        once = all(len(found) == 1 for found in calls.values())
+        encoded = once and all(_identical(calls[name][0][0], ((inputs[name],), {})) for name in self.modalities)
+        features = {name: found[0][1] for name, found in calls.items() if found}
+        if not encoded or not (_is_fuse(fused, features, joint) or self._equals_fuse(inputs, features)):
+            first = self.modalities[0]
+            raise ValueError(
+                f"Expected the forward of {type(self.network).__name__}, which offers `encoders` and `fuse`, to return "
+                "fuse({name: encoders[name](x)}) as it is, but it does something before, between or behind. Move that "
+                f"into the encoders or into fuse, or name the encoders by path: {{{first!r}: 'encoders.{first}', ...}}."
+            )
+        _verified.add(self.network)
+        return joint, copies
+
+    def _equals_fuse(self, inputs: Mapping[str, Any], features: dict[str, Any]) -> bool:
+        """Whether a forward that does not call `fuse` computes the same from the features, which are given to both."""
+        answers = {self.network.encoders[name]: _answer(value) for name, value in features.items()}
+        with evaluation(self.network), torch.no_grad(), answering(answers):
+            left, right = self.network(**inputs), self.network.fuse(_copied(features))
+        fits = isinstance(left, Tensor) and isinstance(right, Tensor) and left.shape == right.shape
+        return fits and torch.allclose(left, right, rtol=1e-3, atol=1e-5, equal_nan=True)
+
+
+def _answer(value: Any) -> Callable[..., Any]:
+    return lambda *args, **kwargs: _copied(value)
+
+
+def _is_fuse(fused: list[tuple[dict[str, Any], Any]], features: dict[str, Any], joint: Any) -> bool:
+    """Whether forward handed the features to `fuse` and returned what came back."""
+    if len(fused) != 1 or fused[0][1] is not joint or fused[0][0].keys() != features.keys():
+        return False
+    return all(_identical(features[name], value) for name, value in fused[0][0].items())
+
+
+def _identical(left: Any, right: Any) -> bool:
+    leaves, structure = pytree.tree_flatten(left)
+    others, other = pytree.tree_flatten(right)
+    return structure == other and all(a is b for a, b in zip(leaves, others, strict=True))
+
+
+def _copied(tree: Any) -> Any:
+    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, tree)
+
+
+def _rows_of(tree: Any) -> int:
+    """Absent rows that the encoder gets: all, if a leaf keeps those of its samples (a padding mask), else one."""
+    return max((leaf.shape[0] for leaf in pytree.tree_leaves(tree) if is_rows(leaf)), default=1)
+
+
+def _aligned(absent: Any) -> Any:
+    count = _rows_of(absent)
+    return pytree.tree_map(lambda leaf: tile(leaf, count) if is_rows(leaf) else leaf, absent)
 
 
 def _stacked(present: Any, absent: Any) -> Any:
     """Present rows, then the absent ones: (B, ...) and (1 or B, ...) -> (B + 1 or 2 * B, ...)."""
     leaves, structure = pytree.tree_flatten(present)
-    rows = pytree.tree_leaves(absent)
-    # A leaf that keeps its rows (a padding mask) needs every absent row, and so do its companions.
-    count = max((row.shape[0] for row in rows if is_rows(row)), default=1)
-    stacked = [
-        torch.cat([leaf, tile(row, count)]) if is_rows(leaf) else leaf for leaf, row in zip(leaves, rows, strict=True)
-    ]
+    rows = pytree.tree_leaves(_aligned(absent))
+    stacked = [torch.cat([leaf, row]) if is_rows(leaf) else leaf for leaf, row in zip(leaves, rows, strict=True)]
     return pytree.tree_unflatten(stacked, structure)
 
 

@@ -56,7 +56,8 @@ def fused_modulate(
     Several calls may come before a backward: each keeps the scales that it computed. The coefficients carry no
     gradient, and the modulated gradient cannot be differentiated again (an error says so). The result is a view of
     `masked_logits`, so writing to it in place is an error while a gradient is needed. No call synchronises with the
-    device.
+    device. A step whose scores or coefficients are not finite is skipped: it uses kappa = 1 and leaves the running
+    scores alone. So is every step whose logits hold -inf; rule classes out with a large negative number instead.
 
     Args:
         masked_logits: (2**M - 1, B, C), any floating dtype (float64 is computed in float64, everything else in

@@ -6,22 +6,24 @@ for that pass: from the rows that they are given they pick the present ones and 
 and answer with the features put in place for every row.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from agm.absent import Absent, absent_input, batch_size, is_rows
+from agm.absent import Absent, absent_input, batch_size, is_opaque, is_rows
+from agm.answering import answering
 from agm.binding import Arguments, Binding
 from agm.modes import evaluation
 from agm.subsets import blocks, masked_arguments, tile
 
 __all__ = ["InterceptedPasses", "find_encoders"]
 
+_verified: WeakKeyDictionary[nn.Module, set[object]] = WeakKeyDictionary()  # network -> the settings that it passed
 _ROUNDING = 1e-3  # what equal rows may differ by, relative to the largest element: mixed rows differ by far more
 
 
@@ -79,21 +81,25 @@ class InterceptedPasses:
         self.network = network
         self.binding = binding
         self.modalities = binding.modalities
-        self.encoders = find_encoders(network, encoders, self.modalities)
+        self.paths = dict(encoders)
+        find_encoders(network, encoders, self.modalities)
         self.shared = shared
         self.absent = absent
-        self._verified = False
+        self._key = (tuple(encoders.items()), shared)
 
     def __call__(self, arguments: Arguments) -> tuple[Tensor, Tensor]:
         """Joint logits (B, C) in the network's mode, and masked logits ((2**M - 2) * B, C)."""
         batch = batch_size(arguments.inputs)
         absent = {name: absent_input(name, x, self.absent.get(name)) for name, x in arguments.inputs.items()}
         masked = masked_arguments(arguments, absent)
+        check = not torch.compiler.is_compiling() and self._key not in _verified.get(self.network, ())
+        probes = _probe(masked.inputs) if check and torch.is_grad_enabled() else {}
         # Arguments beside the modalities can reach an encoder, and then every absent row is another one.
         extra_rows = any(is_rows(leaf) for leaf in pytree.tree_leaves([arguments.others, arguments.rest]))
 
-        recorders = {name: _Recorder(encoder, self.shared) for name, encoder in self.encoders.items()}
-        with _answering({recorder.encoder: recorder for recorder in recorders.values()}):
+        encoders = find_encoders(self.network, self.paths, self.modalities)
+        recorders = {name: _Recorder(encoder, self.shared) for name, encoder in encoders.items()}
+        with answering({recorder.encoder: recorder for recorder in recorders.values()}):
             joint = self.binding.call(arguments)
         for name, recorder in recorders.items():
             if not recorder.calls:
@@ -109,26 +115,16 @@ class InterceptedPasses:
             )
             is_present = blocks(self.modalities.index(name), len(self.modalities))
             rows = _Rows(name, batch, is_present, per_sample, self.shared)
-            answers[name] = _Answer(recorder, rows, self.shared, check=not self._verified)
-        with evaluation(self.network), _answering({a.encoder: a for a in answers.values()}):
+            foreign = [probe for other, found in probes.items() if other != name for probe in found]
+            answers[name] = _Answer(recorder, rows, self.shared, check, foreign)
+        with evaluation(self.network), answering({a.encoder: a for a in answers.values()}):
             logits = self.binding.call(masked)
         for answer in answers.values():
             answer.finish()
-        self._verified = True
+        # With one sample rows in a wrong order cannot be told from right ones, and without gradients not their origin.
+        if check and probes and batch > 1:
+            _verified.setdefault(self.network, set()).add(self._key)
         return joint, logits
-
-
-@contextmanager
-def _answering(answers: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Replaces the modules' forwards: an attribute of the instance, so hooks and state dict stay as they are."""
-    with ExitStack() as stack:
-        for module, answer in answers.items():
-            if "forward" in module.__dict__:
-                stack.callback(module.__dict__.__setitem__, "forward", module.__dict__["forward"])
-            else:
-                stack.callback(module.__dict__.__delitem__, "forward")
-            module.__dict__["forward"] = answer
-        yield
 
 
 class _Recorder:
@@ -142,29 +138,34 @@ class _Recorder:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         output = self.forward(*args, **kwargs)
-        self.calls.append(_Call(_sizes((args, kwargs)), _sizes(output), output if self.keep_output else None))
+        # A copy, since the network may go on in place with what it gets.
+        kept = (
+            pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, output) if self.keep_output else None
+        )
+        self.calls.append(_Call(_sizes((args, kwargs)), _sizes(output), kept))
         return output
 
 
 class _Answer:
     """Encodes present and absent rows only, and answers for all."""
 
-    def __init__(self, recorder: _Recorder, rows: "_Rows", shared: bool, check: bool) -> None:
+    def __init__(self, recorder: _Recorder, rows: "_Rows", shared: bool, check: bool, foreign: list[Tensor]) -> None:
         self.encoder = recorder.encoder
         self.forward = recorder.forward
         self.rows = rows
         self.shared = shared
         self.check = check
+        self.foreign = foreign  # inputs of the other modalities, which must not reach the encoder
         self.pending = list(reversed(recorder.calls))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.pending:
             raise self.rows.refusal("is called more often in the masked pass than in the joint pass")
         call = self.pending.pop()
-        leaves, structure = pytree.tree_flatten((args, kwargs))
+        leaves, structure = self._leaves("takes", (args, kwargs))
         if len(leaves) != len(call.input_sizes):
             raise self.rows.refusal("takes other arguments in the masked pass than in the joint pass")
-        picked = []
+        picked, found = [], False
         for leaf, size in zip(leaves, call.input_sizes, strict=True):
             dim, rows_a_sample = self.rows.find(leaf, size)
             if dim is None:
@@ -172,12 +173,16 @@ class _Answer:
                 continue
             if self.check:
                 self.rows.verify(leaf, dim, rows_a_sample)
+                self._verify_origin(leaf)
             picked.append(self.rows.pick(leaf, dim, rows_a_sample))
+            found = True
+        if self.rows.batch and not found:
+            raise self.rows.refusal("takes no tensor that grows with the batch")
         args, kwargs = pytree.tree_unflatten(picked, structure)
         return self._in_place(self.forward(*args, **kwargs), call)
 
     def _in_place(self, output: Any, call: _Call) -> Any:
-        leaves, structure = pytree.tree_flatten(output)
+        leaves, structure = self._leaves("returns", output)
         if len(leaves) != len(call.output_sizes):
             raise self.rows.refusal("returns another structure in the masked pass than in the joint pass")
         joint = pytree.tree_leaves(call.output) if self.shared else [None] * len(leaves)
@@ -185,6 +190,21 @@ class _Answer:
             self.rows.expand(leaf, size, own) for leaf, size, own in zip(leaves, call.output_sizes, joint, strict=True)
         ]
         return pytree.tree_unflatten(expanded, structure)
+
+    def _leaves(self, does: str, tree: Any) -> tuple[list[Any], pytree.TreeSpec]:
+        leaves, structure = pytree.tree_flatten(tree, is_leaf=is_opaque)
+        opaque = next((leaf for leaf in leaves if is_opaque(leaf)), None)
+        if opaque is not None:
+            raise self.rows.refusal(f"{does} a {type(opaque).__name__}, whose rows cannot be told apart")
+        return leaves, structure
+
+    def _verify_origin(self, leaf: Tensor) -> None:
+        """That what the encoder is given has not been computed from another modality."""
+        if not leaf.requires_grad or not self.foreign:
+            return
+        reached = torch.autograd.grad(leaf.sum(), self.foreign, allow_unused=True, retain_graph=True)
+        if any(gradient is not None for gradient in reached):
+            raise self.rows.refusal("is given something computed from another modality")
 
     def finish(self) -> None:
         if self.pending:
@@ -273,6 +293,19 @@ class _Rows:
 
 def _changed(size: torch.Size, joint: torch.Size) -> list[int]:
     return [d for d in range(len(joint)) if size[d] != joint[d]] if len(size) == len(joint) else []
+
+
+def _probe(inputs: dict[str, Any]) -> dict[str, list[Tensor]]:
+    """Makes the floating masked inputs, in place of what they are, something whose influence autograd can tell."""
+    probes: dict[str, list[Tensor]] = {}
+    for name, value in inputs.items():
+        leaves, structure = pytree.tree_flatten(value)
+        found = [leaf for leaf in leaves if is_rows(leaf) and leaf.is_floating_point()]
+        probes[name] = [leaf.requires_grad_() if leaf.is_leaf else leaf for leaf in found]
+        # Not leaves of autograd, so that the network may write to them.
+        cloned = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        inputs[name] = pytree.tree_unflatten(cloned, structure)
+    return probes
 
 
 def _sizes(tree: Any) -> list[torch.Size | None]:

@@ -10,9 +10,9 @@ from agm.absent import Absent, absent_input, batch_size, check_absent
 from agm.binding import Arguments, Binding
 from agm.factorised import FactorisedPasses, is_factorised
 from agm.interception import InterceptedPasses
-from agm.modes import evaluation, mode_dependent_layers
+from agm.modes import evaluation, mixes_samples, mode_dependent_layers
 from agm.ops._checks import check_modalities
-from agm.subsets import masked_arguments
+from agm.subsets import masked_arguments, split_blocks
 
 __all__ = ["MaskedPasses", "masked_logits"]
 
@@ -91,6 +91,9 @@ class MaskedPasses:
         masked = masked_arguments(arguments, absent)
         joint = self.binding.call(arguments)
         with evaluation(self.network):
+            if mixes_samples(self.network):
+                subsets = split_blocks(masked, batch_size(arguments.inputs))
+                return joint, torch.cat([self.binding.call(subset) for subset in subsets])
             return joint, self.binding.call(masked)
 
 
@@ -103,7 +106,7 @@ def _stack(joint: Tensor, masked: Tensor, batch: int, modalities: int) -> Tensor
                 "If it returns more than logits, wrap it in a module that returns them alone."
             )
     # One copy of all rows; autocast may have left the two passes in different dtypes.
-    return torch.cat([masked.to(joint.dtype), joint]).view(-1, batch, joint.shape[1])
+    return torch.cat([masked.to(joint.dtype), joint]).view(2**modalities - 1, batch, joint.shape[1])
 
 
 def masked_logits(
@@ -130,13 +133,16 @@ def masked_logits(
       named in `encoders`: each encoder runs on the B rows of the joint pass and then (exact) on the B present rows
       and one absent row, or (shared) on the absent row alone; only the rest runs on every subset. Where an absent
       input is not the same for every sample (a padding mask that stays, say) it runs on B absent rows;
-    - any other network: one pass on the (2**M - 2) * B masked inputs.
+    - any other network: one pass on the (2**M - 2) * B masked inputs (one a subset, if a batch norm without running
+      statistics would mix them).
+
+    In eval mode the network must treat samples alike and apart, for those of all subsets go through it together.
 
     Args:
         network: a module whose forward takes the modalities by keyword, or by position in the order of `inputs` if
             it bears none of their names, and returns logits (B, C).
         inputs: modality -> tensor (B, ...) or pytree of tensors (features with a padding mask, ids with lengths).
-        masked: "exact" or "shared".
+        masked: "exact" or "shared"; for a modality without a named encoder the latter is the former.
         absent: modality -> what an absent input is: a number (a pad id), a tensor (one row), a callable of the
             present input, which returns its like or one row of it, or a pytree like the input of numbers, tensors
             and None (stays as it is). Zeros by default; in a pytree floating tensors become zeros while booleans and
@@ -157,4 +163,4 @@ def masked_logits(
         TypeError: `network` is not a module, or an unexpected argument.
     """
     passes = MaskedPasses(network, tuple(inputs), masked=masked, absent=absent, encoders=encoders)
-    return passes(Arguments(dict(inputs), [], dict(arguments or {})))
+    return passes(passes.binding.split((), {**inputs, **(arguments or {})}))

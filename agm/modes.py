@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-__all__ = ["evaluation", "mode_dependent_layers"]
+__all__ = ["evaluation", "mixes_samples", "mode_dependent_layers"]
+
+_RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
 
 
 @contextmanager
@@ -16,35 +17,52 @@ def evaluation(network: nn.Module) -> Iterator[None]:
     """Eval mode for a forward pass with gradients; every submodule's mode is as before afterwards, also on errors.
 
     The flags are set directly: a network that overrides `train()` (to keep a frozen part in eval, to merge
-    adapters) is left alone. Running statistics that the next training pass will write to are copied, since
-    the backward of this pass reads them: otherwise two forwards could not come before one backward. Recurrent layers
-    stay in training mode without dropout, which is the same: cuDNN refuses a backward through them in eval mode.
+    adapters) is left alone. Buffers that training passes write to are copied, since the backward of this pass reads
+    them: otherwise two forwards could not come before one backward. Recurrent layers stay in training mode without
+    dropout, which is the same: cuDNN refuses a backward through them in eval mode.
     """
     training = [module for module in network.modules() if module.training]
-    changed = [module for module in training if not isinstance(module, nn.RNNBase)]
-    recurrent = [(module, module.dropout) for module in training if isinstance(module, nn.RNNBase)]
-    norms = [m for m in changed if isinstance(m, _NormBase) and m.running_mean is not None]
-    own: list[tuple[_NormBase, str, Any]] = [
-        (norm, name, norm._buffers[name]) for norm in norms for name in ("running_mean", "running_var")
-    ]
+    # Not subclasses, which may read their mode for more than dropout.
+    recurrent = [(m, m.dropout) for m in training if isinstance(m, nn.RNNBase) and type(m) in _RECURRENT]
+    changed = [m for m in training if type(m) not in _RECURRENT]
+    written = _written_buffers(changed) if torch.is_grad_enabled() else []
     try:
         for module in changed:
             module.training = False
         for rnn, _ in recurrent:
             rnn.dropout = 0.0
-        if own and torch.is_grad_enabled():
+        if written:
             with torch.no_grad():
-                copies = torch._foreach_mul([buffer for _, _, buffer in own], 1.0)
-            for (norm, name, _), copy in zip(own, copies, strict=True):
-                norm._buffers[name] = copy
+                copies = torch._foreach_mul([buffer for _, _, buffer in written], 1.0)
+            for (module, name, _), copy in zip(written, copies, strict=True):
+                module._buffers[name] = copy
         yield
     finally:
-        for norm, name, buffer in own:
-            norm._buffers[name] = buffer
+        for module, name, buffer in written:
+            module._buffers[name] = buffer
         for module in changed:
             module.training = True
         for rnn, dropout in recurrent:
             rnn.dropout = dropout
+
+
+def _written_buffers(modules: list[nn.Module]) -> list[tuple[nn.Module, str, Tensor]]:
+    """Floating buffers that have been written in place, as running statistics are."""
+    return [
+        (module, name, buffer)
+        for module in modules
+        for name, buffer in module._buffers.items()
+        if buffer is not None and buffer.is_floating_point() and not buffer.is_inference() and buffer._version > 0
+    ]
+
+
+def mixes_samples(network: nn.Module) -> list[str]:
+    """Names of layers that normalise with the statistics of the batch in eval mode too."""
+    return [
+        name or type(module).__name__
+        for name, module in network.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
+    ]
 
 
 def mode_dependent_layers(network: nn.Module) -> list[str]:

@@ -46,21 +46,22 @@ def subset_weights(modalities: int, *, device: torch.device | str | None = None)
         raise ValueError(
             f"Expected argument `modalities` to be an integer from 2 to {MAX_MODALITIES}, but got {modalities!r}."
         )
-    return weights_on(torch.device("cpu" if device is None else device), modalities).clone()
+    return torch.tensor(_weights(modalities), dtype=torch.float64, device="cpu" if device is None else device)
 
 
 @lru_cache(maxsize=64)
 def weights_on(device: torch.device, modalities: int) -> Tensor:
     """`subset_weights` without its checks, copied to a device once: the caller must not write to it."""
-    subset = torch.arange(1, 2**modalities)
-    present = (subset.unsqueeze(0) >> torch.arange(modalities).unsqueeze(1)) & 1 == 1  # (M, 2**M - 1)
-    size = present.sum(0)
+    return torch.tensor(_weights(modalities), dtype=torch.float64, device=device)
+
+
+@lru_cache(maxsize=MAX_MODALITIES)
+def _weights(modalities: int) -> list[list[float]]:
     total = factorial(modalities)
-    inside = [0.0] + [factorial(k - 1) * factorial(modalities - k) / total for k in range(1, modalities + 1)]
-    outside = [-factorial(k) * factorial(modalities - k - 1) / total for k in range(modalities)] + [0.0]
-    weights = torch.where(
-        present,
-        torch.tensor(inside, dtype=torch.float64)[size],
-        torch.tensor(outside, dtype=torch.float64)[size],
-    )
-    return weights.to(device)
+    inside = [factorial(k - 1) * factorial(modalities - k) / total for k in range(1, modalities + 1)]
+    outside = [-factorial(k) * factorial(modalities - k - 1) / total for k in range(modalities)]
+    subsets = range(1, 2**modalities)
+    return [
+        [inside[s.bit_count() - 1] if s >> m & 1 else outside[s.bit_count()] for s in subsets]
+        for m in range(modalities)
+    ]

@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 from agm.absent import batch_size, is_rows
 from agm.binding import Arguments
 
-__all__ = ["blocks", "combine", "masked_arguments", "tile"]
+__all__ = ["blocks", "combine", "masked_arguments", "split_blocks", "tile"]
 
 
 def blocks(modality: int, modalities: int) -> list[bool]:
@@ -46,13 +46,25 @@ def masked_arguments(arguments: Arguments, absent: Mapping[str, Any]) -> Argumen
     Raises:
         ValueError: a tensor beside the modalities does not have one row a sample.
     """
-    inputs, others, rest = arguments
+    inputs, others, rest, placed = arguments
     batch, times = batch_size(inputs), 2 ** len(inputs) - 2
     return Arguments(
         {name: combine(x, absent[name], blocks(bit, len(inputs))) for bit, (name, x) in enumerate(inputs.items())},
         [_repeated(value, batch, times, f"args[{i}]") for i, value in enumerate(others)],
         {name: _repeated(value, batch, times, name) for name, value in rest.items()},
+        placed,
     )
+
+
+def split_blocks(arguments: Arguments, batch: int) -> list[Arguments]:
+    """What `masked_arguments` put together, one subset after another."""
+    leaves, structure = pytree.tree_flatten(tuple(arguments[:3]))
+    parts = []
+    for i in range(2 ** len(arguments.inputs) - 2):
+        block = [leaf.narrow(0, i * batch, batch) if is_rows(leaf) else leaf for leaf in leaves]
+        inputs, others, rest = pytree.tree_unflatten(block, structure)
+        parts.append(Arguments(inputs, others, rest, arguments.placed))
+    return parts
 
 
 def _repeated(value: Any, batch: int, times: int, name: str) -> Any:

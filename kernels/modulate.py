@@ -290,7 +290,7 @@ def _make_step(
     gap = reference_ratio - ratio
     gap = tl.where(gap > max_gap, max_gap, gap)
     coefficient = tl.exp(alpha * gap)
-    finite = (tl.abs(scores) < float("inf")) & (coefficient < float("inf"))
+    finite = (tl.abs(scores) < float("inf")) & (coefficient <= 3.4028234663852886e38)  # applied in float32
     usable = tl.min(tl.where(real, finite.to(tl.int32), 1), 0)
     coefficient = tl.where(real & (usable == 1), coefficient, 1.0)
 

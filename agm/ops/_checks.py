@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,17 +12,21 @@ from agm.shapley import num_modalities
 
 def check_modulation(alpha: float, max_gap: float | None, floor: float) -> float:
     """Checks the settings of the modulation; returns `max_gap` as a float (None: infinite)."""
-    if not (isinstance(alpha, (int, float)) and math.isfinite(alpha) and alpha >= 0):
+    if not (_is_number(alpha) and math.isfinite(alpha) and alpha >= 0):
         raise ValueError(
             f"Expected argument `alpha` to be a finite number >= 0, but got {alpha!r}. "
             "0 is plain joint training; the paper uses 1.5 to 4."
         )
     gap = math.inf if max_gap is None else max_gap
-    if not (isinstance(gap, (int, float)) and gap >= 0):
+    if not (_is_number(gap) and gap >= 0):
         raise ValueError(f"Expected argument `max_gap` to be a number >= 0, or None for no bound, but got {max_gap!r}.")
-    if not (isinstance(floor, (int, float)) and 0 <= floor < 1):
+    if not (_is_number(floor) and 0 <= floor < 1):
         raise ValueError(f"Expected argument `floor` to be a probability in [0, 1), but got {floor!r}.")
     return float(gap)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
 def check_masked_logits(masked_logits: Tensor, modalities: int) -> None:

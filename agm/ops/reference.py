@@ -89,7 +89,8 @@ def modulate(
     ratios = discrepancy_ratios(scores)
     reference_ratios = discrepancy_ratios(running)
     coefficients = (alpha * (reference_ratios - ratios).clamp(max=max_gap)).exp()
-    finite = scores.isfinite().all() & coefficients.isfinite().all()
+    # A coefficient is applied in float32, so a finite one is finite there.
+    finite = scores.isfinite().all() & (coefficients <= torch.finfo(torch.float32).max).all()
     coefficients = torch.where(finite, coefficients, 1.0)
 
     if update:

@@ -96,6 +96,9 @@ AGM_HOST_DEVICE double discrepancy_ratio(const double* scores, int modalities, i
   return std::exp((sum - scores[m] * modalities) / (modalities - 1));
 }
 
+// A coefficient is applied in float32, so a finite one is finite there.
+constexpr double kLargestCoefficient = std::numeric_limits<float>::max();
+
 // One modality's share of the last step: ratios and coefficient, and whether they are usable.
 struct Modulation {
   double score, ratio, reference_ratio, coefficient;
@@ -110,7 +113,7 @@ AGM_HOST_DEVICE Modulation modulation(const double* scores, const double* runnin
   result.reference_ratio = discrepancy_ratio(running, settings.modalities, m);
   const double gap = result.reference_ratio - result.ratio;
   result.coefficient = std::exp(settings.alpha * (gap > settings.max_gap ? settings.max_gap : gap));
-  result.finite = std::isfinite(result.score) && std::isfinite(result.coefficient);
+  result.finite = std::isfinite(result.score) && result.coefficient <= kLargestCoefficient;
   return result;
 }
 

@@ -177,6 +177,19 @@ def test_an_overflowing_coefficient_is_skipped_too() -> None:
     assert state.coefficients.tolist() == [1.0, 1.0]
 
 
+def test_a_coefficient_that_float32_cannot_hold_is_skipped() -> None:
+    """It is finite in float64, where it is computed, but the gradient that it scales would not be."""
+    state = agm.ModulationState(2)
+    state.running_scores.copy_(torch.tensor([1.0, 5.2]))
+    state.step.fill_(100)
+    masked = torch.zeros(3, 8, 300, requires_grad=True)
+    target = torch.arange(8)
+    agm.fused_modulate(masked, target, state, alpha=1.5, max_gap=None).sum().backward()
+    assert state.reference_ratios[0] * 1.5 > math.log(torch.finfo(torch.float32).max)
+    assert state.skipped.item() == 1
+    assert masked.grad.isfinite().all()
+
+
 def test_update_false_leaves_the_state_alone() -> None:
     state = agm.ModulationState(2)
     agm.fused_modulate(*batch(2, 8, 3), state)

@@ -92,6 +92,10 @@ class ThreeFactorised(Three):
     def fuse(self, features: Mapping[str, Tensor]) -> Tensor:
         return self.head(torch.cat([features[name] for name in MODALITIES], 1))
 
+    def forward(self, audio: Tensor, visual: Tensor, text: Tensor) -> Tensor:
+        inputs = {"audio": audio, "visual": visual, "text": text}
+        return self.fuse({name: self.encoders_[name](x) for name, x in inputs.items()})
+
 
 PATHS = {name: f"encoders_.{name}" for name in MODALITIES}
 
