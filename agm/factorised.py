@@ -60,8 +60,8 @@ class FactorisedPasses:
         if not self.shared:
             return self.network(**inputs), {}
         features = {name: self.network.encoders[name](inputs[name]) for name in self.modalities}
-        # A copy, since fuse may go on in place with what it gets.
-        return self.network.fuse(dict(features)), _copied(features)
+        kept = _copied(features)  # since fuse may go on in place with what it gets
+        return self.network.fuse(features), kept
 
     def _observed(self, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """The network's own forward, watched: it must be nothing but its encoders and fuse."""
