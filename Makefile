@@ -9,7 +9,7 @@ NATIVE := $(shell find csrc -type f) setup.py pyproject.toml
 .PHONY: demo test lint format clean
 
 demo: .venv/agm
-	$(BIN)/agm train --dataset av-digits --fusion late --method agm --alpha 1.5 --masked shared --epochs 40 --seed 0 --out runs/demo-$$(date +%Y%m%d-%H%M%S)
+	$(BIN)/agm train --dataset av-digits --fusion late --method agm --alpha 1.5 --masked shared --epochs 40 --seed 0
 
 test: .venv/test
 	$(BIN)/python -m pytest

@@ -433,7 +433,7 @@ class TestStructuresInsideTheNetwork:
                 return self.head(torch.cat([self.audio_net(audio + visual), self.visual_net(visual)], 1))
 
         network = Crossed(nn.Linear(6, 5), nn.Linear(6, 5), 10).double()
-        inputs = {"audio": rows(4, 6), "visual": rows(4, 6, seed=1)}
+        inputs = {"audio": rows(samples, 6), "visual": rows(samples, 6, seed=1)}
         with pytest.raises(ValueError, match=r"`audio`.*own modality only"):
             agm.masked_logits(network, inputs, encoders=BOTH)
         compare(network, inputs)
