@@ -7,6 +7,7 @@ and answer with the features put in place for every row.
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,6 +19,7 @@ from torch.utils import _pytree as pytree
 from agm.absent import Absent, absent_input, batch_size, is_opaque, is_rows
 from agm.answering import answering
 from agm.binding import Arguments, Binding
+from agm.checkpointing import without_checkpointing
 from agm.modes import evaluation
 from agm.subsets import blocks, masked_arguments, tile
 
@@ -99,7 +101,9 @@ class InterceptedPasses:
 
         encoders = find_encoders(self.network, self.paths, self.modalities)
         recorders = {name: _Recorder(encoder, self.shared) for name, encoder in encoders.items()}
-        with answering({recorder.encoder: recorder for recorder in recorders.values()}):
+        # Features are shared as they are: a reentrant checkpoint would hand them out without their gradient.
+        plainly = without_checkpointing() if self.shared else nullcontext()
+        with plainly, answering({recorder.encoder: recorder for recorder in recorders.values()}):
             joint = self.binding.call(arguments)
         for name, recorder in recorders.items():
             if not recorder.calls:

@@ -137,6 +137,8 @@ def masked_logits(
       statistics would mix them).
 
     In eval mode the network must treat samples alike and apart, for those of all subsets go through it together.
+    Activation checkpointing is left out of the masked passes, and of a joint pass whose features are shared: what would
+    be recomputed in the backward would not be what they had.
 
     Args:
         network: a module whose forward takes the modalities by keyword, or by position in the order of `inputs` if

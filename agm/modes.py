@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from agm.checkpointing import without_checkpointing
+
 __all__ = ["evaluation", "mixes_samples", "mode_dependent_layers"]
 
 _RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
@@ -19,7 +21,7 @@ def evaluation(network: nn.Module) -> Iterator[None]:
     The flags are set directly: a network that overrides `train()` (to keep a frozen part in eval, to merge
     adapters) is left alone. Buffers that training passes write to are copied, since the backward of this pass reads
     them: otherwise two forwards could not come before one backward. Recurrent layers stay in training mode without
-    dropout, which is the same: cuDNN refuses a backward through them in eval mode.
+    dropout, which is the same: cuDNN refuses a backward through them in eval mode. Activation checkpointing is off.
     """
     training = [module for module in network.modules() if module.training]
     # Not subclasses, which may read their mode for more than dropout.
@@ -36,7 +38,8 @@ def evaluation(network: nn.Module) -> Iterator[None]:
                 copies = torch._foreach_mul([buffer for _, _, buffer in written], 1.0)
             for (module, name, _), copy in zip(written, copies, strict=True):
                 module._buffers[name] = copy
-        yield
+        with without_checkpointing():
+            yield
     finally:
         for module, name, buffer in written:
             module._buffers[name] = buffer

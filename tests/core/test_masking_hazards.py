@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils.checkpoint import checkpoint
 
 import agm
 
@@ -275,6 +276,47 @@ def test_a_kept_padding_mask_in_shared_mode() -> None:
     given = {"audio": rows(4, 6), "visual": {"values": rows(4, 7, 6, seed=1), "padding": padding}}
     exact, shared = (agm.masked_logits(network, given, masked=m) for m in ("exact", "shared"))
     torch.testing.assert_close(exact, shared)
+
+
+class Checkpointed(Pairs):
+    """Checkpoints inside an encoder, and around the other one."""
+
+    def __init__(self, reentrant: bool | None) -> None:
+        super().__init__(audio=self.Inside(reentrant), visual=self.Inside(None))
+        self.reentrant = reentrant
+
+    class Inside(nn.Module):
+        def __init__(self, reentrant: bool | None) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 5))
+            self.reentrant = reentrant
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.reentrant is None:
+                return self.layers(x)
+            return checkpoint(self.layers, x, use_reentrant=self.reentrant)
+
+    def features(self, audio: Tensor, visual: Tensor) -> list[Tensor]:
+        if self.reentrant is None:
+            return [self.audio_net(audio), self.visual_net(visual)]
+        return [self.audio_net(audio), checkpoint(self.visual_net, visual, use_reentrant=self.reentrant)]
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("options", [{}, {"encoders": BOTH}, {"encoders": BOTH, "masked": "shared"}])
+def test_activation_checkpointing(reentrant: bool, options: dict[str, Any]) -> None:
+    """What is recomputed in the backward has the network's modes of then, not those of the masked pass."""
+    plain, checkpointed = Checkpointed(None), Checkpointed(reentrant)
+    checkpointed.load_state_dict(plain.state_dict())
+    gradients = []
+    for network in (plain, checkpointed):
+        given = {name: x.requires_grad_() for name, x in inputs().items()}  # as reentrant checkpoints need
+        torch.manual_seed(0)
+        masked = agm.masked_logits(network, given, **options)
+        masked.backward(rows(*masked.shape, seed=5))
+        gradients.append([masked.detach(), *(parameter.grad for parameter in network.parameters())])
+    for left, right in zip(*gradients, strict=True):
+        torch.testing.assert_close(left, right)
 
 
 class TestAroundTheNetwork:

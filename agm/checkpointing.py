@@ -1,0 +1,44 @@
+"""Activation checkpointing in the masked passes: left out."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils import checkpoint
+
+__all__ = ["without_checkpointing"]
+
+
+class _Direct:
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+        return function(*args)
+
+
+def _nothing(*args: Any, **kwargs: Any) -> Iterator[None]:
+    yield
+
+
+# What `torch.utils.checkpoint.checkpoint` looks up when it is called, with and without `use_reentrant`.
+_REPLACEMENTS = {"CheckpointFunction": _Direct, "_checkpoint_without_reentrant_generator": _nothing}
+
+
+@contextmanager
+def without_checkpointing() -> Iterator[None]:
+    """Checkpointed functions are called plainly.
+
+    Their recomputation would run in the backward, when the network's modes and forwards are what they were again:
+    it would silently compute other activations than the masked pass had.
+    """
+    if torch.compiler.is_compiling():
+        yield
+        return
+    own = {name: getattr(checkpoint, name) for name in _REPLACEMENTS if hasattr(checkpoint, name)}
+    try:
+        for name in own:
+            setattr(checkpoint, name, _REPLACEMENTS[name])
+        yield
+    finally:
+        for name, value in own.items():
+            setattr(checkpoint, name, value)
