@@ -47,7 +47,7 @@ class AGM(nn.Module):
 
     Raises:
         ValueError: a modality that forward does not take, an encoder path that does not exist, an impossible setting.
-        TypeError: `network` is not a module.
+        TypeError: `network` is not a module, or an encoder is not given by its path.
     """
 
     def __init__(

@@ -33,12 +33,18 @@ def find_encoders(network: nn.Module, encoders: Mapping[str, str], modalities: t
     """The encoder of each modality by its path in the network.
 
     Raises:
+        TypeError: a path is not a string.
         ValueError: a name is no modality, a path leads nowhere, or two modalities share an encoder.
     """
     found: dict[str, nn.Module] = {}
     for name, path in encoders.items():
         if name not in modalities:
             raise ValueError(f"Expected argument `encoders` to name modalities among {modalities}, but got {name!r}.")
+        if not isinstance(path, str):
+            raise TypeError(
+                f"Expected `encoders[{name!r}]` to be a path in the network, such as 'audio_net', but got a "
+                f"{type(path).__name__}."
+            )
         try:
             found[name] = network.get_submodule(path)
         except AttributeError as error:

@@ -291,6 +291,7 @@ class TestRefusals:
             ({"modalities": None}, ValueError, "`modalities`"),
             ({"modalities": ("audio",)}, ValueError, "`modalities`"),
             ({"encoders": {"audio": "nothing"}}, ValueError, "no 'nothing'"),
+            ({"encoders": {"audio": nn.Linear(4, 6)}}, TypeError, r"path in the network.*Linear"),
             ({"alpha": -0.1}, ValueError, "`alpha`"),
             ({"alpha": float("nan")}, ValueError, "`alpha`"),
             ({"masked": "both"}, ValueError, "`masked`"),
