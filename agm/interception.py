@@ -23,14 +23,14 @@ from agm.checkpointing import without_checkpointing
 from agm.modes import evaluation
 from agm.subsets import blocks, masked_arguments, tile
 
-__all__ = ["InterceptedPasses", "find_encoders"]
+__all__ = ["InterceptedPasses", "check_encoders"]
 
 _verified: WeakKeyDictionary[nn.Module, set[object]] = WeakKeyDictionary()  # network -> the settings that it passed
 _ROUNDING = 1e-3  # what equal rows may differ by, relative to the largest element: mixed rows differ by far more
 
 
-def find_encoders(network: nn.Module, encoders: Mapping[str, str], modalities: tuple[str, ...]) -> dict[str, nn.Module]:
-    """The encoder of each modality by its path in the network.
+def check_encoders(network: nn.Module, encoders: Mapping[str, str], modalities: tuple[str, ...]) -> None:
+    """That each path leads to an encoder of its own.
 
     Raises:
         TypeError: a path is not a string.
@@ -63,7 +63,6 @@ def find_encoders(network: nn.Module, encoders: Mapping[str, str], modalities: t
                     f"Expected the encoders to have no module in common, but those of `{name}` and `{other}` do. "
                     "Leave both out of `encoders`: the masked inputs then go through the whole network."
                 )
-    return found
 
 
 @dataclass
@@ -89,8 +88,8 @@ class InterceptedPasses:
         self.network = network
         self.binding = binding
         self.modalities = binding.modalities
+        check_encoders(network, encoders, self.modalities)
         self.paths = dict(encoders)
-        find_encoders(network, encoders, self.modalities)
         self.shared = shared
         self.absent = absent
         self._key = (tuple(encoders.items()), shared)
@@ -105,8 +104,30 @@ class InterceptedPasses:
         # Arguments beside the modalities can reach an encoder, and then every absent row is another one.
         extra_rows = any(is_rows(leaf) for leaf in pytree.tree_leaves([arguments.others, arguments.rest]))
 
-        encoders = find_encoders(self.network, self.paths, self.modalities)
-        recorders = {name: _Recorder(encoder, self.shared) for name, encoder in encoders.items()}
+        joint, recorders = self._joint(arguments)
+        answers = {}
+        for name, recorder in recorders.items():
+            per_sample = extra_rows or any(
+                row.shape[0] == batch for row in pytree.tree_leaves(absent[name]) if is_rows(row)
+            )
+            is_present = blocks(self.modalities.index(name), len(self.modalities))
+            rows = _Rows(name, batch, is_present, per_sample, self.shared)
+            foreign = [probe for other, found in probes.items() if other != name for probe in found]
+            answers[recorder.encoder] = _Answer(recorder, rows, self.shared, check, foreign)
+        with evaluation(self.network), answering(answers):
+            logits = self.binding.call(masked)
+        for answer in answers.values():
+            answer.finish()
+        # With one sample rows in a wrong order cannot be told from right ones, and without gradients not their origin.
+        if check and probes and batch > 1:
+            _verified.setdefault(self.network, set()).add(self._key)
+        return joint, logits
+
+    def _joint(self, arguments: Arguments) -> tuple[Tensor, dict[str, "_Recorder"]]:
+        """The joint pass as it is, and what each encoder was called with."""
+        recorders = {
+            name: _Recorder(self.network.get_submodule(path), self.shared) for name, path in self.paths.items()
+        }
         # Features are shared as they are: a reentrant checkpoint would hand them out without their gradient.
         plainly = without_checkpointing() if self.shared else nullcontext()
         with plainly, answering({recorder.encoder: recorder for recorder in recorders.values()}):
@@ -117,24 +138,7 @@ class InterceptedPasses:
                     f"Expected the network's forward to call the encoder of `{name}`, but it did not. Name in "
                     "`encoders` a submodule that forward calls as a module (not one of its methods)."
                 )
-
-        answers = {}
-        for name, recorder in recorders.items():
-            per_sample = extra_rows or any(
-                row.shape[0] == batch for row in pytree.tree_leaves(absent[name]) if is_rows(row)
-            )
-            is_present = blocks(self.modalities.index(name), len(self.modalities))
-            rows = _Rows(name, batch, is_present, per_sample, self.shared)
-            foreign = [probe for other, found in probes.items() if other != name for probe in found]
-            answers[name] = _Answer(recorder, rows, self.shared, check, foreign)
-        with evaluation(self.network), answering({a.encoder: a for a in answers.values()}):
-            logits = self.binding.call(masked)
-        for answer in answers.values():
-            answer.finish()
-        # With one sample rows in a wrong order cannot be told from right ones, and without gradients not their origin.
-        if check and probes and batch > 1:
-            _verified.setdefault(self.network, set()).add(self._key)
-        return joint, logits
+        return joint, recorders
 
 
 class _Recorder:
