@@ -23,13 +23,13 @@ from agm.checkpointing import without_checkpointing
 from agm.modes import evaluation
 from agm.subsets import blocks, masked_arguments, tile
 
-__all__ = ["InterceptedPasses", "check_encoders"]
+__all__ = ["InterceptedPasses"]
 
 _verified: WeakKeyDictionary[nn.Module, set[object]] = WeakKeyDictionary()  # network -> the settings that it passed
 _ROUNDING = 1e-3  # what equal rows may differ by, relative to the largest element: mixed rows differ by far more
 
 
-def check_encoders(network: nn.Module, encoders: Mapping[str, str], modalities: tuple[str, ...]) -> None:
+def _check_encoders(network: nn.Module, encoders: Mapping[str, str], modalities: tuple[str, ...]) -> None:
     """That each path leads to an encoder of its own.
 
     Raises:
@@ -88,7 +88,7 @@ class InterceptedPasses:
         self.network = network
         self.binding = binding
         self.modalities = binding.modalities
-        check_encoders(network, encoders, self.modalities)
+        _check_encoders(network, encoders, self.modalities)
         self.paths = dict(encoders)
         self.shared = shared
         self.absent = absent
