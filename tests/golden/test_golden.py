@@ -14,14 +14,13 @@ import torch
 import torch.nn.functional as F
 
 import agm
+from agm.ops._backends import BACKENDS
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpp"])
+@pytest.mark.parametrize("backend", ["reference", "cpp", "triton"])
 def test_coefficients_and_running_scores(recording: Any, backend: str) -> None:
-    if backend == "cpp" and any(
-        s.op == "modulate" and "cpp" in s.unavailable for s in agm.backends() if s.device == "cpu"
-    ):
-        pytest.skip("agm._C is not built")
+    if (reason := BACKENDS[backend].why_not("modulate", "cpu")) is not None:
+        pytest.skip(f"{backend}: {reason}")
     state = agm.ModulationState(len(recording.modalities))
     for step in range(recording.steps):
         agm.fused_modulate(
