@@ -1,9 +1,12 @@
 """AGM in one line: the wrapped network trains with modulated gradients and otherwise is what it was."""
 
+import inspect
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any, Literal, cast
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from agm.absent import Absent, batch_size
 from agm.masking import MaskedPasses
@@ -25,6 +28,9 @@ class AGM(nn.Module):
     modulated by coefficients of its own. Several forwards may come before a backward: each keeps its own coefficients
     and its own copy of the running statistics of batch norm. A forward that raises leaves the state and the modes of
     all submodules as they were.
+
+    With encoders named by path the first batch verifies that they see what they should, which reads from the device;
+    no later step does.
 
     The state dict has the network under `module.` and the modulation under `modulator.state.`;
     `model.module.state_dict()` is that of the plain network. An absent input that is learnt (a parameter, a module in
@@ -67,10 +73,14 @@ class AGM(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        names = None if modalities is None else tuple(modalities)
         self._options: dict[str, Any] = {"masked": masked, "absent": absent, "encoders": encoders}
-        self._passes = MaskedPasses(network, names, **self._options)
+        self._passes = MaskedPasses(network, modalities, **self._options)
         self._options["modalities"] = self._passes.modalities
+        if "target" in inspect.signature(network.forward).parameters:
+            raise ValueError(
+                "Expected the network's forward to have no parameter `target`, since AGM takes the class indices under "
+                "that name and does not pass them on. Rename the network's."
+            )
         self.module = network
         self.absent = nn.Module()  # what is learnt of absent inputs: parameters and modules among them
         for name, value in self._passes.absent.items():
@@ -78,6 +88,11 @@ class AGM(nn.Module):
                 self.absent.register_parameter(name, value)
             elif isinstance(value, nn.Module):
                 self.absent.add_module(name, value)
+            elif any(isinstance(leaf, (nn.Parameter, nn.Module)) for leaf in tree_leaves(value)):
+                raise ValueError(
+                    f"Expected what is learnt of an absent `{name}` to be a parameter or a module by itself, but it is "
+                    "inside a pytree. Give a module that takes the input and returns the absent one."
+                )
         self.modulator = Modulator(
             self._passes.modalities,
             alpha=alpha,
@@ -88,6 +103,10 @@ class AGM(nn.Module):
             stop=stop,
             backend=backend,
         )
+        # Where the network is already; later `.to` moves both.
+        placed = next(chain(network.parameters(), network.buffers()), None)
+        if placed is not None and not placed.is_meta:
+            self.modulator.state.to(placed.device)
         self._classes: int | None = None
 
     @property
@@ -120,6 +139,8 @@ class AGM(nn.Module):
             self._passes = MaskedPasses(self.module, **self._options)
         if not modulates and self._passes.binding.is_verbatim(args):
             return cast(Tensor, self.module(*args, **kwargs))
+        for name in self.absent._parameters.keys() | self.absent._modules.keys():
+            self._passes.absent[name] = getattr(self.absent, name)  # loading may have put another in its place
         arguments = self._passes.binding.split(args, kwargs)
         if not modulates:
             return cast(Tensor, self._passes.binding.call(arguments))
@@ -138,6 +159,13 @@ class AGM(nn.Module):
                 "Expected argument `target` to hold the class indices in training mode, but got None. "
                 "Call model(..., target=y), or model.eval() for inference."
             )
-        check_target(target, batch_size(inputs), self.modulator.state.values.device)
+        device = next((leaf.device for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)), None)
+        state = self.modulator.state.values
+        if device != state.device:
+            raise ValueError(
+                f"Expected the inputs to be on {state.device}, where the state of AGM is, but they are on {device}. "
+                "Move the whole model with model.to(device), or the inputs."
+            )
+        check_target(target, batch_size(inputs), state.device)
         if self._classes is not None:
             check_classes(target, self._classes, self.modulator.ignore_index)

@@ -134,7 +134,7 @@ def _copied(tree: Any) -> Any:
 
 def _rows_of(tree: Any) -> int:
     """Absent rows that the encoder gets: all, if a leaf keeps those of its samples (a padding mask), else one."""
-    return max((leaf.shape[0] for leaf in pytree.tree_leaves(tree) if is_rows(leaf)), default=1)
+    return max([1, *(leaf.shape[0] for leaf in pytree.tree_leaves(tree) if is_rows(leaf))])
 
 
 def _aligned(absent: Any) -> Any:

@@ -31,6 +31,11 @@ class _ScaleSubsets(torch.autograd.Function):
         return ops.modulate_backward(grad, subset_scales, backend=ctx.backend), None, None
 
 
+def _check_state(state: ModulationState) -> None:
+    if not isinstance(state, ModulationState):
+        raise TypeError(f"Expected argument `state` to be an agm.ModulationState, but got {type(state).__name__}.")
+
+
 def fused_modulate(
     masked_logits: Tensor,  # (2**M - 1, B, C)
     target: Tensor,  # (B,)
@@ -82,8 +87,8 @@ def fused_modulate(
         RuntimeError: a backend asked for by name cannot serve here.
     """
     max_gap = _checks.check_modulation(alpha, max_gap, floor)
-    if not isinstance(state, ModulationState):
-        raise TypeError(f"Expected argument `state` to be an agm.ModulationState, but got {type(state).__name__}.")
+    _checks.check_ignore_index(ignore_index)
+    _check_state(state)
     _checks.check_masked_logits(masked_logits, state.num_modalities)
     _checks.check_target(target, masked_logits.shape[1], masked_logits.device)
     _checks.check_classes(target, masked_logits.shape[2], ignore_index)
@@ -141,9 +146,9 @@ def fused_modulate_cross_entropy(
         TypeError, ValueError, RuntimeError: as in `fused_modulate`, and for a `weight` or `label_smoothing` that
             cannot be.
     """
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"Expected argument `label_smoothing` to be in [0, 1], but got {label_smoothing!r}.")
-    _checks.check_masked_logits(masked_logits, getattr(state, "num_modalities", 0))
+    _checks.check_label_smoothing(label_smoothing)
+    _check_state(state)
+    _checks.check_masked_logits(masked_logits, state.num_modalities)
     if weight is not None:
         _checks.check_class_weight(weight, masked_logits)
     logits = fused_modulate(

@@ -1,6 +1,6 @@
 """The masked passes: the network's logits for every subset of its modalities."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -38,7 +38,7 @@ class MaskedPasses:
     def __init__(
         self,
         network: nn.Module,
-        modalities: tuple[str, ...] | None = None,
+        modalities: Sequence[str] | None = None,
         *,
         masked: Literal["exact", "shared"] = "exact",
         absent: Mapping[str, Absent] | None = None,
@@ -55,6 +55,11 @@ class MaskedPasses:
                 "offers `encoders` and `fuse` names them itself."
             )
         self.modalities = check_modalities(own if modalities is None else modalities)
+        if own and not encoders and set(own) != set(self.modalities):
+            raise ValueError(
+                f"Expected argument `modalities` to be those that the network's `encoders` name, {own}, in any order, "
+                f"but got {self.modalities}."
+            )
         self.network = network
         self.shared = masked == "shared"
         self.absent = check_absent(absent, self.modalities)
@@ -63,7 +68,7 @@ class MaskedPasses:
         self._intercepted: InterceptedPasses | None = None
         if encoders:
             self._intercepted = InterceptedPasses(network, self.binding, encoders, self.shared, self.absent)
-        elif set(own) == set(self.modalities):
+        elif own:
             self._factorised = FactorisedPasses(network, self.modalities, self.shared, self.absent)
 
     def __call__(self, arguments: Arguments) -> Tensor:
@@ -71,8 +76,10 @@ class MaskedPasses:
         batch = batch_size(arguments.inputs)
         if self._factorised is not None:
             if arguments.others or arguments.rest:
-                unexpected = [*arguments.others, *arguments.rest]
-                raise TypeError(f"Expected no arguments beside the modalities, but got {unexpected}.")
+                raise TypeError(
+                    f"Expected no arguments beside the modalities {self.modalities} for a network with `encoders` and "
+                    f"`fuse`, but got {len(arguments.others)} more by position and {list(arguments.rest)} by keyword."
+                )
             joint, masked = self._factorised(arguments.inputs)
         elif self._intercepted is not None:
             joint, masked = self._intercepted(arguments)
@@ -162,7 +169,12 @@ def masked_logits(
         ValueError: a modality that forward does not take, a path that does not exist, inputs of different lengths, an
             encoder that is not called or mixes modalities, an output that is not logits, "shared" for a network of one
             piece with mode-dependent layers.
-        TypeError: `network` is not a module, or an unexpected argument.
+        TypeError: `network` is not a module, `inputs` no mapping, or an unexpected argument.
     """
+    if not isinstance(inputs, Mapping):
+        raise TypeError(
+            f"Expected argument `inputs` to map modalities to their inputs, but got a {type(inputs).__name__}. "
+            'Name them, for example {"audio": a, "visual": v}.'
+        )
     passes = MaskedPasses(network, tuple(inputs), masked=masked, absent=absent, encoders=encoders)
     return passes(passes.binding.split((), {**inputs, **(arguments or {})}))

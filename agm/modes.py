@@ -55,8 +55,13 @@ def _written_buffers(modules: list[nn.Module]) -> list[tuple[nn.Module, str, Ten
         (module, name, buffer)
         for module in modules
         for name, buffer in module._buffers.items()
-        if buffer is not None and buffer.is_floating_point() and not buffer.is_inference() and buffer._version > 0
+        if buffer is not None and buffer.is_floating_point() and _is_written(buffer)
     ]
+
+
+def _is_written(buffer: Tensor) -> bool:
+    # A graph does not know it; there copies cost little.
+    return torch.compiler.is_compiling() or (not buffer.is_inference() and buffer._version > 0)
 
 
 def mixes_samples(network: nn.Module) -> list[str]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from agm.functional import fused_modulate
 from agm.ops import _checks
+from agm.ops._backends import BACKENDS
 from agm.state import ModulationState
 
 __all__ = ["Modulator"]
@@ -48,8 +49,14 @@ class Modulator(nn.Module):
         super().__init__()
         self.modalities = _checks.check_modalities(modalities)
         _checks.check_modulation(alpha, max_gap, floor)
-        if start < 0 or (stop is not None and stop < start):
-            raise ValueError(f"Expected 0 <= `start` <= `stop`, but got start={start}, stop={stop}.")
+        _checks.check_ignore_index(ignore_index)
+        whole = isinstance(start, int) and (stop is None or isinstance(stop, int))
+        if not whole or start < 0 or (stop is not None and stop < start):
+            raise ValueError(f"Expected whole epochs 0 <= `start` <= `stop`, but got start={start!r}, stop={stop!r}.")
+        if backend not in ("auto", *BACKENDS):
+            raise ValueError(
+                f"Expected argument `backend` to be 'auto' or one of {sorted(BACKENDS)}, but got {backend!r}."
+            )
         self.alpha = alpha
         self.max_gap = max_gap
         self.floor = floor
@@ -102,7 +109,7 @@ class Modulator(nn.Module):
             "ratio": state.ratios,
             "reference_ratio": state.reference_ratios,
             "coefficient": state.coefficients,
-            "accuracy": state.mono_correct / state.samples,
+            "accuracy": state.mono_correct.double() / state.samples,
         }
         rows = torch.stack([column.double() for column in columns.values()]).cpu().T.tolist()
         return {name: dict(zip(columns, row, strict=True)) for name, row in zip(self.modalities, rows, strict=True)}

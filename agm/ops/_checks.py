@@ -101,8 +101,20 @@ def check_modalities(modalities: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
+def check_label_smoothing(label_smoothing: float) -> None:
+    if not (_is_number(label_smoothing) and 0 <= label_smoothing <= 1):
+        raise ValueError(f"Expected argument `label_smoothing` to be a number in [0, 1], but got {label_smoothing!r}.")
+
+
+def check_ignore_index(ignore_index: int) -> None:
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        raise TypeError(f"Expected argument `ignore_index` to be an integer, but got {ignore_index!r}.")
+
+
 def check_class_weight(weight: Tensor, masked_logits: Tensor) -> None:
     classes = masked_logits.shape[2]
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"Expected argument `weight` to be a tensor, but got {type(weight).__name__}.")
     if not weight.is_floating_point() or weight.shape != (classes,) or weight.device != masked_logits.device:
         raise ValueError(
             f"Expected argument `weight` to be one floating number a class, ({classes},) on {masked_logits.device}, "

@@ -283,6 +283,51 @@ def test_a_step_reads_nothing_from_the_device(monkeypatch: pytest.MonkeyPatch) -
             F.cross_entropy(model(**inputs, target=target), target).backward()
 
 
+class Targeted(Net):
+    def forward(self, audio: Tensor, visual: Tensor, target: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        return super().forward(audio, visual)
+
+
+class FactorisedNorm(Factorised):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoders["audio"] = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6))
+
+
+@pytest.mark.parametrize(("kind", "masked"), [(Net, "exact"), (FactorisedNorm, "exact"), (FactorisedNorm, "shared")])
+def test_compiles_in_one_graph(kind: type[nn.Module], masked: str) -> None:
+    torch._dynamo.reset()
+    network = kind()
+    network.apply(lambda m: setattr(m, "p", 0.0) if isinstance(m, nn.Dropout) else None)
+    model = agm.AGM(network, MODALITIES, alpha=2.0, masked=masked)  # type: ignore[arg-type]
+    eager = copy.deepcopy(model)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for seed in range(3):
+        inputs, target = batch(seed)
+        compiled(**inputs, target=target).square().sum().backward()
+        eager(**inputs, target=target).square().sum().backward()
+        for left, right in zip(gradients(model), gradients(eager), strict=True):
+            torch.testing.assert_close(left, right)
+    torch.testing.assert_close(model.state_dict(), eager.state_dict())
+
+
+def test_inputs_elsewhere_than_the_state() -> None:
+    model = engine()
+    inputs, target = batch()
+    elsewhere = {name: x.to("meta") for name, x in inputs.items()}
+    with pytest.raises(ValueError, match=r"inputs to be on cpu, where the state of AGM is, but they are on meta"):
+        model(**elsewhere, target=target.to("meta"))
+
+
+def test_loading_another_absent_parameter_in_its_place() -> None:
+    model = agm.AGM(Net(), MODALITIES, absent={"audio": nn.Parameter(torch.randn(4))})
+    model.load_state_dict({k: v.clone() for k, v in model.state_dict().items()}, assign=True)
+    model.modulator.state.running_scores.copy_(torch.tensor([1.0, 2.0]))
+    inputs, target = batch()
+    model(**inputs, target=target).square().sum().backward()
+    assert model.absent.audio.grad is not None
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "error", "message"),
@@ -292,7 +337,15 @@ class TestRefusals:
             ({"modalities": ("audio",)}, ValueError, "`modalities`"),
             ({"encoders": {"audio": "nothing"}}, ValueError, "no 'nothing'"),
             ({"encoders": {"audio": nn.Linear(4, 6)}}, TypeError, r"path in the network.*Linear"),
+            ({"modalities": "audio"}, ValueError, "`modalities`"),
+            ({"network": Factorised(), "modalities": ("audio", "smell")}, ValueError, r"`encoders` name"),
+            ({"network": Targeted()}, ValueError, "no parameter `target`"),
+            ({"absent": {"audio": (nn.Parameter(torch.zeros(4)), None)}}, ValueError, "inside a pytree"),
             ({"alpha": -0.1}, ValueError, "`alpha`"),
+            ({"start": None}, ValueError, "`start`"),
+            ({"start": 1.5}, ValueError, "`start`"),
+            ({"ignore_index": "none"}, TypeError, "`ignore_index`"),
+            ({"backend": "fast"}, ValueError, "`backend`"),
             ({"alpha": float("nan")}, ValueError, "`alpha`"),
             ({"masked": "both"}, ValueError, "`masked`"),
             ({"start": 3, "stop": 1}, ValueError, "`start`"),

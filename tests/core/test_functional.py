@@ -333,13 +333,17 @@ class TestCrossEntropy:
             ({"weight": torch.ones(3, dtype=torch.float64)}, "`weight`"),
             ({"weight": torch.ones(4, dtype=torch.int64)}, "`weight`"),
             ({"label_smoothing": 1.5}, "`label_smoothing`"),
+            ({"label_smoothing": "a"}, "`label_smoothing`"),
+            ({"weight": [1.0] * 4}, "`weight`"),
+            ({"state": None}, "`state`"),
         ],
     )
     def test_bad_arguments(self, changed: dict[str, object], message: str) -> None:
         masked, target = batch(2, 10, 4)
         state = agm.ModulationState(2)
-        with pytest.raises(ValueError, match=message):
-            agm.fused_modulate_cross_entropy(masked, target, state, **changed)  # type: ignore[arg-type]
+        arguments = {"masked_logits": masked, "target": target, "state": state} | changed
+        with pytest.raises((TypeError, ValueError), match=message):
+            agm.fused_modulate_cross_entropy(**arguments)  # type: ignore[arg-type]
         assert state.step.item() == 0
 
 
