@@ -26,10 +26,11 @@ format: .venv/test
 	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs $(BIN)/clang-format -i
 
 clean:
-	rm -rf .venv build dist *.egg-info agm/*.so
+	rm -rf .venv build dist *.egg-info agm/*.so agm/_native.txt bench/out
 
 .venv/requirements: requirements.txt
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv --clear .venv
 	$(PIP) --requirement requirements.txt
 	touch $@
 

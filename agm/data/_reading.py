@@ -70,12 +70,12 @@ def _read_file(file: Path) -> Any:
         raise
     except Exception as error:  # a damaged file raises whatever its reader stumbles over
         if isinstance(error, pickle.UnpicklingError):
-            reason = "pickled objects, or no such file at all"
+            reason = "pickled objects (numpy's among them), or no such file at all"
         else:
             reason = f"{type(error).__name__}: {error}".split("\n", 1)[0].rstrip(".")
         raise ValueError(
             f"Expected {file} to be a readable {file.suffix} file of plain values, but got: {reason}. "
-            "Save arrays or tensors of numbers, and strings, but no other objects."
+            "Save tensors and lists in a .pt file, numpy arrays in .npy or .npz, and no other objects."
         ) from error
 
 

@@ -94,6 +94,15 @@ def _automatic(op: str, device_type: str, many: bool = False) -> str:
     raise AssertionError("the reference serves everything")
 
 
+def chosen(op: str, device_type: str) -> str:
+    """The name of the backend that serves `op` on a device type when none is named: AGM_BACKEND, or the automatic one.
+
+    Raises:
+        ValueError, RuntimeError: AGM_BACKEND names none, or one that cannot serve, as in `select`.
+    """
+    return _resolve(op, device_type, os.environ.get("AGM_BACKEND", "auto"), False)
+
+
 @cache
 def _resolve(op: str, device_type: str, name: str, many: bool) -> str:
     if name == "auto":
@@ -108,11 +117,11 @@ def _resolve(op: str, device_type: str, name: str, many: bool) -> str:
             f"Backend {name!r} was asked for by name but cannot serve {op} on {device_type}: {reason}. "
             "Use backend='auto', or see agm.backends()."
         )
-    return BACKENDS[name].overload
+    return name
 
 
 def _overload(op: str, device_type: str, name: str, many: bool) -> str:
-    return _resolve(op, device_type, name, many)
+    return BACKENDS[_resolve(op, device_type, name, many)].overload
 
 
 # Dynamo is to take the choice as a constant, not to trace how it is made (it looks through caches, so the cached

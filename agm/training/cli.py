@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
 import shlex
 import sys
@@ -18,12 +19,13 @@ from rich.console import Console
 from rich.progress import Progress
 
 import agm
+from agm.ops._backends import BACKENDS
 from agm.training import plots, report
 from agm.training.compare import command_line, compare_methods, write_csv, write_markdown
 from agm.training.config import Config, kind_of, read_config
 from agm.training.errors import UserError
 from agm.training.records import RunFolder
-from agm.training.trainer import DivergedError, Result, load_run, train
+from agm.training.trainer import DivergedError, Result, load_run, recorded_config, train
 
 __all__ = ["cli", "run"]
 
@@ -107,6 +109,7 @@ def train_command(settings: dict[str, Any], config_file: str | None, out: str | 
         )
     if resume is not None:
         folder = RunFolder(Path(resume))
+        recorded_config(folder)
         config = read_config(config_file or folder.config, settings)
     else:
         config = read_config(config_file, settings) if config_file else Config(**settings)
@@ -204,6 +207,10 @@ def info_command() -> None:
     console.print(report.key_value_table("devices", _devices()))
     console.print(report.key_value_table("native library (agm._C)", _native()))
     console.print(report.service_table(agm.backends()))
+    if forced := os.environ.get("AGM_BACKEND"):
+        console.print(f"AGM_BACKEND={forced} forces this backend instead of the automatic choice.")
+        if forced not in ("auto", *BACKENDS):
+            raise UserError(f"Expected AGM_BACKEND to be 'auto' or one of {sorted(BACKENDS)}, but got {forced!r}.")
 
 
 @cli.group("data")

@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch.utils import deterministic as _deterministic
 
+from agm.ops._backends import chosen
 from agm.training.config import Config
+from agm.training.errors import UserError
 
-__all__ = ["environment", "reproducible"]
+__all__ = ["backend", "environment", "reproducible"]
 
 
 def environment(config: Config) -> Mapping[str, str]:
@@ -27,7 +29,20 @@ def environment(config: Config) -> Mapping[str, str]:
         "python": platform.python_version(),
         "system": platform.platform(),
         "processor": name or platform.machine(),
+        "backend": backend(config),
     }
+
+
+def backend(config: Config) -> str:
+    """The backend of the modulation in a run.
+
+    Raises:
+        UserError: AGM_BACKEND names one that cannot serve there.
+    """
+    try:
+        return chosen("modulate", torch.device(config.device).type)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"{error} It was named by the environment variable AGM_BACKEND.") from error
 
 
 def _version(package: str) -> str:

@@ -56,10 +56,6 @@ class RunFolder:
         """Whether any file of a run is here."""
         return any(file.exists() for file in (self.config, self.metrics, self.steps, self.checkpoint))
 
-    def finished(self) -> bool:
-        """Whether the run reached its last epoch."""
-        return self.result.exists()
-
     def write_result(self, values: Mapping[str, Any]) -> None:
         """Write result.json, whole or not at all; a run that has it is finished."""
         partial = self.result.with_name(self.result.name + ".partial")

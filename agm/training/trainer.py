@@ -16,14 +16,23 @@ from agm.data import MultimodalData
 from agm.ops.reference import COEFFICIENTS, RATIOS, REFERENCE_RATIOS, SCORES
 from agm.training.checkpoint import load_checkpoint, random_state, restore_random_state, save_checkpoint
 from agm.training.config import Config, differences, read_config, write_config
-from agm.training.environment import environment, reproducible
+from agm.training.environment import backend, environment, reproducible
 from agm.training.errors import UserError
 from agm.training.evaluation import Evaluation, evaluate
 from agm.training.methods import Method, build_method, check_method
 from agm.training.records import Row, RunFolder, Table, metric_columns, read_table, step_columns
 from agm.training.samples import batches, fingerprint, load_data, on_device
 
-__all__ = ["DivergedError", "Observer", "Result", "check_settings", "learning_rate", "load_run", "train"]
+__all__ = [
+    "DivergedError",
+    "Observer",
+    "Result",
+    "check_settings",
+    "learning_rate",
+    "load_run",
+    "recorded_config",
+    "train",
+]
 
 
 class DivergedError(UserError):
@@ -90,6 +99,7 @@ def train(
     run = RunFolder(Path(folder))
     _check_folder(run, config, resume)
     config = config.resolved()
+    backend(config)
     with reproducible(config):
         data = load_data(config)
         method = _new_method(config, data)
@@ -109,7 +119,7 @@ def load_run(folder: str | os.PathLike[str]) -> Result:
         UserError: no run, no finished epoch, or data that changed since.
     """
     run = RunFolder(Path(folder))
-    config = _recorded_config(run).resolved()
+    config = recorded_config(run).resolved()
     with reproducible(config):
         data = load_data(config)
         trainer = _Trainer(config, run, data, _new_method(config, data), Observer())
@@ -342,11 +352,11 @@ class _Trainer:
 
 def _check_folder(run: RunFolder, config: Config, resume: bool) -> None:
     if resume:
-        if changed := differences(config.resolved(), _recorded_config(run).resolved()):
+        if changed := differences(config.resolved(), recorded_config(run).resolved()):
             raise UserError(
                 f"Expected the settings to be those of the run in {str(run.path)!r}, but got others "
                 f"(asked for, in the run): {', '.join(changed)}. "
-                "Resume it without them, or train into another folder with --out."
+                "A folder keeps its settings: leave them as they are, or choose another folder with --out."
             )
     elif run.path.exists() and not run.path.is_dir():
         raise UserError(
@@ -359,7 +369,12 @@ def _check_folder(run: RunFolder, config: Config, resume: bool) -> None:
         )
 
 
-def _recorded_config(run: RunFolder) -> Config:
+def recorded_config(run: RunFolder) -> Config:
+    """The settings of the run in a folder.
+
+    Raises:
+        UserError: there is none.
+    """
     if not run.config.exists():
         raise UserError(
             f"Expected {str(run.path)!r} to hold a run, but got no config.toml there. "

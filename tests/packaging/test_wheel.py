@@ -58,6 +58,7 @@ def test_sdist_can_build_everything(build: Build) -> None:
         if path.suffix in {".cpp", ".cu", ".h", ".py", ".npz", ".typed"}
     }
     assert sources - files == set()
+    assert {"Makefile", "requirements.txt", "requirements-test.txt", "README.md", "LICENSE", ".ci/run"} <= files
     assert {"setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"} <= files
     assert not [name for name in files if name.endswith((".so", ".pyc", "_native.txt"))]
 

@@ -202,3 +202,19 @@ def test_without_matplotlib_training_says_so_at_once(options, tmp_path, capsys, 
     monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
     assert "needs matplotlib. Install with: pip install 'agm[train]'" in failure(capsys, "train", *options)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_backend_that_cannot_serve_is_refused_before_anything_is_written(options, tmp_path, capsys, monkeypatch):
+    for name in ("cuda", "fast"):
+        monkeypatch.setenv("AGM_BACKEND", name)
+        assert "AGM_BACKEND" in failure(capsys, "train", *options, "--out", "run")
+        assert not (tmp_path / "run").exists()
+    monkeypatch.setenv("AGM_BACKEND", "reference")
+    assert main(["train", *options, "--out", "run"]) == 0
+    assert 'backend = "reference"' in (tmp_path / "run/config.toml").read_text()
+    assert main(["info"]) == 0
+    assert "AGM_BACKEND=reference" in capsys.readouterr().out
+
+
+def test_resuming_what_is_no_run(options, capsys):
+    assert "'nope' to hold a run" in failure(capsys, "train", "--resume", "nope")
