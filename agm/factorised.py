@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from agm.absent import Absent, absent_input, batch_size, is_rows
+from agm.absent import Absent, absent_input, is_rows
 from agm.answering import answering
+from agm.binding import Arguments
 from agm.modes import evaluation
-from agm.subsets import blocks, combine, tile
+from agm.subsets import blocks, combine, copied, tile
 
 __all__ = ["FactorisedPasses", "is_factorised"]
 
@@ -36,9 +37,14 @@ class FactorisedPasses:
         self.shared = shared
         self.absent = absent
 
-    def __call__(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    def __call__(self, arguments: Arguments, batch: int) -> tuple[Tensor, Tensor]:
         """Joint logits (B, C) in the network's mode, and masked logits ((2**M - 2) * B, C)."""
-        batch = batch_size(inputs)
+        inputs = arguments.inputs
+        if arguments.others or arguments.rest:
+            raise TypeError(
+                f"Expected no arguments beside the modalities {self.modalities} for a network with `encoders` and "
+                f"`fuse`, but got {len(arguments.others)} more by position and {list(arguments.rest)} by keyword."
+            )
         # Before the joint pass, since an encoder may write to its input.
         rows = {}
         for name in self.modalities:
@@ -60,7 +66,7 @@ class FactorisedPasses:
         if not self.shared:
             return self.network(**inputs), {}
         features = {name: self.network.encoders[name](inputs[name]) for name in self.modalities}
-        kept = _copied(features)  # since fuse may go on in place with what it gets
+        kept = copied(features)  # since fuse may go on in place with what it gets
         return self.network.fuse(features), kept
 
     def _observed(self, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
@@ -74,7 +80,7 @@ class FactorisedPasses:
                 output = forward(*args, **kwargs)
                 calls[name].append(((args, kwargs), output))
                 if self.shared:
-                    copies[name] = _copied(output)
+                    copies[name] = copied(output)
                 return output
 
             return watched
@@ -106,13 +112,13 @@ class FactorisedPasses:
         """Whether a forward that does not call `fuse` computes the same from the features, which are given to both."""
         answers = {self.network.encoders[name]: _answer(value) for name, value in features.items()}
         with evaluation(self.network), torch.no_grad(), answering(answers):
-            left, right = self.network(**inputs), self.network.fuse(_copied(features))
+            left, right = self.network(**inputs), self.network.fuse(copied(features))
         fits = isinstance(left, Tensor) and isinstance(right, Tensor) and left.shape == right.shape
         return fits and torch.allclose(left, right, rtol=1e-3, atol=1e-5, equal_nan=True)
 
 
 def _answer(value: Any) -> Callable[..., Any]:
-    return lambda *args, **kwargs: _copied(value)
+    return lambda *args, **kwargs: copied(value)
 
 
 def _is_fuse(fused: list[tuple[dict[str, Any], Any]], features: dict[str, Any], joint: Any) -> bool:
@@ -128,36 +134,26 @@ def _identical(left: Any, right: Any) -> bool:
     return structure == other and all(a is b for a, b in zip(leaves, others, strict=True))
 
 
-def _copied(tree: Any) -> Any:
-    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, tree)
-
-
-def _rows_of(tree: Any) -> int:
-    """Absent rows that the encoder gets: all, if a leaf keeps those of its samples (a padding mask), else one."""
-    return max([1, *(leaf.shape[0] for leaf in pytree.tree_leaves(tree) if is_rows(leaf))])
-
-
 def _aligned(absent: Any) -> Any:
-    count = _rows_of(absent)
+    """Absent rows as the encoder gets them: all, if a leaf keeps those of its samples (a padding mask), else one."""
+    count = max([1, *(leaf.shape[0] for leaf in pytree.tree_leaves(absent) if is_rows(leaf))])
     return pytree.tree_map(lambda leaf: tile(leaf, count) if is_rows(leaf) else leaf, absent)
 
 
 def _stacked(present: Any, absent: Any) -> Any:
     """Present rows, then the absent ones: (B, ...) and (1 or B, ...) -> (B + 1 or 2 * B, ...)."""
-    leaves, structure = pytree.tree_flatten(present)
-    rows = pytree.tree_leaves(_aligned(absent))
-    stacked = [torch.cat([leaf, row]) if is_rows(leaf) else leaf for leaf, row in zip(leaves, rows, strict=True)]
-    return pytree.tree_unflatten(stacked, structure)
+    return pytree.tree_map(
+        lambda leaf, row: torch.cat([leaf, row]) if is_rows(leaf) else leaf, present, _aligned(absent)
+    )
 
 
 def _parted(name: str, features: Any, batch: int) -> tuple[Any, Any]:
-    leaves, structure = pytree.tree_flatten(features)
-    for leaf in leaves:
+    for leaf in pytree.tree_leaves(features):
         if is_rows(leaf) and leaf.shape[0] not in (batch + 1, 2 * batch):
             raise ValueError(
                 f"Expected encoder `{name}` to return features with the samples in the first dimension, but for "
                 f"{batch} samples and one absent row it returned {tuple(leaf.shape)}."
             )
-    present = [leaf[:batch] if is_rows(leaf) else leaf for leaf in leaves]
-    absent = [leaf[batch:] if is_rows(leaf) else leaf for leaf in leaves]
-    return pytree.tree_unflatten(present, structure), pytree.tree_unflatten(absent, structure)
+    present = pytree.tree_map(lambda leaf: leaf[:batch] if is_rows(leaf) else leaf, features)
+    absent = pytree.tree_map(lambda leaf: leaf[batch:] if is_rows(leaf) else leaf, features)
+    return present, absent

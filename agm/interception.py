@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from agm.absent import Absent, absent_input, batch_size, is_opaque, is_rows
+from agm.absent import Absent, absent_input, is_opaque, is_rows
 from agm.answering import answering
 from agm.binding import Arguments, Binding
 from agm.checkpointing import without_checkpointing
 from agm.modes import evaluation
-from agm.subsets import blocks, masked_arguments, tile
+from agm.subsets import blocks, copied, masked_arguments, tile
 
 __all__ = ["InterceptedPasses"]
 
@@ -94,11 +94,10 @@ class InterceptedPasses:
         self.absent = absent
         self._key = (tuple(encoders.items()), shared)
 
-    def __call__(self, arguments: Arguments) -> tuple[Tensor, Tensor]:
+    def __call__(self, arguments: Arguments, batch: int) -> tuple[Tensor, Tensor]:
         """Joint logits (B, C) in the network's mode, and masked logits ((2**M - 2) * B, C)."""
-        batch = batch_size(arguments.inputs)
         absent = {name: absent_input(name, x, self.absent.get(name)) for name, x in arguments.inputs.items()}
-        masked = masked_arguments(arguments, absent)
+        masked = masked_arguments(arguments, absent, batch)
         check = not torch.compiler.is_compiling() and self._key not in _verified.get(self.network, ())
         probes = _probe(masked.inputs) if check and torch.is_grad_enabled() else {}
         # Arguments beside the modalities can reach an encoder, and then every absent row is another one.
@@ -153,9 +152,7 @@ class _Recorder:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         output = self.forward(*args, **kwargs)
         # A copy, since the network may go on in place with what it gets.
-        kept = (
-            pytree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, output) if self.keep_output else None
-        )
+        kept = copied(output) if self.keep_output else None
         self.calls.append(_Call(_sizes((args, kwargs)), _sizes(output), kept))
         return output
 
@@ -313,12 +310,9 @@ def _probe(inputs: dict[str, Any]) -> dict[str, list[Tensor]]:
     """Makes the floating masked inputs, in place of what they are, something whose influence autograd can tell."""
     probes: dict[str, list[Tensor]] = {}
     for name, value in inputs.items():
-        leaves, structure = pytree.tree_flatten(value)
-        found = [leaf for leaf in leaves if is_rows(leaf) and leaf.is_floating_point()]
+        found = [leaf for leaf in pytree.tree_leaves(value) if is_rows(leaf) and leaf.is_floating_point()]
         probes[name] = [leaf.requires_grad_() if leaf.is_leaf else leaf for leaf in found]
-        # Not leaves of autograd, so that the network may write to them.
-        cloned = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        inputs[name] = pytree.tree_unflatten(cloned, structure)
+        inputs[name] = copied(value)  # not leaves of autograd, so that the network may write to them
     return probes
 
 

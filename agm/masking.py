@@ -1,6 +1,6 @@
 """The masked passes: the network's logits for every subset of its modalities."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -64,30 +64,19 @@ class MaskedPasses:
         self.shared = masked == "shared"
         self.absent = check_absent(absent, self.modalities)
         self.binding = Binding(network, self.modalities)
-        self._factorised: FactorisedPasses | None = None
-        self._intercepted: InterceptedPasses | None = None
+        self._run: Callable[[Arguments, int], tuple[Tensor, Tensor]] = self._whole
         if encoders:
-            self._intercepted = InterceptedPasses(network, self.binding, encoders, self.shared, self.absent)
+            self._run = InterceptedPasses(network, self.binding, encoders, self.shared, self.absent)
         elif own:
-            self._factorised = FactorisedPasses(network, self.modalities, self.shared, self.absent)
+            self._run = FactorisedPasses(network, self.modalities, self.shared, self.absent)
 
     def __call__(self, arguments: Arguments) -> Tensor:
         """Masked logits (2**M - 1, B, C)."""
         batch = batch_size(arguments.inputs)
-        if self._factorised is not None:
-            if arguments.others or arguments.rest:
-                raise TypeError(
-                    f"Expected no arguments beside the modalities {self.modalities} for a network with `encoders` and "
-                    f"`fuse`, but got {len(arguments.others)} more by position and {list(arguments.rest)} by keyword."
-                )
-            joint, masked = self._factorised(arguments.inputs)
-        elif self._intercepted is not None:
-            joint, masked = self._intercepted(arguments)
-        else:
-            joint, masked = self._whole(arguments)
+        joint, masked = self._run(arguments, batch)
         return _stack(joint, masked, batch, len(self.modalities))
 
-    def _whole(self, arguments: Arguments) -> tuple[Tensor, Tensor]:
+    def _whole(self, arguments: Arguments, batch: int) -> tuple[Tensor, Tensor]:
         if self.shared and (layers := mode_dependent_layers(self.network)):
             raise ValueError(
                 "Expected `encoders` with masked='shared': there are no features to share in a network that is one "
@@ -95,11 +84,11 @@ class MaskedPasses:
                 "use masked='exact'."
             )
         absent = {name: absent_input(name, x, self.absent.get(name)) for name, x in arguments.inputs.items()}
-        masked = masked_arguments(arguments, absent)
+        masked = masked_arguments(arguments, absent, batch)
         joint = self.binding.call(arguments)
         with evaluation(self.network):
             if mixes_samples(self.network):
-                subsets = split_blocks(masked, batch_size(arguments.inputs))
+                subsets = split_blocks(masked, batch)
                 return joint, torch.cat([self.binding.call(subset) for subset in subsets])
             return joint, self.binding.call(masked)
 

@@ -1,16 +1,16 @@
 """The batch of masked rows: for every proper subset a block of B rows, in the order of the bitmasks."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from agm.absent import batch_size, is_rows
+from agm.absent import is_rows
 from agm.binding import Arguments
 
-__all__ = ["blocks", "combine", "masked_arguments", "split_blocks", "tile"]
+__all__ = ["blocks", "combine", "copied", "masked_arguments", "split_blocks", "tile"]
 
 
 def blocks(modality: int, modalities: int) -> list[bool]:
@@ -28,6 +28,11 @@ def tile(absent: Tensor, rows: int, dim: int = 0) -> Tensor:
     return absent.repeat([rows // size if d == dim else 1 for d in range(absent.dim())])
 
 
+def copied(tree: Any) -> Any:
+    """A pytree with its tensors cloned, so that whoever goes on in place with one leaves the other alone."""
+    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, tree)
+
+
 def combine(present: Any, absent: Any, is_present: list[bool]) -> Any:
     """Pytrees of (B, ...) and of (1 or B, ...) -> one of ((2**M - 2) * B, ...)."""
 
@@ -37,17 +42,17 @@ def combine(present: Any, absent: Any, is_present: list[bool]) -> Any:
         absent_rows = tile(absent_row, row.shape[0])
         return torch.cat([row if here else absent_rows for here in is_present])
 
-    return _map2(combined, present, absent)
+    return pytree.tree_map(combined, present, absent)
 
 
-def masked_arguments(arguments: Arguments, absent: Mapping[str, Any]) -> Arguments:
+def masked_arguments(arguments: Arguments, absent: Mapping[str, Any], batch: int) -> Arguments:
     """The arguments of one call with all masked inputs; what no mask touches is repeated for every block.
 
     Raises:
         ValueError: a tensor beside the modalities does not have one row a sample.
     """
     inputs, others, rest, placed = arguments
-    batch, times = batch_size(inputs), 2 ** len(inputs) - 2
+    times = 2 ** len(inputs) - 2
     return Arguments(
         {name: combine(x, absent[name], blocks(bit, len(inputs))) for bit, (name, x) in enumerate(inputs.items())},
         [_repeated(value, batch, times, f"args[{i}]") for i, value in enumerate(others)],
@@ -81,9 +86,3 @@ def _repeated(value: Any, batch: int, times: int, name: str) -> Any:
         return torch.cat([leaf] * times)
 
     return pytree.tree_map(repeated, value)
-
-
-def _map2(function: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
-    leaves, structure = pytree.tree_flatten(left)
-    others = pytree.tree_leaves(right)
-    return pytree.tree_unflatten([function(a, b) for a, b in zip(leaves, others, strict=True)], structure)
