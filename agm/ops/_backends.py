@@ -50,7 +50,7 @@ def _triton_why_not(op: str, device_type: str) -> str | None:
 @cache
 def _load_triton(op: str) -> str | None:
     """Registers the Triton kernel of `op` at its first use: importing agm never needs triton."""
-    room = "agm.kernels." + op.removesuffix("_backward")
+    room = "agm.kernels." + op.removesuffix("_backward").rstrip("_")
     try:
         launcher = getattr(importlib.import_module(room), op, None)
     except ModuleNotFoundError as error:

@@ -5,35 +5,109 @@ has the overloads `default`, whose keys CPU and CUDA the native library fills, `
 """
 
 import importlib
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import torch
+from torch import Tensor
 
 from agm.ops import reference
 
+_STEP = (
+    "Tensor target, Tensor(a!) values, Tensor(b!) counts, {}float alpha, float max_gap, float floor, int ignore_index, "
+)
+
 _SIGNATURES = {
-    "modulate": (
-        "(Tensor masked_logits, Tensor target, Tensor(a!) values, Tensor(b!) counts, float alpha,"
-        " float max_gap, float floor, int ignore_index, bool update) -> Tensor"
-    ),
+    "modulate": "(Tensor masked_logits, " + _STEP.format("") + "bool update) -> Tensor",
     "modulate_backward": "(Tensor grad, Tensor subset_scales) -> Tensor",
+    "modulate_cross_entropy": (
+        "(Tensor masked_logits, " + _STEP.format("Tensor? weight, ") + "float label_smoothing, bool update)"
+        " -> (Tensor loss, Tensor subset_scales, Tensor normalizer, Tensor sums)"
+    ),
+    "modulate_cross_entropy_backward": (
+        "(Tensor grad_loss, Tensor? grad_logits, Tensor joint_logits, Tensor target, Tensor? weight, Tensor normalizer,"
+        " Tensor sums, Tensor subset_scales, int ignore_index, float label_smoothing) -> Tensor"
+    ),
+    "modulate_additive": (
+        "(Tensor present, Tensor absent, Tensor? bias, Tensor? joint_logits, " + _STEP.format("") + "bool update)"
+        " -> (Tensor logits, Tensor scales)"
+    ),
+    "modulate_additive_backward": (
+        "(Tensor grad, Tensor scales, bool given_joint) -> (Tensor grad_rows, Tensor grad_columns)"
+    ),
+    "expand_subsets": "(Tensor[] present, Tensor[] absent, bool concatenate) -> Tensor",
+    "expand_subsets_backward": (
+        "(Tensor grad, int[] widths, int batch, bool concatenate) -> (Tensor grad_present, Tensor grad_absent)"
+    ),
+    "scale_gradients_": "(Tensor(a!)[] grads, int[] groups, Tensor coefficients, Tensor? seed) -> ()",
 }
 
 
-def _fake_modulate(masked_logits: torch.Tensor, *_: object) -> torch.Tensor:
+def _accumulate(tensor: Tensor, *shape: int) -> Tensor:
+    return tensor.new_empty(shape, dtype=reference.accumulation_dtype(tensor.dtype))
+
+
+def _fake_modulate(masked_logits: Tensor, *_: object) -> Tensor:
     return masked_logits.new_empty(masked_logits.shape[0], dtype=torch.float64)
 
 
-def _fake_modulate_backward(grad: torch.Tensor, subset_scales: torch.Tensor) -> torch.Tensor:
+def _fake_modulate_backward(grad: Tensor, subset_scales: Tensor) -> Tensor:
     return grad.new_empty((subset_scales.shape[0], *grad.shape))
 
 
-_FAKES: dict[str, Callable[..., torch.Tensor]] = {
-    "modulate": _fake_modulate,
-    "modulate_backward": _fake_modulate_backward,
-}
+def _fake_modulate_cross_entropy(masked_logits: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rows, batch, _classes = masked_logits.shape
+    wide = torch.float64
+    return (
+        _accumulate(masked_logits),
+        masked_logits.new_empty(rows, dtype=wide),
+        _accumulate(masked_logits, 2, batch),
+        masked_logits.new_empty(2, dtype=wide),
+    )
+
+
+def _fake_modulate_cross_entropy_backward(
+    grad_loss: Tensor,
+    grad_logits: Tensor | None,
+    joint_logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    normalizer: Tensor,
+    sums: Tensor,
+    subset_scales: Tensor,
+    *_: object,
+) -> Tensor:
+    return joint_logits.new_empty((subset_scales.shape[0], *joint_logits.shape))
+
+
+def _fake_modulate_additive(
+    present: Tensor, absent: Tensor, bias: Tensor | None, joint_logits: Tensor | None, *_: object
+) -> tuple[Tensor, Tensor]:
+    modalities, batch, classes = present.shape
+    logits = present.new_empty((batch if joint_logits is None else 0, classes))
+    return logits, present.new_empty((2, modalities + 1), dtype=torch.float64)
+
+
+def _fake_modulate_additive_backward(grad: Tensor, scales: Tensor, given_joint: bool) -> tuple[Tensor, Tensor]:
+    rows = scales.shape[1]
+    return grad.new_empty((rows if given_joint else rows - 1, *grad.shape)), grad.new_empty((rows, grad.shape[1]))
+
+
+def _fake_expand_subsets(present: list[Tensor], absent: list[Tensor], concatenate: bool) -> Tensor:
+    batch, width = present[0].shape
+    total = sum(part.shape[1] for part in present) if concatenate else width
+    return present[0].new_empty(((2 ** len(present) - 2) * batch, total))
+
+
+def _fake_expand_subsets_backward(
+    grad: Tensor, widths: list[int], batch: int, concatenate: bool
+) -> tuple[Tensor, Tensor]:
+    return grad.new_empty(sum(widths) * batch), grad.new_empty(sum(widths))
+
+
+def _fake_scale_gradients_(*_: object) -> None:
+    return None
+
 
 OPS = tuple(_SIGNATURES)
 
@@ -41,7 +115,7 @@ library = torch.library.Library("agm", "DEF")
 for _op, _signature in _SIGNATURES.items():
     for _overload in ("", ".triton", ".reference"):
         library.define(f"{_op}{_overload}{_signature}", tags=(torch.Tag.pt2_compliant_tag,))
-        torch.library.register_fake(f"agm::{_op}{_overload}", _FAKES[_op], lib=library)
+        torch.library.register_fake(f"agm::{_op}{_overload}", globals()[f"_fake_{_op}"], lib=library)
     for _overload in ("", ".reference"):
         library.impl(_op + _overload, getattr(reference, _op), "CompositeExplicitAutograd")
 

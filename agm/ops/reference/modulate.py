@@ -1,9 +1,4 @@
-"""Every op in plain torch: the specification, the fallback, and the oracle of the tests.
-
-Notation as in the paper (Li et al., "Boosting Multi-modal Model Performance with Adaptive Gradient
-Modulation", ICCV 2023): z_S masked logits of subset S, phi_m mono-modal response, s_m score, r_m
-discrepancy ratio, tau_m reference ratio, kappa_m modulation coefficient, R_m running score.
-"""
+"""The modulation of one step and its backward."""
 
 import math
 
@@ -80,7 +75,23 @@ def modulate(
     Without `update` nothing is written. If a score or a coefficient is not finite, kappa is 1 and of the
     running quantities only the number of skipped steps changes.
     """
-    response = responses(masked_logits)
+    settings = (alpha, max_gap, floor, ignore_index, update)
+    return subset_scales(make_step(responses(masked_logits), masked_logits[-1], target, values, counts, *settings))
+
+
+def make_step(
+    response: Tensor,  # (M, B, C)
+    joint: Tensor,  # (B, C)
+    target: Tensor,  # (B,) int64
+    values: Tensor,  # (5, M) float64
+    counts: Tensor,  # (M + 4,) int64
+    alpha: float,
+    max_gap: float,
+    floor: float,
+    ignore_index: int,
+    update: bool,
+) -> Tensor:
+    """What `modulate` does with the responses, wherever they come from; returns the coefficients (M,) float64."""
     cost, used = sample_scores(response, target, floor, ignore_index)
     samples = used.sum()
     scores = cost.double().sum(1) / samples
@@ -94,7 +105,6 @@ def modulate(
     coefficients = torch.where(finite, coefficients, 1.0)
 
     if update:
-        joint = masked_logits[-1]
         predicted = torch.cat([response.argmax(-1), joint.argmax(-1).unsqueeze(0)])
         hits = (predicted.eq(target) & used).sum(1)
         t = step.double()
@@ -103,7 +113,7 @@ def modulate(
         step = step - (~finite).long()
         counts.copy_(torch.cat([hits, torch.stack([samples, step, skipped])]))
         values.copy_(torch.stack([running, scores, ratios, reference_ratios, coefficients]))
-    return subset_scales(coefficients)
+    return coefficients
 
 
 def modulate_backward(grad: Tensor, subset_scales: Tensor) -> Tensor:

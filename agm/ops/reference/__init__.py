@@ -1,0 +1,57 @@
+"""Every op in plain torch: the specification, the fallback, and the oracle of the tests.
+
+Notation as in the paper (Li et al., "Boosting Multi-modal Model Performance with Adaptive Gradient
+Modulation", ICCV 2023): z_S masked logits of subset S, phi_m mono-modal response, s_m score, r_m
+discrepancy ratio, tau_m reference ratio, kappa_m modulation coefficient, R_m running score.
+"""
+
+from agm.ops.reference.expand_subsets import expand_subsets, expand_subsets_backward
+from agm.ops.reference.modulate import (
+    COEFFICIENTS,
+    JOINT_CORRECT,
+    RATIOS,
+    REFERENCE_RATIOS,
+    RUNNING_SCORES,
+    SAMPLES,
+    SCORES,
+    SKIPPED,
+    STEP,
+    accumulation_dtype,
+    discrepancy_ratios,
+    modulate,
+    modulate_backward,
+    responses,
+    sample_scores,
+    subset_scales,
+)
+from agm.ops.reference.modulate_additive import additive_responses, modulate_additive, modulate_additive_backward
+from agm.ops.reference.modulate_cross_entropy import modulate_cross_entropy, modulate_cross_entropy_backward
+from agm.ops.reference.scale_gradients import philox_normal, scale_gradients_
+
+__all__ = [
+    "COEFFICIENTS",
+    "JOINT_CORRECT",
+    "RATIOS",
+    "REFERENCE_RATIOS",
+    "RUNNING_SCORES",
+    "SAMPLES",
+    "SCORES",
+    "SKIPPED",
+    "STEP",
+    "accumulation_dtype",
+    "additive_responses",
+    "discrepancy_ratios",
+    "expand_subsets",
+    "expand_subsets_backward",
+    "modulate",
+    "modulate_additive",
+    "modulate_additive_backward",
+    "modulate_backward",
+    "modulate_cross_entropy",
+    "modulate_cross_entropy_backward",
+    "philox_normal",
+    "responses",
+    "sample_scores",
+    "scale_gradients_",
+    "subset_scales",
+]
