@@ -15,6 +15,11 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+// The library whose ops are filled; the tests build the kernels once more under another name.
+#ifndef AGM_LIBRARY
+#define AGM_LIBRARY agm
+#endif
+
 // Calls a lambda with `scalar_t` set to the floating type of a tensor.
 #define AGM_DISPATCH_FLOATING(TYPE, NAME, ...)                                                    \
   THO_DISPATCH_SWITCH(TYPE, NAME,                                                                 \

@@ -295,7 +295,7 @@ Tensor modulate_backward(const Tensor& grad, const Tensor& subset_scales) {
   return out;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(agm, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(AGM_LIBRARY, CPU, m) {
   m.impl("modulate", TORCH_BOX(&modulate));
   m.impl("modulate_backward", TORCH_BOX(&modulate_backward));
 }

@@ -6,7 +6,20 @@
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/macros.h>
 
+#include <utility>
+
+#ifndef AGM_CUDA_KEY
+#define AGM_CUDA_KEY CUDA
+#endif
+
 namespace agm {
+
+// The one place where a kernel is launched, so that the tests can run kernels without a GPU.
+template <typename... Parameters, typename... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, unsigned threads, cudaStream_t stream,
+            Arguments&&... arguments) {
+  kernel<<<grid, threads, 0, stream>>>(std::forward<Arguments>(arguments)...);
+}
 
 inline cudaStream_t current_stream(const torch::stable::Tensor& tensor) {
   void* stream = nullptr;

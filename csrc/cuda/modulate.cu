@@ -319,9 +319,9 @@ void launch_modulate(const Tensor& logits, const MaskedLogits<T>& masked, const 
     const Tensor space = bytes_like(logits, blocks * sizeof(TallyOf));
     auto* tallies = static_cast<TallyOf*>(space.mutable_data_ptr());
     if (blocks > 0) {
-      score_by_warps<T, M, Width><<<blocks, kThreads, 0, stream>>>(masked, target, cap, tallies);
+      launch(score_by_warps<T, M, Width>, blocks, kThreads, stream, masked, target, cap, tallies);
     }
-    finish_warps<<<1, kThreads, 0, stream>>>(tallies, blocks, settings, state);
+    launch(finish_warps, 1, kThreads, stream, tallies, blocks, settings, state);
     return;
   }
   using A = accumulate_t<T>;
@@ -332,10 +332,10 @@ void launch_modulate(const Tensor& logits, const MaskedLogits<T>& masked, const 
   auto* found = static_cast<Found<A>*>(space.mutable_data_ptr());
   if (blocks > 0) {
     const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(shares));
-    score_by_blocks<T, M, Width><<<grid, kThreads, 0, stream>>>(masked, target, found);
+    launch(score_by_blocks<T, M, Width>, grid, kThreads, stream, masked, target, found);
   }
-  finish_blocks<A>
-      <<<1, kThreads, 0, stream>>>(found, shares, masked.batch, masked.classes, target, cap, settings, state);
+  launch(finish_blocks<A>, 1, kThreads, stream, found, shares, masked.batch, masked.classes, target, cap,
+         settings, state);
 }
 
 Tensor modulate(const Tensor& masked_logits, const Tensor& target, const Tensor& values, const Tensor& counts,
@@ -406,7 +406,7 @@ void launch_scale_rows(const T* grad, const double* scales, T* out, int64_t rows
   // A short gradient leaves the GPU idle unless its rows are shared out as well.
   const int64_t shares = std::max<int64_t>(1, std::min(rows, kEnoughBlocks / blocks));
   const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(shares));
-  scale_rows<T, Width><<<grid, kThreads, 0, stream>>>(grad, scales, out, rows, size);
+  launch(scale_rows<T, Width>, grid, kThreads, stream, grad, scales, out, rows, size);
 }
 
 Tensor modulate_backward(const Tensor& grad, const Tensor& subset_scales) {
@@ -425,7 +425,7 @@ Tensor modulate_backward(const Tensor& grad, const Tensor& subset_scales) {
   return out;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(agm, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(AGM_LIBRARY, AGM_CUDA_KEY, m) {
   m.impl("modulate", TORCH_BOX(&modulate));
   m.impl("modulate_backward", TORCH_BOX(&modulate_backward));
 }
