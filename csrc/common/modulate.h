@@ -83,6 +83,9 @@ struct Tally {
 enum Values { kRunningScores, kScores, kRatios, kReferenceRatios, kCoefficients };
 enum Counts { kJointCorrect, kSamples, kStep, kSkipped };
 
+// The bound of a sample's score that `floor`, the smallest probability, makes.
+inline double largest_cost(double floor) { return floor > 0 ? -std::log(floor) : kInfinity<double>; }
+
 struct Settings {
   int modalities;
   double alpha;

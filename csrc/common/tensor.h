@@ -15,6 +15,8 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <optional>
+
 // The library whose ops are filled; the tests build the kernels once more under another name.
 #ifndef AGM_LIBRARY
 #define AGM_LIBRARY agm
@@ -42,6 +44,18 @@ inline int modalities_of(int64_t rows, int most) {
 // The tensor itself where the classes of a sample are neighbours in memory, otherwise a compact copy.
 inline torch::stable::Tensor unit_class_stride(const torch::stable::Tensor& masked_logits) {
   return masked_logits.stride(2) == 1 ? masked_logits : torch::stable::contiguous(masked_logits);
+}
+
+inline std::optional<torch::stable::Tensor> contiguous_or_none(
+    const std::optional<torch::stable::Tensor>& tensor) {
+  if (!tensor) return std::nullopt;
+  return torch::stable::contiguous(*tensor);
+}
+
+// float64 for float64, otherwise float32: as `accumulate_t`.
+inline torch::headeronly::ScalarType accumulation_type(const torch::stable::Tensor& tensor) {
+  using torch::headeronly::ScalarType;
+  return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
 // Kernels write the state through plain pointers.

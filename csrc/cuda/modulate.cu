@@ -344,7 +344,7 @@ Tensor modulate(const Tensor& masked_logits, const Tensor& target, const Tensor&
   const Tensor labels = torch::stable::contiguous(target);  // (B,) int64
   const int modalities = modalities_of(logits.size(0), kMaxModalities);
   check_state(values, counts, modalities);
-  const double cap = floor > 0 ? -std::log(floor) : kInfinity<double>;
+  const double cap = largest_cost(floor);
   const Settings settings{modalities, alpha, max_gap, update};
   const Target labelled{labels.const_data_ptr<int64_t>(), ignore_index};
   Tensor scales = torch::stable::new_empty(values, {logits.size(0)});  // float64

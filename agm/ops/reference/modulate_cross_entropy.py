@@ -27,8 +27,8 @@ def modulate_cross_entropy(
 
     Returns:
         the loss, () of the accumulation type; c_S (2**M - 1,) float64; the normalizer of each sample's softmax,
-        (2, B) of the accumulation type: the largest logit and log(sum(exp(logit - largest))); and (2,) float64: the
-        weights of the samples in use and those of the classes, summed.
+        (2, B) of the accumulation type: the largest logit and log(sum(exp(logit - largest))), 0 for samples without a
+        class; and (2,) float64: the weights of the samples in use and those of the classes, summed.
     """
     subset_scales = modulate(masked_logits, target, values, counts, alpha, max_gap, floor, ignore_index, update)
     joint = masked_logits[-1].to(accumulation_dtype(masked_logits.dtype))
@@ -53,7 +53,8 @@ def modulate_cross_entropy(
     total = own_weight.masked_fill(unknown, torch.nan).masked_fill(~used, 0).sum()
     loss = loss.masked_fill(~used, 0).sum() / total
     sums = torch.stack([total, weight.double().sum()])
-    return loss.to(joint.dtype), subset_scales, torch.stack([largest, log_sum]), sums
+    normalizer = torch.stack([largest, log_sum]).masked_fill(~used | unknown, 0)
+    return loss.to(joint.dtype), subset_scales, normalizer, sums
 
 
 def modulate_cross_entropy_backward(
