@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -31,9 +30,70 @@ class _ScaleSubsets(torch.autograd.Function):
         return ops.modulate_backward(grad, subset_scales, backend=ctx.backend), None, None
 
 
+class _CrossEntropyOfSubsets(torch.autograd.Function):
+    """The loss and the joint logits forward; backward, c_S times the gradient of both into every subset's logits."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        masked_logits: Tensor,
+        loss: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        normalizer: Tensor,
+        sums: Tensor,
+        subset_scales: Tensor,
+        ignore_index: int,
+        label_smoothing: float,
+        backend: str,
+    ) -> tuple[Tensor, Tensor]:
+        logits = masked_logits[-1]
+        ctx.save_for_backward(logits, target, weight, normalizer, sums, subset_scales)
+        ctx.settings = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "backend": backend}
+        ctx.set_materialize_grads(False)
+        return loss.view(()), logits
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor | None, grad_logits: Tensor | None) -> tuple[Tensor | None, ...]:
+        logits, target, weight, normalizer, sums, subset_scales = ctx.saved_tensors
+        if grad_loss is not None:
+            saved = (logits, target, weight, normalizer, sums, subset_scales)
+            grad = ops.modulate_cross_entropy_backward(grad_loss, grad_logits, *saved, **ctx.settings)
+        elif grad_logits is not None:
+            grad = ops.modulate_backward(grad_logits, subset_scales, backend=ctx.settings["backend"])
+        else:
+            grad = None
+        return grad, *[None] * 9
+
+
 def _check_state(state: ModulationState) -> None:
     if not isinstance(state, ModulationState):
         raise TypeError(f"Expected argument `state` to be an agm.ModulationState, but got {type(state).__name__}.")
+
+
+def _check(
+    masked_logits: Tensor,
+    target: Tensor,
+    state: ModulationState,
+    alpha: float,
+    max_gap: float | None,
+    floor: float,
+    ignore_index: int,
+) -> float:
+    """What both functions check before they compute anything; returns `max_gap` as a float."""
+    gap = _checks.check_modulation(alpha, max_gap, floor)
+    _checks.check_ignore_index(ignore_index)
+    _check_state(state)
+    _checks.check_masked_logits(masked_logits, state.num_modalities)
+    _checks.check_target(target, masked_logits.shape[1], masked_logits.device)
+    _checks.check_classes(target, masked_logits.shape[2], ignore_index)
+    if state.values.device != masked_logits.device:
+        raise ValueError(
+            f"Expected argument `state` to be on {masked_logits.device}, where the logits are, but it is on "
+            f"{state.values.device}. Move it with state.to(logits.device)."
+        )
+    return gap
 
 
 def fused_modulate(
@@ -86,17 +146,7 @@ def fused_modulate(
         ValueError: a shape, device, class index or setting that cannot be; nothing has been computed then.
         RuntimeError: a backend asked for by name cannot serve here.
     """
-    max_gap = _checks.check_modulation(alpha, max_gap, floor)
-    _checks.check_ignore_index(ignore_index)
-    _check_state(state)
-    _checks.check_masked_logits(masked_logits, state.num_modalities)
-    _checks.check_target(target, masked_logits.shape[1], masked_logits.device)
-    _checks.check_classes(target, masked_logits.shape[2], ignore_index)
-    if state.values.device != masked_logits.device:
-        raise ValueError(
-            f"Expected argument `state` to be on {masked_logits.device}, where the logits are, but it is on "
-            f"{state.values.device}. Move it with state.to(logits.device)."
-        )
+    max_gap = _check(masked_logits, target, state, alpha, max_gap, floor, ignore_index)
     subset_scales = ops.modulate(
         masked_logits,
         target.long(),
@@ -129,45 +179,48 @@ def fused_modulate_cross_entropy(
     update: bool = True,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """`fused_modulate` together with the mean cross-entropy of the joint logits.
+    """`fused_modulate` together with the mean cross-entropy of the joint logits, which are read once for both.
 
-    Class weights and label smoothing belong to the loss alone; the scores are plain cross-entropies.
+    The backward writes the gradient of every subset's logits directly; no softmax is stored. Class weights and label
+    smoothing belong to the loss alone; the scores are plain cross-entropies.
 
     Args:
         masked_logits, target, state, alpha, max_gap, floor, ignore_index, update, backend: as in `fused_modulate`.
-        weight: (C,) class weights, as in `torch.nn.functional.cross_entropy`.
+        weight: (C,) class weights, as in `torch.nn.functional.cross_entropy`; constants, they get no gradient.
         label_smoothing: in [0, 1], as there.
 
     Returns:
         The loss, () float32 (float64 for float64 logits), and the joint logits (B, C). Both lead the modulated
-        gradient back into the masked logits. If every target is ignored the loss is NaN, as in torch.
+        gradient back into the masked logits. If every target is ignored the loss is NaN, as in torch, and its gradient
+        0. Where a wrong class index is no error (on a GPU, in a compiled graph) it makes the loss NaN.
 
     Raises:
         TypeError, ValueError, RuntimeError: as in `fused_modulate`, and for a `weight` or `label_smoothing` that
             cannot be.
     """
     _checks.check_label_smoothing(label_smoothing)
-    _check_state(state)
-    _checks.check_masked_logits(masked_logits, state.num_modalities)
+    max_gap = _check(masked_logits, target, state, alpha, max_gap, floor, ignore_index)
     if weight is not None:
         _checks.check_class_weight(weight, masked_logits)
-    logits = fused_modulate(
+        weight = weight.detach().to(accumulation_dtype(masked_logits.dtype))
+    target = target.long()
+    loss, subset_scales, normalizer, sums = ops.modulate_cross_entropy(
         masked_logits,
         target,
-        state,
-        alpha=alpha,
+        state.values,
+        state.counts,
+        weight=weight,
+        alpha=float(alpha),
         max_gap=max_gap,
-        floor=floor,
+        floor=float(floor),
         ignore_index=ignore_index,
+        label_smoothing=float(label_smoothing),
         update=update,
         backend=backend,
     )
-    dtype = accumulation_dtype(logits.dtype)
-    loss = F.cross_entropy(
-        logits.to(dtype),
-        target.long(),
-        weight=None if weight is None else weight.to(dtype),
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-    )
-    return loss, logits
+    if not (torch.is_grad_enabled() and masked_logits.requires_grad):
+        return loss, masked_logits[-1]
+    saved = (target, weight, normalizer, sums, subset_scales)
+    settings = (ignore_index, float(label_smoothing), backend)
+    result: tuple[Tensor, Tensor] = _CrossEntropyOfSubsets.apply(masked_logits, loss, *saved, *settings)
+    return result

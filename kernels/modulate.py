@@ -1,12 +1,14 @@
 """The modulation in Triton: NVIDIA and AMD GPUs, and CPU tensors under `TRITON_INTERPRET=1`.
 
 `agm.ops.reference` is the specification. Two launches make a step: `_score` reads the masked logits once and
-leaves what each program added up, `_finish` makes the step of it.
+leaves what each program added up, `_finish` makes the step of it. With LOSS they also make the cross-entropy of the
+joint logits (`agm.kernels.modulate_cross_entropy`).
 """
 
 import math
 import struct
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -14,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["MAX_MODALITIES", "modulate", "modulate_backward"]
+__all__ = ["MAX_MODALITIES", "Loss", "launch_step", "modulate", "modulate_backward"]
 
 MAX_MODALITIES = 6
 
@@ -80,13 +82,19 @@ def _look(
     known,  # (samples,) whether the label exists and is not ignored
     begin,
     end,
+    class_weight,  # (classes,) or None: all 1
     ROWS: tl.constexpr,
     PADDED: tl.constexpr,
     SAMPLES: tl.constexpr,
     CLASSES: tl.constexpr,
     DTYPE: tl.constexpr,
+    LOSS: tl.constexpr,
+    SMOOTHING: tl.constexpr,
 ):
-    """Classes begin ... end of some samples: running maximum and sum of exponentials, and who beats the label."""
+    """Classes begin ... end of some samples: running maximum and sum of exponentials, and who beats the label.
+
+    With LOSS the same of the joint logits, and with SMOOTHING the sum of w_c (z_label - z_c).
+    """
     modality = tl.arange(0, PADDED)
     row_stride = tl.cast(row_stride, tl.int64)  # 62 rows of it may pass 2**31
     target = tl.zeros([PADDED, SAMPLES], DTYPE)
@@ -105,6 +113,9 @@ def _look(
     total = tl.zeros([PADDED, SAMPLES], DTYPE)
     beaten = tl.zeros([PADDED, SAMPLES], tl.int32)
     joint_beaten = tl.zeros([SAMPLES], tl.int32)
+    joint_largest = tl.full([SAMPLES], float("-inf"), DTYPE)
+    joint_total = tl.zeros([SAMPLES], DTYPE)
+    spread = tl.zeros([SAMPLES], tl.float64)
     for start in range(begin, end, CLASSES):
         index = start + tl.arange(0, CLASSES)
         inside = known[:, None] & (index < end)[None, :]  # (SAMPLES, CLASSES)
@@ -128,13 +139,52 @@ def _look(
         shift = _shift(new)
         total = total * tl.exp(largest - shift) + tl.sum(tl.exp(response - shift[:, :, None]), 2)
         largest = new
-    return largest, total, target, beaten, joint_beaten
+        if SMOOTHING:
+            away = joint_target[:, None] - joint
+            if class_weight is not None:
+                away *= tl.load(class_weight + index, mask=index < end, other=0.0)[None, :]
+            spread += tl.sum(tl.where(inside, away, 0.0), 1).to(tl.float64)
+        if LOSS:
+            joint = tl.where(inside, joint, float("-inf"))
+            joint_new = tl.maximum(joint_largest, tl.max(joint, 1))
+            joint_shift = _shift(joint_new)
+            joint_total *= tl.exp(joint_largest - joint_shift)
+            joint_total += tl.sum(tl.exp(joint - joint_shift[:, None]), 1)
+            joint_largest = joint_new
+    return largest, total, target, beaten, joint_beaten, joint_largest, joint_total, joint_target, spread
 
 
 @triton.jit
 def _cost(largest, total, target, cap):
     cost = tl.log(total) + (largest - target)
     return tl.where(cost > cap, cap, cost)  # NaN stays NaN
+
+
+@triton.jit
+def _loss_of(
+    largest,  # (samples,) of the joint logits
+    total,
+    target,
+    sample,
+    label,
+    exists,
+    counted,
+    known,
+    batch,
+    class_weight,
+    normalizer,
+):
+    """Leaves the normalizers of some samples; returns their costs -log p and the weights of their labels, float64."""
+    log_sum = tl.log(total)
+    tl.store(normalizer + sample, tl.where(known, largest, 0.0), mask=exists)
+    tl.store(normalizer + batch + sample, tl.where(known, log_sum, 0.0), mask=exists)
+    cost = (log_sum + (largest - target)).to(tl.float64)
+    if class_weight is not None:
+        weight = tl.load(class_weight + label, mask=known, other=0.0).to(tl.float64)
+    else:
+        weight = tl.where(known, 1.0, 0.0).to(tl.float64)
+    weight = tl.where(counted & (known == 0), float("nan"), weight)  # a class that does not exist
+    return tl.where(known, cost, 0.0), weight
 
 
 @triton.jit
@@ -168,11 +218,16 @@ def _score(
     batch_stride,
     ignore_index,
     cap,
+    class_weight,
+    normalizer,  # (2, batch): largest joint logit, log of the sum of exponentials
+    losses,  # (programs, 4) float64: sums of w_y * cost, cost, spread and w_y
     ROWS: tl.constexpr,
     PADDED: tl.constexpr,
     SAMPLES: tl.constexpr,
     CLASSES: tl.constexpr,
     DTYPE: tl.constexpr,
+    LOSS: tl.constexpr,
+    SMOOTHING: tl.constexpr,
 ):
     # Each program works on every so-manieth group of samples.
     cap = _float64(cap).to(DTYPE)
@@ -180,13 +235,17 @@ def _score(
     hit = tl.zeros([PADDED, SAMPLES], tl.int64)
     joint_hit = tl.zeros([SAMPLES], tl.int64)
     used = tl.zeros([SAMPLES], tl.int64)
+    weighted = tl.zeros([SAMPLES], tl.float64)
+    plain = tl.zeros([SAMPLES], tl.float64)
+    spreads = tl.zeros([SAMPLES], tl.float64)
+    weight_sum = tl.zeros([SAMPLES], tl.float64)
     for first in range(tl.program_id(0) * SAMPLES, batch, tl.num_programs(0) * SAMPLES):
         sample = first + tl.arange(0, SAMPLES)
         exists = sample < batch
         label = tl.load(labels + sample, mask=exists, other=0)
         counted = exists & (label != ignore_index)
         known = counted & (label >= 0) & (label < classes)
-        largest, total, target, beaten, joint_beaten = _look(
+        largest, total, target, beaten, joint_beaten, joint_largest, joint_total, joint_target, spread = _look(
             logits + sample.to(tl.int64) * batch_stride,
             row_stride,
             weights,
@@ -194,17 +253,35 @@ def _score(
             known,
             0,
             classes,
+            class_weight,
             ROWS,
             PADDED,
             SAMPLES,
             CLASSES,
             DTYPE,
+            LOSS,
+            SMOOTHING,
         )
         own = tl.where(known[None, :], _cost(largest, total, target, cap), float("nan")).to(tl.float64)
         cost += tl.where(counted[None, :], own, 0.0)
         hit += (known[None, :] & (beaten == 0)).to(tl.int64)
         joint_hit += (known & (joint_beaten == 0)).to(tl.int64)
         used += counted.to(tl.int64)
+        if LOSS:
+            own_cost, own_weight = _loss_of(
+                *(joint_largest, joint_total, joint_target, sample, label, exists, counted, known),
+                *(batch, class_weight, normalizer),
+            )
+            weighted += own_weight * own_cost
+            plain += own_cost
+            spreads += tl.where(known, spread, 0.0)
+            weight_sum += own_weight
+    if LOSS:
+        at = losses + tl.program_id(0) * 4
+        tl.store(at, tl.sum(weighted, 0))
+        tl.store(at + 1, tl.sum(plain, 0))
+        tl.store(at + 2, tl.sum(spreads, 0))
+        tl.store(at + 3, tl.sum(weight_sum, 0))
     _leave(costs, hits, tl.program_id(0), cost, hit, joint_hit, used, PADDED)
 
 
@@ -221,17 +298,21 @@ def _score_shares(
     row_stride,
     batch_stride,
     ignore_index,
+    class_weight,
+    joint_found,  # (4, shares, batch) float64: as `found` for the joint logits, then the spread
     ROWS: tl.constexpr,
     PADDED: tl.constexpr,
     CLASSES: tl.constexpr,
     DTYPE: tl.constexpr,
+    LOSS: tl.constexpr,
+    SMOOTHING: tl.constexpr,
 ):
     # Few samples with many classes: one program works on one share of the classes of one sample.
     sample = tl.program_id(0) + tl.arange(0, 1)
     label = tl.load(labels + sample)
     known = (label != ignore_index) & (label >= 0) & (label < classes)
     begin = tl.program_id(1) * share
-    largest, total, target, beaten, joint_beaten = _look(
+    largest, total, target, beaten, joint_beaten, joint_largest, joint_total, joint_target, spread = _look(
         logits + sample.to(tl.int64) * batch_stride,
         row_stride,
         weights,
@@ -239,11 +320,14 @@ def _score_shares(
         known,
         begin,
         tl.minimum(begin + share, classes),
+        class_weight,
         ROWS,
         PADDED,
         1,
         CLASSES,
         DTYPE,
+        LOSS,
+        SMOOTHING,
     )
     modality = tl.arange(0, PADDED)[:, None]
     at = found + (tl.program_id(1) * PADDED + modality) * batch + sample[None, :]
@@ -254,6 +338,13 @@ def _score_shares(
     flags = beaten_by + tl.program_id(1) * 2 * PADDED * batch
     tl.store(flags + modality * batch + sample[None, :], beaten)
     tl.store(flags + PADDED * batch + sample, joint_beaten)
+    if LOSS:
+        at = joint_found + tl.program_id(1) * batch + sample
+        size = tl.num_programs(1) * batch
+        tl.store(at, joint_largest)
+        tl.store(at + size, joint_total)
+        tl.store(at + 2 * size, joint_target)
+        tl.store(at + 3 * size, spread)
 
 
 @triton.jit
@@ -316,7 +407,40 @@ def _make_step(
         tl.store(counts + MODALITIES + 3, skipped + 1 - usable)
 
 
-@triton.jit(do_not_specialize=["programs", "alpha", "max_gap"])
+@triton.jit
+def _write_loss(
+    weighted,  # float64 sums over the samples, as in `_score`
+    plain,
+    spread,
+    weight_sum,
+    class_weight,
+    classes,
+    label_smoothing,
+    loss,  # ()
+    sums,  # (2,) float64
+    BLOCK: tl.constexpr,
+    SMOOTHING: tl.constexpr,
+):
+    label_smoothing = _float64(label_smoothing)
+    result = (1.0 - label_smoothing) * weighted
+    if SMOOTHING:
+        if class_weight is not None:
+            total = tl.zeros([BLOCK], tl.float64)
+            for first in range(0, classes, BLOCK):
+                index = first + tl.arange(0, BLOCK)
+                total += tl.load(class_weight + index, mask=index < classes, other=0.0).to(tl.float64)
+            all_weights = tl.sum(total, 0)
+        else:
+            all_weights = tl.cast(classes, tl.float64)
+        result += label_smoothing / tl.cast(classes, tl.float64) * (all_weights * plain + spread)
+        tl.store(sums + 1, all_weights)
+    else:
+        tl.store(sums + 1, 0.0)
+    tl.store(sums, weight_sum)
+    tl.store(loss, (result / weight_sum).to(loss.dtype.element_ty))
+
+
+@triton.jit(do_not_specialize=["programs", "alpha", "max_gap", "label_smoothing"])
 def _finish(
     costs,
     hits,
@@ -327,16 +451,26 @@ def _finish(
     scales,
     alpha,
     max_gap,
+    losses,
+    class_weight,
+    classes,
+    label_smoothing,
+    loss,
+    sums,
     MODALITIES: tl.constexpr,
     PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
     UPDATE: tl.constexpr,
+    LOSS: tl.constexpr,
+    SMOOTHING: tl.constexpr,
 ):
     modality = tl.arange(0, PADDED)
     cost = tl.zeros([BLOCK, PADDED], tl.float64)
     hit = tl.zeros([BLOCK, PADDED], tl.int64)
     joint_hit = tl.zeros([BLOCK], tl.int64)
     used = tl.zeros([BLOCK], tl.int64)
+    part = tl.arange(0, 4)
+    summed = tl.zeros([BLOCK, 4], tl.float64)
     for first in range(0, programs, BLOCK):
         program = first + tl.arange(0, BLOCK)
         exists = program < programs
@@ -345,6 +479,23 @@ def _finish(
         hit += tl.load(row[:, None] + modality[None, :], mask=exists[:, None], other=0)
         joint_hit += tl.load(row + PADDED, mask=exists, other=0)
         used += tl.load(row + PADDED + 1, mask=exists, other=0)
+        if LOSS:
+            summed += tl.load(losses + program[:, None] * 4 + part[None, :], mask=exists[:, None], other=0.0)
+    if LOSS:
+        total = tl.sum(summed, 0)
+        _write_loss(
+            tl.sum(tl.where(part == 0, total, 0.0), 0),
+            tl.sum(tl.where(part == 1, total, 0.0), 0),
+            tl.sum(tl.where(part == 2, total, 0.0), 0),
+            tl.sum(tl.where(part == 3, total, 0.0), 0),
+            class_weight,
+            classes,
+            label_smoothing,
+            loss,
+            sums,
+            BLOCK,
+            SMOOTHING,
+        )
     _make_step(
         tl.sum(cost, 0),
         tl.sum(hit, 0),
@@ -362,7 +513,7 @@ def _finish(
     )
 
 
-@triton.jit(do_not_specialize=["ignore_index", "cap", "alpha", "max_gap", "shares"])
+@triton.jit(do_not_specialize=["ignore_index", "cap", "alpha", "max_gap", "shares", "label_smoothing"])
 def _finish_shares(
     found,
     beaten_by,
@@ -378,11 +529,19 @@ def _finish_shares(
     scales,
     alpha,
     max_gap,
+    joint_found,
+    class_weight,
+    normalizer,
+    label_smoothing,
+    loss,
+    sums,
     MODALITIES: tl.constexpr,
     PADDED: tl.constexpr,
     SAMPLES: tl.constexpr,
     DTYPE: tl.constexpr,
     UPDATE: tl.constexpr,
+    LOSS: tl.constexpr,
+    SMOOTHING: tl.constexpr,
 ):
     modality = tl.arange(0, PADDED)[:, None]
     size = shares * PADDED * batch
@@ -391,6 +550,10 @@ def _finish_shares(
     hit = tl.zeros([PADDED, SAMPLES], tl.int64)
     joint_hit = tl.zeros([SAMPLES], tl.int64)
     used = tl.zeros([SAMPLES], tl.int64)
+    weighted = tl.zeros([SAMPLES], tl.float64)
+    plain = tl.zeros([SAMPLES], tl.float64)
+    spreads = tl.zeros([SAMPLES], tl.float64)
+    weight_sum = tl.zeros([SAMPLES], tl.float64)
     for first in range(0, batch, SAMPLES):
         sample = first + tl.arange(0, SAMPLES)
         exists = sample < batch
@@ -419,6 +582,43 @@ def _finish_shares(
         hit += (known[None, :] & (beaten == 0)).to(tl.int64)
         joint_hit += (known & (joint_beaten == 0)).to(tl.int64)
         used += counted.to(tl.int64)
+        if LOSS:
+            joint_largest = tl.full([SAMPLES], float("-inf"), DTYPE)
+            joint_total = tl.zeros([SAMPLES], DTYPE)
+            spread = tl.zeros([SAMPLES], tl.float64)
+            size = shares * batch
+            for share in range(shares):
+                at = joint_found + share * batch + sample
+                other = tl.load(at, mask=known, other=float("-inf")).to(DTYPE)
+                new = tl.maximum(joint_largest, other)
+                shift = _shift(new)
+                other_total = tl.load(at + size, mask=known, other=0.0).to(DTYPE)
+                joint_total = joint_total * tl.exp(joint_largest - shift) + other_total * tl.exp(other - shift)
+                joint_largest = new
+                spread += tl.load(at + 3 * size, mask=known, other=0.0)
+            joint_target = tl.load(joint_found + 2 * size + sample, mask=known, other=0.0).to(DTYPE)
+            own_cost, own_weight = _loss_of(
+                *(joint_largest, joint_total, joint_target, sample, label, exists, counted, known),
+                *(batch, class_weight, normalizer),
+            )
+            weighted += own_weight * own_cost
+            plain += own_cost
+            spreads += spread
+            weight_sum += own_weight
+    if LOSS:
+        _write_loss(
+            tl.sum(weighted, 0),
+            tl.sum(plain, 0),
+            tl.sum(spreads, 0),
+            tl.sum(weight_sum, 0),
+            class_weight,
+            classes,
+            label_smoothing,
+            loss,
+            sums,
+            SAMPLES,
+            SMOOTHING,
+        )
     _make_step(
         tl.sum(cost, 1),
         tl.sum(hit, 1),
@@ -436,7 +636,18 @@ def _finish_shares(
     )
 
 
-def modulate(
+@dataclass(frozen=True)
+class Loss:
+    """Where the cross-entropy of the joint logits goes, and its settings."""
+
+    class_weight: Tensor | None  # (C,)
+    label_smoothing: float
+    loss: Tensor  # ()
+    normalizer: Tensor  # (2, B)
+    sums: Tensor  # (2,) float64
+
+
+def launch_step(
     masked_logits: Tensor,  # (2**M - 1, B, C)
     target: Tensor,  # (B,) int64
     values: Tensor,  # (5, M) float64, written in place
@@ -446,8 +657,9 @@ def modulate(
     floor: float,
     ignore_index: int,
     update: bool,
+    loss: Loss | None,
 ) -> Tensor:
-    """One step of the modulation in two launches; returns the subset scales c_S (2**M - 1,) float64."""
+    """One step of the modulation in two launches, with the loss if wanted; returns the subset scales."""
     rows, batch, classes = masked_logits.shape
     modalities = rows.bit_length()
     if modalities > MAX_MODALITIES:
@@ -464,15 +676,25 @@ def modulate(
     block = min(tile, triton.next_power_of_2(max(classes, 1)))
     shares = min(classes // (4 * block), _ENOUGH_PROGRAMS // max(batch, 1))
     step = (weights, values, counts, scales, _bits(alpha), _bits(max_gap))
-    common = {"PADDED": padded, "enable_fp_fusion": True}
+    class_weight = normalizer = label_smoothing = mean = sums = None
+    if loss is not None:
+        class_weight, normalizer, mean, sums = loss.class_weight, loss.normalizer, loss.loss, loss.sums
+        label_smoothing = _bits(loss.label_smoothing)
+    common = {
+        "PADDED": padded,
+        "LOSS": loss is not None,
+        "SMOOTHING": loss is not None and loss.label_smoothing > 0,
+        "enable_fp_fusion": True,
+    }
     with _device_guard(logits):
         if shares > 1:
             found = logits.new_empty((3, shares, padded, batch), dtype=wide)
             beaten_by = logits.new_empty((shares, 2 * padded, batch), dtype=torch.int32)
+            joint_found = None if loss is None else logits.new_empty((4, shares, batch), dtype=torch.float64)
             share = triton.cdiv(classes, shares)
             _score_shares[(batch, shares)](
                 *(logits, labels, weights, found, beaten_by, batch, classes, share),
-                *(logits.stride(0), logits.stride(1), ignore_index),
+                *(logits.stride(0), logits.stride(1), ignore_index, class_weight, joint_found),
                 ROWS=rows,
                 CLASSES=block,
                 DTYPE=dtype,
@@ -480,6 +702,7 @@ def modulate(
             )
             _finish_shares[(1,)](
                 *(found, beaten_by, labels, batch, classes, shares, ignore_index, cap, *step),
+                *(joint_found, class_weight, normalizer, label_smoothing, mean, sums),
                 MODALITIES=modalities,
                 SAMPLES=_SAMPLES,
                 DTYPE=dtype,
@@ -491,9 +714,10 @@ def modulate(
         programs = max(1, min(triton.cdiv(batch, samples), _MAX_PROGRAMS))
         costs = logits.new_empty((programs, padded), dtype=torch.float64)
         hits = logits.new_empty((programs, 2 * padded), dtype=torch.int64)
+        losses = None if loss is None else logits.new_empty((programs, 4), dtype=torch.float64)
         _score[(programs,)](
             *(logits, labels, weights, costs, hits, batch, classes),
-            *(logits.stride(0), logits.stride(1), ignore_index, cap),
+            *(logits.stride(0), logits.stride(1), ignore_index, cap, class_weight, normalizer, losses),
             ROWS=rows,
             SAMPLES=samples,
             CLASSES=block,
@@ -502,12 +726,29 @@ def modulate(
         )
         _finish[(1,)](
             *(costs, hits, programs, *step),
+            *(losses, class_weight, classes, label_smoothing, mean, sums),
             MODALITIES=modalities,
             BLOCK=_PROGRAMS,
             UPDATE=update,
             **common,
         )
     return scales
+
+
+def modulate(
+    masked_logits: Tensor,  # (2**M - 1, B, C)
+    target: Tensor,  # (B,) int64
+    values: Tensor,  # (5, M) float64, written in place
+    counts: Tensor,  # (M + 4,) int64, written in place
+    alpha: float,
+    max_gap: float,
+    floor: float,
+    ignore_index: int,
+    update: bool,
+) -> Tensor:
+    """One step of the modulation in two launches; returns the subset scales c_S (2**M - 1,) float64."""
+    settings = (alpha, max_gap, floor, ignore_index, update)
+    return launch_step(masked_logits, target, values, counts, *settings, None)
 
 
 @triton.jit

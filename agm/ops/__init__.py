@@ -5,5 +5,13 @@
 
 from agm.ops._backends import Service, backends
 from agm.ops.modulate import modulate, modulate_backward
+from agm.ops.modulate_cross_entropy import modulate_cross_entropy, modulate_cross_entropy_backward
 
-__all__ = ["Service", "backends", "modulate", "modulate_backward"]
+__all__ = [
+    "Service",
+    "backends",
+    "modulate",
+    "modulate_backward",
+    "modulate_cross_entropy",
+    "modulate_cross_entropy_backward",
+]

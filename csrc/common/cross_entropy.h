@@ -13,7 +13,7 @@ struct LossSettings {
   const A* weight;  // of the classes; null: all 1
   int64_t classes;
   double label_smoothing;
-  double all_weights;  // the weights of the classes, summed
+  double all_weights;  // the weights of the classes, summed; 0 where no label smoothing needs them
 
   AGM_HOST_DEVICE double weight_of(int64_t label) const {
     return weight == nullptr ? 1.0 : static_cast<double>(weight[label]);
@@ -21,15 +21,38 @@ struct LossSettings {
   AGM_HOST_DEVICE double smooth() const { return label_smoothing / static_cast<double>(classes); }
 };
 
-// What a sample adds to the loss before it is divided by the weights of all samples. `cost` is -log p of its
-// label, `spread` the sum of w_c (z_label - z_c) over the classes.
-template <typename A>
-AGM_HOST_DEVICE double sample_loss(const LossSettings<A>& settings, int64_t label, double cost,
-                                   double spread) {
-  const double own = (1 - settings.label_smoothing) * settings.weight_of(label) * cost;
-  if (settings.label_smoothing <= 0) return own;
-  return own + settings.smooth() * (settings.all_weights * cost + spread);
-}
+// What is summed over the samples in use. `cost` is -log p of the label, `spread` the sum of
+// w_c (z_label - z_c) over the classes.
+struct LossTally {
+  double weighted_cost = 0;
+  double cost = 0;
+  double spread = 0;
+  double weight = 0;
+
+  AGM_HOST_DEVICE void add_sample(double own_weight, double own_cost, double own_spread) {
+    weighted_cost += own_weight * own_cost;
+    cost += own_cost;
+    spread += own_spread;
+    weight += own_weight;
+  }
+
+  // A sample whose class does not exist makes the loss NaN.
+  AGM_HOST_DEVICE void add_unknown() { weight = kNotANumber<double>; }
+
+  AGM_HOST_DEVICE void add(const LossTally& other) {
+    weighted_cost += other.weighted_cost;
+    cost += other.cost;
+    spread += other.spread;
+    weight += other.weight;
+  }
+
+  template <typename A>
+  AGM_HOST_DEVICE double mean(const LossSettings<A>& settings) const {
+    double sum = (1 - settings.label_smoothing) * weighted_cost;
+    if (settings.label_smoothing > 0) sum += settings.smooth() * (settings.all_weights * cost + spread);
+    return sum / weight;
+  }
+};
 
 // The gradient of one sample's joint logits through the loss.
 template <typename A>

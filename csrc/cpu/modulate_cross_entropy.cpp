@@ -23,13 +23,20 @@ AGM_SCORE_SAMPLE(double)
 AGM_SCORE_SAMPLE(Half)
 AGM_SCORE_SAMPLE(BFloat16)
 
-// `all_weights` is left to be filled in where there are class weights.
 template <typename A>
-LossSettings<A> loss_settings(const std::optional<Tensor>& weight, int64_t classes, double label_smoothing) {
-  if (!weight) return {nullptr, classes, label_smoothing, static_cast<double>(classes)};
-  STD_TORCH_CHECK(weight->numel() == classes, "Expected `weight` to have ", classes, " elements, but got ",
-                  weight->numel(), ".");
-  return {weight->const_data_ptr<A>(), classes, label_smoothing, 0.0};
+LossSettings<A> loss_settings(const std::optional<Tensor>& weight, int64_t classes, double label_smoothing,
+                              double all_weights) {
+  STD_TORCH_CHECK(!weight || weight->numel() == classes, "Expected `weight` to have ", classes, " elements.");
+  return {weight ? weight->const_data_ptr<A>() : nullptr, classes, label_smoothing, all_weights};
+}
+
+// The weights of the classes, summed.
+template <typename A>
+double sum_of_weights(const LossSettings<A>& settings) {
+  if (settings.weight == nullptr) return static_cast<double>(settings.classes);
+  double sum = 0;
+  for (int64_t c = 0; c < settings.classes; ++c) sum += static_cast<double>(settings.weight[c]);
+  return sum;
 }
 
 template <typename T, typename A = accumulate_t<T>>
@@ -38,8 +45,9 @@ struct Scorer {
   const Labels& labels;
   const LossSettings<A>& settings;
   double cap;
-  A* normalizer;  // (2, B)
-  double* loss;   // (B,)
+  A* normalizer;   // (2, B)
+  double* cost;    // (B,)
+  double* spread;  // (B,)
 
   void score(int64_t b, Sample& sample) const {
     const int64_t label = labels.of[b];
@@ -48,30 +56,15 @@ struct Scorer {
     const A target = widen((masked.sample(b) + (masked.rows() - 1) * masked.row_stride)[label]);
     normalizer[b] = joint.softmax.largest;
     normalizer[labels.batch + b] = std::log(joint.softmax.sum);
-    const auto cost = static_cast<double>(joint.softmax.cost(target, kInfinity<A>));
-    loss[b] = sample_loss(settings, label, cost, joint.spread);
+    cost[b] = static_cast<double>(joint.softmax.cost(target, kInfinity<A>));
+    spread[b] = joint.spread;
   }
 
   void skip(int64_t b) const {
     normalizer[b] = A(0);
     normalizer[labels.batch + b] = A(0);
-    loss[b] = kNotANumber<double>;  // of a class that does not exist; ignored samples are left out
   }
 };
-
-// The loss, and the weights of the samples in use, summed in order.
-template <typename A>
-double mean_loss(const Labels& labels, const LossSettings<A>& settings, const std::vector<double>& loss,
-                 double& total_weight) {
-  double sum = 0;
-  total_weight = 0;
-  for (int64_t b = 0; b < labels.batch; ++b) {
-    if (labels.ignored(b)) continue;
-    sum += loss[static_cast<size_t>(b)];
-    total_weight += labels.known(b) ? settings.weight_of(labels.of[b]) : kNotANumber<double>;
-  }
-  return sum / total_weight;
-}
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> modulate_cross_entropy(
     const Tensor& masked_logits, const Tensor& target, const Tensor& values, const Tensor& counts,
@@ -91,16 +84,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> modulate_cross_entropy(
   AGM_DISPATCH_FLOATING(logits.scalar_type(), "agm::modulate_cross_entropy", [&] {
     using A = accumulate_t<scalar_t>;
     const auto masked = masked_logits_of<scalar_t>(logits, modalities);
-    auto settings = loss_settings<A>(own_weight, labels.classes, label_smoothing);
-    for (int64_t c = 0; c < labels.classes && settings.weight != nullptr; ++c) {
-      settings.all_weights += static_cast<double>(settings.weight[c]);
-    }
-    std::vector<double> loss(static_cast<size_t>(labels.batch));
+    auto settings = loss_settings<A>(own_weight, labels.classes, label_smoothing, 0);
+    if (label_smoothing > 0) settings.all_weights = sum_of_weights(settings);
+    std::vector<double> cost(static_cast<size_t>(labels.batch)), spread(cost.size());
     const Scorer<scalar_t> scorer{
-        masked, labels, settings, largest_cost(floor), normalizer.mutable_data_ptr<A>(), loss.data()};
+        masked,      labels,       settings, largest_cost(floor), normalizer.mutable_data_ptr<A>(),
+        cost.data(), spread.data()};
     tally = score_batch(labels, modalities, masked.rows() * labels.classes, scorer);
+    LossTally loss;
+    for (int64_t b = 0; b < labels.batch; ++b) {
+      if (labels.ignored(b)) continue;
+      if (!labels.known(b)) {
+        loss.add_unknown();
+        continue;
+      }
+      const auto i = static_cast<size_t>(b);
+      loss.add_sample(settings.weight_of(labels.of[b]), cost[i], spread[i]);
+    }
+    *mean.mutable_data_ptr<A>() = static_cast<A>(loss.mean(settings));
     auto* sum = sums.mutable_data_ptr<double>();
-    *mean.mutable_data_ptr<A>() = static_cast<A>(mean_loss(labels, settings, loss, sum[0]));
+    sum[0] = loss.weight;
     sum[1] = settings.all_weights;
   });
   double coefficients[kMaxModalities];
@@ -175,9 +178,8 @@ Tensor modulate_cross_entropy_backward(const Tensor& grad_loss, const std::optio
     auto* into = static_cast<scalar_t*>(out.mutable_data_ptr());
     const auto* norms = own_normalizer.const_data_ptr<A>();
     const auto* scales = own_scales.const_data_ptr<double>();
-    auto settings = loss_settings<A>(own_weight, classes, label_smoothing);
     const auto* sum = sums.const_data_ptr<double>();
-    settings.all_weights = sum[1];
+    const auto settings = loss_settings<A>(own_weight, classes, label_smoothing, sum[1]);
     const double per_weight = static_cast<double>(*grad_loss.const_data_ptr<A>()) / sum[0];
     const int64_t grain = std::max<int64_t>(1, kGrain / (rows * classes));
     torch::stable::parallel_for(0, batch, grain, [&](int64_t begin, int64_t end) {

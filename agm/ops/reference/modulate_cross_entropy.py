@@ -28,7 +28,8 @@ def modulate_cross_entropy(
     Returns:
         the loss, () of the accumulation type; c_S (2**M - 1,) float64; the normalizer of each sample's softmax,
         (2, B) of the accumulation type: the largest logit and log(sum(exp(logit - largest))), 0 for samples without a
-        class; and (2,) float64: the weights of the samples in use and those of the classes, summed.
+        class; and (2,) float64: the weights of the samples in use, summed, and those of the classes, which only label
+        smoothing needs (0 without).
     """
     subset_scales = modulate(masked_logits, target, values, counts, alpha, max_gap, floor, ignore_index, update)
     joint = masked_logits[-1].to(accumulation_dtype(masked_logits.dtype))
@@ -47,12 +48,14 @@ def modulate_cross_entropy(
     own_weight = weight.double()[index]
     cost = (log_sum + (largest - own.squeeze(1))).double()
     loss = (1 - label_smoothing) * own_weight * cost
+    all_weights = loss.new_zeros(())
     if label_smoothing > 0:
+        all_weights = weight.double().sum()
         spread = (weight * (own - joint)).double().sum(1)
-        loss = loss + label_smoothing / classes * (weight.double().sum() * cost + spread)
+        loss = loss + label_smoothing / classes * (all_weights * cost + spread)
     total = own_weight.masked_fill(unknown, torch.nan).masked_fill(~used, 0).sum()
     loss = loss.masked_fill(~used, 0).sum() / total
-    sums = torch.stack([total, weight.double().sum()])
+    sums = torch.stack([total, all_weights])
     normalizer = torch.stack([largest, log_sum]).masked_fill(~used | unknown, 0)
     return loss.to(joint.dtype), subset_scales, normalizer, sums
 
