@@ -15,9 +15,8 @@ struct LossSettings {
   double label_smoothing;
   double all_weights;  // the weights of the classes, summed; 0 where no label smoothing needs them
 
-  AGM_HOST_DEVICE double weight_of(int64_t label) const {
-    return weight == nullptr ? 1.0 : static_cast<double>(weight[label]);
-  }
+  AGM_HOST_DEVICE A weight_in(int64_t c) const { return weight == nullptr ? A(1) : weight[c]; }
+  AGM_HOST_DEVICE double weight_of(int64_t label) const { return static_cast<double>(weight_in(label)); }
   AGM_HOST_DEVICE double smooth() const { return label_smoothing / static_cast<double>(classes); }
 };
 

@@ -8,8 +8,11 @@ import torch
 
 from agm.ops import reference
 
+from .losses import Loss, loss_of
 from .samples import Room, logits
 from .steps import Step, step
+
+Both = Callable[[Step], tuple[torch.Tensor, ...]]
 
 pytestmark = [
     pytest.mark.gpu,
@@ -22,6 +25,26 @@ SHAPES = [(2, 64, 10), (3, 129, 151), (3, 4, 20000), (6, 5, 33), (2, 0, 5)]
 @pytest.fixture(params=["cuda", "triton"])
 def room(request: pytest.FixtureRequest) -> Room:
     return Room(request.param, "cuda")
+
+
+@pytest.fixture(params=["logits", "loss"])
+def both(request: pytest.FixtureRequest, room: Room) -> Both:
+    """Forward and backward of one step, without or with the fused loss; returns all that they give."""
+
+    def logits_only(given: Step) -> tuple[torch.Tensor, ...]:
+        scales = given.run(room.op("modulate"))
+        return scales, room.op("modulate_backward")(given.masked_logits[-1], scales)
+
+    def with_loss(given: Step) -> tuple[torch.Tensor, ...]:
+        classes = given.masked_logits.shape[2]
+        device = given.masked_logits.device
+        own = Loss(given, torch.linspace(0.5, 1.5, classes, device=device), 0.1)
+        own.grad_loss = torch.ones((), dtype=own.wide, device=device)
+        mean, scales, normalizer, sums = room.op("modulate_cross_entropy")(*own.forward_arguments())
+        backward = own.backward_arguments(normalizer, sums, scales)
+        return mean, scales, room.op("modulate_cross_entropy_backward")(*backward)
+
+    return logits_only if request.param == "logits" else with_loss
 
 
 def kernels_of(call: Callable[[], Any]) -> list[str]:
@@ -43,56 +66,59 @@ def test_launches(room: Room, shape: tuple[int, int, int]) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_no_synchronisation(room: Room, shape: tuple[int, int, int]) -> None:
+def test_launches_with_the_loss(room: Room, shape: tuple[int, int, int]) -> None:
+    given = loss_of(*shape, torch.float32, weighted=True, label_smoothing=0.1, grad_logits=True).on("cuda")
+    forward = given.forward_arguments()  # whose conversions are not the op's
+    _, scales, normalizer, sums = room.op("modulate_cross_entropy")(*forward)
+    backward = given.backward_arguments(normalizer, sums, scales)
+    assert len(kernels_of(lambda: room.op("modulate_cross_entropy")(*forward))) <= 2
+    assert len(kernels_of(lambda: room.op("modulate_cross_entropy_backward")(*backward))) <= 1
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_no_synchronisation(both: Both, shape: tuple[int, int, int]) -> None:
     given = step(*shape, torch.float32).on("cuda")
-    modulate, backward = room.op("modulate"), room.op("modulate_backward")
-    backward(given.masked_logits[-1], given.run(modulate))  # compiles and copies the weights
+    both(given)  # compiles and copies the weights
     mode = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        backward(given.masked_logits[-1], given.run(modulate))
+        both(given)
     finally:
         torch.cuda.set_sync_debug_mode(mode)
 
 
-def _both(room: Room, given: Step) -> tuple[torch.Tensor, torch.Tensor]:
-    scales = given.run(room.op("modulate"))
-    return scales, room.op("modulate_backward")(given.masked_logits[-1], scales)
-
-
 @pytest.mark.parametrize("shape", SHAPES[:4], ids=str)
-def test_graph_capture_and_replay(room: Room, shape: tuple[int, int, int]) -> None:
+def test_graph_capture_and_replay(both: Both, shape: tuple[int, int, int]) -> None:
     """Three replays on new logits make the same three steps as three calls."""
     graphed = step(*shape, torch.float32).on("cuda")
     plain = graphed.on("cuda")
-    _both(room, graphed.on("cuda"))
+    both(graphed.on("cuda"))
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        _both(room, graphed.on("cuda"))
+        both(graphed.on("cuda"))
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        scales, gradients = _both(room, graphed)
+        results = both(graphed)
     assert torch.equal(graphed.counts, plain.counts)  # capturing makes no step
     for seed in range(3):
         fresh = step(*shape, torch.float32, seed=seed).masked_logits.cuda()
         graphed.masked_logits.copy_(fresh)
         plain.masked_logits.copy_(fresh)
         graph.replay()
-        expected_scales, expected_gradients = _both(room, plain)
-        assert torch.equal(scales, expected_scales)
-        assert torch.equal(gradients, expected_gradients)
+        for result, expected in zip(results, both(plain), strict=True):
+            assert torch.equal(result, expected)
         assert torch.equal(graphed.values, plain.values)
         assert torch.equal(graphed.counts, plain.counts)
 
 
 @pytest.mark.parametrize("shape", SHAPES[:4], ids=str)
-def test_current_stream(room: Room, shape: tuple[int, int, int]) -> None:
+def test_current_stream(both: Both, shape: tuple[int, int, int]) -> None:
     """On a busy side stream the kernels wait for their input, which the default stream would not."""
     given = step(*shape, torch.float32).on("cuda")
     wanted = given.on("cuda")
-    expected = _both(room, wanted)
+    expected = both(wanted)
     fresh = given.masked_logits.clone()
     given.masked_logits.zero_()
     torch.cuda.synchronize()
@@ -100,21 +126,20 @@ def test_current_stream(room: Room, shape: tuple[int, int, int]) -> None:
     with torch.cuda.stream(side):
         torch.cuda._sleep(50_000_000)
         given.masked_logits.copy_(fresh)
-        result = _both(room, given)
+        result = both(given)
     side.synchronize()
     for one, other in zip(result, expected, strict=True):
         assert torch.equal(one, other)
     assert torch.equal(given.values, wanted.values)
 
 
-def test_second_device(room: Room) -> None:
+def test_second_device(both: Both) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("there is one CUDA device")
     given = step(3, 9, 40, torch.float32).on("cuda:1")
     with torch.cuda.device(0):
-        scales, gradients = _both(room, given)
-    assert scales.device == gradients.device == torch.device("cuda:1")
-    assert gradients.isfinite().all()
+        results = both(given)
+    assert all(result.device == torch.device("cuda:1") and result.isfinite().all() for result in results)
 
 
 def test_a_wrong_class_leaves_the_state_and_the_context_alone(room: Room) -> None:
