@@ -18,12 +18,13 @@ from agm.ops._backends import BACKENDS
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpp", "triton"])
-def test_coefficients_and_running_scores(recording: Any, backend: str) -> None:
+@pytest.mark.parametrize("function", [agm.fused_modulate, agm.fused_modulate_cross_entropy])
+def test_coefficients_and_running_scores(recording: Any, function: Any, backend: str) -> None:
     if (reason := BACKENDS[backend].why_not("modulate", "cpu")) is not None:
         pytest.skip(f"{backend}: {reason}")
     state = agm.ModulationState(len(recording.modalities))
     for step in range(recording.steps):
-        agm.fused_modulate(
+        result = function(
             recording.masked_logits(step),
             recording.target(step),
             state,
@@ -31,6 +32,9 @@ def test_coefficients_and_running_scores(recording: Any, backend: str) -> None:
             max_gap=recording.max_gap,
             backend=backend,
         )
+        if function is agm.fused_modulate_cross_entropy:
+            expected = F.cross_entropy(recording.masked_logits(step)[-1], recording.target(step))
+            np.testing.assert_allclose(result[0], expected, rtol=1e-5, atol=0)
         np.testing.assert_allclose(state.coefficients, recording.arrays["kappa"][step], rtol=1e-5, atol=0)
     np.testing.assert_allclose(state.running_scores, recording.arrays["final_running"], rtol=1e-6, atol=0)
     assert state.step.item() == recording.steps
