@@ -11,5 +11,7 @@ python3 -c 'import agm; print(*agm.backends(), sep="\n")' | tee "$OUT/backends.t
 python3 -m pytest -q -m gpu 2>&1 | tee "$OUT/tests.txt" | tail -15
 status=${PIPESTATUS[0]}
 rm -f "$OUT/bench.jsonl"
-python3 bench --device cuda --rounds 30 --json "$OUT/bench.jsonl" || status=$?
+for suite in head step; do
+  python3 bench $suite --device cuda --rounds 30 --json "$OUT/bench.jsonl" || status=$?
+done
 exit "$status"

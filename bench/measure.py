@@ -1,14 +1,18 @@
 """Interleaved timing of variants, and the row of facts that every result carries."""
 
 import datetime
+import json
 import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+
+SHORT = 2e-3  # seconds: what takes less is called several times in a row
 
 
 def interleaved(
@@ -17,27 +21,33 @@ def interleaved(
     """Seconds of each variant, `rounds` times; they take turns, and another one begins each round."""
     names = list(variants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for name in names:  # warm-up: allocations, autotuning, lazy modules
-        variants[name]()
+    calls = {}
+    for name in names:
+        variants[name]()  # warm-up: allocations, autotuning, lazy modules
+        once = _time(variants[name], 1, device)
+        calls[name] = max(1, min(1000, int(SHORT / max(once, 1e-7))))
     for number in range(rounds):
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
-            seconds[name].append(_time(variants[name], device))
+            seconds[name].append(_time(variants[name], calls[name], device))
     return seconds
 
 
-def _time(function: Callable[[], object], device: torch.device) -> float:
+def _time(function: Callable[[], object], calls: int, device: torch.device) -> float:
+    """Seconds of one call, the mean of some in a row."""
     if device.type != "cuda":
         began = time.perf_counter()
-        function()
-        return time.perf_counter() - began
+        for _ in range(calls):
+            function()
+        return (time.perf_counter() - began) / calls
     first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize(device)
     first.record()
-    function()
+    for _ in range(calls):
+        function()
     last.record()
     torch.cuda.synchronize(device)
-    return first.elapsed_time(last) / 1e3
+    return first.elapsed_time(last) / 1e3 / calls
 
 
 def summary(seconds: list[float], baseline: list[float]) -> dict[str, float]:
@@ -48,6 +58,12 @@ def summary(seconds: list[float], baseline: list[float]) -> dict[str, float]:
         fifths = statistics.quantiles(values, n=5)
         row |= {name: statistics.median(values), f"{name}_20": fifths[0], f"{name}_80": fifths[3]}
     return row
+
+
+def write(path: Path, facts: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Appends the rows to a file, one JSON object a line."""
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps({**facts, **row}) + "\n" for row in rows)
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -321,6 +321,35 @@ class TestCrossEntropy:
         scales = state.coefficients @ agm.subset_weights(2)
         torch.testing.assert_close(masked.grad[:, 0, 0], scales)
 
+    @pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
+    @pytest.mark.parametrize("backend", ["reference", "auto"])
+    def test_without_modulation_the_gradient_is_the_derivative(self, label_smoothing: float, backend: str) -> None:
+        masked, target = batch(2, 5, 4)
+        target[1] = -100
+        weight = torch.rand(4, dtype=torch.float64) + 0.1
+        state = agm.ModulationState(2)
+
+        def function(masked: Tensor) -> tuple[Tensor, Tensor]:
+            settings = {"weight": weight, "label_smoothing": label_smoothing, "backend": backend}
+            return agm.fused_modulate_cross_entropy(masked, target, state, alpha=0.0, update=False, **settings)
+
+        assert torch.autograd.gradcheck(function, masked.requires_grad_())
+
+    def test_no_softmax_is_kept_for_the_backward(self) -> None:
+        masked, target = batch(2, 10, 400)
+        masked.requires_grad_()
+        kept: list[Tensor] = []
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept.append(tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            agm.fused_modulate_cross_entropy(masked, target, agm.ModulationState(2), label_smoothing=0.1)
+        own = [tensor for tensor in kept if tensor.untyped_storage().data_ptr() != masked.untyped_storage().data_ptr()]
+        assert len(own) == len(kept) - 1
+        assert max(tensor.numel() for tensor in own) == 20  # the normalizers, (2, B)
+
     def test_half_precision_loss_is_float32(self) -> None:
         masked, target = batch(2, 64, 4)
         loss, _ = agm.fused_modulate_cross_entropy(masked.half(), target, agm.ModulationState(2))
