@@ -16,6 +16,7 @@ __all__ = ["MAX_MODALITIES", "expand_subsets", "expand_subsets_backward"]
 MAX_MODALITIES = 6
 
 _TILE = 1024  # numbers that a program holds at a time: modalities * samples * columns
+_SUM_TILE = 512  # the same for `_sum`, whose tile has several parts
 _COLUMNS = 256  # at most, of that tile
 _ENOUGH_PROGRAMS = 512  # fills any GPU of today a few times
 _MAX_PROGRAMS = 256  # along the samples; as many sums of absent rows are added up by one program in the end
@@ -127,19 +128,19 @@ def expand_subsets(present: list[Tensor], absent: list[Tensor], concatenate: boo
     if out.numel() == 0:
         return out
     present, absent = _unit_column_stride(present), _unit_column_stride(absent)
-    columns, samples = _tile(widths, batch, _TILE)
+    columns, samples = _tile(widths, batch, _TILE if concatenate else _SUM_TILE)
     tiles = _tiles(widths if concatenate else widths[:1], columns)
     programs = min(triton.cdiv(batch, samples), _MAX_PROGRAMS)
     shares = max(1, min(2**modalities - 2, _ENOUGH_PROGRAMS // (tiles * programs)))  # few rows leave the GPU idle
     strides = tuple(rows.stride(0) for rows in present)
-    shape = {"MODALITIES": modalities, "SAMPLES": samples, "COLUMNS": columns}
+    options = {"MODALITIES": modalities, "SAMPLES": samples, "COLUMNS": columns, "enable_fp_fusion": True}
     with _device_guard(out):
         grid = (tiles, programs, shares)
         if concatenate:
-            _concatenate[grid](tuple(present), tuple(absent), out, strides, tuple(widths), batch, row_width, **shape)
+            _concatenate[grid](tuple(present), tuple(absent), out, strides, tuple(widths), batch, row_width, **options)
         else:
             dtype = _wide(out.dtype)
-            _sum[grid](tuple(present), tuple(absent), out, strides, batch, row_width, DTYPE=dtype, **shape)
+            _sum[grid](tuple(present), tuple(absent), out, strides, batch, row_width, DTYPE=dtype, **options)
     return out
 
 
@@ -226,11 +227,14 @@ def expand_subsets_backward(
             SAMPLES=samples,
             COLUMNS=columns,
             DTYPE=dtype,
+            enable_fp_fusion=True,
         )
         if programs > 1:
             block = min(_TILE // _PROGRAMS, triton.next_power_of_2(total))
             grid = (triton.cdiv(total, block),)
-            _sum_partial[grid](partial, grad_absent, programs, total, PROGRAMS=_PROGRAMS, COLUMNS=block)
+            _sum_partial[grid](
+                *(partial, grad_absent, programs, total), PROGRAMS=_PROGRAMS, COLUMNS=block, enable_fp_fusion=True
+            )
     return grad_present, grad_absent
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from agm.kernels import modulate
+from agm.kernels import expand_subsets, modulate
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -26,11 +26,16 @@ TARGETS = {
 }
 DTYPES = ("fp32", "bf16", "fp16", "fp64")
 
-Case = tuple[Any, dict[str, str], dict[str, object], dict[str, object]]
+Case = tuple[Any, dict[str, Any], dict[str, object], dict[str, object]]
 
 
 def cases(dtype: str) -> Iterator[Case]:
     """(kernel, signature without constants, constants, options) as the launchers use them."""
+    yield from modulate_cases(dtype)
+    yield from expand_subsets_cases(dtype)
+
+
+def modulate_cases(dtype: str) -> Iterator[Case]:
     options = {"enable_fp_fusion": True}
     yield (
         modulate._scale_rows,
@@ -84,6 +89,37 @@ def cases(dtype: str) -> Iterator[Case]:
         )
 
 
+def expand_subsets_cases(dtype: str) -> Iterator[Case]:
+    options = {"enable_fp_fusion": True}
+    wide = "fp64" if dtype == "fp64" else "fp32"
+    dtypes = {"DTYPE": tl.float64 if dtype == "fp64" else tl.float32}
+    for modalities in (2, 6) if dtype in ("fp32", "fp64") else (2,):
+        widths = {"widths": ("i32",) * modalities}
+        rows = dict.fromkeys(("present", "absent"), (f"*{dtype}",) * modalities)
+        rows |= {"out": f"*{dtype}", "strides": ("i64",) * modalities, "batch": "i32"}
+
+        def tile(size: int, modalities: int = modalities) -> dict[str, object]:
+            columns, samples = expand_subsets._tile([512], 64, size)
+            return {"MODALITIES": modalities, "SAMPLES": samples, "COLUMNS": columns}
+
+        yield expand_subsets._concatenate, {**rows, **widths, "row_width": "i32"}, tile(expand_subsets._TILE), options
+        yield expand_subsets._sum, {**rows, "width": "i32"}, {**tile(expand_subsets._SUM_TILE), **dtypes}, options
+        grads = {"grad": f"*{dtype}", "grad_present": f"*{dtype}", "partial": f"*{wide}"}
+        for shared in (1, 1 << (modalities - 1).bit_length()):  # concatenated, summed
+            yield (
+                expand_subsets._reduce,
+                {**grads, **widths, "batch": "i32", "row_stride": "i64", "total": "i32"},
+                {**tile(expand_subsets._TILE // shared), "SHARED": shared, **dtypes},
+                options,
+            )
+    yield (
+        expand_subsets._sum_partial,
+        {"partial": f"*{wide}", "grad_absent": f"*{dtype}", "programs": "i32", "total": "i32"},
+        {"PROGRAMS": expand_subsets._PROGRAMS, "COLUMNS": expand_subsets._TILE // expand_subsets._PROGRAMS},
+        options,
+    )
+
+
 def ptxas_report(ptx: str, architecture: str) -> dict[str, int]:
     import triton.backends.nvidia
 
@@ -115,7 +151,7 @@ def main(architecture: str) -> None:
     target = TARGETS[architecture]
     for dtype in DTYPES:
         for kernel, signature, constants, options in cases(dtype):
-            signature = {**signature, **dict.fromkeys(constants, "constexpr")}
+            signature = {name: signature.get(name, "constexpr") for name in kernel.arg_names}
             source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
             binary = triton.compile(source, target=target, options=options)
             if target.backend == "cuda":
