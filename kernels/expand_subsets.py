@@ -194,7 +194,8 @@ def _sum_partial(
     sums = tl.zeros([PROGRAMS, COLUMNS], partial.dtype.element_ty)
     for first in range(0, programs, PROGRAMS):
         program = first + tl.arange(0, PROGRAMS)[:, None]
-        sums += tl.load(partial + program * total + column, mask=(program < programs) & (column < total), other=0.0)
+        at = partial + program.to(tl.int64) * total + column
+        sums += tl.load(at, mask=(program < programs) & (column < total), other=0.0)
     result = tl.sum(sums, 0, keep_dims=True)
     tl.store(grad_absent + column, result.to(grad_absent.dtype.element_ty), mask=column < total)
 

@@ -4,6 +4,7 @@
 """
 
 from agm.ops._backends import Service, backends
+from agm.ops.expand_subsets import expand_subsets, expand_subsets_backward
 from agm.ops.modulate import modulate, modulate_backward
 
-__all__ = ["Service", "backends", "modulate", "modulate_backward"]
+__all__ = ["Service", "backends", "expand_subsets", "expand_subsets_backward", "modulate", "modulate_backward"]
