@@ -1,14 +1,11 @@
 """How the kernels behave on a GPU beyond their numbers: launches, synchronisation, graphs, streams."""
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 
 from agm.ops import reference
 
-from .samples import Room, logits
+from .samples import Room, kernels_of, logits
 from .steps import Step, step
 
 pytestmark = [
@@ -22,16 +19,6 @@ SHAPES = [(2, 64, 10), (3, 129, 151), (3, 4, 20000), (6, 5, 33), (2, 0, 5)]
 @pytest.fixture(params=["cuda", "triton"])
 def room(request: pytest.FixtureRequest) -> Room:
     return Room(request.param, "cuda")
-
-
-def kernels_of(call: Callable[[], Any]) -> list[str]:
-    """The kernels that a call launches; copies and fills count as well."""
-    call()
-    torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        call()
-        torch.cuda.synchronize()
-    return [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
