@@ -1,4 +1,4 @@
-"""How the kernels of expand_subsets behave on a GPU beyond their numbers: launches, synchronisation, graphs, streams."""
+"""How the kernels of expand_subsets behave on a GPU beyond their numbers: launches, syncs, graphs, streams."""
 
 import pytest
 import torch
