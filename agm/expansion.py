@@ -52,8 +52,8 @@ def expand_subsets(
 ) -> Tensor:
     """The features of every proper subset of the modalities, combined, as one batch for the rest of a network.
 
-    Where a modality is absent from a subset, its absent row takes the place of its features. Each row of the result
-    is written once and nothing else is. All inputs receive their gradients; it cannot be differentiated twice.
+    Where a modality is absent from a subset, its absent row takes the place of its features. The native kernels write
+    each row once, with no copies between. Gradients reach all inputs; they cannot be differentiated again.
 
     The joint logits are not among the rows: they come from the joint pass, and go last::
 
