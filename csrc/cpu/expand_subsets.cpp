@@ -130,7 +130,7 @@ struct Reduction {
   const T* grad;
   int64_t row_stride;
   const Layout& layout;
-  T* present;                // (width, modality after modality, of each sample)
+  T* present;                // (batch, width) of each modality, one after another
   accumulate_t<T>* partial;  // (blocks, total): what each block of samples adds to the absent rows
 };
 
