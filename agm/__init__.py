@@ -1,6 +1,7 @@
 """Adaptive Gradient Modulation: balanced multimodal training, fast."""
 
 from agm.engine import AGM
+from agm.expansion import expand_subsets
 from agm.functional import fused_modulate, fused_modulate_cross_entropy
 from agm.masking import masked_logits
 from agm.modulator import Modulator
@@ -15,6 +16,7 @@ __all__ = [
     "ModulationState",
     "Modulator",
     "backends",
+    "expand_subsets",
     "fused_modulate",
     "fused_modulate_cross_entropy",
     "masked_logits",

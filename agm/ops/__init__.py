@@ -4,12 +4,15 @@
 """
 
 from agm.ops._backends import Service, backends
+from agm.ops.expand_subsets import expand_subsets, expand_subsets_backward
 from agm.ops.modulate import modulate, modulate_backward
 from agm.ops.modulate_cross_entropy import modulate_cross_entropy, modulate_cross_entropy_backward
 
 __all__ = [
     "Service",
     "backends",
+    "expand_subsets",
+    "expand_subsets_backward",
     "modulate",
     "modulate_backward",
     "modulate_cross_entropy",

@@ -14,7 +14,7 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from agm.kernels import modulate, modulate_cross_entropy
+from agm.kernels import expand_subsets, modulate, modulate_cross_entropy
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -26,7 +26,7 @@ TARGETS = {
 }
 DTYPES = ("fp32", "bf16", "fp16", "fp64")
 
-Case = tuple[Any, dict[str, str], dict[str, object], dict[str, object]]
+Case = tuple[Any, dict[str, Any], dict[str, object], dict[str, object]]
 
 
 OPTIONS = {"enable_fp_fusion": True}
@@ -111,6 +111,34 @@ def step_cases(dtype: str, wide: str, dtypes: dict[str, Any], modalities: int, l
     )
 
 
+def expand_subsets_cases(dtype: str, wide: str, dtypes: dict[str, Any]) -> Iterator[Case]:
+    for modalities in (2, 6) if dtype in ("fp32", "fp64") else (2,):
+        widths = {"widths": ("i32",) * modalities}
+        rows = dict.fromkeys(("present", "absent"), (f"*{dtype}",) * modalities)
+        rows |= {"out": f"*{dtype}", "strides": ("i64",) * modalities, "batch": "i32"}
+
+        def tile(size: int, modalities: int = modalities) -> dict[str, object]:
+            columns, samples = expand_subsets._tile([512], 64, size)
+            return {"MODALITIES": modalities, "SAMPLES": samples, "COLUMNS": columns}
+
+        yield expand_subsets._concatenate, {**rows, **widths, "row_width": "i32"}, tile(expand_subsets._TILE), OPTIONS
+        yield expand_subsets._sum, {**rows, "width": "i32"}, {**tile(expand_subsets._SUM_TILE), **dtypes}, OPTIONS
+        grads = {"grad": f"*{dtype}", "grad_present": f"*{dtype}", "partial": f"*{wide}"}
+        for shared in (1, 1 << (modalities - 1).bit_length()):  # concatenated, summed
+            yield (
+                expand_subsets._reduce,
+                {**grads, **widths, "batch": "i32", "row_stride": "i64", "total": "i32"},
+                {**tile(expand_subsets._TILE // shared), "SHARED": shared, **dtypes},
+                OPTIONS,
+            )
+    yield (
+        expand_subsets._sum_partial,
+        {"partial": f"*{wide}", "grad_absent": f"*{dtype}", "programs": "i32", "total": "i32"},
+        {"PROGRAMS": expand_subsets._PROGRAMS, "COLUMNS": expand_subsets._TILE // expand_subsets._PROGRAMS},
+        OPTIONS,
+    )
+
+
 def cases(dtype: str) -> Iterator[Case]:
     wide = "fp64" if dtype == "fp64" else "fp32"
     dtypes = {"DTYPE": tl.float64 if dtype == "fp64" else tl.float32}
@@ -118,6 +146,7 @@ def cases(dtype: str) -> Iterator[Case]:
     for modalities in (2, 6) if dtype == "fp32" else (2,):
         for loss in (False, True):
             yield from step_cases(dtype, wide, dtypes, modalities, loss)
+    yield from expand_subsets_cases(dtype, wide, dtypes)
 
 
 def ptxas_report(ptx: str, architecture: str) -> dict[str, int]:

@@ -90,3 +90,13 @@ def logits(*shape: int, dtype: torch.dtype, device: str, seed: int = 0) -> Tenso
     """Normal numbers, the same on every device."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device=device, dtype=dtype)
+
+
+def kernels_of(call: Callable[[], Any]) -> list[str]:
+    """The kernels that a call launches; copies and fills count as well."""
+    call()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        call()
+        torch.cuda.synchronize()
+    return [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
