@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import CUDA_SOURCES, TARGETS
+from .building import CUDA_SOURCES
+from .conftest import TARGETS
 
 # Bytes a thread: the assembler gives away a few registers where one more block then fits.
 FEW_SPILLS = 16
