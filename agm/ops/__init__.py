@@ -5,5 +5,13 @@
 
 from agm.ops._backends import Service, backends
 from agm.ops.modulate import modulate, modulate_backward
+from agm.ops.modulate_additive import modulate_additive, modulate_additive_backward
 
-__all__ = ["Service", "backends", "modulate", "modulate_backward"]
+__all__ = [
+    "Service",
+    "backends",
+    "modulate",
+    "modulate_additive",
+    "modulate_additive_backward",
+    "modulate_backward",
+]

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import triton
 import triton.language as tl
-from agm.kernels import modulate
+from agm.kernels import modulate, modulate_additive
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -53,7 +54,7 @@ def cases(dtype: str) -> Iterator[Case]:
         padded = {"PADDED": 1 << (modalities - 1).bit_length()}
         dtypes = {"DTYPE": tl.float64 if dtype == "fp64" else tl.float32}
         rows = {"ROWS": 2**modalities - 1}
-        last = {"MODALITIES": modalities, "UPDATE": True}
+        last = {"MODALITIES": modalities, "UPDATE": True, "SCALES": "subsets"}
         yield (
             modulate._score,
             {**inputs, "costs": "*fp64", "hits": "*i64", **shape, **strides, "cap": "i64"},
@@ -82,6 +83,64 @@ def cases(dtype: str) -> Iterator[Case]:
             {**last, **padded, "BLOCK": modulate._PROGRAMS},
             options,
         )
+
+
+def additive_cases(dtype: str) -> Iterator[Case]:
+    """As `cases`, for additive fusions: without and with joint logits that were given."""
+    options = {"enable_fp_fusion": True}
+    wide = "fp64" if dtype == "fp64" else "fp32"
+    dtypes = {"DTYPE": tl.float64 if dtype == "fp64" else tl.float32}
+    inputs = dict.fromkeys(("present", "absent", "bias", "joint_logits", "out"), f"*{dtype}") | {"labels": "*i64"}
+    shape = {"batch": "i32", "classes": "i32"}
+    strides = dict.fromkeys(("row_stride", "batch_stride", "absent_stride", "joint_stride"), "i64")
+    strides["ignore_index"] = "i32"
+    found = {"found": f"*{wide}", "beaten_by": "*i32"}
+    step = {"values": "*fp64", "counts": "*i64", "scales": "*fp64", "alpha": "i64", "max_gap": "i64"}
+    left = {"costs": "*fp64", "hits": "*i64"}
+    for modalities, given in ((2, False), (6, True), (16, False)):
+        padded = 1 << (modalities - 1).bit_length()
+        tile = modulate_additive._TILE // padded
+        common = {"MODALITIES": modalities, "PADDED": padded}
+        absent = {"bias": None} if given else {"joint_logits": None}
+        yield (
+            modulate_additive._score_additive,
+            {**inputs, **left, **shape, **strides, "cap": "i64"},
+            {**common, **absent, "SAMPLES": min(tile // 16, modulate._MAX_SAMPLES), "CLASSES": 16, **dtypes},
+            options,
+        )
+        yield (
+            modulate_additive._score_additive_shares,
+            {**inputs, **found, **shape, "share": "i32", **strides},
+            {**common, **absent, "CLASSES": tile, **dtypes},
+            options,
+        )
+        last = {
+            **common,
+            "weights": None,
+            "SCALES": "additive beside joint logits" if given else "additive",
+            "UPDATE": True,
+        }
+        yield (
+            modulate._finish_shares,
+            {**found, "labels": "*i64", **shape, "shares": "i32", "ignore_index": "i32", "cap": "i64", **step},
+            {**last, "SAMPLES": modulate._SAMPLES, **dtypes},
+            options,
+        )
+        yield modulate._finish, {**left, "programs": "i32", **step}, {**last, "BLOCK": modulate._PROGRAMS}, options
+    gradient = {"grad": f"*{dtype}", "sums": "*fp64", "scales": "*fp64", "out": f"*{dtype}", "rows": "i32", **shape}
+    for classes in (16, modulate_additive._MAX_CLASSES):
+        yield (
+            modulate_additive._scale_and_sum,
+            {**gradient, "share": "i32"},
+            {"SAMPLES": modulate_additive._BLOCK // classes, "CLASSES": classes},
+            options,
+        )
+    yield (
+        modulate_additive._scale_columns,
+        {**{name: kind for name, kind in gradient.items() if name not in ("grad", "batch")}, "shares": "i32"},
+        {"SHARES": modulate_additive._SHARES, "CLASSES": modulate_additive._MAX_CLASSES, **dtypes},
+        options,
+    )
 
 
 def ptxas_report(ptx: str, architecture: str) -> dict[str, int]:
@@ -114,7 +173,7 @@ def amdgcn_report(assembly: str) -> dict[str, int]:
 def main(architecture: str) -> None:
     target = TARGETS[architecture]
     for dtype in DTYPES:
-        for kernel, signature, constants, options in cases(dtype):
+        for kernel, signature, constants, options in chain(cases(dtype), additive_cases(dtype)):
             signature = {**signature, **dict.fromkeys(constants, "constexpr")}
             source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
             binary = triton.compile(source, target=target, options=options)
