@@ -1,5 +1,6 @@
 """Adaptive Gradient Modulation: balanced multimodal training, fast."""
 
+from agm.additive import fused_modulate_additive
 from agm.engine import AGM
 from agm.functional import fused_modulate, fused_modulate_cross_entropy
 from agm.masking import masked_logits
@@ -16,6 +17,7 @@ __all__ = [
     "Modulator",
     "backends",
     "fused_modulate",
+    "fused_modulate_additive",
     "fused_modulate_cross_entropy",
     "masked_logits",
     "subset_weights",

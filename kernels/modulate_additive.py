@@ -1,8 +1,8 @@
 """The modulation of additive fusions in Triton, for up to 16 modalities.
 
 `agm.ops.reference` is the specification. `_score_additive` (of many classes `_score_additive_shares`) reads p_m once
-from memory; how the step is made of what it leaves is in `agm.kernels.modulate`. There is no CUDA C++ version of it: Triton serves
-NVIDIA and AMD alike, and where there is no Triton the reference does the same O(M * B * C) work in a few more launches.
+from memory; how the step is made of what it leaves is in `agm.kernels.modulate`. There is no CUDA C++ version: Triton
+serves NVIDIA and AMD alike, and where it is missing the reference does the same O(M * B * C) work in more launches.
 """
 
 import math
@@ -10,12 +10,9 @@ import math
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from agm.kernels.modulate import (
     _ENOUGH_PROGRAMS,
     _MAX_PROGRAMS,
-    _MAX_SAMPLES,
     _PROGRAMS,
     _SAMPLES,
     _add_tile,
@@ -28,51 +25,58 @@ from agm.kernels.modulate import (
     _float64,
     _leave,
 )
+from torch import Tensor
 
 __all__ = ["MAX_MODALITIES", "modulate_additive", "modulate_additive_backward"]
 
 MAX_MODALITIES = 16
 
-_TILE = 2048  # responses that a program holds: modalities * samples * classes
+# By modalities, rounded up to a power of two: p_m that a program holds of each, samples * classes.
+_TILE = {2: 512, 4: 256, 8: 128, 16: 32}
+_MAX_STATES = 32  # modalities * samples of that tile: each of them takes registers of its own
 _BLOCK = 1024  # elements of a gradient that a program of the backward holds: samples * classes
 _MAX_CLASSES = 128  # of that block
 _SHARES = 64  # of the batch, whose columns' sums `_scale_columns` adds up at a time
 
 
 @triton.jit
-def _joint_and_rest(
-    present,  # pointers to p_0 of some elements
-    absent,  # pointers to q_0 of their classes
-    bias,  # pointers to b of their classes, or None
-    joint_logits,  # pointers to the joint logits that were given, or None
+def _responses(
+    present,  # (samples, classes) pointers to p_0
+    absent,  # (1 or samples, classes) pointers to q_0
+    bias,  # (1 or samples, classes) pointers to b, or None
+    joint_logits,  # (samples, classes) pointers to the joint logits that were given, or None
     row_stride,
     absent_stride,
-    inside,
+    needed,  # (samples, classes) which to read of `present` and of `joint_logits`
+    inside,  # (1 or samples, classes) which to read of `absent` and of `bias`
     MODALITIES: tl.constexpr,
+    PADDED: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """The joint logits, and what the modalities share of them: z_full - sum_m (p_m - q_m)."""
-    # One modality after the other: a sum over a dimension has another order in another shape, and ties would break.
-    total = tl.zeros(present.shape, DTYPE)
-    difference = tl.zeros(present.shape, DTYPE)
+    """The joint logits, and the responses p_m - q_m + (z_full - sum_j (p_j - q_j)) / M."""
+    # One modality after the other: the order of a sum over a dimension would depend on the other dimensions, and
+    # equal logits must give equal responses, or ties break. p_m is read once more below, from the cache.
+    joint = tl.zeros(present.shape, DTYPE)
+    rest = tl.zeros(present.shape, DTYPE)
     for m in range(MODALITIES):
-        own = tl.load(present + m * row_stride, mask=inside, other=0.0).to(DTYPE)
+        own = tl.load(present + m * row_stride, mask=needed, other=0.0).to(DTYPE)
         other = tl.load(absent + m * absent_stride, mask=inside, other=0.0).to(DTYPE)
-        total += own
-        difference += own - other
+        joint += own
+        rest += own - other
     if joint_logits is not None:
-        total = tl.load(joint_logits, mask=inside, other=0.0).to(DTYPE)
+        joint = tl.load(joint_logits, mask=needed, other=0.0).to(DTYPE)
     elif bias is not None:
-        total += tl.load(bias, mask=inside, other=0.0).to(DTYPE)
-    return total, total - difference
+        joint += tl.load(bias, mask=inside, other=0.0).to(DTYPE)
+    rest = joint - rest
 
-
-@triton.jit
-def _response(present, absent, rest, MODALITIES: tl.constexpr):
-    """p_m - q_m + rest / M, fused by name: equal logits must give equal responses wherever this is inlined."""
-    difference = present.to(rest.dtype) - absent.to(rest.dtype)
-    inverse = tl.full(difference.shape, 1.0, rest.dtype) / MODALITIES
-    return tl.fma(tl.broadcast_to(rest, difference.shape), inverse, difference)
+    modality = tl.arange(0, PADDED)[:, None, None]
+    real = modality < MODALITIES
+    owns = tl.load(present[None, :, :] + modality * row_stride, mask=real & needed[None, :, :], other=0.0)
+    others = tl.load(absent[None, :, :] + modality * absent_stride, mask=real & inside[None, :, :], other=0.0)
+    difference = owns.to(DTYPE) - others.to(DTYPE)
+    inverse = tl.full(difference.shape, 1.0, DTYPE) / MODALITIES
+    # Fused by name, since the compiler may fuse in one place and not in another.
+    return joint, tl.fma(tl.broadcast_to(rest[None, :, :], difference.shape), inverse, difference)
 
 
 @triton.jit
@@ -96,25 +100,23 @@ def _look(
     DTYPE: tl.constexpr,
 ):
     """Classes begin ... end of some samples: running maximum and sum of exponentials, and who beats the label."""
-    modality = tl.arange(0, PADDED)
-    real = modality < MODALITIES
     row_stride = tl.cast(row_stride, tl.int64)
     absent_stride = tl.cast(absent_stride, tl.int64)
-    joint_target, rest = _joint_and_rest(
-        present + label,
-        absent + label,
-        None if bias is None else bias + label,
-        None if joint_logits is None else joint_logits + label,
+    joint_target, target = _responses(
+        (present + label)[:, None],
+        (absent + label)[:, None],
+        None if bias is None else (bias + label)[:, None],
+        None if joint_logits is None else (joint_logits + label)[:, None],
         row_stride,
         absent_stride,
-        known,
+        known[:, None],
+        known[:, None],
         MODALITIES,
+        PADDED,
         DTYPE,
     )
-    inside = real[:, None] & known[None, :]
-    own = tl.load(present[None, :] + label[None, :] + modality[:, None] * row_stride, mask=inside, other=0.0)
-    other = tl.load(absent + label[None, :] + modality[:, None] * absent_stride, mask=inside, other=0.0)
-    target = _response(own, other, rest[None, :], MODALITIES)
+    joint_target = tl.reshape(joint_target, [SAMPLES])
+    target = tl.reshape(target, [PADDED, SAMPLES])
 
     largest = tl.full([PADDED, SAMPLES], float("-inf"), DTYPE)
     total = tl.zeros([PADDED, SAMPLES], DTYPE)
@@ -122,33 +124,25 @@ def _look(
     joint_beaten = tl.zeros([SAMPLES], tl.int32)
     for start in range(begin, end, CLASSES):
         index = start + tl.arange(0, CLASSES)
-        there = exists[:, None] & (index < end)[None, :]
-        inside = known[:, None] & there  # (SAMPLES, CLASSES)
-        at = present[:, None] + index[None, :]
-        joint, rest = _joint_and_rest(
-            at,
-            absent + tl.broadcast_to(index[None, :], [SAMPLES, CLASSES]),
-            None if bias is None else bias + tl.broadcast_to(index[None, :], [SAMPLES, CLASSES]),
+        here = exists[:, None] & (index < end)[None, :]
+        inside = here & known[:, None]
+        joint, response = _responses(
+            present[:, None] + index[None, :],
+            (absent + index)[None, :],
+            None if bias is None else (bias + index)[None, :],
             None if joint_logits is None else joint_logits[:, None] + index[None, :],
             row_stride,
             absent_stride,
-            there,
+            here if joint_logits is None else inside,  # samples without a class have joint logits as well
+            (index < end)[None, :],
             MODALITIES,
+            PADDED,
             DTYPE,
         )
         if joint_logits is None:
-            tl.store(out[:, None] + index[None, :], joint.to(out.dtype.element_ty), mask=there)
+            tl.store(out[:, None] + index[None, :], joint.to(out.dtype.element_ty), mask=here)
         worse = _beats(joint, index[None, :], joint_target[:, None], label[:, None]) & inside
         joint_beaten = joint_beaten | tl.max(worse.to(tl.int32), 1)
-        rows = modality[:, None, None]
-        needed = real[:, None, None] & inside[None, :, :]
-        own = tl.load(at[None, :, :] + rows * row_stride, mask=needed, other=0.0)
-        other = tl.load(
-            absent + index[None, None, :] + rows * absent_stride,
-            mask=real[:, None, None] & (index < end)[None, None, :],
-            other=0.0,
-        )
-        response = _response(own, other, rest[None, :, :], MODALITIES)
         largest, total, beaten = _add_tile(response, index, inside, target, label, largest, total, beaten)
     return largest, total, target, beaten, joint_beaten
 
@@ -309,7 +303,7 @@ def modulate_additive(
     wide = torch.float64 if present.dtype == torch.float64 else torch.float32
     dtype = tl.float64 if present.dtype == torch.float64 else tl.float32
     padded = triton.next_power_of_2(modalities)
-    tile = _TILE // padded
+    tile = _TILE[padded]
     block = min(tile, triton.next_power_of_2(max(classes, 1)))
     shares = min(classes // (4 * block), _ENOUGH_PROGRAMS // max(batch, 1))
     inputs = (present, absent, bias, joint_logits, logits, labels)
@@ -335,7 +329,7 @@ def modulate_additive(
                 **finish,
             )
             return logits, scales
-        samples = min(tile // block, _MAX_SAMPLES, triton.next_power_of_2(max(batch, 1)))
+        samples = min(tile // block, _MAX_STATES // padded, triton.next_power_of_2(max(batch, 1)))
         programs = max(1, min(triton.cdiv(batch, samples), _MAX_PROGRAMS))
         costs = present.new_empty((programs, padded), dtype=torch.float64)
         hits = present.new_empty((programs, 2 * padded), dtype=torch.int64)

@@ -86,7 +86,7 @@ def cases(dtype: str) -> Iterator[Case]:
 
 
 def additive_cases(dtype: str) -> Iterator[Case]:
-    """As `cases`, for additive fusions: without and with joint logits that were given."""
+    """As `cases`, for additive fusions, with and without joint logits that were given."""
     options = {"enable_fp_fusion": True}
     wide = "fp64" if dtype == "fp64" else "fp32"
     dtypes = {"DTYPE": tl.float64 if dtype == "fp64" else tl.float32}
@@ -97,15 +97,15 @@ def additive_cases(dtype: str) -> Iterator[Case]:
     found = {"found": f"*{wide}", "beaten_by": "*i32"}
     step = {"values": "*fp64", "counts": "*i64", "scales": "*fp64", "alpha": "i64", "max_gap": "i64"}
     left = {"costs": "*fp64", "hits": "*i64"}
-    for modalities, given in ((2, False), (6, True), (16, False)):
+    for modalities, given in ((2, False), (4, True), (6, True), (16, False)):
         padded = 1 << (modalities - 1).bit_length()
-        tile = modulate_additive._TILE // padded
+        tile = modulate_additive._TILE[padded]
         common = {"MODALITIES": modalities, "PADDED": padded}
         absent = {"bias": None} if given else {"joint_logits": None}
         yield (
             modulate_additive._score_additive,
             {**inputs, **left, **shape, **strides, "cap": "i64"},
-            {**common, **absent, "SAMPLES": min(tile // 16, modulate._MAX_SAMPLES), "CLASSES": 16, **dtypes},
+            {**common, **absent, "SAMPLES": modulate_additive._MAX_STATES // padded, "CLASSES": 16, **dtypes},
             options,
         )
         yield (
@@ -114,6 +114,8 @@ def additive_cases(dtype: str) -> Iterator[Case]:
             {**common, **absent, "CLASSES": tile, **dtypes},
             options,
         )
+        if dtype in ("bf16", "fp16"):  # as above, only the inputs differ
+            continue
         last = {
             **common,
             "weights": None,
@@ -126,7 +128,8 @@ def additive_cases(dtype: str) -> Iterator[Case]:
             {**last, "SAMPLES": modulate._SAMPLES, **dtypes},
             options,
         )
-        yield modulate._finish, {**left, "programs": "i32", **step}, {**last, "BLOCK": modulate._PROGRAMS}, options
+        if dtype == "fp32":  # the same for all
+            yield modulate._finish, {**left, "programs": "i32", **step}, {**last, "BLOCK": modulate._PROGRAMS}, options
     gradient = {"grad": f"*{dtype}", "sums": "*fp64", "scales": "*fp64", "out": f"*{dtype}", "rows": "i32", **shape}
     for classes in (16, modulate_additive._MAX_CLASSES):
         yield (
