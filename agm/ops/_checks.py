@@ -100,16 +100,16 @@ def check_absent(absent: Tensor | Sequence[Tensor], modalities: int, present: Te
         _check_device("absent", part, present.device)
     classes = present.shape[-1]
     if isinstance(absent, Tensor):
-        right = absent.shape in ((modalities, classes), (modalities, 1, classes))
-        got = str(tuple(absent.shape))
+        right = absent.shape == (modalities, classes) or absent.shape == (modalities, 1, classes)
     else:
         right = len(parts) == modalities and all(part.shape in ((classes,), (1, classes)) for part in parts)
-        got = f"a sequence of {[tuple(part.shape) for part in parts]}"
     if not right:
+        got = [tuple(part.shape) for part in parts]
         raise ValueError(
             f"Expected argument `absent` to have shape ({modalities}, {classes}), one row a modality, or to be a "
-            f"sequence of {modalities} tensors ({classes},), but got {got}. What a modality adds when it is absent is "
-            "the same for every sample."
+            f"sequence of {modalities} tensors ({classes},), "
+            f"but got {got[0] if isinstance(absent, Tensor) else f'a sequence of {got}'}. "
+            "What a modality adds when it is absent is the same for every sample."
         )
 
 

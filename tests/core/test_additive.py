@@ -80,9 +80,9 @@ def test_gradients_of_a_linear_layer(modalities: int, exact: bool, backend: str)
     for state in states:
         state.running_scores.copy_(torch.linspace(1, 2, modalities))
         state.step.fill_(3)
-    settings: dict[str, Any] = {"alpha": 1.3, "max_gap": 7.0}
+    settings: dict[str, Any] = {"alpha": 1.3, "max_gap": 7.0, "backend": backend}
     made = agm.fused_modulate_additive(**layer.parts(exact), target=layer.target, state=states[0], **settings)
-    wanted = agm.fused_modulate(layer.subsets(exact), layer.target, states[1], backend=backend, **settings)
+    wanted = agm.fused_modulate(layer.subsets(exact), layer.target, states[1], **settings)
     torch.testing.assert_close(made, wanted, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(states[0].values, states[1].values, rtol=1e-11, atol=1e-12)
     assert torch.equal(states[0].counts, states[1].counts)
