@@ -86,6 +86,11 @@ def test_long_columns(room: Room) -> None:
     torch.testing.assert_close(columns.cpu().double(), grad.cpu().double().sum(0).expand(3, 3), rtol=5e-7, atol=0)
 
 
+def test_many_samples_of_many_classes(room: Room) -> None:
+    """So many that what sums a column goes over several blocks of samples, and others are left with none."""
+    check(room, logits(300, 2000, dtype=torch.float32, device=room.device), scales_of(2, room.device), False)
+
+
 @by_dtype
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
 def test_a_scale_of_zero_stops_what_is_not_finite(room: Room, poison: float, dtype: torch.dtype) -> None:
