@@ -1,5 +1,6 @@
 """Adaptive Gradient Modulation: balanced multimodal training, fast."""
 
+from agm.additive import fused_modulate_additive
 from agm.engine import AGM
 from agm.expansion import expand_subsets
 from agm.functional import fused_modulate, fused_modulate_cross_entropy
@@ -18,6 +19,7 @@ __all__ = [
     "backends",
     "expand_subsets",
     "fused_modulate",
+    "fused_modulate_additive",
     "fused_modulate_cross_entropy",
     "masked_logits",
     "subset_weights",

@@ -6,6 +6,7 @@
 from agm.ops._backends import Service, backends
 from agm.ops.expand_subsets import expand_subsets, expand_subsets_backward
 from agm.ops.modulate import modulate, modulate_backward
+from agm.ops.modulate_additive import modulate_additive, modulate_additive_backward
 from agm.ops.modulate_cross_entropy import modulate_cross_entropy, modulate_cross_entropy_backward
 
 __all__ = [
@@ -14,6 +15,8 @@ __all__ = [
     "expand_subsets",
     "expand_subsets_backward",
     "modulate",
+    "modulate_additive",
+    "modulate_additive_backward",
     "modulate_backward",
     "modulate_cross_entropy",
     "modulate_cross_entropy_backward",

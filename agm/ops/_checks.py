@@ -29,25 +29,138 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
+def _check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"Expected argument `{name}` to be a tensor, but got {type(value).__name__}.")
+
+
+def _check_logits(name: str, logits: Tensor) -> None:
+    if not logits.is_floating_point():
+        raise TypeError(
+            f"Expected argument `{name}` to have a floating dtype, but got {logits.dtype}. "
+            "Pass logits, not predictions."
+        )
+    if logits.shape[-1] < 1:
+        raise ValueError(f"Expected argument `{name}` to have at least one class, but its last size is 0.")
+
+
 def check_masked_logits(masked_logits: Tensor, modalities: int) -> None:
-    if not isinstance(masked_logits, Tensor):
-        raise TypeError(f"Expected argument `masked_logits` to be a tensor, but got {type(masked_logits).__name__}.")
+    _check_tensor("masked_logits", masked_logits)
     if masked_logits.dim() != 3:
         raise ValueError(
             "Expected argument `masked_logits` to have shape (2**M - 1, batch, classes), "
             f"but got {tuple(masked_logits.shape)}. Stack one (batch, classes) row a subset, the joint logits last."
         )
-    if not masked_logits.is_floating_point():
-        raise TypeError(
-            f"Expected argument `masked_logits` to have a floating dtype, but got {masked_logits.dtype}. "
-            "Pass logits, not predictions."
-        )
-    if masked_logits.shape[2] < 1:
-        raise ValueError("Expected argument `masked_logits` to have at least one class, but its last size is 0.")
+    _check_logits("masked_logits", masked_logits)
     if num_modalities(masked_logits.shape[0]) != modalities:
         raise ValueError(
             f"Expected argument `masked_logits` to have {2**modalities - 1} rows for the {modalities} modalities of "
             f"the state, but got {masked_logits.shape[0]}."
+        )
+
+
+def check_present(present: Tensor | Sequence[Tensor], modalities: int) -> Tensor:
+    """What each modality adds to the logits; returns the tensor, or the first of the sequence: (..., B, C)."""
+    if not isinstance(present, Tensor):
+        parts = _check_parts("present", present)
+        if parts[0].dim() != 2 or any(part.shape != parts[0].shape for part in parts):
+            raise ValueError(
+                "Expected argument `present` to hold tensors of one shape (batch, classes), "
+                f"but got {[tuple(part.shape) for part in parts]}."
+            )
+        for part in parts:
+            _check_logits("present", part)
+            _check_device("present", part, parts[0].device)
+        if any(part.dtype != parts[0].dtype for part in parts):
+            raise TypeError(
+                f"Expected argument `present` to hold tensors of one dtype, but got {[part.dtype for part in parts]}. "
+                "Cast them with .to(dtype)."
+            )
+    elif present.dim() != 3:
+        raise ValueError(
+            f"Expected argument `present` to have shape (M, batch, classes), but got {tuple(present.shape)}. "
+            "Stack what each modality adds to the logits, or pass a list of them."
+        )
+    else:
+        _check_logits("present", present)
+    if len(present) != modalities:
+        raise ValueError(
+            f"Expected argument `present` to have one row for each of the {modalities} modalities of the state, "
+            f"but got {len(present)}."
+        )
+    return present if isinstance(present, Tensor) else parts[0]
+
+
+def check_absent(absent: Tensor | Sequence[Tensor], modalities: int, present: Tensor) -> None:
+    """What each modality adds when it is absent, beside `present` (..., B, C)."""
+    parts = [absent] if isinstance(absent, Tensor) else _check_parts("absent", absent)
+    for part in parts:
+        if not part.is_floating_point():
+            raise TypeError(f"Expected argument `absent` to have a floating dtype, but got {part.dtype}.")
+        _check_device("absent", part, present.device)
+    classes = present.shape[-1]
+    if isinstance(absent, Tensor):
+        right = absent.shape == (modalities, classes) or absent.shape == (modalities, 1, classes)
+    else:
+        right = len(parts) == modalities and all(part.shape in ((classes,), (1, classes)) for part in parts)
+    if not right:
+        got = [tuple(part.shape) for part in parts]
+        raise ValueError(
+            f"Expected argument `absent` to have shape ({modalities}, {classes}), one row a modality, or to be a "
+            f"sequence of {modalities} tensors ({classes},), "
+            f"but got {got[0] if isinstance(absent, Tensor) else f'a sequence of {got}'}. "
+            "What a modality adds when it is absent is the same for every sample."
+        )
+
+
+def check_bias(bias: Tensor, present: Tensor, given_joint: bool) -> None:
+    """The bias of the joint logits, beside `present` (..., B, C)."""
+    _check_tensor("bias", bias)
+    if given_joint:
+        raise ValueError(
+            "Expected argument `bias` to be None beside `joint_logits`, but got a tensor. "
+            "The joint logits contain their bias, and its gradient flows through them."
+        )
+    if not bias.is_floating_point():
+        raise TypeError(f"Expected argument `bias` to have a floating dtype, but got {bias.dtype}.")
+    if bias.shape != present.shape[-1:]:
+        raise ValueError(
+            f"Expected argument `bias` to have shape ({present.shape[-1]},), one number a class, "
+            f"but got {tuple(bias.shape)}."
+        )
+    _check_device("bias", bias, present.device)
+
+
+def check_joint_logits(joint_logits: Tensor, present: Tensor) -> None:
+    """The logits of a joint pass of its own, beside `present` (..., B, C)."""
+    _check_tensor("joint_logits", joint_logits)
+    if joint_logits.shape != present.shape[-2:]:
+        raise ValueError(
+            f"Expected argument `joint_logits` to have shape {tuple(present.shape[-2:])}, (batch, classes) as in "
+            f"`present`, but got {tuple(joint_logits.shape)}."
+        )
+    if joint_logits.dtype != present.dtype:
+        raise TypeError(
+            f"Expected argument `joint_logits` to have the dtype of `present`, {present.dtype}, "
+            f"but got {joint_logits.dtype}. Cast one of them with .to(dtype)."
+        )
+    _check_device("joint_logits", joint_logits, present.device)
+
+
+def _check_parts(name: str, parts: Sequence[Tensor]) -> list[Tensor]:
+    if not isinstance(parts, (list, tuple)) or not parts or not all(isinstance(part, Tensor) for part in parts):
+        raise TypeError(
+            f"Expected argument `{name}` to be a tensor, or a list or tuple with a tensor for each modality, "
+            f"but got {type(parts).__name__}."
+        )
+    return list(parts)
+
+
+def _check_device(name: str, tensor: Tensor, device: torch.device) -> None:
+    if tensor.device != device:
+        raise ValueError(
+            f"Expected argument `{name}` to be on {device}, where `present` is, but it is on {tensor.device}. "
+            f"Move it with {name}.to(present.device)."
         )
 
 

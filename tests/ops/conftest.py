@@ -82,7 +82,7 @@ def compilations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
     """The long compilations, all started at once; each test of test_spills.py waits for its own."""
     commands: dict[str, list[object]] = {}
     if importlib.util.find_spec("triton") is not None:
-        commands |= {target: [sys.executable, HERE / "compile_ahead.py", target] for target in TARGETS}
+        commands |= {target: [sys.executable, HERE / "ahead", target] for target in TARGETS}
     if shutil.which("nvcc") is not None:
         flags = ["-std=c++20", "-O3", "-DUSE_CUDA", "-Xptxas=-v", "-gencode=arch=compute_90,code=sm_90"]
         includes = [f"-I{path}" for path in include_paths()]
