@@ -86,10 +86,14 @@ def test_parts_that_share_memory(room: Room) -> None:
 
 
 @by_form
-@pytest.mark.parametrize("shape", [(2, 1, 131072), (2, 3, 20001), (3, 2, 20000), (16, 1, 5000)], ids=str)
-def test_many_classes(room: Room, shape: tuple[int, int, int], form: str) -> None:
+def test_many_classes(room: Room, form: str) -> None:
     """So many that one sample is shared out; the second sample is an ignored one, whose joint logits count too."""
-    check(room, additive_step(*shape, torch.float32, form))
+    check(room, additive_step(3, 2, 9001, torch.float32, form))
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 131072), (16, 1, 5000)], ids=str)
+def test_very_many_classes(room: Room, shape: tuple[int, int, int]) -> None:
+    check(room, additive_step(*shape, torch.float32))
 
 
 def test_many_samples(room: Room) -> None:
@@ -196,8 +200,8 @@ def test_hits_beside_what_is_not_finite(room: Room, poison: float, where: str, f
 @by_dtype
 def test_equal_logits_give_the_first_class(room: Room, dtype: torch.dtype, form: str) -> None:
     """Classes with the same parts must have the same responses to the last bit, wherever they are computed."""
-    for modalities, classes in ((3, 37), (6, 700), (16, 33), (3, 5000)):
-        given = additive_step(modalities, 12, classes, dtype, form)
+    for modalities, classes in ((3, 37), (6, 300), (16, 33), (3, 1300)):
+        given = additive_step(modalities, 4, classes, dtype, form)
 
         def repeat(part: Tensor, classes: int = classes) -> Tensor:
             distinct = part[..., :3].clone()
@@ -205,7 +209,7 @@ def test_equal_logits_give_the_first_class(room: Room, dtype: torch.dtype, form:
             return distinct[..., torch.arange(classes) % 3].contiguous()
 
         given = replace(given.map(repeat), absent=given.absent[:, torch.arange(classes) % 3].contiguous())
-        given.target = torch.tensor([1, 4] * 6)  # equally large; the first counts
+        given.target = torch.tensor([1, 4] * 2)  # equally large; the first counts
         made = given.on(room.device)
         made.run(room.op("modulate_additive"))
         wide = given.map(Tensor.double)
@@ -285,7 +289,7 @@ def test_fuzz(room: Room, case: int) -> None:
     """Random M, B, C, dtype, form, layout and settings: the same cases on every backend."""
     choose = random.Random(case)
     modalities = choose.randint(2, 16)
-    shape = (modalities, choose.choice([1, 2, 7, 33, 65]), int(2 ** choose.uniform(0, 10)))
+    shape = (modalities, choose.choice([1, 2, 7, 33]), int(2 ** choose.uniform(0, 8)))
     settings = {
         "alpha": choose.uniform(0, 4),
         "max_gap": choose.choice([0.3, 7.0, 10.0, float("inf")]),
