@@ -90,20 +90,24 @@ struct Normals {
   float value[4];
 };
 
-// Normal numbers 4 * block to 4 * block + 3 of a stream, by Box and Muller.
+// Two normal numbers from two words.
+AGM_HOST_DEVICE void box_muller(uint32_t first, uint32_t second, float& cosine, float& sine) {
+  // Through signed integers, whose conversion every processor has for vectors.
+  const float uniform = (static_cast<float>(static_cast<int32_t>(first >> 8)) + 0.5f) * 0x1p-24f;
+  const float angle = static_cast<float>(static_cast<int32_t>(second >> 8)) * 3.7450704e-7f;  // 2 pi / 2**24
+  const float radius = std::sqrt(-2.0f * log_of_uniform(uniform));
+  const SineCosine at = sine_cosine(angle);
+  cosine = radius * at.cosine;
+  sine = radius * at.sine;
+}
+
+// Normal numbers 4 * block to 4 * block + 3 of a stream.
 AGM_HOST_DEVICE Normals philox_normals(PhiloxKey key, uint32_t stream, uint64_t block) {
   const PhiloxBlock random =
       philox({{static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), stream, 0}}, key);
   Normals normals;
-  for (int i = 0; i < 4; i += 2) {
-    // Through signed integers, whose conversion every processor has for vectors.
-    const auto first = static_cast<float>(static_cast<int32_t>(random.word[i] >> 8));
-    const auto second = static_cast<float>(static_cast<int32_t>(random.word[i + 1] >> 8));
-    const float radius = std::sqrt(-2.0f * log_of_uniform((first + 0.5f) * 0x1p-24f));
-    const SineCosine at = sine_cosine(second * 3.7450704e-7f);  // 2 pi / 2**24
-    normals.value[i] = radius * at.cosine;
-    normals.value[i + 1] = radius * at.sine;
-  }
+  box_muller(random.word[0], random.word[1], normals.value[0], normals.value[1]);
+  box_muller(random.word[2], random.word[3], normals.value[2], normals.value[3]);
   return normals;
 }
 

@@ -102,7 +102,10 @@ AGM_HOST_DEVICE void scale_with_noise_body(const Gradient& gradient, PhiloxKey k
 #pragma omp simd
     for (int i = 0; i < blocks; ++i) {
       const Normals normals = philox_normals(key, gradient.number, first + static_cast<uint64_t>(i));
-      for (int j = 0; j < 4; ++j) normal[4 * i + j] = normals.value[j];
+      normal[4 * i] = normals.value[0];
+      normal[4 * i + 1] = normals.value[1];
+      normal[4 * i + 2] = normals.value[2];
+      normal[4 * i + 3] = normals.value[3];
     }
     for (int64_t i = 0; i < count; ++i) {
       data[start + i] = narrow<T>(rescale(k, widen(data[start + i]), normal[i], deviation));
