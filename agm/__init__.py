@@ -2,6 +2,7 @@
 
 from agm.engine import AGM
 from agm.functional import fused_modulate, fused_modulate_cross_entropy
+from agm.gradients import scale_gradients_
 from agm.masking import masked_logits
 from agm.modulator import Modulator
 from agm.ops import backends
@@ -18,5 +19,6 @@ __all__ = [
     "fused_modulate",
     "fused_modulate_cross_entropy",
     "masked_logits",
+    "scale_gradients_",
     "subset_weights",
 ]

@@ -5,5 +5,6 @@
 
 from agm.ops._backends import Service, backends
 from agm.ops.modulate import modulate, modulate_backward
+from agm.ops.scale_gradients import scale_gradients_
 
-__all__ = ["Service", "backends", "modulate", "modulate_backward"]
+__all__ = ["Service", "backends", "modulate", "modulate_backward", "scale_gradients_"]
