@@ -43,8 +43,8 @@ struct Moments {
   }
 };
 
-// Sums of x - pivot and of its square. With one of the numbers as the pivot no digits are lost however far
-// they all are from 0: the pivot's own deviation, which cancels, is no more than `count` times their
+// Sums of x - pivot and of its square. With one of the numbers as the pivot no digits are lost, however far
+// they all are from 0: what cancels, the square of the pivot's own deviation, is at most `count` times the
 // variance.
 struct ShiftedSums {
   double sum = 0;

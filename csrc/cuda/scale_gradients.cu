@@ -91,9 +91,8 @@ __device__ __forceinline__ void store(T* target, const Unit<T>& unit, int64_t co
   }
 }
 
-// The moments of all threads of a block together; the order is fixed.
-__device__ __forceinline__ Moments merge_block(Moments own) {
-  __shared__ Moments of_warp[kWarps];
+// The moments of all threads of a warp together, in each of them; the order is fixed.
+__device__ __forceinline__ void merge_warp(Moments& own) {
 #pragma unroll
   for (int distance = kWarp / 2; distance > 0; distance /= 2) {
     Moments other;
@@ -102,11 +101,6 @@ __device__ __forceinline__ Moments merge_block(Moments own) {
     other.squares = __shfl_xor_sync(~0u, own.squares, distance);
     own.merge(other);
   }
-  if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = own;
-  __syncthreads();
-  Moments all = of_warp[0];
-  for (int warp = 1; warp < kWarps; ++warp) all.merge(of_warp[warp]);
-  return all;
 }
 
 // The moments of each chunk.
@@ -127,8 +121,31 @@ __global__ void __launch_bounds__(kThreads) take_moments(const Batch batch, Mome
     }
     count += static_cast<double>(left < kUnit<T> ? left : kUnit<T>);
   }
-  const Moments moments = merge_block(sums.moments(count, pivot));
-  if (threadIdx.x == 0) found[blockIdx.x] = moments;
+  __shared__ Moments of_warp[kWarps];
+  Moments moments = sums.moments(count, pivot);
+  merge_warp(moments);
+  if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = moments;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  for (int warp = 1; warp < kWarps; ++warp) moments.merge(of_warp[warp]);
+  found[blockIdx.x] = moments;
+}
+
+// Of the gradient that a chunk belongs to. One warp does it, since many GPUs are slow in float64.
+__device__ __forceinline__ double noise_deviation(const Batch& batch, const Chunk& chunk,
+                                                  const Moments* __restrict__ found) {
+  __shared__ double deviation;
+  if (threadIdx.x < kWarp) {
+    Moments moments;
+    const int last = batch.first_block[chunk.tensor + 1];
+    for (int i = batch.first_block[chunk.tensor] + static_cast<int>(threadIdx.x); i < last; i += kWarp) {
+      moments.merge(found[i]);
+    }
+    merge_warp(moments);
+    if (threadIdx.x == 0) deviation = moments.noise_deviation();
+  }
+  __syncthreads();
+  return deviation;
 }
 
 template <typename T>
@@ -154,12 +171,7 @@ __global__ void __launch_bounds__(kThreads)
                      const int64_t* __restrict__ seed, const Moments* __restrict__ found) {
   using A = accumulate_t<T>;
   const Chunk chunk = chunk_of_block(batch);
-  Moments moments;
-  const int last = batch.first_block[chunk.tensor + 1];
-  for (int i = batch.first_block[chunk.tensor] + static_cast<int>(threadIdx.x); i < last; i += kThreads) {
-    moments.merge(found[i]);
-  }
-  const auto deviation = static_cast<A>(merge_block(moments).noise_deviation());
+  const auto deviation = static_cast<A>(noise_deviation(batch, chunk, found));
   const auto coefficient = static_cast<A>(coefficients[batch.group[chunk.tensor]]);
   const PhiloxKey key = PhiloxKey::of(*seed);
   const uint32_t stream = batch.number[chunk.tensor];
