@@ -37,8 +37,9 @@ def scale_gradients_(
 
     No call synchronises with a GPU while `coefficients` is a tensor: gradients of one dtype take one launch a 128
     tensors (two with noise, and one for the seed), and the call can be captured in a CUDA graph, whose every replay
-    draws fresh noise. Numbers that are not finite are not looked at: they propagate within their own tensor, and NaN
-    stays NaN under a coefficient of 0.
+    draws fresh noise. A gradient with gaps between its elements, or with noise any that is not contiguous, costs two
+    copies more. Numbers that are not finite are not looked at: they propagate within their own tensor, and NaN stays
+    NaN under a coefficient of 0.
 
     The noise follows from a seed, drawn from `generator`, from the place of the gradient among all entries of
     `gradients`, None included, and from the place of the element in its tensor. So it does not depend on the number of

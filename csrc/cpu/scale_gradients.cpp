@@ -21,9 +21,9 @@ constexpr int64_t kChunk = 16384;  // elements; the unit in which gradients are 
 constexpr int64_t kTile = 1024;    // elements whose noise stays in the first-level cache
 static_assert(kChunk % kTile == 0 && kTile % 4 == 0);
 
-// Elements under which a second thread costs more than it brings.
-constexpr int64_t kGrain = 32768;
-constexpr int64_t kNoiseGrain = 4096;
+// Elements under which a second thread costs more than it brings: some 30 microseconds of work.
+constexpr int64_t kGrain = 131072;
+constexpr int64_t kNoiseGrain = 16384;
 
 struct Gradient {
   void* data;
