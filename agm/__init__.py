@@ -4,6 +4,7 @@ from agm.additive import fused_modulate_additive
 from agm.engine import AGM
 from agm.expansion import expand_subsets
 from agm.functional import fused_modulate, fused_modulate_cross_entropy
+from agm.gradients import scale_gradients_
 from agm.masking import masked_logits
 from agm.modulator import Modulator
 from agm.ops import backends
@@ -22,5 +23,6 @@ __all__ = [
     "fused_modulate_additive",
     "fused_modulate_cross_entropy",
     "masked_logits",
+    "scale_gradients_",
     "subset_weights",
 ]
