@@ -146,6 +146,7 @@ setup(
         "agm.kernels",
         "agm.models",
         "agm.ops",
+        "agm.ops.reference",
         "agm.training",
     ],
     # The folder kernels/ stays at the top, but nothing of that name lands in site-packages.

@@ -8,10 +8,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from agm import ops
+from agm.shapley import MAX_MODALITIES
 
 __all__ = ["expand_subsets"]
-
-MAX_MODALITIES = 16
 
 _FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _INTEGER = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

@@ -58,7 +58,8 @@ def scale_gradients_(
     Raises:
         TypeError: an entry is neither a tensor nor None, or has a dtype or a layout (sparse) that does not serve.
         ValueError: the number, shape or device of something cannot be, a gradient requires a gradient itself, or two
-            share memory (`torch.compile` sees that of one tensor passed twice only). Nothing has been written then.
+            share memory (of one with gaps only the first element is compared, and `torch.compile` sees one tensor
+            passed twice only). Nothing has been written then.
         RuntimeError: a backend asked for by name cannot serve here.
     """
     entries = _checks.check_gradients(gradients)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from agm import ops
 from agm.ops import reference
 from agm.shapley import MAX_MODALITIES
 
@@ -60,6 +61,7 @@ class ModulationState(nn.Module):
         self.register_buffer("values", values, persistent=False)
         counts = torch.zeros(num_modalities + 4, dtype=torch.int64, device=device)
         self.register_buffer("counts", counts, persistent=False)
+        ops.prepare(num_modalities, values.device)
 
     @property
     def running_scores(self) -> Tensor:
@@ -110,6 +112,7 @@ class ModulationState(nn.Module):
             assert buffer is not None
             moved = fn(buffer)
             self._buffers[name] = moved if moved.dtype == buffer.dtype else buffer.to(moved.device)
+        ops.prepare(self.num_modalities, self.values.device)
         return self
 
     _saved = ("running_scores", "step", "skipped")

@@ -4,11 +4,10 @@
 these kernels touch once.
 """
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 import triton
 import triton.language as tl
+from agm.kernels.launching import ENOUGH_PROGRAMS, accumulation_dtype, device_guard
 from torch import Tensor
 
 __all__ = ["MAX_MODALITIES", "expand_subsets", "expand_subsets_backward"]
@@ -18,13 +17,8 @@ MAX_MODALITIES = 6
 _TILE = 1024  # numbers that a program holds at a time: modalities * samples * columns
 _SUM_TILE = 512  # the same for `_sum`, whose tile has several parts
 _COLUMNS = 256  # at most, of that tile
-_ENOUGH_PROGRAMS = 512  # fills any GPU of today a few times
 _MAX_PROGRAMS = 256  # along the samples; as many sums of absent rows are added up by one program in the end
 _PROGRAMS = 16  # whose sums `_sum_partial` takes at a time
-
-
-def _device_guard(tensor: Tensor) -> AbstractContextManager[object]:
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 @triton.jit
@@ -131,15 +125,15 @@ def expand_subsets(present: list[Tensor], absent: list[Tensor], concatenate: boo
     columns, samples = _tile(widths, batch, _TILE if concatenate else _SUM_TILE)
     tiles = _tiles(widths if concatenate else widths[:1], columns)
     programs = min(triton.cdiv(batch, samples), _MAX_PROGRAMS)
-    shares = max(1, min(2**modalities - 2, _ENOUGH_PROGRAMS // (tiles * programs)))  # few rows leave the GPU idle
+    shares = max(1, min(2**modalities - 2, ENOUGH_PROGRAMS // (tiles * programs)))  # few rows leave the GPU idle
     strides = tuple(rows.stride(0) for rows in present)
     options = {"MODALITIES": modalities, "SAMPLES": samples, "COLUMNS": columns, "enable_fp_fusion": True}
-    with _device_guard(out):
+    with device_guard(out):
         grid = (tiles, programs, shares)
         if concatenate:
             _concatenate[grid](tuple(present), tuple(absent), out, strides, tuple(widths), batch, row_width, **options)
         else:
-            dtype = _wide(out.dtype)
+            _, dtype = accumulation_dtype(out.dtype)
             _sum[grid](tuple(present), tuple(absent), out, strides, batch, row_width, DTYPE=dtype, **options)
     return out
 
@@ -216,11 +210,11 @@ def expand_subsets_backward(
     columns, samples = _tile(widths, batch, _TILE // shared)
     tiles = _tiles(widths if concatenate else widths[:1], columns)
     programs = min(triton.cdiv(batch, samples), _MAX_PROGRAMS)
-    dtype = _wide(grad.dtype)
+    wide, dtype = accumulation_dtype(grad.dtype)
     partial = grad_absent
     if programs > 1:
-        partial = grad.new_empty((programs, total), dtype=torch.float64 if dtype == tl.float64 else torch.float32)
-    with _device_guard(grad):
+        partial = grad.new_empty((programs, total), dtype=wide)
+    with device_guard(grad):
         _reduce[(tiles, programs)](
             *(grad, grad_present, partial, tuple(widths), batch, grad.stride(0), total),
             MODALITIES=modalities,
@@ -249,10 +243,6 @@ def _unit_column_stride(tensors: list[Tensor]) -> list[Tensor]:
     # A view, since triton would take a pointer to bool for one to single bits.
     bytes_ = [rows.view(torch.uint8) if rows.dtype == torch.bool else rows for rows in tensors]
     return [rows if rows.shape[1] <= 1 or rows.stride(1) == 1 else rows.contiguous() for rows in bytes_]
-
-
-def _wide(dtype: torch.dtype) -> tl.dtype:
-    return tl.float64 if dtype == torch.float64 else tl.float32
 
 
 def _tile(widths: list[int], batch: int, size: int) -> tuple[int, int]:

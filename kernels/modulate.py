@@ -6,43 +6,36 @@ joint logits (`agm.kernels.modulate_cross_entropy`).
 """
 
 import math
-import struct
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 import triton
 import triton.language as tl
+from agm.kernels.launching import ENOUGH_PROGRAMS, accumulation_dtype, bits, device_guard, unit_class_stride
 from torch import Tensor
 
-__all__ = ["MAX_MODALITIES", "Loss", "launch_step", "modulate", "modulate_backward"]
+__all__ = ["MAX_MODALITIES", "Loss", "launch_step", "modulate", "modulate_backward", "subset_weights"]
 
 MAX_MODALITIES = 6
 
 _BLOCK = 1024  # elements of a gradient that a program of the backward holds
 _TILE = {2: 1024, 3: 512, 4: 512, 5: 256, 6: 256}  # logits of one subset that a program holds: samples * classes
 _MAX_SAMPLES = 16  # of that tile: each of them takes registers of its own
-_ENOUGH_PROGRAMS = 512  # fills any GPU of today a few times
+_MAX_SAMPLES_WITH_LOSS = 8
 _MAX_PROGRAMS = 1024  # of `_score`, since a single program reads what they leave
 _SAMPLES = 64  # that `_finish_shares` merges at a time
 _PROGRAMS = 64  # whose findings `_finish` adds up at a time
 
 
-def _device_guard(tensor: Tensor) -> AbstractContextManager[object]:
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
-
-
-def _bits(number: float) -> int:
-    """A float64 for a kernel, which takes plain floats as float32."""
-    return struct.unpack("<q", struct.pack("<d", number))[0]
-
-
 @cache
-def _weights(modalities: int, device: torch.device) -> Tensor:
-    """Shapley weights w(m, S): (2**M - 1, M rounded up to a power of two) float64, 0 in the columns added."""
+def subset_weights(modalities: int, device: torch.device) -> Tensor:
+    """Shapley weights w(m, S): (2**M - 1, M rounded up to a power of two) float64, 0 in the columns added.
+
+    They stay on the device. A first call inside a CUDA graph would take the graph's memory for them.
+    """
     padded = triton.next_power_of_2(modalities)
-    table = torch.zeros(2**modalities - 1, padded, dtype=torch.float64)
+    table = torch.zeros(2**modalities - 1, padded, dtype=torch.float64, device="cpu")
     for subset in range(1, 2**modalities):
         size = subset.bit_count()
         ways = math.comb(modalities, size)
@@ -641,17 +634,17 @@ def _finish_shares(
             joint_largest = tl.full([SAMPLES], float("-inf"), DTYPE)
             joint_total = tl.zeros([SAMPLES], DTYPE)
             spread = tl.zeros([SAMPLES], tl.float64)
-            size = shares * batch
+            joint_size = shares * batch
             for share in range(shares):
                 at = joint_found + share * batch + sample
                 other = tl.load(at, mask=known, other=float("-inf")).to(DTYPE)
                 new = tl.maximum(joint_largest, other)
                 shift = _shift(new)
-                other_total = tl.load(at + size, mask=known, other=0.0).to(DTYPE)
+                other_total = tl.load(at + joint_size, mask=known, other=0.0).to(DTYPE)
                 joint_total = joint_total * tl.exp(joint_largest - shift) + other_total * tl.exp(other - shift)
                 joint_largest = new
-                spread += tl.load(at + 3 * size, mask=known, other=0.0)
-            joint_target = tl.load(joint_found + 2 * size + sample, mask=known, other=0.0).to(DTYPE)
+                spread += tl.load(at + 3 * joint_size, mask=known, other=0.0)
+            joint_target = tl.load(joint_found + 2 * joint_size + sample, mask=known, other=0.0).to(DTYPE)
             own_cost, own_weight = _loss_of(
                 *(joint_largest, joint_total, joint_target, sample, label, exists, counted, known),
                 *(batch, class_weight, normalizer),
@@ -720,23 +713,22 @@ def launch_step(
     modalities = rows.bit_length()
     if modalities > MAX_MODALITIES:
         raise ValueError(f"Expected at most {MAX_MODALITIES} modalities for the Triton kernel, but got {modalities}.")
-    logits = masked_logits if masked_logits.stride(2) == 1 else masked_logits.contiguous()
+    logits = unit_class_stride(masked_logits)
     labels = target.contiguous()
     scales = values.new_empty(rows)
-    weights = _weights(modalities, logits.device)
-    cap = _bits(-math.log(floor) if floor > 0 else math.inf)
-    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    dtype = tl.float64 if logits.dtype == torch.float64 else tl.float32
+    weights = subset_weights(modalities, logits.device)
+    cap = bits(-math.log(floor) if floor > 0 else math.inf)
+    wide, dtype = accumulation_dtype(logits.dtype)
     padded = triton.next_power_of_2(modalities)
     tile = _TILE[modalities]
     block = min(tile, triton.next_power_of_2(max(classes, 1)))
-    shares = min(classes // (4 * block), _ENOUGH_PROGRAMS // max(batch, 1))
-    step = (weights, values, counts, scales, _bits(alpha), _bits(max_gap))
+    shares = min(classes // (4 * block), ENOUGH_PROGRAMS // max(batch, 1))
+    step = (weights, values, counts, scales, bits(alpha), bits(max_gap))
     class_weight = normalizer = None
     goal = {}
     if loss is not None:
         class_weight, normalizer = loss.class_weight, loss.normalizer
-        goal = {"label_smoothing": _bits(loss.label_smoothing), "loss": loss.loss, "sums": loss.sums}
+        goal = {"label_smoothing": bits(loss.label_smoothing), "loss": loss.loss, "sums": loss.sums}
     goal["class_weight"] = class_weight
     common = {
         "PADDED": padded,
@@ -744,7 +736,7 @@ def launch_step(
         "SMOOTHING": loss is not None and loss.label_smoothing > 0,
         "enable_fp_fusion": True,
     }
-    with _device_guard(logits):
+    with device_guard(logits):
         if shares > 1:
             found = logits.new_empty((3, shares, padded, batch), dtype=wide)
             beaten_by = logits.new_empty((shares, 2 * padded, batch), dtype=torch.int32)
@@ -770,7 +762,8 @@ def launch_step(
                 **common,
             )
             return scales
-        samples = min(tile // block, _MAX_SAMPLES, triton.next_power_of_2(max(batch, 1)))
+        most = _MAX_SAMPLES if loss is None else _MAX_SAMPLES_WITH_LOSS
+        samples = min(tile // block, most, triton.next_power_of_2(max(batch, 1)))
         programs = max(1, min(triton.cdiv(batch, samples), _MAX_PROGRAMS))
         costs = logits.new_empty((programs, padded), dtype=torch.float64)
         hits = logits.new_empty((programs, 2 * padded), dtype=torch.int64)
@@ -848,7 +841,7 @@ def modulate_backward(
     if out.numel() == 0:
         return out
     blocks = triton.cdiv(size, _BLOCK)
-    shares = max(1, min(rows, _ENOUGH_PROGRAMS // blocks))  # a short gradient alone leaves the GPU idle
-    with _device_guard(grad):
+    shares = max(1, min(rows, ENOUGH_PROGRAMS // blocks))  # a short gradient alone leaves the GPU idle
+    with device_guard(grad):
         _scale_rows[(blocks, shares)](grad, subset_scales, out, rows, size, BLOCK=_BLOCK, enable_fp_fusion=True)
     return out

@@ -10,16 +10,14 @@ import math
 import torch
 import triton
 import triton.language as tl
+from agm.kernels.launching import ENOUGH_PROGRAMS, accumulation_dtype, bits, device_guard, unit_class_stride
 from agm.kernels.modulate import (
-    _ENOUGH_PROGRAMS,
     _MAX_PROGRAMS,
     _PROGRAMS,
     _SAMPLES,
     _add_tile,
     _beats,
-    _bits,
     _cost,
-    _device_guard,
     _finish,
     _finish_shares,
     _float64,
@@ -270,10 +268,6 @@ def _score_additive_shares(
     tl.store(flags + PADDED * batch + sample, joint_beaten)
 
 
-def _unit_class_stride(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
 def modulate_additive(
     present: Tensor,  # (M, B, C)
     absent: Tensor,  # (M, C)
@@ -294,24 +288,23 @@ def modulate_additive(
         raise ValueError(f"Expected at most {MAX_MODALITIES} modalities for the Triton kernel, but got {modalities}.")
     given = joint_logits is not None
     logits = present.new_empty(0 if given else batch, classes)
-    present, absent = _unit_class_stride(present), _unit_class_stride(absent)
-    joint_logits = _unit_class_stride(joint_logits) if given else None
+    present, absent = unit_class_stride(present), unit_class_stride(absent)
+    joint_logits = unit_class_stride(joint_logits) if given else None
     bias = None if given or bias is None else bias.contiguous()
     labels = target.contiguous()
     scales = values.new_empty(2, modalities + 1)
-    cap = _bits(-math.log(floor) if floor > 0 else math.inf)
-    wide = torch.float64 if present.dtype == torch.float64 else torch.float32
-    dtype = tl.float64 if present.dtype == torch.float64 else tl.float32
+    cap = bits(-math.log(floor) if floor > 0 else math.inf)
+    wide, dtype = accumulation_dtype(present.dtype)
     padded = triton.next_power_of_2(modalities)
     tile = _TILE[padded]
     block = min(tile, triton.next_power_of_2(max(classes, 1)))
-    shares = min(classes // (4 * block), _ENOUGH_PROGRAMS // max(batch, 1))
+    shares = min(classes // (4 * block), ENOUGH_PROGRAMS // max(batch, 1))
     inputs = (present, absent, bias, joint_logits, logits, labels)
     strides = (*present.stride()[:2], absent.stride(0), joint_logits.stride(0) if given else 0)
-    step = (None, values, counts, scales, _bits(alpha), _bits(max_gap))  # no weights of subsets
+    step = (None, values, counts, scales, bits(alpha), bits(max_gap))  # no weights of subsets
     common = {"MODALITIES": modalities, "PADDED": padded, "enable_fp_fusion": True}
     finish = {"SCALES": "additive beside joint logits" if given else "additive", "UPDATE": update, **common}
-    with _device_guard(present):
+    with device_guard(present):
         if shares > 1:
             found = present.new_empty((3, shares, padded, batch), dtype=wide)
             beaten_by = present.new_empty((shares, 2 * padded, batch), dtype=torch.int32)
@@ -429,10 +422,10 @@ def modulate_additive_backward(
     block = min(_MAX_CLASSES, triton.next_power_of_2(classes))
     blocks = triton.cdiv(classes, block)
     samples = min(_BLOCK // block, triton.next_power_of_2(max(batch, 1)))
-    shares = max(1, min(triton.cdiv(batch, samples), _ENOUGH_PROGRAMS // blocks))
+    shares = max(1, min(triton.cdiv(batch, samples), ENOUGH_PROGRAMS // blocks))
     share = triton.cdiv(triton.cdiv(batch, samples), shares) * samples
     sums = grad.new_empty((shares, classes), dtype=torch.float64)
-    with _device_guard(grad):
+    with device_guard(grad):
         _scale_and_sum[(blocks, shares)](
             *(grad, scales[0], grad_rows, sums, rows, batch, classes, share),
             SAMPLES=samples,
@@ -443,7 +436,7 @@ def modulate_additive_backward(
             *(sums, scales[1], grad_columns, parts, shares, classes),
             SHARES=min(_SHARES, triton.next_power_of_2(shares)),
             CLASSES=block,
-            DTYPE=tl.float64 if grad.dtype == torch.float64 else tl.float32,
+            DTYPE=accumulation_dtype(grad.dtype)[1],
             enable_fp_fusion=True,
         )
     return grad_rows, grad_columns

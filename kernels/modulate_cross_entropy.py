@@ -5,10 +5,10 @@ pass reads the joint logits once, makes the gradient of the loss from the normal
 row's: no softmax is ever stored.
 """
 
-import torch
 import triton
 import triton.language as tl
-from agm.kernels.modulate import _ENOUGH_PROGRAMS, Loss, _bits, _device_guard, _float64, launch_step
+from agm.kernels.launching import ENOUGH_PROGRAMS, accumulation_dtype, bits, device_guard, unit_class_stride
+from agm.kernels.modulate import Loss, _float64, launch_step
 from torch import Tensor
 
 __all__ = ["modulate_cross_entropy", "modulate_cross_entropy_backward"]
@@ -30,7 +30,7 @@ def modulate_cross_entropy(
     update: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The loss (), the subset scales (2**M - 1,), the normalizer (2, B) and the sums (2,), in two launches."""
-    wide = torch.float64 if masked_logits.dtype == torch.float64 else torch.float32
+    wide, _ = accumulation_dtype(masked_logits.dtype)
     loss = masked_logits.new_empty((), dtype=wide)
     normalizer = masked_logits.new_empty((2, masked_logits.shape[1]), dtype=wide)
     sums = values.new_empty(2)
@@ -120,23 +120,23 @@ def modulate_cross_entropy_backward(
     """c_S * g for every subset, (2**M - 1, B, C) of the logits' dtype, in one launch."""
     batch, classes = joint_logits.shape
     rows = subset_scales.shape[0]
-    logits = joint_logits if joint_logits.stride(1) == 1 else joint_logits.contiguous()
+    logits = unit_class_stride(joint_logits)
     out = logits.new_empty((rows, batch, classes))
     if out.numel() == 0:
         return out
     block = min(_TILE, triton.next_power_of_2(classes))
     samples = _TILE // block
     groups, parts = triton.cdiv(batch, samples), triton.cdiv(classes, block)
-    shares = max(1, min(rows, _ENOUGH_PROGRAMS // (groups * parts)))
-    with _device_guard(logits):
+    shares = max(1, min(rows, ENOUGH_PROGRAMS // (groups * parts)))
+    with device_guard(logits):
         _scale_loss_rows[(groups, parts, shares)](
             *(logits, grad_loss, None if grad_logits is None else grad_logits.contiguous(), target.contiguous()),
             *(None if weight is None else weight.contiguous(), normalizer.contiguous(), sums.contiguous()),
             *(subset_scales.contiguous(), out, rows, batch, classes, logits.stride(0)),
-            *(ignore_index, _bits(label_smoothing)),
+            *(ignore_index, bits(label_smoothing)),
             SAMPLES=samples,
             CLASSES=block,
-            DTYPE=tl.float64 if logits.dtype == torch.float64 else tl.float32,
+            DTYPE=accumulation_dtype(logits.dtype)[1],
             enable_fp_fusion=True,
         )
     return out

@@ -5,7 +5,7 @@
 
 from agm.ops._backends import Service, backends
 from agm.ops.expand_subsets import expand_subsets, expand_subsets_backward
-from agm.ops.modulate import modulate, modulate_backward
+from agm.ops.modulate import modulate, modulate_backward, prepare
 from agm.ops.modulate_additive import modulate_additive, modulate_additive_backward
 from agm.ops.modulate_cross_entropy import modulate_cross_entropy, modulate_cross_entropy_backward
 from agm.ops.scale_gradients import scale_gradients_
@@ -21,5 +21,6 @@ __all__ = [
     "modulate_backward",
     "modulate_cross_entropy",
     "modulate_cross_entropy_backward",
+    "prepare",
     "scale_gradients_",
 ]

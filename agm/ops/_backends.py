@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import os
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +14,9 @@ import torch
 from agm.ops import _library
 
 __all__ = ["BACKENDS", "Service", "backends", "select"]
+
+
+_loading = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,14 @@ def _triton_why_not(op: str, device_type: str) -> str | None:
     return _load_triton(op)
 
 
-@cache
 def _load_triton(op: str) -> str | None:
     """Registers the Triton kernel of `op` at its first use: importing agm never needs triton."""
+    with _loading:  # two threads may want it at once, and a kernel can be registered once only
+        return _register_triton(op)
+
+
+@cache
+def _register_triton(op: str) -> str | None:
     room = "agm.kernels." + op.removesuffix("_backward").rstrip("_")
     try:
         launcher = getattr(importlib.import_module(room), op, None)

@@ -193,6 +193,7 @@ def check_classes(target: Tensor, classes: int, ignore_index: int) -> None:
     """
     if target.device.type != "cpu" or target.numel() == 0 or torch.compiler.is_compiling():
         return
+    target = target.long()  # a narrow dtype would wrap the numbers that it is compared with
     wrong = (target != ignore_index) & ((target < 0) | (target >= classes))
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0])

@@ -1,10 +1,13 @@
 """The modulation of one step and its backward: the front door of both ops to the API."""
 
+import importlib
 from typing import cast
 
+import torch
 from torch import Tensor
 
-from agm.ops._backends import select
+from agm.ops._backends import BACKENDS, MOST_ROWS, select
+from agm.shapley import weights_on
 
 
 def modulate(
@@ -29,6 +32,19 @@ def modulate(
         Tensor,
         op(masked_logits.detach(), target, values, counts, alpha, max_gap, floor, ignore_index, update),
     )
+
+
+def prepare(modalities: int, device: torch.device) -> None:
+    """Puts the tables that the kernels read on a device, before a step asks for them.
+
+    A first step may run inside a CUDA graph (`torch.compile` with mode "reduce-overhead" warms up there), whose memory
+    must not hold what outlives it.
+    """
+    if device.type != "cuda":
+        return
+    weights_on(device, modalities)
+    if 2**modalities - 1 <= MOST_ROWS and BACKENDS["triton"].why_not("modulate", "cuda") is None:
+        importlib.import_module("agm.kernels.modulate").subset_weights(modalities, device)
 
 
 def modulate_backward(

@@ -131,7 +131,7 @@ def service_table(services: Sequence[Service]) -> Group:
     """Which backend serves each op, and why the others do not."""
     table = Table()
     for name in ("op", "device", "backend", "off, and why"):
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name == "op")
     for service in services:
         reasons = "\n".join(f"{name}: {reason}" for name, reason in service.unavailable.items())
         table.add_row(service.op, service.device, f"[bold]{service.backend}[/bold]", Text(reasons))

@@ -1,4 +1,4 @@
-// The arithmetic of the modulation, for host and device: agm/ops/reference.py is the specification.
+// The arithmetic of the modulation, for host and device: agm/ops/reference is the specification.
 #pragma once
 
 #include <cstdint>

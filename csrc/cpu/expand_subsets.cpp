@@ -100,6 +100,7 @@ void concatenate_rows(const Layout& layout, const Sources& sources, int64_t elem
     char* target = out + row * layout.width * element_size;
     for (int m = 0; m < layout.count(); ++m) {
       const int64_t bytes = layout.modalities[static_cast<size_t>(m)].width * element_size;
+      if (bytes == 0) continue;  // an empty tensor may have no address
       std::memcpy(target, sources.row(subset, m, sample), static_cast<size_t>(bytes));
       target += bytes;
     }

@@ -3,7 +3,7 @@
 #include <tuple>
 #include <vector>
 
-#include "../common/cross_entropy.h"
+#include "../common/loss_settings.h"
 #include "subsets.h"
 
 namespace agm {
@@ -22,13 +22,6 @@ AGM_SCORE_SAMPLE(float)
 AGM_SCORE_SAMPLE(double)
 AGM_SCORE_SAMPLE(Half)
 AGM_SCORE_SAMPLE(BFloat16)
-
-template <typename A>
-LossSettings<A> loss_settings(const std::optional<Tensor>& weight, int64_t classes, double label_smoothing,
-                              double all_weights) {
-  STD_TORCH_CHECK(!weight || weight->numel() == classes, "Expected `weight` to have ", classes, " elements.");
-  return {weight ? weight->const_data_ptr<A>() : nullptr, classes, label_smoothing, all_weights};
-}
 
 // The weights of the classes, summed.
 template <typename A>
@@ -84,7 +77,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> modulate_cross_entropy(
   AGM_DISPATCH_FLOATING(logits.scalar_type(), "agm::modulate_cross_entropy", [&] {
     using A = accumulate_t<scalar_t>;
     const auto masked = masked_logits_of<scalar_t>(logits, modalities);
-    auto settings = loss_settings<A>(own_weight, labels.classes, label_smoothing, 0);
+    auto settings = loss_settings<A>(own_weight, labels.classes, label_smoothing);
     if (label_smoothing > 0) settings.all_weights = sum_of_weights(settings);
     std::vector<double> cost(static_cast<size_t>(labels.batch)), spread(cost.size());
     const Scorer<scalar_t> scorer{

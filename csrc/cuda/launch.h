@@ -14,6 +14,10 @@
 
 namespace agm {
 
+constexpr int kWarp = 32;
+constexpr int kWarps = 8;
+constexpr int kThreads = kWarp * kWarps;  // of every block
+
 // The one place where a kernel is launched, and by a function: `<<<>>>` is not C++, and the tests compile the
 // kernels as that to run them without a GPU. An error is left for the check in `on_device_of`.
 template <typename... Parameters, typename... Arguments>

@@ -1,4 +1,4 @@
-#include "../common/cross_entropy.h"
+#include "../common/loss_settings.h"
 
 #include <optional>
 #include <tuple>
@@ -7,12 +7,6 @@
 
 namespace agm {
 namespace {
-
-template <typename A>
-LossSettings<A> loss_settings(const std::optional<Tensor>& weight, int64_t classes, double label_smoothing) {
-  STD_TORCH_CHECK(!weight || weight->numel() == classes, "Expected `weight` to have ", classes, " elements.");
-  return {weight ? weight->const_data_ptr<A>() : nullptr, classes, label_smoothing, 0};
-}
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> modulate_cross_entropy(
     const Tensor& masked_logits, const Tensor& target, const Tensor& values, const Tensor& counts,

@@ -14,10 +14,6 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int kWarp = 32;
-constexpr int kWarps = 8;
-constexpr int kThreads = kWarp * kWarps;
-
 // Gradients of one type, handed to a kernel by value: nothing is copied to the device beforehand.
 constexpr int kMaxTensors = 128;
 struct Batch {

@@ -15,9 +15,6 @@ namespace {
 using torch::stable::Tensor;
 
 constexpr int kMaxModalities = 6;
-constexpr int kWarp = 32;
-constexpr int kWarps = 8;
-constexpr int kThreads = kWarp * kWarps;
 constexpr int64_t kEnoughBlocks = 512;  // fills any GPU of today a few times
 constexpr int64_t kMaxBlocks = 1024;    // of the first kernel; the second one reads what each of them found
 constexpr int64_t kWideClasses = 1024;  // from here on a whole block works on one sample

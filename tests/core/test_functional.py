@@ -430,6 +430,36 @@ def test_integer_targets_of_any_width() -> None:
     assert torch.equal(state.values, expected.values)
 
 
+@pytest.mark.parametrize(("dtype", "target", "classes"), [(torch.uint8, [100, 200], 300), (torch.int8, [5, 100], 200)])
+def test_narrow_targets_are_compared_as_the_numbers_they_are(
+    dtype: torch.dtype, target: list[int], classes: int
+) -> None:
+    masked, _ = batch(2, 2, classes)
+    state, wide = agm.ModulationState(2), agm.ModulationState(2)
+    agm.fused_modulate(masked, torch.tensor(target, dtype=dtype), state)
+    agm.fused_modulate(masked, torch.tensor(target), wide)
+    assert torch.equal(state.values, wide.values)
+    assert state.skipped.item() == 0
+
+
+def test_a_narrow_target_is_not_taken_for_ignored() -> None:
+    masked, _ = batch(2, 2, 10)
+    with pytest.raises(ValueError, match="got 156"):  # -100 modulo 256
+        agm.fused_modulate(masked, torch.tensor([156, 1], dtype=torch.uint8), agm.ModulationState(2))
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+def test_autocast_changes_no_score(backend: str) -> None:
+    masked, target = batch(2, 512, 100)
+    masked = masked.float()
+    inside, outside = agm.ModulationState(2), agm.ModulationState(2)
+    agm.fused_modulate(masked, target, outside, backend=backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        agm.fused_modulate(masked, target, inside, backend=backend)
+    assert torch.equal(inside.values, outside.values)
+    assert torch.equal(inside.counts, outside.counts)
+
+
 def test_an_index_that_escaped_the_check_skips_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU the range of the indices is not read: the step must leave memory and running scores alone."""
     monkeypatch.setattr("agm.ops._checks.check_classes", lambda *_: None)

@@ -82,3 +82,11 @@ def test_writing_through_an_attribute_is_seen_by_the_next_step() -> None:
 def test_wrong_number_of_modalities(wrong: object) -> None:
     with pytest.raises(ValueError, match="`num_modalities`"):
         agm.ModulationState(wrong)  # type: ignore[arg-type]
+
+
+def test_the_tables_of_the_kernels_follow_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first step may run inside a CUDA graph, whose memory must not hold them."""
+    prepared = []
+    monkeypatch.setattr("agm.ops.prepare", lambda *arguments: prepared.append(arguments))
+    agm.ModulationState(3).to("meta")
+    assert prepared == [(3, torch.device("cpu")), (3, torch.device("meta"))]

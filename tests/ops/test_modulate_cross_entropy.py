@@ -11,6 +11,7 @@ from agm.ops import reference
 
 from .losses import Loss, check_loss, loss_of
 from .samples import DTYPES, LAYOUTS, SHAPES, Room, logits
+from .steps import check
 from .test_modulate import SKIPPED, skipped_step
 
 LOSSES = {
@@ -85,6 +86,18 @@ def test_many_classes(room: Room, shape: tuple[int, int, int]) -> None:
 @by_loss
 def test_shared_samples(room: Room, settings: dict[str, float]) -> None:
     check_loss(room, loss_of(2, 3, 20001, torch.float32, **settings))
+
+
+def test_more_shared_samples_than_are_merged_at_a_time(room: Room) -> None:
+    """The step too: its scores once came from another sample's numbers, from the 65th on."""
+    given = loss_of(2, 65, 8192, torch.float32)
+    check(room, given.step)
+    made = given.on(room.device)
+    plain = given.step.on(room.device)
+    room.op("modulate_cross_entropy")(*made.forward_arguments())
+    plain.run(room.op("modulate"))
+    assert torch.equal(made.step.values, plain.values)
+    check_loss(room, given)
 
 
 def test_many_samples(room: Room) -> None:

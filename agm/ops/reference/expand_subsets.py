@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from agm.ops.reference.modulate import accumulation_dtype
+
 
 def expand_subsets(present: list[Tensor], absent: list[Tensor], concatenate: bool) -> Tensor:
     """Features (B, D_m) and absent rows (1, D_m) of M modalities -> ((2**M - 2) * B, D).
@@ -18,7 +20,7 @@ def expand_subsets(present: list[Tensor], absent: list[Tensor], concatenate: boo
     ]
     if concatenate:
         return torch.cat(parts, 1)
-    wide = torch.float64 if present[0].dtype == torch.float64 else torch.float32
+    wide = accumulation_dtype(present[0].dtype)
     total = torch.zeros(len(subset) * batch, present[0].shape[1], dtype=wide, device=present[0].device)
     for part in parts:
         total = total + part.to(wide)
@@ -36,7 +38,7 @@ def expand_subsets_backward(
     Each is compact in memory: the part of modality m may be viewed as (B, D_m), or (1, D_m). Summed in float32
     (float64 for float64) and rounded once.
     """
-    wide = torch.float64 if grad.dtype == torch.float64 else torch.float32
+    wide = accumulation_dtype(grad.dtype)
     modalities = len(widths)
     rows = grad.reshape(2**modalities - 2, batch, grad.shape[1])
     subset = torch.arange(1, 2**modalities - 1, device=grad.device)

@@ -24,9 +24,10 @@ def responses(masked_logits: Tensor) -> Tensor:
     float64 for float64 logits, otherwise float32.
     """
     rows, batch, classes = masked_logits.shape
-    dtype = accumulation_dtype(masked_logits.dtype)
-    weights = weights_on(masked_logits.device, num_modalities(rows)).to(dtype)
-    return (weights @ masked_logits.to(dtype).reshape(rows, batch * classes)).view(len(weights), batch, classes)
+    weights = weights_on(masked_logits.device, num_modalities(rows))
+    # A product in float64 is one that neither autocast nor TF32 cuts short, and rounds equal logits alike.
+    response = weights @ masked_logits.double().reshape(rows, batch * classes)
+    return response.view(len(weights), batch, classes).to(accumulation_dtype(masked_logits.dtype))
 
 
 def sample_scores(response: Tensor, target: Tensor, floor: float, ignore_index: int) -> tuple[Tensor, Tensor]:

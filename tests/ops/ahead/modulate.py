@@ -45,10 +45,11 @@ def step_cases(dtype: str, wide: str, dtypes: dict[str, Any], modalities: int, l
     mean = {"label_smoothing": "i64", "loss": f"*{wide}", "sums": "*fp64"}
 
     own, none = only_with_loss(**weight, **normalizer, losses="*fp64")
+    most = modulate._MAX_SAMPLES_WITH_LOSS if loss else modulate._MAX_SAMPLES
     yield (
         modulate._score,
         {**inputs, "costs": "*fp64", "hits": "*i64", **SHAPE, **strides, "cap": "i64", **own},
-        {**rows, **both, "SAMPLES": min(tile // 16, modulate._MAX_SAMPLES), "CLASSES": 16, **dtypes, **none},
+        {**rows, **both, "SAMPLES": min(tile // 16, most), "CLASSES": 16, **dtypes, **none},
         OPTIONS,
     )
     if dtype in ("bf16", "fp16"):  # the logits are converted when they are loaded; the rest is as for fp32

@@ -1,0 +1,32 @@
+"""What every launcher of a Triton kernel needs."""
+
+import struct
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+__all__ = ["ENOUGH_PROGRAMS", "accumulation_dtype", "bits", "device_guard", "unit_class_stride"]
+
+ENOUGH_PROGRAMS = 512  # fills any GPU of today a few times
+
+
+def device_guard(tensor: Tensor) -> AbstractContextManager[object]:
+    """Makes the tensor's device the current one, on which triton launches."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def bits(number: float) -> int:
+    """A float64 for a kernel, which takes plain floats as float32."""
+    return struct.unpack("<q", struct.pack("<d", number))[0]
+
+
+def unit_class_stride(tensor: Tensor) -> Tensor:
+    """The tensor itself where the last dimension is compact in memory, otherwise a compact copy."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def accumulation_dtype(dtype: torch.dtype) -> tuple[torch.dtype, tl.dtype]:
+    """In which a dtype is computed, for torch and for triton: float64 for float64, otherwise float32."""
+    return (torch.float64, tl.float64) if dtype == torch.float64 else (torch.float32, tl.float32)
