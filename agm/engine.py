@@ -44,6 +44,7 @@ class AGM(nn.Module):
         masked: "exact" (masked passes in eval mode, as published) or "shared" (the joint pass's own features).
         absent: modality -> what an absent input is, as in `agm.masked_logits`.
         encoders: modality -> path of its encoder in the network, as in `agm.masked_logits`.
+        max_rows, checkpoint: bounds of the memory of the masked passes, as in `agm.masked_logits`.
         start: first epoch that is modulated; set `epoch` then, also after resuming, for it is not in the state dict.
         stop: first epoch that no longer is; None for no end.
 
@@ -68,12 +69,20 @@ class AGM(nn.Module):
         masked: Literal["exact", "shared"] = "exact",
         absent: Mapping[str, Absent] | None = None,
         encoders: Mapping[str, str] | None = None,
+        max_rows: int | None = None,
+        checkpoint: bool = False,
         start: int = 0,
         stop: int | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        self._options: dict[str, Any] = {"masked": masked, "absent": absent, "encoders": encoders}
+        self._options: dict[str, Any] = {
+            "masked": masked,
+            "absent": absent,
+            "encoders": encoders,
+            "max_rows": max_rows,
+            "checkpoint": checkpoint,
+        }
         self._passes = MaskedPasses(network, modalities, **self._options)
         self._options["modalities"] = self._passes.modalities
         if "target" in inspect.signature(network.forward).parameters:

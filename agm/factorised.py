@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 from agm.absent import Absent, absent_input, is_rows
 from agm.answering import answering
 from agm.binding import Arguments
+from agm.chunks import Chunks
 from agm.modes import evaluation
 from agm.subsets import blocks, combine, copied, tile
 
@@ -31,11 +32,19 @@ class FactorisedPasses:
     The first batch verifies that forward is `fuse({name: encoders[name](x)})`.
     """
 
-    def __init__(self, network: nn.Module, modalities: tuple[str, ...], shared: bool, absent: Mapping[str, Absent]):
+    def __init__(
+        self,
+        network: nn.Module,
+        modalities: tuple[str, ...],
+        shared: bool,
+        absent: Mapping[str, Absent],
+        chunks: Chunks,
+    ):
         self.network: Any = network
         self.modalities = modalities
         self.shared = shared
         self.absent = absent
+        self.chunks = chunks
 
     def __call__(self, arguments: Arguments, batch: int) -> tuple[Tensor, Tensor]:
         """Joint logits (B, C) in the network's mode, and masked logits ((2**M - 2) * B, C)."""
@@ -51,13 +60,27 @@ class FactorisedPasses:
             absent = absent_input(name, inputs[name], self.absent.get(name))
             rows[name] = _aligned(absent) if self.shared else _stacked(inputs[name], absent)
         joint, present = self._joint(inputs)
-        masked = {}
+        parted: dict[str, tuple[Any, Any]] = {}
         with evaluation(self.network):
-            for bit, name in enumerate(self.modalities):
+            for name in self.modalities:
                 features = self.network.encoders[name](rows[name])
-                parts = (present[name], features) if self.shared else _parted(name, features, batch)
-                masked[name] = combine(*parts, blocks(bit, len(self.modalities)))
-            return joint, self.network.fuse(masked)
+                parted[name] = (present[name], features) if self.shared else _parted(name, features, batch)
+            if not self.chunks:
+                return joint, self.network.fuse(self._masked(parted))
+        fused = self.chunks.run(
+            self.network,
+            lambda part: self.network.fuse(self._masked(parted, part)),
+            batch,
+            2 ** len(self.modalities) - 2,
+        )
+        return joint, fused
+
+    def _masked(self, parted: Mapping[str, tuple[Any, Any]], part: range | None = None) -> dict[str, Any]:
+        """From present and absent features those of the masked rows, or of the rows in `part` of them."""
+        return {
+            name: combine(*parted[name], blocks(bit, len(self.modalities)), part)
+            for bit, name in enumerate(self.modalities)
+        }
 
     def _joint(self, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """The joint logits, and the features of each modality where they will be shared."""

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from agm.absent import Absent, absent_input, batch_size, check_absent
 from agm.binding import Arguments, Binding
+from agm.chunks import Chunks
 from agm.factorised import FactorisedPasses, is_factorised
 from agm.interception import InterceptedPasses
 from agm.modes import evaluation, mixes_samples, mode_dependent_layers
 from agm.ops._checks import check_modalities
-from agm.subsets import masked_arguments, split_blocks
+from agm.subsets import check_others, copied, masked_arguments
 
 __all__ = ["MaskedPasses", "masked_logits"]
 
@@ -26,6 +27,7 @@ class MaskedPasses:
         masked: "exact" or "shared", see `masked_logits`.
         absent: modality -> what an absent input is, see `masked_logits`.
         encoders: modality -> path of its encoder in the network, see `masked_logits`.
+        max_rows, checkpoint: how the masked rows go through the network, see `masked_logits`.
 
     Attributes:
         modalities: their names, in bit order.
@@ -43,6 +45,8 @@ class MaskedPasses:
         masked: Literal["exact", "shared"] = "exact",
         absent: Mapping[str, Absent] | None = None,
         encoders: Mapping[str, str] | None = None,
+        max_rows: int | None = None,
+        checkpoint: bool = False,
     ) -> None:
         if not isinstance(network, nn.Module):
             raise TypeError(f"Expected argument `network` to be an nn.Module, but got {type(network).__name__}.")
@@ -64,11 +68,18 @@ class MaskedPasses:
         self.shared = masked == "shared"
         self.absent = check_absent(absent, self.modalities)
         self.binding = Binding(network, self.modalities)
+        self.chunks = Chunks(max_rows, checkpoint)
         self._run: Callable[[Arguments, int], tuple[Tensor, Tensor]] = self._whole
         if encoders:
+            if self.chunks:
+                raise ValueError(
+                    "Expected neither `max_rows` nor `checkpoint` with the paths of `encoders`: there the network's "
+                    "forward runs once, on all masked rows. Leave `encoders` out, or give the network `encoders` and "
+                    "`fuse`, whose fusion then runs in chunks."
+                )
             self._run = InterceptedPasses(network, self.binding, encoders, self.shared, self.absent)
         elif own:
-            self._run = FactorisedPasses(network, self.modalities, self.shared, self.absent)
+            self._run = FactorisedPasses(network, self.modalities, self.shared, self.absent, self.chunks)
 
     def __call__(self, arguments: Arguments) -> Tensor:
         """Masked logits (2**M - 1, B, C)."""
@@ -84,12 +95,20 @@ class MaskedPasses:
                 "use masked='exact'."
             )
         absent = {name: absent_input(name, x, self.absent.get(name)) for name, x in arguments.inputs.items()}
+        if self.chunks or mixes_samples(self.network):
+            check_others(arguments, batch)
+            # Copies, since the network may write to its inputs in the joint pass, after which the chunks are built.
+            inputs, others, rest = copied(tuple(arguments[:3]))
+            kept, kept_absent = Arguments(inputs, others, rest, arguments.placed), copied(absent)
+            joint = self.binding.call(arguments)
+
+            def call(part: range | None) -> Any:
+                return self.binding.call(masked_arguments(kept, kept_absent, batch, part))
+
+            return joint, self.chunks.run(self.network, call, batch, 2 ** len(self.modalities) - 2)
         masked = masked_arguments(arguments, absent, batch)
         joint = self.binding.call(arguments)
         with evaluation(self.network):
-            if mixes_samples(self.network):
-                subsets = split_blocks(masked, batch)
-                return joint, torch.cat([self.binding.call(subset) for subset in subsets])
             return joint, self.binding.call(masked)
 
 
@@ -112,6 +131,8 @@ def masked_logits(
     masked: Literal["exact", "shared"] = "exact",
     absent: Mapping[str, Absent] | None = None,
     encoders: Mapping[str, str] | None = None,
+    max_rows: int | None = None,
+    checkpoint: bool = False,
     arguments: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """The network's logits for every non-empty subset of its modalities, in one batched masked pass.
@@ -133,8 +154,8 @@ def masked_logits(
       statistics would mix them).
 
     In eval mode the network must treat samples alike and apart, for those of all subsets go through it together.
-    Activation checkpointing is left out of the masked passes, and of a joint pass whose features are shared: what would
-    be recomputed in the backward would not be what they had.
+    The network's own activation checkpointing is left out of the masked passes, and of a joint pass whose features are
+    shared: what would be recomputed in the backward would not be what they had.
 
     Args:
         network: a module whose forward takes the modalities by keyword, or by position in the order of `inputs` if
@@ -148,6 +169,12 @@ def masked_logits(
         encoders: modality -> path of the submodule that encodes it. Some modalities may be left out. An encoder may
             take and return pytrees, have its samples in any dimension, see several rows a sample (frames), and be
             called several times; it must depend on its own modality alone, which the first batch verifies.
+        max_rows: at most so many masked rows at a time go through a network of one piece, or through `fuse` (each
+            encoder still sees its rows at once). This bounds what the forward needs while it runs; what it keeps for
+            the backward it keeps for all rows, unless `checkpoint` is set. None: all at once.
+        checkpoint: drop the activations of each masked chunk and recompute them in the backward, in eval mode and
+            with the same running statistics: together with `max_rows` only one chunk's activations live at a time,
+            for one more forward of the masked rows. In a compiled graph this is left to the compiler.
         arguments: other keyword arguments of forward. Tensors in them have one row a sample.
 
     Returns:
@@ -157,7 +184,8 @@ def masked_logits(
     Raises:
         ValueError: a modality that forward does not take, a path that does not exist, inputs of different lengths, an
             encoder that is not called or mixes modalities, an output that is not logits, "shared" for a network of one
-            piece with mode-dependent layers.
+            piece with mode-dependent layers, `max_rows` < 1, or less than B where a batch norm has no running
+            statistics, `max_rows` or `checkpoint` together with `encoders`.
         TypeError: `network` is not a module, `inputs` no mapping, or an unexpected argument.
     """
     if not isinstance(inputs, Mapping):
@@ -165,5 +193,13 @@ def masked_logits(
             f"Expected argument `inputs` to map modalities to their inputs, but got a {type(inputs).__name__}. "
             'Name them, for example {"audio": a, "visual": v}.'
         )
-    passes = MaskedPasses(network, tuple(inputs), masked=masked, absent=absent, encoders=encoders)
+    passes = MaskedPasses(
+        network,
+        tuple(inputs),
+        masked=masked,
+        absent=absent,
+        encoders=encoders,
+        max_rows=max_rows,
+        checkpoint=checkpoint,
+    )
     return passes(passes.binding.split((), {**inputs, **(arguments or {})}))
