@@ -39,37 +39,12 @@ class Chunks:
         """Whether there is anything to do."""
         return self.max_rows is not None or self.checkpoint
 
-    def run(self, network: nn.Module, call: Callable[[range | None], Any], batch: int, subsets: int) -> Any:
-        """What `call(part)` returns for the rows in each part, put together, in eval mode.
-
-        Args:
-            network: whose modes and running statistics of now hold in every call, the recomputing ones too.
-            call: builds the rows of its part and runs the network on them. The rows are built in there because a
-                checkpoint keeps what it is given: so it keeps one batch of inputs, and not one for every subset.
-            batch: B.
-            subsets: blocks of B rows.
+    def parts(self, network: nn.Module, batch: int, subsets: int) -> list[range] | list[None]:
+        """The rows of each chunk, among `subsets` blocks of `batch` rows; None: all of them.
 
         Raises:
             ValueError: `max_rows` < B where a layer needs all rows of a block.
         """
-        mode = Evaluation(network)
-
-        def evaluated(part: range | None) -> Any:
-            with mode.entered():
-                return call(part)
-
-        outputs = [
-            # A compiler decides by itself what it recomputes.
-            checkpoint(evaluated, part, use_reentrant=False)
-            if self.checkpoint and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-            else evaluated(part)
-            for part in self._parts(network, batch, subsets)
-        ]
-        # What is no tensor is for the caller to refuse, who can say what was expected.
-        tensors = all(isinstance(output, Tensor) for output in outputs)
-        return torch.cat(outputs) if tensors and len(outputs) > 1 else outputs[0]
-
-    def _parts(self, network: nn.Module, batch: int, subsets: int) -> list[range] | list[None]:
         size = self.max_rows or max(batch * subsets, 1)
         if mixing := mixes_samples(network):
             if size < batch:
@@ -81,3 +56,27 @@ class Chunks:
             size = batch
         rows = range(batch * subsets)
         return [rows[start : start + size] for start in rows[::size]] if batch and size < len(rows) else [None]
+
+    def run(self, network: nn.Module, call: Callable[[range | None], Any], parts: list[range] | list[None]) -> Any:
+        """What `call(part)` returns for each part, put together, in eval mode.
+
+        Args:
+            network: whose modes and running statistics of now hold in every call, the recomputing ones too.
+            call: builds the rows of its part and runs the network on them. The rows are built in there because a
+                checkpoint keeps what it is given: so it keeps one batch of inputs, and not one for every subset.
+            parts: see `parts`.
+        """
+        mode = Evaluation(network)
+
+        def evaluated(part: range | None) -> Any:
+            with mode.entered():
+                return call(part)
+
+        # A compiler decides by itself what it recomputes.
+        recomputed = self.checkpoint and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        outputs = [
+            checkpoint(evaluated, part, use_reentrant=False) if recomputed else evaluated(part) for part in parts
+        ]
+        # What is no tensor is for the caller to refuse, who can say what was expected.
+        tensors = all(isinstance(output, Tensor) for output in outputs)
+        return torch.cat(outputs) if tensors and len(outputs) > 1 else outputs[0]

@@ -54,6 +54,7 @@ class FactorisedPasses:
                 f"Expected no arguments beside the modalities {self.modalities} for a network with `encoders` and "
                 f"`fuse`, but got {len(arguments.others)} more by position and {list(arguments.rest)} by keyword."
             )
+        parts = self.chunks.parts(self.network, batch, 2 ** len(self.modalities) - 2) if self.chunks else []
         # Before the joint pass, since an encoder may write to its input.
         rows = {}
         for name in self.modalities:
@@ -67,13 +68,7 @@ class FactorisedPasses:
                 parted[name] = (present[name], features) if self.shared else _parted(name, features, batch)
             if not self.chunks:
                 return joint, self.network.fuse(self._masked(parted))
-        fused = self.chunks.run(
-            self.network,
-            lambda part: self.network.fuse(self._masked(parted, part)),
-            batch,
-            2 ** len(self.modalities) - 2,
-        )
-        return joint, fused
+        return joint, self.chunks.run(self.network, lambda part: self.network.fuse(self._masked(parted, part)), parts)
 
     def _masked(self, parted: Mapping[str, tuple[Any, Any]], part: range | None = None) -> dict[str, Any]:
         """From present and absent features those of the masked rows, or of the rows in `part` of them."""

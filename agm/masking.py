@@ -97,6 +97,7 @@ class MaskedPasses:
         absent = {name: absent_input(name, x, self.absent.get(name)) for name, x in arguments.inputs.items()}
         if self.chunks or mixes_samples(self.network):
             check_others(arguments, batch)
+            parts = self.chunks.parts(self.network, batch, 2 ** len(self.modalities) - 2)
             # Copies, since the network may write to its inputs in the joint pass, after which the chunks are built.
             inputs, others, rest = copied(tuple(arguments[:3]))
             kept, kept_absent = Arguments(inputs, others, rest, arguments.placed), copied(absent)
@@ -105,7 +106,7 @@ class MaskedPasses:
             def call(part: range | None) -> Any:
                 return self.binding.call(masked_arguments(kept, kept_absent, batch, part))
 
-            return joint, self.chunks.run(self.network, call, batch, 2 ** len(self.modalities) - 2)
+            return joint, self.chunks.run(self.network, call, parts)
         masked = masked_arguments(arguments, absent, batch)
         joint = self.binding.call(arguments)
         with evaluation(self.network):

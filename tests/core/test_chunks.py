@@ -177,8 +177,10 @@ def test_batch_norm_without_running_statistics_sees_whole_blocks() -> None:
         masked = agm.masked_logits(module, inputs(), max_rows=max_rows, checkpoint=True)
         torch.testing.assert_close(masked, expected)
         assert [count for count, _ in module.seen] == [BATCH] * 7
+    before = copy.deepcopy(module.train().state_dict())
     with pytest.raises(ValueError, match=r"`max_rows`.*5 samples.*`head\.1`.*got 4"):
         agm.masked_logits(module, inputs(), max_rows=4)
+    torch.testing.assert_close(module.state_dict(), before, rtol=0, atol=0)
 
 
 class Peak(TorchDispatchMode):
@@ -271,6 +273,21 @@ def test_engine_passes_them_on() -> None:
         module.seen.clear()
         model(**given, target=torch.zeros(BATCH, dtype=torch.int64)).sum().backward()
     assert max(count for count, training in module.seen if not training) == 4
+
+
+@pytest.mark.parametrize("kind", [Whole, Fusing])
+def test_compiles(kind: type[Whole]) -> None:
+    module, given = network(kind), {name: x for name, x in inputs().items() if name != "visual"}
+    module.visual_net, module.seen = nn.Linear(6, 5).double(), []
+    module.classify = lambda features: module.head(torch.cat(features, 1))  # type: ignore[method-assign]
+    given["visual"] = rows(BATCH, 6)
+    model = agm.AGM(module.eval(), tuple(given), max_rows=4, checkpoint=True)
+    model.modulator.train()
+    model.training = True
+    target = torch.zeros(BATCH, dtype=torch.int64)
+    expected = model(**given, target=target)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(**given, target=target), expected)
 
 
 def test_without_samples() -> None:
