@@ -39,6 +39,10 @@ class Chunks:
         """Whether there is anything to do."""
         return self.max_rows is not None or self.checkpoint
 
+    def __str__(self) -> str:
+        rows = f", at most {self.max_rows} rows at a time" if self.max_rows is not None else ""
+        return rows + (", recomputed in the backward" if self.checkpoint else "")
+
     def parts(self, network: nn.Module, batch: int, subsets: int) -> list[range] | list[None]:
         """The rows of each chunk, among `subsets` blocks of `batch` rows; None: all of them.
 

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any, Literal, cast
 
@@ -12,6 +13,7 @@ from agm.absent import Absent, batch_size
 from agm.masking import MaskedPasses
 from agm.modulator import Modulator
 from agm.ops._checks import check_classes, check_target
+from agm.plan import Plan
 
 __all__ = ["AGM"]
 
@@ -144,8 +146,7 @@ class AGM(nn.Module):
                 `agm.fused_modulate`.
         """
         modulates = self.modulator.active and self.training
-        if self._passes.network is not self.module:  # the user put another in its place (wrapped it, say)
-            self._passes = MaskedPasses(self.module, **self._options)
+        self._follow()
         if not modulates and self._passes.binding.is_verbatim(args):
             return cast(Tensor, self.module(*args, **kwargs))
         for name in self.absent._parameters.keys() | self.absent._modules.keys():
@@ -157,6 +158,26 @@ class AGM(nn.Module):
         masked = self._passes(arguments)
         self._classes = masked.shape[2]
         return cast(Tensor, self.modulator(masked, target))
+
+    def plan(self) -> Plan:
+        """What a training step computes: which rows go through which part of the network, in which mode, and why.
+
+        Returns:
+            An `agm.plan.Plan`; `print(model.plan())` explains it in words, its `lines` hold the numbers of rows.
+        """
+        self._follow()
+        plan = self._passes.plan()
+        start, stop = self.modulator.start, self.modulator.stop
+        if (start, stop) == (0, None):
+            return plan
+        window = f"from epoch {start} on" if stop is None else f"in epochs {start} to {stop - 1}"
+        window = f"Only {window}; in the others the joint pass alone." if start != stop else "In no epoch."
+        return replace(plan, notes=(*plan.notes, window))
+
+    def _follow(self) -> None:
+        """The masked passes of the network that is there now: the user may have put another in its place."""
+        if self._passes.network is not self.module:
+            self._passes = MaskedPasses(self.module, **self._options)
 
     def _check(self, inputs: Mapping[str, Any], target: Tensor | None) -> None:
         """What can be wrong with a batch, found before the joint pass updates any running statistic.

@@ -13,6 +13,7 @@ from agm.answering import answering
 from agm.binding import Arguments
 from agm.chunks import Chunks
 from agm.modes import evaluation
+from agm.plan import Line, encoder_lines, fusion_lines
 from agm.subsets import blocks, combine, copied, tile
 
 __all__ = ["FactorisedPasses", "is_factorised"]
@@ -69,6 +70,13 @@ class FactorisedPasses:
             if not self.chunks:
                 return joint, self.network.fuse(self._masked(parted))
         return joint, self.chunks.run(self.network, lambda part: self.network.fuse(self._masked(parted, part)), parts)
+
+    def plan(self) -> list[Line]:
+        """The passes of a training step."""
+        lines = []
+        for name in self.modalities:
+            lines += encoder_lines(self.network, name, self.network.encoders[name], self.shared)
+        return [*lines, *fusion_lines("fusion", self.modalities, str(self.chunks))]
 
     def _masked(self, parted: Mapping[str, tuple[Any, Any]], part: range | None = None) -> dict[str, Any]:
         """From present and absent features those of the masked rows, or of the rows in `part` of them."""

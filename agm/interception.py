@@ -21,6 +21,7 @@ from agm.answering import answering
 from agm.binding import Arguments, Binding
 from agm.checkpointing import without_checkpointing
 from agm.modes import evaluation
+from agm.plan import Line, encoder_lines, fusion_lines
 from agm.subsets import blocks, copied, masked_arguments, tile
 
 __all__ = ["InterceptedPasses"]
@@ -121,6 +122,15 @@ class InterceptedPasses:
         if check and probes and batch > 1:
             _verified.setdefault(self.network, set()).add(self._key)
         return joint, logits
+
+    def plan(self) -> list[Line]:
+        """The passes of a training step."""
+        lines = []
+        for name, path in self.paths.items():
+            lines += encoder_lines(self.network, name, self.network.get_submodule(path), self.shared)
+        left = [f"`{name}`" for name in self.modalities if name not in self.paths]
+        note = f", with what encodes {', '.join(left)}" if left else ""
+        return [*lines, *fusion_lines("rest of the network", self.modalities, note)]
 
     def _joint(self, arguments: Arguments) -> tuple[Tensor, dict[str, "_Recorder"]]:
         """The joint pass as it is, and what each encoder was called with."""

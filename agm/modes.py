@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from agm.checkpointing import without_checkpointing
 
-__all__ = ["Evaluation", "evaluation", "mixes_samples", "mode_dependent_layers"]
+__all__ = ["Evaluation", "depends_on_mode", "evaluation", "mixes_samples", "mode_dependent_layers"]
 
 _RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
 _STATISTICS = ("running_mean", "running_var")  # torch's batch norm writes to them without counting it as a version
@@ -100,10 +100,11 @@ def mode_dependent_layers(network: nn.Module) -> list[str]:
 
     A layer that cannot be known (a user's own that reads `self.training`) is not among them.
     """
-    return [name or type(m).__name__ for name, m in network.named_modules() if m.training and _depends_on_mode(m)]
+    return [name or type(m).__name__ for name, m in network.named_modules() if m.training and depends_on_mode(m)]
 
 
-def _depends_on_mode(module: nn.Module) -> bool:
+def depends_on_mode(module: nn.Module) -> bool:
+    """Whether one of torch's own layers computes something else in eval mode than in training mode."""
     if isinstance(module, _NormBase):
         return bool(module.track_running_stats)
     if isinstance(module, nn.modules.dropout._DropoutNd):
