@@ -7,6 +7,7 @@ from agm.modulator import Modulator
 from agm.ops import backends
 from agm.shapley import subset_weights
 from agm.state import ModulationState
+from agm.verification import Verification, verify
 
 __version__ = "0.1.0"
 
@@ -14,9 +15,11 @@ __all__ = [
     "AGM",
     "ModulationState",
     "Modulator",
+    "Verification",
     "backends",
     "fused_modulate",
     "fused_modulate_cross_entropy",
     "masked_logits",
     "subset_weights",
+    "verify",
 ]

@@ -71,11 +71,15 @@ class FactorisedPasses:
                 return joint, self.network.fuse(self._masked(parted))
         return joint, self.chunks.run(self.network, lambda part: self.network.fuse(self._masked(parted, part)), parts)
 
+    def encoders(self) -> dict[str, nn.Module]:
+        """Modality -> its encoder."""
+        return {name: self.network.encoders[name] for name in self.modalities}
+
     def plan(self) -> list[Line]:
         """The passes of a training step."""
         lines = []
-        for name in self.modalities:
-            lines += encoder_lines(self.network, name, self.network.encoders[name], self.shared)
+        for name, encoder in self.encoders().items():
+            lines += encoder_lines(self.network, name, encoder, self.shared)
         return [*lines, *fusion_lines("fusion", self.modalities, str(self.chunks))]
 
     def _masked(self, parted: Mapping[str, tuple[Any, Any]], part: range | None = None) -> dict[str, Any]:

@@ -123,11 +123,15 @@ class InterceptedPasses:
             _verified.setdefault(self.network, set()).add(self._key)
         return joint, logits
 
+    def encoders(self) -> dict[str, nn.Module]:
+        """Modality -> its encoder, of those that are named."""
+        return {name: self.network.get_submodule(path) for name, path in self.paths.items()}
+
     def plan(self) -> list[Line]:
         """The passes of a training step."""
         lines = []
-        for name, path in self.paths.items():
-            lines += encoder_lines(self.network, name, self.network.get_submodule(path), self.shared)
+        for name, encoder in self.encoders().items():
+            lines += encoder_lines(self.network, name, encoder, self.shared)
         left = [f"`{name}`" for name in self.modalities if name not in self.paths]
         note = f", with what encodes {', '.join(left)}" if left else ""
         return [*lines, *fusion_lines("rest of the network", self.modalities, note)]

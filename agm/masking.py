@@ -1,6 +1,6 @@
 """The masked passes: the network's logits for every subset of its modalities."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,7 +13,7 @@ from agm.factorised import FactorisedPasses, is_factorised
 from agm.interception import InterceptedPasses
 from agm.modes import evaluation, mixes_samples, mode_dependent_layers
 from agm.ops._checks import check_modalities
-from agm.plan import Line, Plan, fusion_lines
+from agm.plan import Plan, fusion_lines
 from agm.subsets import check_others, copied, masked_arguments
 
 __all__ = ["MaskedPasses", "masked_logits"]
@@ -70,8 +70,7 @@ class MaskedPasses:
         self.absent = check_absent(absent, self.modalities)
         self.binding = Binding(network, self.modalities)
         self.chunks = Chunks(max_rows, checkpoint)
-        self._run: Callable[[Arguments, int], tuple[Tensor, Tensor]] = self._whole
-        self._lines: Callable[[], list[Line]] = self._whole_plan
+        self._parted: InterceptedPasses | FactorisedPasses | None = None  # None: the network is one piece
         if encoders:
             if self.chunks:
                 raise ValueError(
@@ -79,35 +78,37 @@ class MaskedPasses:
                     "forward runs once, on all masked rows. Leave `encoders` out, or give the network `encoders` and "
                     "`fuse`, whose fusion then runs in chunks."
                 )
-            intercepted = InterceptedPasses(network, self.binding, encoders, self.shared, self.absent)
-            self._run, self._lines = intercepted, intercepted.plan
+            self._parted = InterceptedPasses(network, self.binding, encoders, self.shared, self.absent)
         elif own:
-            factorised = FactorisedPasses(network, self.modalities, self.shared, self.absent, self.chunks)
-            self._run, self._lines = factorised, factorised.plan
+            self._parted = FactorisedPasses(network, self.modalities, self.shared, self.absent, self.chunks)
 
     def __call__(self, arguments: Arguments) -> Tensor:
         """Masked logits (2**M - 1, B, C)."""
         batch = batch_size(arguments.inputs)
-        joint, masked = self._run(arguments, batch)
+        run = self._parted or self._whole
+        joint, masked = run(arguments, batch)
         return _stack(joint, masked, batch, len(self.modalities))
+
+    def encoders(self) -> dict[str, nn.Module]:
+        """Modality -> its encoder, of those whose encoder is known."""
+        return self._parted.encoders() if self._parted else {}
 
     def plan(self) -> Plan:
         """What a training step computes."""
-        lines = tuple(self._lines())
-        notes: tuple[str, ...] = (
-            "Where an absent input is not the same for every sample (a padding mask that stays, a callable that "
-            "returns B rows, another argument of forward that reaches the encoder), B absent rows are encoded instead.",
-        )
-        if self._run == self._whole:
-            notes = (
-                "No encoders are named, so all masked inputs go through the whole network. Name them, "
-                'encoders={"audio": "path.in.the.network", ...}, or give the network `encoders` and `fuse`: then each '
-                "encoder sees 2 B + 1 rows, or B + 1 with masked='shared', whatever the number of modalities.",
+        masked = "shared" if self.shared else "exact"
+        if self._parted:
+            note = (
+                "Where an absent input is not the same for every sample (a padding mask that stays, a callable that "
+                "returns B rows, another argument of forward that reaches the encoder), B absent rows are encoded "
+                "instead."
             )
-        return Plan(self.modalities, "shared" if self.shared else "exact", lines, notes)
-
-    def _whole_plan(self) -> list[Line]:
-        return fusion_lines("network", self.modalities, str(self.chunks))
+            return Plan(self.modalities, masked, tuple(self._parted.plan()), (note,))
+        note = (
+            'No encoders are named, so all masked inputs go through the whole network. Name them, encoders={"audio": '
+            '"path.in.the.network", ...}, or give the network `encoders` and `fuse`: then each encoder sees 2 B + 1 '
+            "rows, or B + 1 with masked='shared', whatever the number of modalities."
+        )
+        return Plan(self.modalities, masked, tuple(fusion_lines("network", self.modalities, str(self.chunks))), (note,))
 
     def _whole(self, arguments: Arguments, batch: int) -> tuple[Tensor, Tensor]:
         if self.shared and (layers := mode_dependent_layers(self.network)):
