@@ -115,5 +115,5 @@ def _is_right_with(model: AGM, paths: dict[str, str] | None, is_right: Callable[
         changed = AGM(network, alpha=settings.alpha, max_gap=settings.max_gap, floor=settings.floor, **options)
         changed.modulator.ignore_index = settings.ignore_index
         return is_right(changed)
-    except (TypeError, ValueError):
+    except (RuntimeError, TypeError, ValueError):
         return False

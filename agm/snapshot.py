@@ -21,7 +21,8 @@ def preserved(root: nn.Module) -> Iterator[Callable[[], None]]:
     """Puts everything back in the end, also on errors, and whenever the callable that it yields is called.
 
     That is, of every module: its attributes, the content of those that are containers, the values of those that are
-    tensors (parameters and buffers among them), gradients; and the generators of torch (CPU, CUDA), numpy and Python.
+    tensors (parameters and buffers among them) or generators, gradients; and the generators of torch (CPU, CUDA), numpy
+    and Python.
     What batch norm wrote to is again what graphs built before have saved, and they take it.
     """
     modules = list(root.modules())
@@ -29,7 +30,7 @@ def preserved(root: nn.Module) -> Iterator[Callable[[], None]]:
     containers = [(x, copy(x)) for _, kept in attributes for x in kept.values() if type(x) in _CONTAINERS]
     tensors = {id(tensor): (tensor, tensor.detach().clone()) for tensor in _tensors(modules)}
     gradients = [(parameter, parameter.grad) for parameter in root.parameters()]
-    generators = _generators()
+    generators = _generators(modules)
 
     def restore() -> None:
         for current, kept in attributes:
@@ -61,12 +62,14 @@ def _tensors(modules: list[nn.Module]) -> Iterator[Tensor]:
         yield from (value for value in values if isinstance(value, Tensor))
 
 
-def _generators() -> list[tuple[Callable[[Any], Any], Any]]:
+def _generators(modules: list[nn.Module]) -> list[tuple[Callable[[Any], Any], Any]]:
     states: list[tuple[Callable[[Any], Any], Any]] = [
         (torch.set_rng_state, torch.get_rng_state()),
         (np.random.set_state, np.random.get_state()),
         (random.setstate, random.getstate()),
     ]
+    own = {id(x): x for module in modules for x in vars(module).values() if isinstance(x, torch.Generator)}
+    states += [(generator.set_state, generator.get_state()) for generator in own.values()]
     if torch.cuda.is_initialized():
         states.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
     return states

@@ -19,6 +19,7 @@ from agm.functional import fused_modulate
 from agm.separate import separate_passes
 from agm.shapley import subset_weights
 from agm.snapshot import preserved
+from agm.subsets import copied
 
 __all__ = ["Verification", "verify"]
 
@@ -136,7 +137,7 @@ def verify(
     Raises:
         ValueError: the model is in eval mode, `tolerance` is not positive; as `model(...)`, which may refuse the
             network by itself.
-        TypeError: `model` is not an `agm.AGM`.
+        TypeError: `model` is not an `agm.AGM`, or cannot be copied for `double`.
     """
     if not isinstance(model, AGM):
         raise TypeError(
@@ -149,8 +150,9 @@ def verify(
         raise ValueError(f"Expected argument `tolerance` to be positive, but got {tolerance!r}.")
     given = {**inputs, **(arguments or {})}
     if double:
-        model, given = copy.deepcopy(model).double(), pytree.tree_map(_doubled, given)
-    with preserved(model) as restore, torch.enable_grad(), without_checkpointing(reentrant_alone=True):
+        model, given = _double_copy(model), pytree.tree_map(_doubled, given)
+    plainly = without_checkpointing(reentrant_alone=True)
+    with torch.inference_mode(False), torch.enable_grad(), plainly, preserved(model) as restore:
         result = _compare(model, given, target, restore, tolerance)
         if result.ok:
             return result
@@ -275,7 +277,8 @@ def _tracked(model: AGM, given: Mapping[str, Any]) -> tuple[Arguments, dict[str,
             leaves[name] = leaf.requires_grad_()
         return leaf.clone()  # no leaf of autograd, so that the network may write to it
 
-    return arguments._replace(inputs=pytree.tree_map_with_path(tracked, arguments.inputs)), leaves
+    inputs = pytree.tree_map_with_path(tracked, arguments.inputs)
+    return arguments._replace(inputs=inputs, rest=copied(arguments.rest)), leaves
 
 
 def _step(model: AGM, masked: Tensor, gradients: dict[str, Tensor | None], coefficients: Tensor) -> _Step:
@@ -286,6 +289,16 @@ def _step(model: AGM, masked: Tensor, gradients: dict[str, Tensor | None], coeff
 def _loss(model: AGM, logits: Tensor, target: Tensor) -> Tensor:
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(wide, target.long(), ignore_index=model.modulator.ignore_index)
+
+
+def _double_copy(model: AGM) -> AGM:
+    try:
+        return copy.deepcopy(model).double()
+    except (RuntimeError, TypeError) as error:
+        raise TypeError(
+            f"Expected argument `model` to be one that copy.deepcopy can copy, for double=True, but got: {error} Leave "
+            "`double` out, or make the network float64 yourself."
+        ) from error
 
 
 def _doubled(leaf: Any) -> Any:

@@ -232,7 +232,7 @@ class Stateful(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
         self.smooth.lerp_(y.detach().mean(0), 0.5)
-        return y - self.smooth
+        return y * self.smooth  # which the backward reads
 
 
 class Counting(nn.Linear):
@@ -341,6 +341,15 @@ class TestUnsoundNetworks:
             assert network.audio_net.calls == 0
         torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
 
+    def test_what_may_be_rounding(self) -> None:
+        model = engine(Pairs().float(), encoders=BOTH)
+        given = inputs(torch.float32)
+        result = agm.verify(model, given, TARGET)
+        assert result.ok
+        result = agm.verify(model, given, TARGET, tolerance=result.worst / 2)
+        assert not result.ok
+        assert "may be rounding" in str(result)
+
     def test_says_where_and_how_much(self) -> None:
         lines = str(unsound(Reordered(audio=Reordering(6, 5)), encoders=BOTH)).splitlines()
         assert lines[0] == (
@@ -428,6 +437,29 @@ class TestNoTrace:
             steps.append({**model.state_dict(), **{n: p.grad for n, p in model.named_parameters()}})
         torch.testing.assert_close(*steps, rtol=0, atol=0)
 
+    @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+    def test_without_gradients_around_it(self, mode: Any) -> None:
+        model = engine(Pairs(), encoders=BOTH)
+        with mode():
+            result = agm.verify(model, inputs(), TARGET)
+            assert torch.is_inference_mode_enabled() == (mode is torch.inference_mode)
+        assert result.ok, str(result)
+
+    def test_on_a_generator_of_the_network(self) -> None:
+        class Noisy(nn.Linear):
+            def __init__(self) -> None:
+                super().__init__(6, 5)
+                self.generator = torch.Generator().manual_seed(7)
+
+            def forward(self, x: Tensor) -> Tensor:
+                noise = torch.randn(5, generator=self.generator, dtype=x.dtype) if self.training else 0.0
+                return super().forward(x) + noise
+
+        network = Pairs(audio=Noisy())
+        before = network.audio_net.generator.get_state()
+        assert agm.verify(engine(network, encoders=BOTH), inputs(), TARGET).ok
+        assert torch.equal(network.audio_net.generator.get_state(), before)
+
 
 class TestRefusals:
     def test_settings(self) -> None:
@@ -438,6 +470,12 @@ class TestRefusals:
             agm.verify(model, inputs(), TARGET, tolerance=0)
         with pytest.raises(ValueError, match=r"training mode.*model\.train\(\)"):
             agm.verify(model.eval(), inputs(), TARGET)
+
+    def test_a_model_that_cannot_be_copied(self) -> None:
+        network = Pairs()
+        network.last = network.head(rows(BATCH, 10))
+        with pytest.raises(TypeError, match=r"`model` to be one that copy\.deepcopy can copy"):
+            agm.verify(engine(network), inputs(), TARGET, double=True)
 
     def test_inputs(self) -> None:
         with pytest.raises(ValueError, match=r"none for \['visual'\]"):
