@@ -14,6 +14,8 @@ from agm.subsets import copied
 
 __all__ = ["causes"]
 
+_BY_HAND = "compute the masked logits yourself, a pass a subset, and give them to agm.fused_modulate"
+
 
 def causes(
     model: AGM,
@@ -31,7 +33,7 @@ def causes(
         is_right: whether another model of the same network is.
         tolerance: relative difference that is taken for rounding.
     """
-    first, second, half, count = _eval_passes(model, given)
+    first, second, half, batch = _eval_passes(model, given)
     restore()
     if _differs(first, second, tolerance):
         return [
@@ -40,20 +42,19 @@ def causes(
         ]
     if advice := _other_encoders(model, is_right):
         return [advice]
-    if count and _differs(first[:count], half, tolerance):
+    if len(half) < batch and _differs(first[: len(half)], half, tolerance):
         return [
             "In eval mode the logits of a sample depend on the other samples of its batch, so that subsets cannot "
-            "share one. Normalise and attend within samples, or compute the masked logits yourself, a pass a subset, "
-            "and give them to agm.fused_modulate."
+            f"share one. Normalise and attend within samples, or {_separately(model, batch, is_right)}."
         ]
     return [
         "No other way to run its masked passes is right for this network. If it depends on the values of its input or "
-        "on what ran before, compute the masked logits yourself, a pass a subset, and give them to agm.fused_modulate."
+        f"on what ran before, {_BY_HAND}."
     ]
 
 
 def _eval_passes(model: AGM, given: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Logits of the batch in eval mode twice, those of its first half, and how many samples that has."""
+    """Logits of the batch in eval mode twice, those of its first half, and how many samples the batch has."""
     binding = model._passes.binding
     batch = batch_size(binding.split((), given).inputs)
     count = batch // 2
@@ -64,7 +65,7 @@ def _eval_passes(model: AGM, given: Mapping[str, Any]) -> tuple[Tensor, Tensor, 
     with torch.no_grad(), eval_mode(model.module):
         first, second = (binding.call(binding.split((), copied(dict(given)))) for _ in range(2))
         half = binding.call(binding.split((), pytree.tree_map(first_half, copied(dict(given))))) if count else first
-    return first, second, half, count
+    return first, second, half, batch
 
 
 def _differs(left: Tensor, right: Tensor, tolerance: float) -> bool:
@@ -100,17 +101,27 @@ def _other_encoders(model: AGM, is_right: Callable[[AGM], bool]) -> str | None:
     return None
 
 
+def _separately(model: AGM, batch: int, is_right: Callable[[AGM], bool]) -> str:
+    """How each subset gets a pass of its own."""
+    if not _is_right_with(model, None, is_right, max_rows=batch):
+        return _BY_HAND
+    leave = "leave `encoders` out and " if model._options["encoders"] else ""
+    return f"{leave}set `max_rows` to the size of your batches, all of one size: each subset then has a pass of its own"
+
+
 def _paths(model: AGM) -> dict[str, str]:
     names = {module: path for path, module in model.module.named_modules()}
     encoders = model._passes.encoders()
     return {name: names[encoder] for name, encoder in encoders.items() if names.get(encoder)}
 
 
-def _is_right_with(model: AGM, paths: dict[str, str] | None, is_right: Callable[[AGM], bool]) -> bool:
+def _is_right_with(
+    model: AGM, paths: dict[str, str] | None, is_right: Callable[[AGM], bool], max_rows: int | None = None
+) -> bool:
     """Whether the same network is right with these encoders; one that is refused is not."""
     settings: Any = model.modulator
     network: nn.Module = model.module
-    options = {**model._options, "encoders": paths, "max_rows": None, "checkpoint": False}
+    options = {**model._options, "encoders": paths, "max_rows": max_rows, "checkpoint": False}
     try:
         changed = AGM(network, alpha=settings.alpha, max_gap=settings.max_gap, floor=settings.floor, **options)
         changed.modulator.ignore_index = settings.ignore_index

@@ -87,7 +87,7 @@ class Verification:
             wrong = self._wrong(kind)
             where = wrong[0] if wrong else max(figures, key=lambda name: figures[name])
             others = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-            mark = "too large:" if wrong else "at most, in"
+            mark = "too large:" if wrong else "largest:"
             text.append(f"  {kind:<12}  {figures[where]:.1e}  {mark} {where}{others}")
         return "\n".join([*text, *self.advice])
 
