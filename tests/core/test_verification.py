@@ -279,6 +279,7 @@ class TestUnsoundNetworks:
         network = Reordered(audio=Reordering(6, 5))
         result = unsound(network, "encoder of `audio`", "leave `audio` out of `encoders`", encoders=BOTH, masked=masked)
         assert "audio" in above(result.logits)
+        assert above(result.coefficients)
 
     def test_of_a_network_of_its_own_encoders(self) -> None:
         class Unordered(nn.Module):
