@@ -25,7 +25,6 @@ __all__ = ["Verification", "verify"]
 
 _TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
 _SMALL = 0.1  # a gradient below this part of the largest one may be nothing but rounding (a bias before batch norm)
-
 _FAR = 10.0  # how many times worse what is wrong is than what is right, and than the tolerance
 
 
