@@ -39,8 +39,12 @@ class Chunks:
         """Whether there is anything to do."""
         return self.max_rows is not None or self.checkpoint
 
-    def __str__(self) -> str:
-        rows = f", at most {self.max_rows} rows at a time" if self.max_rows is not None else ""
+    def describe(self, network: nn.Module) -> str:
+        """In words for a plan, to be appended to what goes through in chunks."""
+        if mixing := mixes_samples(network):
+            rows = f", one subset at a time, because `{mixing[0]}` normalises with the statistics of the batch"
+        else:
+            rows = f", at most {self.max_rows} rows at a time" if self.max_rows is not None else ""
         return rows + (", recomputed in the backward" if self.checkpoint else "")
 
     def parts(self, network: nn.Module, batch: int, subsets: int) -> list[range] | list[None]:

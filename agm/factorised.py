@@ -80,7 +80,8 @@ class FactorisedPasses:
         lines = []
         for name, encoder in self.encoders().items():
             lines += encoder_lines(self.network, name, encoder, self.shared)
-        return [*lines, *fusion_lines("fusion", self.modalities, str(self.chunks))]
+        chunks = self.chunks.describe(self.network) if self.chunks else ""
+        return [*lines, *fusion_lines("fusion", self.modalities, chunks)]
 
     def _masked(self, parted: Mapping[str, tuple[Any, Any]], part: range | None = None) -> dict[str, Any]:
         """From present and absent features those of the masked rows, or of the rows in `part` of them."""

@@ -108,7 +108,8 @@ class MaskedPasses:
             '"path.in.the.network", ...}, or give the network `encoders` and `fuse`: then each encoder sees 2 B + 1 '
             "rows, or B + 1 with masked='shared', whatever the number of modalities."
         )
-        return Plan(self.modalities, masked, tuple(fusion_lines("network", self.modalities, str(self.chunks))), (note,))
+        lines = fusion_lines("network", self.modalities, self.chunks.describe(self.network))
+        return Plan(self.modalities, masked, tuple(lines), (note,))
 
     def _whole(self, arguments: Arguments, batch: int) -> tuple[Tensor, Tensor]:
         if self.shared and (layers := mode_dependent_layers(self.network)):

@@ -121,6 +121,14 @@ def test_chunks_and_windows() -> None:
     assert "Only from epoch 2 on" in str(agm.AGM(Fusing(), start=2).plan())
 
 
+def test_a_layer_that_mixes_samples() -> None:
+    network = Net()
+    network.head = nn.Sequential(nn.Linear(12, 3), nn.BatchNorm1d(3, track_running_stats=False))
+    text = str(agm.AGM(network, MODALITIES, checkpoint=True).plan())
+    assert "one subset at a time, because `head.1` normalises with" in text
+    assert "recomputed in the backward" in text
+
+
 def test_follows_a_network_put_in_anothers_place() -> None:
     model = agm.AGM(Fusing())
     model.module = Fusing()
