@@ -18,12 +18,12 @@ lint: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs $(BIN)/clang-format --dry-run --Werror
+	find csrc -name '*.h' -o -name '*.cpp' -o -name "*.cu" -o -name "*.cuh" | xargs $(BIN)/clang-format --dry-run --Werror
 
 format: .venv/test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs $(BIN)/clang-format -i
+	find csrc -name '*.h' -o -name '*.cpp' -o -name "*.cu" -o -name "*.cuh" | xargs $(BIN)/clang-format -i
 
 clean:
 	rm -rf .venv build dist *.egg-info agm/*.so agm/_native.txt bench/out

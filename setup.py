@@ -57,8 +57,10 @@ def extension(cuda: bool) -> Extension:
     from torch.utils.cpp_extension import CppExtension, CUDAExtension
 
     sources = ["csrc/module.cpp", *sorted(map(str, Path("csrc/cpu").glob("*.cpp")))]
-    # Contraction would round equal responses differently and so break ties (csrc/common/arithmetic.h).
-    options = {"cxx": [] if os.name == "nt" else ["-O3", "-fvisibility=hidden", "-ffp-contract=off", "-fopenmp-simd"]}
+    # Contraction would round equal responses differently and so break ties (csrc/common/arithmetic.h). A square root
+    # that sets errno is a call, which keeps its loop from becoming vector instructions.
+    flags = ["-O3", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-fopenmp-simd"]
+    options = {"cxx": [] if os.name == "nt" else flags}
     if not cuda:
         return CppExtension("agm._C", sources, extra_compile_args=options)
 

@@ -1,7 +1,10 @@
 """Adaptive Gradient Modulation: balanced multimodal training, fast."""
 
+from agm.additive import fused_modulate_additive
 from agm.engine import AGM
+from agm.expansion import expand_subsets
 from agm.functional import fused_modulate, fused_modulate_cross_entropy
+from agm.gradients import scale_gradients_
 from agm.masking import masked_logits
 from agm.modulator import Modulator
 from agm.ops import backends
@@ -17,9 +20,12 @@ __all__ = [
     "Modulator",
     "Verification",
     "backends",
+    "expand_subsets",
     "fused_modulate",
+    "fused_modulate_additive",
     "fused_modulate_cross_entropy",
     "masked_logits",
+    "scale_gradients_",
     "subset_weights",
     "verify",
 ]

@@ -72,6 +72,18 @@ def _check_state(state: ModulationState) -> None:
         raise TypeError(f"Expected argument `state` to be an agm.ModulationState, but got {type(state).__name__}.")
 
 
+def _check_step(target: Tensor, state: ModulationState, logits: Tensor, ignore_index: int) -> None:
+    """The target and the state beside logits (..., B, C)."""
+    batch, classes = logits.shape[-2:]
+    _checks.check_target(target, batch, logits.device)
+    _checks.check_classes(target, classes, ignore_index)
+    if state.values.device != logits.device:
+        raise ValueError(
+            f"Expected argument `state` to be on {logits.device}, where the logits are, but it is on "
+            f"{state.values.device}. Move it with state.to(logits.device)."
+        )
+
+
 def _check(
     masked_logits: Tensor,
     target: Tensor,
@@ -86,13 +98,7 @@ def _check(
     _checks.check_ignore_index(ignore_index)
     _check_state(state)
     _checks.check_masked_logits(masked_logits, state.num_modalities)
-    _checks.check_target(target, masked_logits.shape[1], masked_logits.device)
-    _checks.check_classes(target, masked_logits.shape[2], ignore_index)
-    if state.values.device != masked_logits.device:
-        raise ValueError(
-            f"Expected argument `state` to be on {masked_logits.device}, where the logits are, but it is on "
-            f"{state.values.device}. Move it with state.to(logits.device)."
-        )
+    _check_step(target, state, masked_logits, ignore_index)
     return gap
 
 

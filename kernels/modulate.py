@@ -74,6 +74,26 @@ def _beats(logit, index, target, label):
 
 
 @triton.jit
+def _add_tile(
+    response,  # (PADDED, SAMPLES, CLASSES)
+    index,  # (CLASSES,)
+    inside,  # (SAMPLES, CLASSES)
+    target,  # (PADDED, SAMPLES)
+    label,  # (SAMPLES,)
+    largest,  # (PADDED, SAMPLES), as the two below
+    total,
+    beaten,
+):
+    worse = _beats(response, index[None, None, :], target[:, :, None], label[None, :, None]) & inside[None, :, :]
+    beaten = beaten | tl.max(worse.to(tl.int32), 2)
+    response = tl.where(inside[None, :, :], response, float("-inf"))
+    new = tl.maximum(largest, tl.max(response, 2))
+    shift = _shift(new)
+    total = total * tl.exp(largest - shift) + tl.sum(tl.exp(response - shift[:, :, None]), 2)
+    return new, total, beaten
+
+
+@triton.jit
 def _look(
     logits,  # (samples,) pointers to the first class of each sample
     row_stride,
@@ -132,13 +152,7 @@ def _look(
             )
         worse = _beats(joint, index[None, :], joint_target[:, None], label[:, None]) & inside
         joint_beaten = joint_beaten | tl.max(worse.to(tl.int32), 1)
-        worse = _beats(response, index[None, None, :], target[:, :, None], label[None, :, None]) & inside[None, :, :]
-        beaten = beaten | tl.max(worse.to(tl.int32), 2)
-        response = tl.where(inside[None, :, :], response, float("-inf"))
-        new = tl.maximum(largest, tl.max(response, 2))
-        shift = _shift(new)
-        total = total * tl.exp(largest - shift) + tl.sum(tl.exp(response - shift[:, :, None]), 2)
-        largest = new
+        largest, total, beaten = _add_tile(response, index, inside, target, label, largest, total, beaten)
         if SMOOTHING:
             away = joint_target[:, None] - joint
             if class_weight is not None:
@@ -353,20 +367,60 @@ def _ratio(scores, real, MODALITIES: tl.constexpr):
 
 
 @triton.jit
+def _write_subset_scales(
+    coefficient,  # (PADDED,) float64
+    weights,
+    scales,  # (2**MODALITIES - 1,) float64
+    MODALITIES: tl.constexpr,
+    PADDED: tl.constexpr,
+):
+    modality = tl.arange(0, PADDED)
+    subset = tl.arange(0, 2**MODALITIES)
+    table = weights + subset[:, None] * PADDED + modality[None, :]
+    real = (subset < 2**MODALITIES - 1)[:, None] & (modality < MODALITIES)[None, :]
+    weight = tl.load(table, mask=real, other=0.0)
+    # Around 1, so that unmodulated training gives exactly 0, and 1 in the last row.
+    scale = tl.sum(weight * (coefficient - 1.0)[None, :], 1) + (subset == 2**MODALITIES - 2).to(tl.float64)
+    tl.store(scales + subset, scale, mask=subset < 2**MODALITIES - 1)
+
+
+@triton.jit
+def _write_additive_scales(
+    coefficient,  # (PADDED,) float64, 1 behind the modalities
+    scales,  # (2, MODALITIES + 1) float64
+    MODALITIES: tl.constexpr,
+    PADDED: tl.constexpr,
+    GIVEN_JOINT: tl.constexpr,
+):
+    modality = tl.arange(0, PADDED)
+    real = modality < MODALITIES
+    excess = coefficient - 1.0
+    mean = tl.sum(excess, 0) / MODALITIES
+    if GIVEN_JOINT:
+        tl.store(scales + modality, excess - mean, mask=real)
+    else:
+        tl.store(scales + modality, coefficient, mask=real)
+    tl.store(scales + MODALITIES, mean + 1.0)
+    tl.store(scales + MODALITIES + 1 + modality, mean - excess, mask=real)
+    tl.store(scales + 2 * MODALITIES + 1, mean + 1.0)
+
+
+@triton.jit
 def _make_step(
     cost,  # (PADDED,) float64
     hit,  # (PADDED,) int64
     joint_hit,
     used,
-    weights,
+    weights,  # None for other scales than the subsets'
     values,  # (5, MODALITIES) float64
     counts,  # (MODALITIES + 4,) int64
-    scales,  # (ROWS,) float64
+    scales,
     alpha,
     max_gap,
     MODALITIES: tl.constexpr,
     PADDED: tl.constexpr,
     UPDATE: tl.constexpr,
+    SCALES: tl.constexpr,  # "subsets", "additive", or "additive beside joint logits"
 ):
     modality = tl.arange(0, PADDED)
     real = modality < MODALITIES
@@ -385,12 +439,10 @@ def _make_step(
     usable = tl.min(tl.where(real, finite.to(tl.int32), 1), 0)
     coefficient = tl.where(real & (usable == 1), coefficient, 1.0)
 
-    subset = tl.arange(0, 2**MODALITIES)
-    table = weights + subset[:, None] * PADDED + modality[None, :]
-    weight = tl.load(table, mask=(subset < 2**MODALITIES - 1)[:, None] & real[None, :], other=0.0)
-    # Around 1, so that unmodulated training gives exactly 0, and 1 in the last row.
-    scale = tl.sum(weight * (coefficient - 1.0)[None, :], 1) + (subset == 2**MODALITIES - 2).to(tl.float64)
-    tl.store(scales + subset, scale, mask=subset < 2**MODALITIES - 1)
+    if SCALES == "subsets":
+        _write_subset_scales(coefficient, weights, scales, MODALITIES, PADDED)
+    else:
+        _write_additive_scales(coefficient, scales, MODALITIES, PADDED, SCALES == "additive beside joint logits")
 
     if UPDATE:
         t = step.to(tl.float64)
@@ -451,18 +503,19 @@ def _finish(
     scales,
     alpha,
     max_gap,
-    losses,
-    class_weight,
-    classes,
-    label_smoothing,
-    loss,
-    sums,
     MODALITIES: tl.constexpr,
     PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
     UPDATE: tl.constexpr,
-    LOSS: tl.constexpr,
-    SMOOTHING: tl.constexpr,
+    SCALES: tl.constexpr = "subsets",
+    LOSS: tl.constexpr = False,
+    SMOOTHING: tl.constexpr = False,
+    losses=None,  # these with LOSS only
+    class_weight=None,
+    classes=None,
+    label_smoothing=None,
+    loss=None,
+    sums=None,
 ):
     modality = tl.arange(0, PADDED)
     cost = tl.zeros([BLOCK, PADDED], tl.float64)
@@ -510,6 +563,7 @@ def _finish(
         MODALITIES,
         PADDED,
         UPDATE,
+        SCALES,
     )
 
 
@@ -529,19 +583,20 @@ def _finish_shares(
     scales,
     alpha,
     max_gap,
-    joint_found,
-    class_weight,
-    normalizer,
-    label_smoothing,
-    loss,
-    sums,
     MODALITIES: tl.constexpr,
     PADDED: tl.constexpr,
     SAMPLES: tl.constexpr,
     DTYPE: tl.constexpr,
     UPDATE: tl.constexpr,
-    LOSS: tl.constexpr,
-    SMOOTHING: tl.constexpr,
+    SCALES: tl.constexpr = "subsets",
+    LOSS: tl.constexpr = False,
+    SMOOTHING: tl.constexpr = False,
+    joint_found=None,  # these with LOSS only
+    class_weight=None,
+    normalizer=None,
+    label_smoothing=None,
+    loss=None,
+    sums=None,
 ):
     modality = tl.arange(0, PADDED)[:, None]
     size = shares * PADDED * batch
@@ -633,6 +688,7 @@ def _finish_shares(
         MODALITIES,
         PADDED,
         UPDATE,
+        SCALES,
     )
 
 
@@ -676,10 +732,12 @@ def launch_step(
     block = min(tile, triton.next_power_of_2(max(classes, 1)))
     shares = min(classes // (4 * block), _ENOUGH_PROGRAMS // max(batch, 1))
     step = (weights, values, counts, scales, _bits(alpha), _bits(max_gap))
-    class_weight = normalizer = label_smoothing = mean = sums = None
+    class_weight = normalizer = None
+    goal = {}
     if loss is not None:
-        class_weight, normalizer, mean, sums = loss.class_weight, loss.normalizer, loss.loss, loss.sums
-        label_smoothing = _bits(loss.label_smoothing)
+        class_weight, normalizer = loss.class_weight, loss.normalizer
+        goal = {"label_smoothing": _bits(loss.label_smoothing), "loss": loss.loss, "sums": loss.sums}
+    goal["class_weight"] = class_weight
     common = {
         "PADDED": padded,
         "LOSS": loss is not None,
@@ -702,7 +760,9 @@ def launch_step(
             )
             _finish_shares[(1,)](
                 *(found, beaten_by, labels, batch, classes, shares, ignore_index, cap, *step),
-                *(joint_found, class_weight, normalizer, label_smoothing, mean, sums),
+                joint_found=joint_found,
+                normalizer=normalizer,
+                **goal,
                 MODALITIES=modalities,
                 SAMPLES=_SAMPLES,
                 DTYPE=dtype,
@@ -726,7 +786,9 @@ def launch_step(
         )
         _finish[(1,)](
             *(costs, hits, programs, *step),
-            *(losses, class_weight, classes, label_smoothing, mean, sums),
+            losses=losses,
+            classes=classes,
+            **goal,
             MODALITIES=modalities,
             BLOCK=_PROGRAMS,
             UPDATE=update,

@@ -1,7 +1,7 @@
 """Checks of arguments, made before anything is computed. None of them synchronises with a GPU."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -29,25 +29,138 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
+def _check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"Expected argument `{name}` to be a tensor, but got {type(value).__name__}.")
+
+
+def _check_logits(name: str, logits: Tensor) -> None:
+    if not logits.is_floating_point():
+        raise TypeError(
+            f"Expected argument `{name}` to have a floating dtype, but got {logits.dtype}. "
+            "Pass logits, not predictions."
+        )
+    if logits.shape[-1] < 1:
+        raise ValueError(f"Expected argument `{name}` to have at least one class, but its last size is 0.")
+
+
 def check_masked_logits(masked_logits: Tensor, modalities: int) -> None:
-    if not isinstance(masked_logits, Tensor):
-        raise TypeError(f"Expected argument `masked_logits` to be a tensor, but got {type(masked_logits).__name__}.")
+    _check_tensor("masked_logits", masked_logits)
     if masked_logits.dim() != 3:
         raise ValueError(
             "Expected argument `masked_logits` to have shape (2**M - 1, batch, classes), "
             f"but got {tuple(masked_logits.shape)}. Stack one (batch, classes) row a subset, the joint logits last."
         )
-    if not masked_logits.is_floating_point():
-        raise TypeError(
-            f"Expected argument `masked_logits` to have a floating dtype, but got {masked_logits.dtype}. "
-            "Pass logits, not predictions."
-        )
-    if masked_logits.shape[2] < 1:
-        raise ValueError("Expected argument `masked_logits` to have at least one class, but its last size is 0.")
+    _check_logits("masked_logits", masked_logits)
     if num_modalities(masked_logits.shape[0]) != modalities:
         raise ValueError(
             f"Expected argument `masked_logits` to have {2**modalities - 1} rows for the {modalities} modalities of "
             f"the state, but got {masked_logits.shape[0]}."
+        )
+
+
+def check_present(present: Tensor | Sequence[Tensor], modalities: int) -> Tensor:
+    """What each modality adds to the logits; returns the tensor, or the first of the sequence: (..., B, C)."""
+    if not isinstance(present, Tensor):
+        parts = _check_parts("present", present)
+        if parts[0].dim() != 2 or any(part.shape != parts[0].shape for part in parts):
+            raise ValueError(
+                "Expected argument `present` to hold tensors of one shape (batch, classes), "
+                f"but got {[tuple(part.shape) for part in parts]}."
+            )
+        for part in parts:
+            _check_logits("present", part)
+            _check_device("present", part, parts[0].device)
+        if any(part.dtype != parts[0].dtype for part in parts):
+            raise TypeError(
+                f"Expected argument `present` to hold tensors of one dtype, but got {[part.dtype for part in parts]}. "
+                "Cast them with .to(dtype)."
+            )
+    elif present.dim() != 3:
+        raise ValueError(
+            f"Expected argument `present` to have shape (M, batch, classes), but got {tuple(present.shape)}. "
+            "Stack what each modality adds to the logits, or pass a list of them."
+        )
+    else:
+        _check_logits("present", present)
+    if len(present) != modalities:
+        raise ValueError(
+            f"Expected argument `present` to have one row for each of the {modalities} modalities of the state, "
+            f"but got {len(present)}."
+        )
+    return present if isinstance(present, Tensor) else parts[0]
+
+
+def check_absent(absent: Tensor | Sequence[Tensor], modalities: int, present: Tensor) -> None:
+    """What each modality adds when it is absent, beside `present` (..., B, C)."""
+    parts = [absent] if isinstance(absent, Tensor) else _check_parts("absent", absent)
+    for part in parts:
+        if not part.is_floating_point():
+            raise TypeError(f"Expected argument `absent` to have a floating dtype, but got {part.dtype}.")
+        _check_device("absent", part, present.device)
+    classes = present.shape[-1]
+    if isinstance(absent, Tensor):
+        right = absent.shape == (modalities, classes) or absent.shape == (modalities, 1, classes)
+    else:
+        right = len(parts) == modalities and all(part.shape in ((classes,), (1, classes)) for part in parts)
+    if not right:
+        got = [tuple(part.shape) for part in parts]
+        raise ValueError(
+            f"Expected argument `absent` to have shape ({modalities}, {classes}), one row a modality, or to be a "
+            f"sequence of {modalities} tensors ({classes},), "
+            f"but got {got[0] if isinstance(absent, Tensor) else f'a sequence of {got}'}. "
+            "What a modality adds when it is absent is the same for every sample."
+        )
+
+
+def check_bias(bias: Tensor, present: Tensor, given_joint: bool) -> None:
+    """The bias of the joint logits, beside `present` (..., B, C)."""
+    _check_tensor("bias", bias)
+    if given_joint:
+        raise ValueError(
+            "Expected argument `bias` to be None beside `joint_logits`, but got a tensor. "
+            "The joint logits contain their bias, and its gradient flows through them."
+        )
+    if not bias.is_floating_point():
+        raise TypeError(f"Expected argument `bias` to have a floating dtype, but got {bias.dtype}.")
+    if bias.shape != present.shape[-1:]:
+        raise ValueError(
+            f"Expected argument `bias` to have shape ({present.shape[-1]},), one number a class, "
+            f"but got {tuple(bias.shape)}."
+        )
+    _check_device("bias", bias, present.device)
+
+
+def check_joint_logits(joint_logits: Tensor, present: Tensor) -> None:
+    """The logits of a joint pass of its own, beside `present` (..., B, C)."""
+    _check_tensor("joint_logits", joint_logits)
+    if joint_logits.shape != present.shape[-2:]:
+        raise ValueError(
+            f"Expected argument `joint_logits` to have shape {tuple(present.shape[-2:])}, (batch, classes) as in "
+            f"`present`, but got {tuple(joint_logits.shape)}."
+        )
+    if joint_logits.dtype != present.dtype:
+        raise TypeError(
+            f"Expected argument `joint_logits` to have the dtype of `present`, {present.dtype}, "
+            f"but got {joint_logits.dtype}. Cast one of them with .to(dtype)."
+        )
+    _check_device("joint_logits", joint_logits, present.device)
+
+
+def _check_parts(name: str, parts: Sequence[Tensor]) -> list[Tensor]:
+    if not isinstance(parts, (list, tuple)) or not parts or not all(isinstance(part, Tensor) for part in parts):
+        raise TypeError(
+            f"Expected argument `{name}` to be a tensor, or a list or tuple with a tensor for each modality, "
+            f"but got {type(parts).__name__}."
+        )
+    return list(parts)
+
+
+def _check_device(name: str, tensor: Tensor, device: torch.device) -> None:
+    if tensor.device != device:
+        raise ValueError(
+            f"Expected argument `{name}` to be on {device}, where `present` is, but it is on {tensor.device}. "
+            f"Move it with {name}.to(present.device)."
         )
 
 
@@ -119,4 +232,139 @@ def check_class_weight(weight: Tensor, masked_logits: Tensor) -> None:
         raise ValueError(
             f"Expected argument `weight` to be one floating number a class, ({classes},) on {masked_logits.device}, "
             f"but got {weight.dtype} {tuple(weight.shape)} on {weight.device}."
+        )
+
+
+_GRADIENT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_gradients(gradients: Sequence[Iterable[Tensor | None]]) -> list[tuple[Tensor | None, int]]:
+    """Checks groups of gradients that are to be written; returns (gradient, group) of every entry."""
+    if isinstance(gradients, Tensor) or not isinstance(gradients, Sequence):
+        raise TypeError(
+            "Expected argument `gradients` to be a sequence of groups of tensors, "
+            f"but got {type(gradients).__name__}. Wrap one group into a list."
+        )
+    entries: list[tuple[Tensor | None, int]] = []
+    names: list[str] = []
+    for group, members in enumerate(gradients):
+        if isinstance(members, Tensor) or not isinstance(members, Iterable):
+            raise TypeError(
+                "Expected argument `gradients` to hold one sequence of tensors a group, "
+                f"but entry {group} is {type(members).__name__}. Wrap one group into a list."
+            )
+        for place, grad in enumerate(members):
+            entries.append((grad, group))
+            names.append(f"gradients[{group}][{place}]")
+    device = next((grad.device for grad, _ in entries if isinstance(grad, Tensor)), None)
+    for (grad, _), name in zip(entries, names, strict=True):
+        if grad is not None:
+            _check_gradient(grad, name, device)
+    _check_memory([(grad, name) for (grad, _), name in zip(entries, names, strict=True) if grad is not None])
+    return entries
+
+
+def _check_gradient(grad: Tensor, name: str, device: torch.device | None) -> None:
+    if not isinstance(grad, Tensor):
+        raise TypeError(f"Expected `{name}` to be a tensor or None, but got {type(grad).__name__}.")
+    if grad.layout != torch.strided:
+        raise TypeError(
+            f"Expected `{name}` to be dense, but its layout is {grad.layout}. Use an embedding with sparse=False."
+        )
+    if grad.dtype not in _GRADIENT_DTYPES:
+        raise TypeError(
+            f"Expected `{name}` to be float32, bfloat16, float16 or float64, but got {grad.dtype}. "
+            "Leave out what is not a gradient."
+        )
+    if grad.device != device:
+        raise ValueError(
+            f"Expected all gradients to be on one device, but `{name}` is on {grad.device} and the first one on "
+            f"{device}. Call once a device."
+        )
+    if grad.requires_grad:
+        raise ValueError(
+            f"Expected `{name}` to be a gradient, but it requires one itself. Pass parameter.grad instead of the "
+            "parameter, or detach what backward(create_graph=True) gave."
+        )
+
+
+def _check_memory(grads: list[tuple[Tensor, str]]) -> None:
+    """That no two gradients share memory, and no gradient repeats its own."""
+    if torch.compiler.is_compiling():  # there are no addresses yet
+        if len({id(grad) for grad, _ in grads}) < len(grads):
+            raise ValueError(
+                "Expected every gradient to have its own memory, but one is among `gradients` twice and would be "
+                "scaled twice. Pass shared parameters once."
+            )
+        return
+    spans = []
+    for grad, name in grads:
+        size = grad.numel()
+        if size == 0:
+            continue
+        if not grad.is_contiguous():
+            steps = sorted((step, count) for step, count in zip(grad.stride(), grad.shape, strict=True) if count > 1)
+            extent = 1
+            for step, count in steps:
+                if step < extent:
+                    raise ValueError(
+                        f"Expected every element of `{name}` to have its own memory, but its strides are "
+                        f"{grad.stride()}. Pass {name}.clone()."
+                    )
+                extent = step * (count - 1) + extent
+            # Of a tensor with gaps only the start is looked at: the gaps may belong to another one.
+            size = size if extent == size else 1
+        start = grad.data_ptr()
+        spans.append((start, start + size * grad.element_size(), name))
+    spans.sort()
+    end, owner = 0, ""
+    for start, stop, name in spans:
+        if start < end:
+            raise ValueError(
+                f"Expected every gradient to have its own memory, but `{name}` and `{owner}` share theirs and would "
+                "be scaled twice. Pass shared parameters once."
+            )
+        end, owner = stop, name
+
+
+def check_coefficients(coefficients: Tensor | Sequence[float], groups: int, device: torch.device | None) -> Tensor:
+    """Checks the coefficients of groups of gradients on a device (None: there are none); returns (G,) float64."""
+    if not isinstance(coefficients, Tensor):
+        if not isinstance(coefficients, Sequence) or not all(map(_is_number, coefficients)):
+            raise TypeError(
+                "Expected argument `coefficients` to be a tensor or a sequence of numbers, but got "
+                f"{coefficients!r}. Pass one number a group of gradients."
+            )
+        coefficients = torch.tensor(coefficients, dtype=torch.float64)
+        device = None
+    if not coefficients.is_floating_point():
+        raise TypeError(
+            f"Expected argument `coefficients` to have a floating dtype, but got {coefficients.dtype}. "
+            "Convert it with coefficients.double()."
+        )
+    if coefficients.shape != (groups,):
+        raise ValueError(
+            f"Expected argument `coefficients` to have shape ({groups},), one number a group of gradients, "
+            f"but got {tuple(coefficients.shape)}."
+        )
+    if device is not None and coefficients.device != device:
+        raise ValueError(
+            f"Expected argument `coefficients` to be on {device}, where the gradients are, but it is on "
+            f"{coefficients.device}. Move it with coefficients.to(gradient.device)."
+        )
+    return coefficients.detach().double()
+
+
+def check_generator(generator: torch.Generator | None, device: torch.device | None) -> None:
+    if generator is None:
+        return
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"Expected argument `generator` to be a torch.Generator or None, but got {type(generator).__name__}. "
+            "Make one with torch.Generator(device).manual_seed(seed)."
+        )
+    if device is not None and generator.device.type != device.type:
+        raise ValueError(
+            f"Expected argument `generator` to be on {device}, where the gradients are, but it is on "
+            f"{generator.device}. Make it with torch.Generator({str(device)!r})."
         )

@@ -37,7 +37,7 @@ _SIGNATURES = {
     ),
     "expand_subsets": "(Tensor[] present, Tensor[] absent, bool concatenate) -> Tensor",
     "expand_subsets_backward": (
-        "(Tensor grad, int[] widths, int batch, bool concatenate) -> (Tensor grad_present, Tensor grad_absent)"
+        "(Tensor grad, SymInt[] widths, SymInt batch, bool concatenate) -> (Tensor grad_present, Tensor grad_absent)"
     ),
     "scale_gradients_": "(Tensor(a!)[] grads, int[] groups, Tensor coefficients, Tensor? seed) -> ()",
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <type_traits>
 
@@ -18,6 +19,14 @@ namespace agm {
 // float64 stays, every other floating type is computed in float32.
 template <typename T>
 using accumulate_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+template <typename To, typename From>
+AGM_HOST_DEVICE To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(To));
+  return to;
+}
 
 template <typename A>
 constexpr A kInfinity = std::numeric_limits<A>::infinity();

@@ -41,9 +41,10 @@ inline int modalities_of(int64_t rows, int most) {
   return modalities;
 }
 
-// The tensor itself where the classes of a sample are neighbours in memory, otherwise a compact copy.
-inline torch::stable::Tensor unit_class_stride(const torch::stable::Tensor& masked_logits) {
-  return masked_logits.stride(2) == 1 ? masked_logits : torch::stable::contiguous(masked_logits);
+// The tensor itself where the classes, its last dimension, are neighbours in memory, otherwise a compact
+// copy.
+inline torch::stable::Tensor unit_class_stride(const torch::stable::Tensor& logits) {
+  return logits.stride(logits.dim() - 1) == 1 ? logits : torch::stable::contiguous(logits);
 }
 
 inline std::optional<torch::stable::Tensor> contiguous_or_none(

@@ -69,10 +69,11 @@ struct JointLoss {
 };
 
 // `source.responses(b, start, count, response)` gives the responses of some classes of sample b, and behind
-// them its joint logits. Each class is asked for once, and the label once more.
-template <typename A, typename Source>
+// them its joint logits. Each class is asked for once, and the label once more. `joint->add_tile` is given
+// the joint logits, each class once.
+template <typename A, typename Source, typename Joint = JointLoss<A>>
 AGM_HOST_DEVICE void score_sample_body(const Source& source, int64_t b, int64_t label, double cap,
-                                       Sample& sample, JointLoss<A>* loss = nullptr) {
+                                       Sample& sample, Joint* joint = nullptr) {
   const int modalities = source.modalities;
   A response[(kMaxModalities + 1) * kTile];
 
@@ -90,7 +91,7 @@ AGM_HOST_DEVICE void score_sample_body(const Source& source, int64_t b, int64_t 
       if (m < modalities) add_tile(softmax[m], tile, count);
       beaten[m] |= tile_beats(tile, start, count, target[m], label);
     }
-    if (loss != nullptr) loss->add_tile(response + modalities * kTile, start, count, target[modalities]);
+    if (joint != nullptr) joint->add_tile(response + modalities * kTile, start, count, target[modalities]);
   }
   for (int m = 0; m < modalities; ++m) sample.cost[m] = softmax[m].cost(target[m], static_cast<A>(cap));
   for (int m = 0; m <= modalities; ++m) sample.hit[m] = !beaten[m];

@@ -16,14 +16,6 @@
 
 namespace agm {
 
-template <typename To, typename From>
-AGM_HOST_DEVICE To bits_as(From from) {
-  static_assert(sizeof(To) == sizeof(From));
-  To to;
-  std::memcpy(&to, &from, sizeof(To));
-  return to;
-}
-
 AGM_HOST_DEVICE float widen(float x) { return x; }
 AGM_HOST_DEVICE double widen(double x) { return x; }
 AGM_HOST_DEVICE float widen(torch::headeronly::BFloat16 x) {

@@ -14,11 +14,16 @@
 
 namespace agm {
 
-// The one place where a kernel is launched, so that the tests can run kernels without a GPU.
+// The one place where a kernel is launched, and by a function: `<<<>>>` is not C++, and the tests compile the
+// kernels as that to run them without a GPU. An error is left for the check in `on_device_of`.
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, unsigned threads, cudaStream_t stream,
             Arguments&&... arguments) {
-  kernel<<<grid, threads, 0, stream>>>(std::forward<Arguments>(arguments)...);
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.stream = stream;
+  cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
 }
 
 inline cudaStream_t current_stream(const torch::stable::Tensor& tensor) {

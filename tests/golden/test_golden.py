@@ -16,6 +16,9 @@ import torch.nn.functional as F
 import agm
 from agm.ops._backends import BACKENDS
 
+from ..ops.building import EMULATED
+from ..ops.samples import Room
+
 
 @pytest.mark.parametrize("backend", ["reference", "cpp", "triton"])
 @pytest.mark.parametrize("function", [agm.fused_modulate, agm.fused_modulate_cross_entropy])
@@ -35,6 +38,19 @@ def test_coefficients_and_running_scores(recording: Any, function: Any, backend:
         if function is agm.fused_modulate_cross_entropy:
             expected = F.cross_entropy(recording.masked_logits(step)[-1], recording.target(step))
             np.testing.assert_allclose(result[0], expected, rtol=1e-5, atol=0)
+        np.testing.assert_allclose(state.coefficients, recording.arrays["kappa"][step], rtol=1e-5, atol=0)
+    np.testing.assert_allclose(state.running_scores, recording.arrays["final_running"], rtol=1e-6, atol=0)
+    assert state.step.item() == recording.steps
+    assert state.skipped.item() == 0
+
+
+@pytest.mark.parametrize("room", [Room("cuda", "cpu", EMULATED)], ids=["cuda-cpu"])
+def test_coefficients_and_running_scores_of_emulated_kernels(recording: Any, room: Room) -> None:
+    modulate = room.op("modulate")
+    state = agm.ModulationState(len(recording.modalities))
+    for step in range(recording.steps):
+        given = recording.masked_logits(step), recording.target(step), state.values, state.counts
+        modulate(*given, recording.alpha, recording.max_gap, 1e-8, -100, True)
         np.testing.assert_allclose(state.coefficients, recording.arrays["kappa"][step], rtol=1e-5, atol=0)
     np.testing.assert_allclose(state.running_scores, recording.arrays["final_running"], rtol=1e-6, atol=0)
     assert state.step.item() == recording.steps

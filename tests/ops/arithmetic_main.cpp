@@ -5,6 +5,8 @@
 #include <string>
 
 #include "modulate.h"
+#include "philox.h"
+#include "scale_gradients.h"
 
 namespace {
 
@@ -69,6 +71,53 @@ void step() {
   for (unsigned subset = 1; subset < 8; ++subset) print(agm::subset_scale(coefficients, 3, subset));
 }
 
+uint32_t word() { return static_cast<uint32_t>(number()); }
+
+void philox() {
+  agm::PhiloxBlock counter;
+  for (uint32_t& own : counter.word) own = word();
+  const uint32_t low = word();
+  for (const uint32_t own : agm::philox(counter, {low, word()}).word) print(own);
+}
+
+// The low word of the seed, its high word, the stream, the block's low word, its high word.
+void normals() {
+  const uint64_t seed = word() | uint64_t{word()} << 32;
+  const uint32_t stream = word();
+  const uint64_t block = word() | uint64_t{word()} << 32;
+  const auto key = agm::PhiloxKey::of(static_cast<int64_t>(seed));
+  for (const float normal : agm::philox_normals(key, stream, block).value) print(normal);
+}
+
+template <typename A>
+void rescale() {
+  const auto coefficient = static_cast<A>(number());
+  const auto gradient = static_cast<A>(number());
+  const auto normal = static_cast<float>(number());
+  const auto deviation = static_cast<A>(number());
+  print(static_cast<double>(agm::rescale(coefficient, gradient)));
+  print(static_cast<double>(agm::rescale(coefficient, gradient, normal, deviation)));
+}
+
+// The standard deviation of some numbers from the moments of every three of them, an empty share among them.
+void deviation() {
+  const int count = static_cast<int>(number());
+  agm::Moments all;
+  for (int begin = 0; begin < count; begin += 3) {
+    agm::ShiftedSums sums;
+    double pivot = 0;
+    const int own = count - begin < 3 ? count - begin : 3;
+    for (int i = 0; i < own; ++i) {
+      const double value = number();
+      if (i == 0) pivot = value;
+      sums.add(value - pivot);
+    }
+    all.merge(sums.moments(own, pivot));
+    all.merge(agm::ShiftedSums{}.moments(0, pivot));
+  }
+  print(all.noise_deviation());
+}
+
 }  // namespace
 
 int main() {
@@ -82,5 +131,10 @@ int main() {
     if (op == "weights") weights();
     if (op == "beats") beats();
     if (op == "step") step();
+    if (op == "philox") philox();
+    if (op == "normals") normals();
+    if (op == "rescale_f") rescale<float>();
+    if (op == "rescale_d") rescale<double>();
+    if (op == "deviation") deviation();
   }
 }

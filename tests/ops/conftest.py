@@ -1,4 +1,4 @@
-"""Where an op can be served: each backend on its device, Triton on the CPU by its interpreter."""
+"""Where an op can be served: each backend on its device, the GPU kernels on the CPU too, interpreted or emulated."""
 
 import importlib.util
 import os
@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch.utils.cpp_extension import include_paths
 
+from . import building
+from .building import CPU_SANITIZED, CUDA_SOURCES, EMULATED, SANITIZED
 from .samples import Room
 
 
@@ -22,14 +24,37 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.filterwarnings("ignore::RuntimeWarning:triton"))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """The libraries that are needed are compiled while other tests run."""
+    if session.config.option.collectonly:
+        return
+    parameters = [item.callspec.params for item in session.items if hasattr(item, "callspec")]
+    for library in {room.library for each in parameters if isinstance(room := each.get("room"), Room)} - {None}:
+        library.start()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Under the sanitizers, a kernel that no test has run is a failure."""
+    if not SANITIZED:
+        return
+    for library in (CPU_SANITIZED, EMULATED):
+        untested = library.registered() - library.asked
+        if untested or not library.asked:
+            print(f"\n{library.namespace}: no test of {untested or 'anything'}")
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 ROOMS = [
     Room("reference", "cpu"),
     Room("cpp", "cpu"),
     Room("triton", "cpu"),
+    Room("cuda", "cpu", EMULATED),
     Room("reference", "cuda"),
     Room("cuda", "cuda"),
     Room("triton", "cuda"),
 ]
+if SANITIZED:
+    ROOMS = [Room("cpp", "cpu", CPU_SANITIZED), Room("cuda", "cpu", EMULATED)]
 
 
 @pytest.fixture(
@@ -50,7 +75,6 @@ def room(request: pytest.FixtureRequest) -> Room:
 
 HERE = Path(__file__).parent
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
-CUDA_SOURCES = tuple(sorted((HERE.parent.parent / "csrc").glob("cuda/*.cu")))
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +82,7 @@ def compilations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
     """The long compilations, all started at once; each test of test_spills.py waits for its own."""
     commands: dict[str, list[object]] = {}
     if importlib.util.find_spec("triton") is not None:
-        commands |= {target: [sys.executable, HERE / "compile_ahead.py", target] for target in TARGETS}
+        commands |= {target: [sys.executable, HERE / "ahead", target] for target in TARGETS}
     if shutil.which("nvcc") is not None:
         flags = ["-std=c++20", "-O3", "-DUSE_CUDA", "-Xptxas=-v", "-gencode=arch=compute_90,code=sm_90"]
         includes = [f"-I{path}" for path in include_paths()]
@@ -76,3 +100,22 @@ def compilations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
     for process in running.values():
         process.kill()
         process.wait()
+
+
+@pytest.fixture(scope="session")
+def sanitized_session() -> Iterator[subprocess.Popen[str] | None]:
+    """The tests of memory's bounds once more, on kernels that check them; in the background."""
+    if building.why_not() is not None:
+        yield None
+        return
+    selected = "(cpp-cpu or cuda-cpu) and (numbers or layouts or empty or many_classes or fuzz)"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-q", "-s", "-x", "-p", "no:cacheprovider", "-k", selected, str(HERE)],
+        env={**building.under_sanitizers(), "AGM_TEST_SANITIZED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    yield process
+    process.kill()
+    process.wait()

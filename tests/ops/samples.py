@@ -10,6 +10,8 @@ from torch import Tensor
 
 from agm.ops import _backends
 
+from .building import Library
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 # (M, B, C): empty, single, odd (no row of the output but the first is aligned), a multiple of a wide store, long
@@ -46,6 +48,7 @@ class Room:
 
     backend: str
     device: str
+    library: Library | None = None  # of the tests' own, which serves instead of agm's
 
     def rounding(self, dtype: torch.dtype) -> float:
         """The relative error of storing a number: 0 where it is rounded to nearest, as torch does."""
@@ -55,6 +58,8 @@ class Room:
 
     def op(self, name: str) -> Callable[..., Any]:
         """The overload of an op that is served here."""
+        if self.library is not None:
+            return self.library.op(name)  # type: ignore[no-any-return]
         reason = _backends.BACKENDS[self.backend].why_not(name, self.device)
         if reason is not None:
             pytest.skip(f"{self.backend}: {reason}")
@@ -90,3 +95,13 @@ def logits(*shape: int, dtype: torch.dtype, device: str, seed: int = 0) -> Tenso
     """Normal numbers, the same on every device."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device=device, dtype=dtype)
+
+
+def kernels_of(call: Callable[[], Any]) -> list[str]:
+    """The kernels that a call launches; copies and fills count as well."""
+    call()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        call()
+        torch.cuda.synchronize()
+    return [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]

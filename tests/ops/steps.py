@@ -76,27 +76,45 @@ def check(room: Room, given: Step, *, tolerance: float | None = None) -> Step:
         return made
 
     tolerance = SCORE_TOLERANCE[given.masked_logits.dtype] if tolerance is None else tolerance
+    size = wanted.masked_logits.abs().nan_to_num(0, 0, 0).amax().item() if wanted.masked_logits.numel() else 0.0
+    compare(made, wanted, given, reference.responses(wanted.masked_logits), tolerance, tolerance * (1 + size))
+    if skipped(made, given):
+        assert torch.equal(scales, wanted_scales)
+    else:
+        exact = {"rtol": STEP_TOLERANCE, "atol": STEP_TOLERANCE}
+        torch.testing.assert_close(scales, reference.subset_scales(made.values[reference.COEFFICIENTS]), **exact)
+    return made
+
+
+def skipped(made: Any, given: Any) -> bool:
+    at = given.values.shape[1] + reference.SKIPPED
+    return bool(made.counts[at] > given.counts[at])
+
+
+def compare(made: Any, wanted: Any, given: Any, response: Tensor, tolerance: float, doubt: float) -> None:
+    """The state after a step `made` of `given`, and after the same step by the reference.
+
+    Args:
+        response: (M, B, C), the responses.
+        tolerance: of the scores.
+        doubt: how near to each other rounding may take two responses for one another.
+    """
     exact = {"rtol": STEP_TOLERANCE, "atol": STEP_TOLERANCE, "equal_nan": True}
     modalities = given.values.shape[1]
     running, scores, ratios, reference_ratios, coefficients = made.values
     torch.testing.assert_close(scores, wanted.values[1], rtol=tolerance, atol=tolerance, equal_nan=True)
     assert torch.equal(made.counts[modalities:], wanted.counts[modalities:])
-    response = reference.responses(wanted.masked_logits)
     off = (made.counts[:modalities] - wanted.counts[:modalities]).abs()
-    scale = 1 + wanted.masked_logits.abs().nan_to_num(0, 0, 0).amax().item() if response.numel() else 1.0
-    assert (off <= _doubtful(response, given.target, tolerance * scale)).all()
+    assert (off <= _doubtful(response, given.target, doubt)).all()
 
     # The rest is float64 arithmetic on the scores, wherever they come from.
     torch.testing.assert_close(ratios, reference.discrepancy_ratios(scores), **exact)
     torch.testing.assert_close(reference_ratios, reference.discrepancy_ratios(given.values[0]), **exact)
-    if wanted.counts[modalities + reference.SKIPPED] > given.counts[modalities + reference.SKIPPED]:
+    if skipped(wanted, given):
         assert torch.equal(running, given.values[0])
         assert torch.equal(coefficients, torch.ones(modalities, dtype=torch.float64))
-        assert torch.equal(scales, wanted_scales)
-        return made
+        return
     kappa = (given.alpha * (reference_ratios - ratios).clamp(max=given.max_gap)).exp()
     torch.testing.assert_close(coefficients, kappa, **exact)
     t = made.counts[modalities + reference.STEP].item()
     torch.testing.assert_close(running, given.values[0] * (t - 1) / t + scores / t, **exact)
-    torch.testing.assert_close(scales, reference.subset_scales(kappa), **exact)
-    return made

@@ -12,8 +12,8 @@ import torch
 from agm import subset_weights
 from agm.ops import reference
 
-# These tests come early: by the time of test_spills.py the long compilations are done.
-pytestmark = pytest.mark.usefixtures("compilations")
+# These tests come early: by the time of test_sanitizers.py and test_spills.py the long compilations are done.
+pytestmark = pytest.mark.usefixtures("compilations", "sanitized_session")
 
 HERE = Path(__file__).parent
 CSRC = HERE.parent.parent / "csrc"
@@ -110,3 +110,73 @@ def test_steps(arithmetic: Path, max_gap: float) -> None:
     kappa = (1.1 * (reference_ratio - ratio).clamp(max=max_gap)).exp()
     expected = torch.cat([ratio, reference_ratio, kappa, reference.subset_scales(kappa)])
     torch.testing.assert_close(result, expected, rtol=1e-14, atol=1e-14)
+
+
+# The known answers of Random123 (kat_vectors) for philox4x32 of 10 rounds: counter, key, result.
+KNOWN_ANSWERS = [
+    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+]
+
+
+@pytest.mark.parametrize(("counter", "key", "answer"), KNOWN_ANSWERS)
+def test_philox_gives_the_known_answers(arithmetic: Path, counter: str, key: str, answer: str) -> None:
+    words = [int(word, 16) for word in f"{counter} {key}".split()]
+    result = printed(arithmetic, [line("philox", *words)])
+    assert [f"{int(word):08x}" for word in result] == answer.split()
+
+
+@pytest.mark.parametrize("seed", [0, 1, -1, 2**63 - 1, -(2**63), 0x123456789ABCDEF])
+@pytest.mark.parametrize("stream", [0, 7])
+def test_normal_numbers(arithmetic: Path, seed: int, stream: int) -> None:
+    low, high = seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
+    blocks = 2000
+    result = printed(arithmetic, [line("normals", low, high, stream, block, 0) for block in range(blocks)])
+    expected = reference.philox_normal(torch.tensor([seed]), stream, 4 * blocks)
+    # A few units in the last place of the radius, at most 5.8, and of the angle, at most 6.3.
+    torch.testing.assert_close(result, expected.double(), rtol=0, atol=3e-6)
+
+
+def test_normal_numbers_of_every_angle_and_radius(arithmetic: Path) -> None:
+    """Blocks past 2**32 are counted in the second word; none gives a number that is not finite."""
+    lines = [line("normals", 5, 6, 1, block, 9) for block in range(20000)]
+    result = printed(arithmetic, lines)
+    assert result.isfinite().all()
+    assert result.abs().max() < 5.9
+    first = printed(arithmetic, [line("philox", 0, 9, 1, 0, 5, 6)]).long()
+    radius = math.sqrt(-2 * math.log(((int(first[0]) >> 8) + 0.5) * 2.0**-24))
+    angle = 2 * math.pi * (int(first[1]) >> 8) * 2.0**-24
+    assert result[0].item() == pytest.approx(radius * math.cos(angle), abs=3e-6)
+    assert result[1].item() == pytest.approx(radius * math.sin(angle), abs=3e-6)
+
+
+@pytest.mark.parametrize(("letter", "dtype"), [("f", torch.float32), ("d", torch.float64)])
+def test_gradients_are_rescaled(arithmetic: Path, letter: str, dtype: torch.dtype) -> None:
+    numbers = [0.0, -0.0, -1.0 / 3, 1e-60, 1e300, math.nan, math.inf]
+    cases = [(k, g, n, d) for k in numbers for g in numbers for n in (0.0, -1.7) for d in (1e-8, 0.3, math.nan)]
+    result = printed(arithmetic, [line("rescale_" + letter, *case) for case in cases]).view(-1, 2)
+    k, g, n, d = torch.tensor(cases, dtype=torch.float64).T.to(dtype)
+    n = n.float().to(dtype)
+    exact = {"rtol": 0, "atol": 0, "equal_nan": True}
+    torch.testing.assert_close(result[:, 0], (k * g).double(), **exact)
+    torch.testing.assert_close(result[:, 1], (k * g + n * d).double(), **exact)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        [5.0],
+        [1.0, 2.0],
+        [3.0] * 7,
+        [1e8, 1e8 + 1, 1e8 + 2, 1e8 - 1, 1e8 + 7, 1e8, 1e8 + 3],
+        [1e12, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+        [1.0, 2.0, math.nan, 4.0],
+        [1.0, math.inf, 2.0, 4.0],
+    ],
+    ids=str,
+)
+def test_standard_deviations(arithmetic: Path, numbers: list[float]) -> None:
+    result = printed(arithmetic, [line("deviation", len(numbers), *numbers)])
+    expected = torch.tensor(numbers, dtype=torch.float64).std() if len(numbers) > 1 else torch.tensor(0.0)
+    torch.testing.assert_close(result, expected.double().view(1) + 1e-8, rtol=1e-12, atol=0, equal_nan=True)

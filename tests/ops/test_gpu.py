@@ -1,7 +1,6 @@
 """How the kernels behave on a GPU beyond their numbers: launches, synchronisation, graphs, streams."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ import torch
 from agm.ops import reference
 
 from .losses import Loss, loss_of
-from .samples import Room, logits
+from .samples import Room, kernels_of, logits
 from .steps import Step, step
 
 Both = Callable[[Step], tuple[torch.Tensor, ...]]
@@ -45,16 +44,6 @@ def both(request: pytest.FixtureRequest, room: Room) -> Both:
         return mean, scales, room.op("modulate_cross_entropy_backward")(*backward)
 
     return logits_only if request.param == "logits" else with_loss
-
-
-def kernels_of(call: Callable[[], Any]) -> list[str]:
-    """The kernels that a call launches; copies and fills count as well."""
-    call()
-    torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        call()
-        torch.cuda.synchronize()
-    return [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -43,8 +43,12 @@ def test_many_classes(room: Room, shape: tuple[int, int, int]) -> None:
     check(room, step(*shape, torch.float32))
 
 
-def test_many_samples(room: Room) -> None:
-    check(room, step(2, 2100, 3, torch.float32))
+@pytest.mark.parametrize("shape", [(2, 2100, 3), (2, 1100, 1024)], ids=str)
+def test_many_samples(room: Room, shape: tuple[int, int, int]) -> None:
+    """More than a GPU kernel has blocks, so that blocks go on to a second one; few classes and many."""
+    if (room.backend, room.device) == ("triton", "cpu") and shape[2] > 3:
+        pytest.skip("the interpreter takes a quarter of a minute")
+    check(room, step(*shape, torch.float32))
 
 
 @pytest.mark.parametrize(
@@ -220,8 +224,9 @@ def test_more_modalities_than_the_gpu_kernels_take(room: Room, modalities: int) 
     device, rows = torch.device(room.device), 2**modalities - 1
     if room.backend in ("cuda", "triton"):
         room.op("modulate")  # or skip: it serves fewer
-        with pytest.raises(RuntimeError, match="at most 6 modalities"):
-            _backends.select("modulate", device, room.backend, rows=rows)
+        if room.library is None:
+            with pytest.raises(RuntimeError, match="at most 6 modalities"):
+                _backends.select("modulate", device, room.backend, rows=rows)
         assert _backends.select("modulate", device, rows=rows)._overloadname in ("default", "reference")
         with pytest.raises((RuntimeError, ValueError), match=r"127|511|at most"):
             given.on(room.device).run(room.op("modulate"))

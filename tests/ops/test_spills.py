@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import CUDA_SOURCES, TARGETS
+from .building import CUDA_SOURCES
+from .conftest import TARGETS
 
 # Bytes a thread: the assembler gives away a few registers where one more block then fits.
 FEW_SPILLS = 16
@@ -35,6 +36,6 @@ def test_cuda_compiles_without_spills(source: Path, compilations: dict[str, subp
 def test_triton_compiles_without_spills(target: str, compilations: dict[str, subprocess.Popen[str]]) -> None:
     log = output_of(compilations.get(target), "triton")
     reports = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
-    assert {report["dtype"] for report in reports} == {"fp32", "bf16", "fp16", "fp64"}
-    assert len({report["kernel"] for report in reports}) == 6
+    assert {report["dtype"] for report in reports} >= {"fp32", "fp64"}
+    assert len({report["kernel"] for report in reports}) == 14
     assert [report for report in reports if report["spills"] > FEW_SPILLS] == []

@@ -38,7 +38,7 @@ def expand_subsets_backward(
     """
     wide = torch.float64 if grad.dtype == torch.float64 else torch.float32
     modalities = len(widths)
-    rows = grad.reshape(2**modalities - 2, batch, -1)
+    rows = grad.reshape(2**modalities - 2, batch, grad.shape[1])
     subset = torch.arange(1, 2**modalities - 1, device=grad.device)
     starts = [sum(widths[:m]) if concatenate else 0 for m in range(modalities)]
     present, absent = [], []

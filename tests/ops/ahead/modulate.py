@@ -1,42 +1,10 @@
-"""Compiles every Triton kernel for GPUs that need not be here; prints one JSON line a kernel.
+"""The kernels of a step, without and with the loss, and of the two backwards."""
 
-Run by test_compilers.py in a process of its own, since triton interprets or compiles, but not both.
-"""
-
-import json
-import re
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import triton
-import triton.language as tl
 from agm.kernels import modulate, modulate_cross_entropy
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
-TARGETS = {
-    "sm_80": GPUTarget("cuda", 80, 32),
-    "sm_90": GPUTarget("cuda", 90, 32),
-    "sm_100": GPUTarget("cuda", 100, 32),
-    "gfx942": GPUTarget("hip", "gfx942", 64),
-}
-DTYPES = ("fp32", "bf16", "fp16", "fp64")
-
-Case = tuple[Any, dict[str, str], dict[str, object], dict[str, object]]
-
-
-OPTIONS = {"enable_fp_fusion": True}
-STEP = {
-    **dict.fromkeys(("weights", "values", "scales"), "*fp64"),
-    "counts": "*i64",
-    "alpha": "i64",
-    "max_gap": "i64",
-}
-SHAPE = {"batch": "i32", "classes": "i32"}
+from common import OPTIONS, SHAPE, STEP, Case
 
 
 def backward_cases(dtype: str, wide: str, dtypes: dict[str, Any]) -> Iterator[Case]:
@@ -72,7 +40,7 @@ def step_cases(dtype: str, wide: str, dtypes: dict[str, Any], modalities: int, l
     tile = modulate._TILE[modalities]
     both = {"PADDED": 1 << (modalities - 1).bit_length(), "LOSS": loss, "SMOOTHING": loss}
     rows = {"ROWS": 2**modalities - 1}
-    last = {"MODALITIES": modalities, "UPDATE": True}
+    last = {"MODALITIES": modalities, "UPDATE": True, "SCALES": "subsets"}
     weight, normalizer = {"class_weight": f"*{wide}"}, {"normalizer": f"*{wide}"}
     mean = {"label_smoothing": "i64", "loss": f"*{wide}", "sums": "*fp64"}
 
@@ -96,7 +64,7 @@ def step_cases(dtype: str, wide: str, dtypes: dict[str, Any], modalities: int, l
     more = {"shares": "i32", "ignore_index": "i32", "cap": "i64"}
     yield (
         modulate._finish_shares,
-        {**found, "labels": "*i64", **SHAPE, **more, **STEP, **own},
+        {**found, "labels": "*i64", **SHAPE, **more, "weights": "*fp64", **STEP, **own},
         {**last, **both, "SAMPLES": modulate._SAMPLES, **dtypes, **none},
         OPTIONS,
     )
@@ -105,62 +73,14 @@ def step_cases(dtype: str, wide: str, dtypes: dict[str, Any], modalities: int, l
     own, none = only_with_loss(losses="*fp64", **weight, **mean)
     yield (
         modulate._finish,
-        {"costs": "*fp64", "hits": "*i64", "programs": "i32", "classes": "i32", **STEP, **own},
+        {"costs": "*fp64", "hits": "*i64", "programs": "i32", "classes": "i32", "weights": "*fp64", **STEP, **own},
         {**last, **both, "BLOCK": modulate._PROGRAMS, **none},
         OPTIONS,
     )
 
 
-def cases(dtype: str) -> Iterator[Case]:
-    wide = "fp64" if dtype == "fp64" else "fp32"
-    dtypes = {"DTYPE": tl.float64 if dtype == "fp64" else tl.float32}
+def cases(dtype: str, wide: str, dtypes: dict[str, Any]) -> Iterator[Case]:
     yield from backward_cases(dtype, wide, dtypes)
     for modalities in (2, 6) if dtype == "fp32" else (2,):
         for loss in (False, True):
             yield from step_cases(dtype, wide, dtypes, modalities, loss)
-
-
-def ptxas_report(ptx: str, architecture: str) -> dict[str, int]:
-    import triton.backends.nvidia
-
-    ptxas = next(Path(triton.backends.nvidia.__file__).parent.glob("bin/ptxas*"))
-    if architecture == "sm_100":  # triton carries a newer assembler for Blackwell
-        newer = ptxas.parent / "ptxas-blackwell"
-        ptxas = newer if newer.exists() else ptxas
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "kernel.ptx")
-        source.write_text(ptx)
-        target = re.search(r"^\.target (\w+)", ptx, re.M)[1]
-        command = [ptxas, "-v", f"--gpu-name={target}", source, "-o", source.with_suffix(".cubin")]
-        log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-    return {
-        "registers": int(re.search(r"Used (\d+) registers", log)[1]),
-        "spills": sum(map(int, re.findall(r"(\d+) bytes spill", log))),
-    }
-
-
-def amdgcn_report(assembly: str) -> dict[str, int]:
-    return {
-        "registers": int(re.search(r"\.vgpr_count:\s+(\d+)", assembly)[1]),
-        # Scalar registers spill into lanes of vector registers, not into memory.
-        "spills": int(re.search(r"\.vgpr_spill_count:\s+(\d+)", assembly)[1]),
-    }
-
-
-def main(architecture: str) -> None:
-    target = TARGETS[architecture]
-    for dtype in DTYPES:
-        for kernel, signature, constants, options in cases(dtype):
-            signature = {**signature, **dict.fromkeys(constants, "constexpr")}
-            source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-            binary = triton.compile(source, target=target, options=options)
-            if target.backend == "cuda":
-                report = ptxas_report(binary.asm["ptx"], architecture)
-            else:
-                report = amdgcn_report(binary.asm["amdgcn"])
-            constants = {name: str(constant) for name, constant in constants.items()}
-            print(json.dumps({"kernel": kernel.__name__, "dtype": dtype, "constants": constants, **report}))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

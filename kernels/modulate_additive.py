@@ -1,0 +1,449 @@
+"""The modulation of additive fusions in Triton, for up to 16 modalities.
+
+`agm.ops.reference` is the specification. `_score_additive` (of many classes `_score_additive_shares`) reads p_m once
+from memory; how the step is made of what it leaves is in `agm.kernels.modulate`. There is no CUDA C++ version: Triton
+serves NVIDIA and AMD alike, and where it is missing the reference does the same O(M * B * C) work in more launches.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from agm.kernels.modulate import (
+    _ENOUGH_PROGRAMS,
+    _MAX_PROGRAMS,
+    _PROGRAMS,
+    _SAMPLES,
+    _add_tile,
+    _beats,
+    _bits,
+    _cost,
+    _device_guard,
+    _finish,
+    _finish_shares,
+    _float64,
+    _leave,
+)
+from torch import Tensor
+
+__all__ = ["MAX_MODALITIES", "modulate_additive", "modulate_additive_backward"]
+
+MAX_MODALITIES = 16
+
+# By modalities, rounded up to a power of two: p_m that a program holds of each, samples * classes.
+_TILE = {2: 512, 4: 256, 8: 128, 16: 32}
+_MAX_STATES = 32  # modalities * samples of that tile: each of them takes registers of its own
+_BLOCK = 1024  # elements of a gradient that a program of the backward holds: samples * classes
+_MAX_CLASSES = 128  # of that block
+_SHARES = 64  # of the batch, whose columns' sums `_scale_columns` adds up at a time
+
+
+@triton.jit
+def _responses(
+    present,  # (samples, classes) pointers to p_0
+    absent,  # (1 or samples, classes) pointers to q_0
+    bias,  # (1 or samples, classes) pointers to b, or None
+    joint_logits,  # (samples, classes) pointers to the joint logits that were given, or None
+    row_stride,
+    absent_stride,
+    needed,  # (samples, classes) which to read of `present` and of `joint_logits`
+    inside,  # (1 or samples, classes) which to read of `absent` and of `bias`
+    MODALITIES: tl.constexpr,
+    PADDED: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """The joint logits, and the responses p_m - q_m + (z_full - sum_j (p_j - q_j)) / M."""
+    # One modality after the other: the order of a sum over a dimension would depend on the other dimensions, and
+    # equal logits must give equal responses, or ties break. p_m is read once more below, from the cache.
+    joint = tl.zeros(present.shape, DTYPE)
+    rest = tl.zeros(present.shape, DTYPE)
+    for m in range(MODALITIES):
+        own = tl.load(present + m * row_stride, mask=needed, other=0.0).to(DTYPE)
+        other = tl.load(absent + m * absent_stride, mask=inside, other=0.0).to(DTYPE)
+        joint += own
+        rest += own - other
+    if joint_logits is not None:
+        joint = tl.load(joint_logits, mask=needed, other=0.0).to(DTYPE)
+    elif bias is not None:
+        joint += tl.load(bias, mask=inside, other=0.0).to(DTYPE)
+    rest = joint - rest
+
+    modality = tl.arange(0, PADDED)[:, None, None]
+    real = modality < MODALITIES
+    owns = tl.load(present[None, :, :] + modality * row_stride, mask=real & needed[None, :, :], other=0.0)
+    others = tl.load(absent[None, :, :] + modality * absent_stride, mask=real & inside[None, :, :], other=0.0)
+    difference = owns.to(DTYPE) - others.to(DTYPE)
+    inverse = tl.full(difference.shape, 1.0, DTYPE) / MODALITIES
+    # Fused by name, since the compiler may fuse in one place and not in another.
+    return joint, tl.fma(tl.broadcast_to(rest[None, :, :], difference.shape), inverse, difference)
+
+
+@triton.jit
+def _look(
+    present,  # (samples,) pointers to p_0 of the first class of each sample
+    absent,  # (MODALITIES, classes)
+    bias,  # (classes,) or None
+    joint_logits,  # (samples,) pointers to the first class of each sample, or None
+    out,  # (samples,) pointers to where the joint logits go, where they are not given
+    row_stride,
+    absent_stride,
+    label,  # (samples,)
+    exists,  # (samples,)
+    known,  # (samples,) whether the label exists and is not ignored
+    begin,
+    end,
+    MODALITIES: tl.constexpr,
+    PADDED: tl.constexpr,
+    SAMPLES: tl.constexpr,
+    CLASSES: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """Classes begin ... end of some samples: running maximum and sum of exponentials, and who beats the label."""
+    row_stride = tl.cast(row_stride, tl.int64)
+    absent_stride = tl.cast(absent_stride, tl.int64)
+    joint_target, target = _responses(
+        (present + label)[:, None],
+        (absent + label)[:, None],
+        None if bias is None else (bias + label)[:, None],
+        None if joint_logits is None else (joint_logits + label)[:, None],
+        row_stride,
+        absent_stride,
+        known[:, None],
+        known[:, None],
+        MODALITIES,
+        PADDED,
+        DTYPE,
+    )
+    joint_target = tl.reshape(joint_target, [SAMPLES])
+    target = tl.reshape(target, [PADDED, SAMPLES])
+
+    largest = tl.full([PADDED, SAMPLES], float("-inf"), DTYPE)
+    total = tl.zeros([PADDED, SAMPLES], DTYPE)
+    beaten = tl.zeros([PADDED, SAMPLES], tl.int32)
+    joint_beaten = tl.zeros([SAMPLES], tl.int32)
+    for start in range(begin, end, CLASSES):
+        index = start + tl.arange(0, CLASSES)
+        here = exists[:, None] & (index < end)[None, :]
+        inside = here & known[:, None]
+        joint, response = _responses(
+            present[:, None] + index[None, :],
+            (absent + index)[None, :],
+            None if bias is None else (bias + index)[None, :],
+            None if joint_logits is None else joint_logits[:, None] + index[None, :],
+            row_stride,
+            absent_stride,
+            here if joint_logits is None else inside,  # samples without a class have joint logits as well
+            (index < end)[None, :],
+            MODALITIES,
+            PADDED,
+            DTYPE,
+        )
+        if joint_logits is None:
+            tl.store(out[:, None] + index[None, :], joint.to(out.dtype.element_ty), mask=here)
+        worse = _beats(joint, index[None, :], joint_target[:, None], label[:, None]) & inside
+        joint_beaten = joint_beaten | tl.max(worse.to(tl.int32), 1)
+        largest, total, beaten = _add_tile(response, index, inside, target, label, largest, total, beaten)
+    return largest, total, target, beaten, joint_beaten
+
+
+@triton.jit(do_not_specialize=["ignore_index", "cap"])
+def _score_additive(
+    present,  # (MODALITIES, batch, classes), the last stride being 1
+    absent,
+    bias,
+    joint_logits,
+    out,
+    labels,  # (batch,) int64
+    costs,
+    hits,
+    batch,
+    classes,
+    row_stride,
+    batch_stride,
+    absent_stride,
+    joint_stride,
+    ignore_index,
+    cap,
+    MODALITIES: tl.constexpr,
+    PADDED: tl.constexpr,
+    SAMPLES: tl.constexpr,
+    CLASSES: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    # Each program works on every so-manieth group of samples.
+    cap = _float64(cap).to(DTYPE)
+    cost = tl.zeros([PADDED, SAMPLES], tl.float64)
+    hit = tl.zeros([PADDED, SAMPLES], tl.int64)
+    joint_hit = tl.zeros([SAMPLES], tl.int64)
+    used = tl.zeros([SAMPLES], tl.int64)
+    for first in range(tl.program_id(0) * SAMPLES, batch, tl.num_programs(0) * SAMPLES):
+        sample = first + tl.arange(0, SAMPLES)
+        exists = sample < batch
+        label = tl.load(labels + sample, mask=exists, other=0)
+        counted = exists & (label != ignore_index)
+        known = counted & (label >= 0) & (label < classes)
+        row = sample.to(tl.int64)
+        largest, total, target, beaten, joint_beaten = _look(
+            present + row * batch_stride,
+            absent,
+            bias,
+            None if joint_logits is None else joint_logits + row * joint_stride,
+            out + row * classes,
+            row_stride,
+            absent_stride,
+            label,
+            exists,
+            known,
+            0,
+            classes,
+            MODALITIES,
+            PADDED,
+            SAMPLES,
+            CLASSES,
+            DTYPE,
+        )
+        own = tl.where(known[None, :], _cost(largest, total, target, cap), float("nan")).to(tl.float64)
+        cost += tl.where(counted[None, :], own, 0.0)
+        hit += (known[None, :] & (beaten == 0)).to(tl.int64)
+        joint_hit += (known & (joint_beaten == 0)).to(tl.int64)
+        used += counted.to(tl.int64)
+    _leave(costs, hits, tl.program_id(0), cost, hit, joint_hit, used, PADDED)
+
+
+@triton.jit(do_not_specialize=["ignore_index"])
+def _score_additive_shares(
+    present,
+    absent,
+    bias,
+    joint_logits,
+    out,
+    labels,
+    found,  # (3, shares, PADDED, batch): largest, sum of exponentials, target
+    beaten_by,  # (shares, 2 * PADDED, batch) int32: by modality, then joint
+    batch,
+    classes,
+    share,  # classes of each program
+    row_stride,
+    batch_stride,
+    absent_stride,
+    joint_stride,
+    ignore_index,
+    MODALITIES: tl.constexpr,
+    PADDED: tl.constexpr,
+    CLASSES: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    # Few samples with many classes: one program works on one share of the classes of one sample.
+    sample = tl.program_id(0) + tl.arange(0, 1)
+    label = tl.load(labels + sample)
+    known = (label != ignore_index) & (label >= 0) & (label < classes)
+    begin = tl.program_id(1) * share
+    row = sample.to(tl.int64)
+    largest, total, target, beaten, joint_beaten = _look(
+        present + row * batch_stride,
+        absent,
+        bias,
+        None if joint_logits is None else joint_logits + row * joint_stride,
+        out + row * classes,
+        row_stride,
+        absent_stride,
+        label,
+        sample < batch,
+        known,
+        begin,
+        tl.minimum(begin + share, classes),
+        MODALITIES,
+        PADDED,
+        1,
+        CLASSES,
+        DTYPE,
+    )
+    modality = tl.arange(0, PADDED)[:, None]
+    at = found + (tl.program_id(1) * PADDED + modality) * batch + sample[None, :]
+    size = tl.num_programs(1) * PADDED * batch
+    tl.store(at, largest)
+    tl.store(at + size, total)
+    tl.store(at + 2 * size, target)
+    flags = beaten_by + tl.program_id(1) * 2 * PADDED * batch
+    tl.store(flags + modality * batch + sample[None, :], beaten)
+    tl.store(flags + PADDED * batch + sample, joint_beaten)
+
+
+def _unit_class_stride(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def modulate_additive(
+    present: Tensor,  # (M, B, C)
+    absent: Tensor,  # (M, C)
+    bias: Tensor | None,  # (C,)
+    joint_logits: Tensor | None,  # (B, C)
+    target: Tensor,  # (B,) int64
+    values: Tensor,  # (5, M) float64, written in place
+    counts: Tensor,  # (M + 4,) int64, written in place
+    alpha: float,
+    max_gap: float,
+    floor: float,
+    ignore_index: int,
+    update: bool,
+) -> tuple[Tensor, Tensor]:
+    """One step in two launches; returns the joint logits, (0, C) where given, and the scales (2, M + 1) float64."""
+    modalities, batch, classes = present.shape
+    if modalities > MAX_MODALITIES:
+        raise ValueError(f"Expected at most {MAX_MODALITIES} modalities for the Triton kernel, but got {modalities}.")
+    given = joint_logits is not None
+    logits = present.new_empty(0 if given else batch, classes)
+    present, absent = _unit_class_stride(present), _unit_class_stride(absent)
+    joint_logits = _unit_class_stride(joint_logits) if given else None
+    bias = None if given or bias is None else bias.contiguous()
+    labels = target.contiguous()
+    scales = values.new_empty(2, modalities + 1)
+    cap = _bits(-math.log(floor) if floor > 0 else math.inf)
+    wide = torch.float64 if present.dtype == torch.float64 else torch.float32
+    dtype = tl.float64 if present.dtype == torch.float64 else tl.float32
+    padded = triton.next_power_of_2(modalities)
+    tile = _TILE[padded]
+    block = min(tile, triton.next_power_of_2(max(classes, 1)))
+    shares = min(classes // (4 * block), _ENOUGH_PROGRAMS // max(batch, 1))
+    inputs = (present, absent, bias, joint_logits, logits, labels)
+    strides = (*present.stride()[:2], absent.stride(0), joint_logits.stride(0) if given else 0)
+    step = (None, values, counts, scales, _bits(alpha), _bits(max_gap))  # no weights of subsets
+    common = {"MODALITIES": modalities, "PADDED": padded, "enable_fp_fusion": True}
+    finish = {"SCALES": "additive beside joint logits" if given else "additive", "UPDATE": update, **common}
+    with _device_guard(present):
+        if shares > 1:
+            found = present.new_empty((3, shares, padded, batch), dtype=wide)
+            beaten_by = present.new_empty((shares, 2 * padded, batch), dtype=torch.int32)
+            share = triton.cdiv(classes, shares)
+            _score_additive_shares[(batch, shares)](
+                *(*inputs, found, beaten_by, batch, classes, share, *strides, ignore_index),
+                CLASSES=block,
+                DTYPE=dtype,
+                **common,
+            )
+            _finish_shares[(1,)](
+                *(found, beaten_by, labels, batch, classes, shares, ignore_index, cap, *step),
+                SAMPLES=_SAMPLES,
+                DTYPE=dtype,
+                **finish,
+            )
+            return logits, scales
+        samples = min(tile // block, _MAX_STATES // padded, triton.next_power_of_2(max(batch, 1)))
+        programs = max(1, min(triton.cdiv(batch, samples), _MAX_PROGRAMS))
+        costs = present.new_empty((programs, padded), dtype=torch.float64)
+        hits = present.new_empty((programs, 2 * padded), dtype=torch.int64)
+        _score_additive[(programs,)](
+            *(*inputs, costs, hits, batch, classes, *strides, ignore_index, cap),
+            SAMPLES=samples,
+            CLASSES=block,
+            DTYPE=dtype,
+            **common,
+        )
+        _finish[(1,)](costs, hits, programs, *step, BLOCK=_PROGRAMS, **finish)
+    return logits, scales
+
+
+@triton.jit
+def _scaled(scale, number):
+    return tl.where(scale == 0.0, 0.0, scale * number)
+
+
+@triton.jit
+def _scale_and_sum(
+    grad,  # (batch, classes)
+    scales,  # (rows,) float64
+    out,  # (rows, batch, classes)
+    sums,  # (shares, classes) float64
+    rows,
+    batch,
+    classes,
+    share,  # samples of each program
+    SAMPLES: tl.constexpr,
+    CLASSES: tl.constexpr,
+):
+    # One program reads its samples and classes once, writes them into every row, and sums the columns.
+    index = tl.program_id(0) * CLASSES + tl.arange(0, CLASSES)
+    begin = tl.program_id(1) * share
+    end = tl.minimum(begin + share, batch)
+    size = tl.cast(batch, tl.int64) * classes
+    column = tl.zeros([CLASSES], tl.float64)
+    for first in range(begin, end, SAMPLES):
+        sample = first + tl.arange(0, SAMPLES)
+        inside = (sample < end)[:, None] & (index < classes)[None, :]
+        at = sample.to(tl.int64)[:, None] * classes + index[None, :]
+        gradient = tl.load(grad + at, mask=inside, other=0.0)
+        if gradient.dtype != tl.float64:
+            gradient = gradient.to(tl.float32)
+        column += tl.sum(gradient, 0).to(tl.float64)
+        target = out + at
+        for row in range(rows):
+            scale = tl.load(scales + row).to(gradient.dtype)
+            tl.store(target, _scaled(scale, gradient).to(out.dtype.element_ty), mask=inside)
+            target += size
+    tl.store(sums + tl.program_id(1).to(tl.int64) * classes + index, column, mask=index < classes)
+
+
+@triton.jit
+def _scale_columns(
+    sums,  # (shares, classes) float64
+    scales,  # (rows,) float64
+    out,  # (rows, classes)
+    rows,
+    shares,
+    classes,
+    SHARES: tl.constexpr,
+    CLASSES: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    index = tl.program_id(0) * CLASSES + tl.arange(0, CLASSES)
+    total = tl.zeros([SHARES, CLASSES], tl.float64)
+    for first in range(0, shares, SHARES):
+        share = first + tl.arange(0, SHARES)
+        inside = (share < shares)[:, None] & (index < classes)[None, :]
+        total += tl.load(sums + share.to(tl.int64)[:, None] * classes + index[None, :], mask=inside, other=0.0)
+    column = tl.sum(total, 0).to(DTYPE)
+    for row in range(rows):
+        scale = tl.load(scales + row).to(DTYPE)
+        at = out + row * classes + index
+        tl.store(at, _scaled(scale, column).to(out.dtype.element_ty), mask=index < classes)
+
+
+def modulate_additive_backward(
+    grad: Tensor,  # (B, C)
+    scales: Tensor,  # (2, M + 1) float64
+    given_joint: bool,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of p_m and of given joint logits, and those of q_m and b, in two launches.
+
+    The batch is shared out by its size alone and summed in order: the same bits every time.
+    """
+    grad, scales = grad.contiguous(), scales.contiguous()
+    batch, classes = grad.shape
+    parts = scales.shape[1]
+    rows = parts if given_joint else parts - 1
+    grad_rows = grad.new_empty((rows, batch, classes))
+    grad_columns = grad.new_empty((parts, classes))
+    if classes == 0:
+        return grad_rows, grad_columns
+    block = min(_MAX_CLASSES, triton.next_power_of_2(classes))
+    blocks = triton.cdiv(classes, block)
+    samples = min(_BLOCK // block, triton.next_power_of_2(max(batch, 1)))
+    shares = max(1, min(triton.cdiv(batch, samples), _ENOUGH_PROGRAMS // blocks))
+    share = triton.cdiv(triton.cdiv(batch, samples), shares) * samples
+    sums = grad.new_empty((shares, classes), dtype=torch.float64)
+    with _device_guard(grad):
+        _scale_and_sum[(blocks, shares)](
+            *(grad, scales[0], grad_rows, sums, rows, batch, classes, share),
+            SAMPLES=samples,
+            CLASSES=block,
+            enable_fp_fusion=True,
+        )
+        _scale_columns[(blocks,)](
+            *(sums, scales[1], grad_columns, parts, shares, classes),
+            SHARES=min(_SHARES, triton.next_power_of_2(shares)),
+            CLASSES=block,
+            DTYPE=tl.float64 if grad.dtype == torch.float64 else tl.float32,
+            enable_fp_fusion=True,
+        )
+    return grad_rows, grad_columns
