@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 from agm.absent import Absent, batch_size
 from agm.masking import MaskedPasses
 from agm.modulator import Modulator
+from agm.onepass import Passes
 from agm.ops._checks import check_classes, check_target
 
 __all__ = ["AGM"]
@@ -44,6 +45,7 @@ class AGM(nn.Module):
         masked: "exact" (masked passes in eval mode, as published) or "shared" (the joint pass's own features).
         absent: modality -> what an absent input is, as in `agm.masked_logits`.
         encoders: modality -> path of its encoder in the network, as in `agm.masked_logits`.
+        passes: of each encoder in exact mode: "auto", "one" or "two", as in `agm.masked_logits`.
         start: first epoch that is modulated; set `epoch` then, also after resuming, for it is not in the state dict.
         stop: first epoch that no longer is; None for no end.
 
@@ -68,12 +70,18 @@ class AGM(nn.Module):
         masked: Literal["exact", "shared"] = "exact",
         absent: Mapping[str, Absent] | None = None,
         encoders: Mapping[str, str] | None = None,
+        passes: Passes = "auto",
         start: int = 0,
         stop: int | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        self._options: dict[str, Any] = {"masked": masked, "absent": absent, "encoders": encoders}
+        self._options: dict[str, Any] = {
+            "masked": masked,
+            "absent": absent,
+            "encoders": encoders,
+            "passes": passes,
+        }
         self._passes = MaskedPasses(network, modalities, **self._options)
         self._options["modalities"] = self._passes.modalities
         if "target" in inspect.signature(network.forward).parameters:

@@ -12,7 +12,8 @@ from agm.absent import Absent, absent_input, is_rows
 from agm.answering import answering
 from agm.binding import Arguments
 from agm.modes import evaluation
-from agm.subsets import blocks, combine, copied, tile
+from agm.onepass import EncoderPlan, JointCall, Passes, checked_plan, plan_encoder, shared_plan
+from agm.subsets import aligned, blocks, combine, copied, stacked
 
 __all__ = ["FactorisedPasses", "is_factorised"]
 
@@ -31,11 +32,30 @@ class FactorisedPasses:
     The first batch verifies that forward is `fuse({name: encoders[name](x)})`.
     """
 
-    def __init__(self, network: nn.Module, modalities: tuple[str, ...], shared: bool, absent: Mapping[str, Absent]):
+    def __init__(
+        self,
+        network: nn.Module,
+        modalities: tuple[str, ...],
+        shared: bool,
+        absent: Mapping[str, Absent],
+        passes: Passes = "two",
+    ) -> None:
         self.network: Any = network
         self.modalities = modalities
         self.shared = shared
         self.absent = absent
+        self.passes = passes
+        self._plans: dict[str, EncoderPlan] = {}
+
+    def plan(self) -> list[EncoderPlan]:
+        """How each encoder ran in the last step; before the first, what it will do if the numbers agree."""
+        device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
+        return [self._plans.get(name) or self._planned(name, device) for name in self.modalities]
+
+    def _planned(self, name: str, device: torch.device) -> EncoderPlan:
+        if self.shared:
+            return shared_plan(name, "asked for")
+        return plan_encoder(name, self.network.encoders[name], self.passes, device)
 
     def __call__(self, arguments: Arguments, batch: int) -> tuple[Tensor, Tensor]:
         """Joint logits (B, C) in the network's mode, and masked logits ((2**M - 2) * B, C)."""
@@ -47,17 +67,44 @@ class FactorisedPasses:
             )
         # Before the joint pass, since an encoder may write to its input.
         rows = {}
+        calls = {}
         for name in self.modalities:
-            absent = absent_input(name, inputs[name], self.absent.get(name))
-            rows[name] = _aligned(absent) if self.shared else _stacked(inputs[name], absent)
-        joint, present = self._joint(inputs)
+            absent = aligned(absent_input(name, inputs[name], self.absent.get(name)))
+            call = self._joint_call(name, inputs[name], absent, batch)
+            if call is not None:
+                calls[name] = call
+            rows[name] = absent if self.shared or call is not None else stacked(inputs[name], absent)
+        with answering({call.encoder: call for call in calls.values()}):
+            joint, present = self._joint(inputs)
         masked = {}
         with evaluation(self.network):
             for bit, name in enumerate(self.modalities):
-                features = self.network.encoders[name](rows[name])
-                parts = (present[name], features) if self.shared else _parted(name, features, batch)
+                parts = self._parts(name, rows[name], present.get(name), calls.get(name), batch)
                 masked[name] = combine(*parts, blocks(bit, len(self.modalities)))
             return joint, self.network.fuse(masked)
+
+    def _joint_call(self, name: str, inputs: Any, absent: Any, batch: int) -> JointCall | None:
+        """What runs in the place of an encoder that takes one pass in exact mode."""
+        device = next(leaf.device for leaf in pytree.tree_leaves(inputs) if is_rows(leaf))
+        plan = self._planned(name, device)
+        encoder = self.network.encoders[name]
+        if not self.shared and batch:
+            plan = checked_plan(plan, encoder, inputs, absent, self.passes)
+        self._plans[name] = plan
+        if self.shared or not batch or plan.passes == 2:
+            return None
+        return JointCall(encoder, plan.shares, inputs, absent)
+
+    def _parts(self, name: str, rows: Any, present: Any, call: JointCall | None, batch: int) -> tuple[Any, Any]:
+        """Features of the present rows and of the absent ones, in eval mode."""
+        encoder = self.network.encoders[name]
+        if self.shared:
+            return present, encoder(rows)
+        if call is None:
+            return _parted(name, encoder(rows), batch)
+        if call.rows is not None or call.features is None:
+            return _parted(name, encoder(call.second_pass()), batch)
+        return (call.features, encoder(rows)) if call.shares else _parted(name, call.features, batch)
 
     def _joint(self, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """The joint logits, and the features of each modality where they will be shared."""
@@ -132,19 +179,6 @@ def _identical(left: Any, right: Any) -> bool:
     leaves, structure = pytree.tree_flatten(left)
     others, other = pytree.tree_flatten(right)
     return structure == other and all(a is b for a, b in zip(leaves, others, strict=True))
-
-
-def _aligned(absent: Any) -> Any:
-    """Absent rows as the encoder gets them: all, if a leaf keeps those of its samples (a padding mask), else one."""
-    count = max([1, *(leaf.shape[0] for leaf in pytree.tree_leaves(absent) if is_rows(leaf))])
-    return pytree.tree_map(lambda leaf: tile(leaf, count) if is_rows(leaf) else leaf, absent)
-
-
-def _stacked(present: Any, absent: Any) -> Any:
-    """Present rows, then the absent ones: (B, ...) and (1 or B, ...) -> (B + 1 or 2 * B, ...)."""
-    return pytree.tree_map(
-        lambda leaf, row: torch.cat([leaf, row]) if is_rows(leaf) else leaf, present, _aligned(absent)
-    )
 
 
 def _parted(name: str, features: Any, batch: int) -> tuple[Any, Any]:

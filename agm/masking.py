@@ -11,6 +11,7 @@ from agm.binding import Arguments, Binding
 from agm.factorised import FactorisedPasses, is_factorised
 from agm.interception import InterceptedPasses
 from agm.modes import evaluation, mixes_samples, mode_dependent_layers
+from agm.onepass import EncoderPlan, Passes, check_passes, refused, two_plan
 from agm.ops._checks import check_modalities
 from agm.subsets import masked_arguments, split_blocks
 
@@ -26,6 +27,7 @@ class MaskedPasses:
         masked: "exact" or "shared", see `masked_logits`.
         absent: modality -> what an absent input is, see `masked_logits`.
         encoders: modality -> path of its encoder in the network, see `masked_logits`.
+        passes: "auto", "one" or "two", see `masked_logits`.
 
     Attributes:
         modalities: their names, in bit order.
@@ -43,11 +45,13 @@ class MaskedPasses:
         masked: Literal["exact", "shared"] = "exact",
         absent: Mapping[str, Absent] | None = None,
         encoders: Mapping[str, str] | None = None,
+        passes: Passes = "auto",
     ) -> None:
         if not isinstance(network, nn.Module):
             raise TypeError(f"Expected argument `network` to be an nn.Module, but got {type(network).__name__}.")
         if masked not in ("exact", "shared"):
             raise ValueError(f"Expected argument `masked` to be 'exact' or 'shared', but got {masked!r}.")
+        check_passes(passes)
         own = tuple(network.encoders) if is_factorised(network) else ()  # type: ignore[arg-type]
         if modalities is None and not own:
             raise ValueError(
@@ -66,15 +70,24 @@ class MaskedPasses:
         self.binding = Binding(network, self.modalities)
         self._run: Callable[[Arguments, int], tuple[Tensor, Tensor]] = self._whole
         if encoders:
-            self._run = InterceptedPasses(network, self.binding, encoders, self.shared, self.absent)
+            self._run = InterceptedPasses(network, self.binding, encoders, self.shared, self.absent, passes)
         elif own:
-            self._run = FactorisedPasses(network, self.modalities, self.shared, self.absent)
+            self._run = FactorisedPasses(network, self.modalities, self.shared, self.absent, passes)
+        elif passes == "one":
+            raise refused(self.modalities[0], "no encoder is known in a network of one piece. Name them in `encoders`")
 
     def __call__(self, arguments: Arguments) -> Tensor:
         """Masked logits (2**M - 1, B, C)."""
         batch = batch_size(arguments.inputs)
         joint, masked = self._run(arguments, batch)
         return _stack(joint, masked, batch, len(self.modalities))
+
+    def plan(self) -> list[EncoderPlan]:
+        """How each modality is encoded, and why: in the last step, or, before the first, if its numbers agree."""
+        if isinstance(self._run, (FactorisedPasses, InterceptedPasses)):
+            return self._run.plan()
+        why = "no encoder is known: the masked inputs go through the network as one batch"
+        return [two_plan(name, why) for name in self.modalities]
 
     def _whole(self, arguments: Arguments, batch: int) -> tuple[Tensor, Tensor]:
         if self.shared and (layers := mode_dependent_layers(self.network)):
@@ -112,6 +125,7 @@ def masked_logits(
     masked: Literal["exact", "shared"] = "exact",
     absent: Mapping[str, Absent] | None = None,
     encoders: Mapping[str, str] | None = None,
+    passes: Passes = "auto",
     arguments: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """The network's logits for every non-empty subset of its modalities, in one batched masked pass.
@@ -136,6 +150,18 @@ def masked_logits(
     Activation checkpointing is left out of the masked passes, and of a joint pass whose features are shared: what would
     be recomputed in the backward would not be what they had.
 
+    In exact mode an encoder need not run twice:
+
+    - where no layer of it depends on the mode, the joint pass's features are those of the present rows, and only the
+      absent row is encoded beside them;
+    - else the rows of the joint pass and the B present and one absent row can go through it as one batch in which only
+      norms and dropouts tell them apart: the first B have the statistics of the batch, which update the running ones,
+      and are dropped out; the rest come after that update, in eval mode. For networks with `encoders` and `fuse`.
+
+    Both need a proof: modules of torch that treat rows alike, or of a user whose code can be read and names nothing
+    that might not; no hooks, no dropout inside attention. A first batch compares the numbers with those of two passes.
+    `passes` says what to do with it.
+
     Args:
         network: a module whose forward takes the modalities by keyword, or by position in the order of `inputs` if
             it bears none of their names, and returns logits (B, C).
@@ -148,6 +174,8 @@ def masked_logits(
         encoders: modality -> path of the submodule that encodes it. Some modalities may be left out. An encoder may
             take and return pytrees, have its samples in any dimension, see several rows a sample (frames), and be
             called several times; it must depend on its own modality alone, which the first batch verifies.
+        passes: in exact mode, of an encoder: "auto": one, where it is proved to be the same and is faster, which a
+            row split is on CUDA alone; "one": raises where it is not proved; "two": always right.
         arguments: other keyword arguments of forward. Tensors in them have one row a sample.
 
     Returns:
@@ -165,5 +193,5 @@ def masked_logits(
             f"Expected argument `inputs` to map modalities to their inputs, but got a {type(inputs).__name__}. "
             'Name them, for example {"audio": a, "visual": v}.'
         )
-    passes = MaskedPasses(network, tuple(inputs), masked=masked, absent=absent, encoders=encoders)
-    return passes(passes.binding.split((), {**inputs, **(arguments or {})}))
+    run = MaskedPasses(network, tuple(inputs), masked=masked, absent=absent, encoders=encoders, passes=passes)
+    return run(run.binding.split((), {**inputs, **(arguments or {})}))
