@@ -367,7 +367,6 @@ class _Rows:
         absent = tile(leaf.narrow(dim, self.present * rows, self.absent * rows), joint[dim], dim)
         return torch.cat([present if here else absent for here in self.is_present], dim)
 
-
     def is_same(self, leaf: Any, joint: Any) -> bool:
         """Whether the joint pass returned what was encoded for the present rows."""
         if is_rows(leaf) and is_rows(joint):

@@ -50,12 +50,15 @@ def evaluation(network: nn.Module) -> Iterator[None]:
 
 
 def _written_buffers(modules: list[nn.Module]) -> list[tuple[nn.Module, str, Tensor]]:
-    """Floating buffers that have been written in place, as running statistics are."""
+    """Floating buffers that are written in place, as running statistics are.
+
+    Norms write to theirs without autograd's knowledge: their version stays, so what reads them is not even refused.
+    """
     return [
         (module, name, buffer)
         for module in modules
         for name, buffer in module._buffers.items()
-        if buffer is not None and buffer.is_floating_point() and _is_written(buffer)
+        if buffer is not None and buffer.is_floating_point() and (isinstance(module, _NormBase) or _is_written(buffer))
     ]
 
 

@@ -13,7 +13,18 @@ from agm.rowcheck import disagreement, split_features
 from agm.rowproof import why_not_row_split
 from agm.subsets import copied, stacked
 
-__all__ = ["EncoderPlan", "JointCall", "Passes", "check_passes", "checked_plan", "plan_encoder", "refused", "shared_plan", "surroundings", "two_plan"]
+__all__ = [
+    "EncoderPlan",
+    "JointCall",
+    "Passes",
+    "check_passes",
+    "checked_plan",
+    "plan_encoder",
+    "refused",
+    "shared_plan",
+    "surroundings",
+    "two_plan",
+]
 
 Passes = Literal["auto", "one", "two"]
 

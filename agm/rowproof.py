@@ -152,7 +152,8 @@ def _against_class(kind: type) -> str | frozenset[str]:
         if base.__module__.split(".")[0] == "torch":
             if base in _ALIKE and base not in (*NORMS, *DROPOUTS):
                 continue
-            return f"is or derives from {base.__qualname__}, which is not known to treat rows alike"
+            known = "is" if base is kind else f"derives from {base.__qualname__}, which is"
+            return f"{known} not known to treat rows alike"
         for name, member in vars(base).items():
             if _APART.fullmatch(name):
                 continue
@@ -191,7 +192,7 @@ def _against_function(function: Any, seen: set[object], children: set[str] | Non
                 return "keeps state in attributes or globals"
             if step.opcode in dis.hasname:
                 is_own = own is not None and step.opname in _READS and _is_load_of(own, before)
-                if is_own and children is not None and _is_forbidden(step.argval):
+                if is_own and children is not None and _is_forbidden(step.argval) and step.argval != "training":
                     children.add(step.argval)
                 else:
                     names.add(step.argval)
@@ -216,7 +217,7 @@ def _is_forbidden(name: str) -> bool:
 
 
 def _is_load_of(variable: str, step: dis.Instruction | None) -> bool:
-    if step is None or not step.opname.startswith("LOAD_FAST"):
+    if step is None or not step.opname.startswith(("LOAD_FAST", "LOAD_DEREF")):
         return False
     # Newer Pythons load two variables at once; the attribute is the second's.
     return bool((step.argval[-1] if isinstance(step.argval, tuple) else step.argval) == variable)

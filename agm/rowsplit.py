@@ -31,7 +31,7 @@ def row_split(module: nn.Module, train_rows: int, rows: int) -> Iterator[None]:
     """Inside, `module` in training mode takes `rows` rows, of which all but the first `train_rows` are in eval mode.
 
     Norms normalise the train rows first, with their own statistics, and update the running ones; the other rows are
-    then normalised as in eval mode, with what has just been updated. Dropouts act on the train rows alone, and draw
+    then normalised as in eval mode, with what has just been updated (so a norm may be called once only). Dropouts act on the train rows alone, and draw
     what they would for these by themselves. Layers in eval mode (frozen ones) and all others treat rows alike. A layer
     may see several rows a sample (frames), those of one sample together.
 
@@ -60,6 +60,7 @@ class _Cut:
         self.layer = layer
         self.train_rows = train_rows
         self.rows = rows
+        self.is_used = False
 
     def sizes(self, x: Tensor) -> list[int]:
         a_sample, rest = divmod(x.shape[0] if x.dim() else 0, self.rows)
@@ -85,6 +86,12 @@ def _split_of(layer: nn.Module) -> _Split | None:
 
 
 def _norm(layer: nn.Module, forward: Callable[[Tensor], Tensor], cut: _Cut, x: Tensor) -> Tensor:
+    if cut.is_used and layer.running_mean is not None:
+        raise ValueError(
+            f"Expected {cut.layer} to be called once in a pass, but it is called again: in eval mode its first call too "
+            "would have the statistics of the last. Use passes='two'."
+        )
+    cut.is_used = True
     train, rest = x.split(cut.sizes(x))
     normalised = forward(train)
     with evaluation(layer):
