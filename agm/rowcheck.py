@@ -97,7 +97,7 @@ def _split_differs(encoder: nn.Module, present: Any, absent: Any) -> str | None:
             one = split_features(encoder, present, rows)
             after_one = _state(encoder, present)
         with _untouched(encoder, present):
-            # Nothing of the eval rows may reach the train rows: what is not a number would be seen in the smallest trace.
+            # Nothing of the eval rows may reach the train rows: of what is not a number the least trace shows.
             poisoned = split_features(encoder, present, pytree.tree_map(_poison, rows))[0]
             after_poisoned = _state(encoder, present)
     except Exception as error:  # of any kind: two passes have just shown that the input is not to blame

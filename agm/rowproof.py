@@ -21,20 +21,28 @@ from agm.rowsplit import DROPOUTS, NORMS
 
 __all__ = ["why_not_row_split"]
 
+_OF_ALL_DIMENSIONS = (
+    *("AdaptiveAvgPool", "AdaptiveMaxPool", "AvgPool", "LPPool", "MaxPool", "Conv", "ConvTranspose"),
+    *("CircularPad", "ConstantPad", "ReflectionPad", "ReplicationPad", "ZeroPad"),
+)
+_ACTIVATIONS = (
+    *(nn.CELU, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.LogSigmoid),
+    *(nn.Mish, nn.PReLU, nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softmax2d, nn.Softplus, nn.Softshrink),
+    *(nn.Softsign, nn.Tanh, nn.Tanhshrink, nn.Threshold),
+)
+_CONTAINERS = (nn.Module, nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.ParameterList, nn.Sequential)
 _ALIKE = frozenset(
-    getattr(nn, name)
-    for name in (
-        "AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d "
-        "AvgPool1d AvgPool2d AvgPool3d Bilinear CELU ChannelShuffle CircularPad1d CircularPad2d CircularPad3d "
-        "ConstantPad1d ConstantPad2d ConstantPad3d Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d "
-        "ConvTranspose3d ELU Fold GELU GRUCell GroupNorm Hardshrink Hardsigmoid Hardswish Hardtanh Identity LPPool1d "
-        "LPPool2d LPPool3d LSTMCell LayerNorm LeakyReLU Linear LocalResponseNorm LogSigmoid MaxPool1d MaxPool2d "
-        "MaxPool3d Mish Module ModuleDict ModuleList PReLU ParameterDict ParameterList PixelShuffle PixelUnshuffle "
-        "RMSNorm RNNCell ReLU ReLU6 ReflectionPad1d ReflectionPad2d ReflectionPad3d ReplicationPad1d ReplicationPad2d "
-        "ReplicationPad3d SELU Sequential SiLU Sigmoid Softmax2d Softplus Softshrink Softsign Tanh Tanhshrink "
-        "Threshold Unfold Upsample UpsamplingBilinear2d UpsamplingNearest2d ZeroPad1d ZeroPad2d ZeroPad3d"
-    ).split()
-) | {NonDynamicallyQuantizableLinear, *NORMS, *DROPOUTS}
+    (
+        *(getattr(nn, f"{name}{dimensions}d") for name in _OF_ALL_DIMENSIONS for dimensions in (1, 2, 3)),
+        *_ACTIVATIONS,
+        *_CONTAINERS,
+        *(nn.Bilinear, nn.ChannelShuffle, nn.Fold, nn.GRUCell, nn.GroupNorm, nn.Identity, nn.LSTMCell, nn.LayerNorm),
+        *(nn.Linear, NonDynamicallyQuantizableLinear, nn.LocalResponseNorm, nn.PixelShuffle, nn.PixelUnshuffle),
+        *(nn.RMSNorm, nn.RNNCell, nn.Unfold, nn.Upsample, nn.UpsamplingBilinear2d, nn.UpsamplingNearest2d),
+        *NORMS,
+        *DROPOUTS,
+    )
+)
 
 
 def _is_of_a_row(dim: int | None) -> bool:
@@ -139,6 +147,7 @@ _HARMLESS = {"pixel_shuffle", "channel_shuffle"}
 # Methods that no forward pass calls.
 _APART = re.compile(r"__init__|__repr__|extra_repr|train|_?reset_parameters|_?init_\w*|__class_getitem__")
 _READS = ("LOAD_ATTR", "LOAD_METHOD")
+_LOOKUPS = ("LOAD_GLOBAL", "LOAD_NAME")
 _WRITES = ("STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL", "DELETE_GLOBAL")
 _OPEN_MODULES = ("abc", "builtins", "collections", "itertools", "math", "numbers", "operator", "_operator", "typing")
 
@@ -185,17 +194,22 @@ def _against_function(function: Any, seen: set[object], children: set[str] | Non
     seen.add(function)
     own = next(iter(function.__code__.co_varnames), None) if children is not None else None
     names: set[str] = set()
+    free: set[str] = set()  # those looked up in globals
     for code in _codes(function.__code__):
         before = None
         for step in dis.get_instructions(code):
             if step.opname in _WRITES:
                 return "keeps state in attributes or globals"
+            if step.opname.startswith("IMPORT"):
+                return f"imports `{step.argval}`"
             if step.opcode in dis.hasname:
                 is_own = own is not None and step.opname in _READS and _is_load_of(own, before)
                 if is_own and children is not None and _is_forbidden(step.argval) and step.argval != "training":
                     children.add(step.argval)
                 else:
                     names.add(step.argval)
+                if step.opname in _LOOKUPS:
+                    free.add(step.argval)
             before = step
         for constant in code.co_consts:  # getattr(self, "training"), and keywords of calls
             names.update(part for part in (constant if isinstance(constant, tuple) else (constant,)) if _is_name(part))
@@ -204,7 +218,7 @@ def _against_function(function: Any, seen: set[object], children: set[str] | Non
             return f"names `{name}`"
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
     reached = {name: _content(cell) for name, cell in cells if name != "__class__"}
-    reached |= {name: function.__globals__[name] for name in names if name in function.__globals__}
+    reached |= {name: function.__globals__[name] for name in free if name in function.__globals__}
     for name, value in sorted(reached.items()):
         reason = _against_value(value, names, seen)
         if reason is not None:

@@ -31,9 +31,9 @@ def row_split(module: nn.Module, train_rows: int, rows: int) -> Iterator[None]:
     """Inside, `module` in training mode takes `rows` rows, of which all but the first `train_rows` are in eval mode.
 
     Norms normalise the train rows first, with their own statistics, and update the running ones; the other rows are
-    then normalised as in eval mode, with what has just been updated (so a norm may be called once only). Dropouts act on the train rows alone, and draw
-    what they would for these by themselves. Layers in eval mode (frozen ones) and all others treat rows alike. A layer
-    may see several rows a sample (frames), those of one sample together.
+    then normalised as in eval mode, with what has just been updated (so a norm may be called once only). Dropouts act
+    on the train rows alone, and draw what they would for these by themselves. Layers in eval mode (frozen ones) and all
+    others treat rows alike. A layer may see several rows a sample (frames), those of one sample together.
 
     It is the forward of the layers' instances that is replaced, so hooks, parameters and the state dict stay as they
     are. Whether that is right for a module is `why_not_row_split`'s to say.
@@ -88,8 +88,8 @@ def _split_of(layer: nn.Module) -> _Split | None:
 def _norm(layer: nn.Module, forward: Callable[[Tensor], Tensor], cut: _Cut, x: Tensor) -> Tensor:
     if cut.is_used and layer.running_mean is not None:
         raise ValueError(
-            f"Expected {cut.layer} to be called once in a pass, but it is called again: in eval mode its first call too "
-            "would have the statistics of the last. Use passes='two'."
+            f"Expected {cut.layer} to be called once in a pass, but it is called again: in eval mode all calls have "
+            "the statistics of the last. Use passes='two'."
         )
     cut.is_used = True
     train, rest = x.split(cut.sizes(x))
