@@ -159,7 +159,7 @@ def _untouched(module: nn.Module, inputs: Any) -> Iterator[dict[str, Tensor]]:
         for layer, name, buffer in own:
             layer._buffers[name] = buffer
         for device, state in generators.items():
-            _of(device).set_rng_state(state)
+            _set_generator(device, state)
 
 
 def _state(module: nn.Module, inputs: Any) -> dict[str, Tensor]:
@@ -171,14 +171,24 @@ def _same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
     return all(torch.equal(left[name], right[name]) for name in left)
 
 
-def _generators(inputs: Any) -> dict[str, Tensor]:
+def _generators(inputs: Any) -> dict[torch.device, Tensor]:
     """The state of the generators that a pass over the inputs may draw from."""
-    devices = {"cpu", *(leaf.device.type for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor))}
-    return {device: _of(device).get_rng_state() for device in sorted(devices)}
+    devices = {leaf.device for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)}
+    found = {torch.device("cpu"): torch.get_rng_state()}
+    for device in sorted(devices - found.keys(), key=str):
+        found[device] = torch.get_device_module(device).get_rng_state(*_which(device))
+    return found
 
 
-def _of(device: str) -> Any:
-    return torch if device == "cpu" else torch.get_device_module(device)
+def _set_generator(device: torch.device, state: Tensor) -> None:
+    if device.type == "cpu":
+        torch.set_rng_state(state)
+    else:
+        torch.get_device_module(device).set_rng_state(state, *_which(device))
+
+
+def _which(device: torch.device) -> tuple[torch.device, ...]:
+    return () if device.index is None or device.type == "mps" else (device,)  # there is one alone
 
 
 def _joined(first: Any, second: Any) -> Any:

@@ -42,7 +42,7 @@ _ALIKE = frozenset(
         *NORMS,
         *DROPOUTS,
     )
-)
+) - {nn.SyncBatchNorm}
 
 
 def _is_of_a_row(dim: int | None) -> bool:
@@ -77,6 +77,12 @@ def _transformer_layer(layer: Any) -> str | None:
     return _attention(layer.self_attn)
 
 
+def _synchronised(layer: Any) -> str | None:
+    # What a process finds in its own first batch decides there alone, and the others would wait for it.
+    alone = not torch.distributed.is_available() or not torch.distributed.is_initialized()
+    return None if alone else "exchanges statistics with other processes"
+
+
 # Alike if they are set so: what their settings have against it.
 _SETTINGS: dict[type[nn.Module], Callable[[Any], str | None]] = {
     nn.Flatten: _flatten,
@@ -91,6 +97,7 @@ _SETTINGS: dict[type[nn.Module], Callable[[Any], str | None]] = {
     nn.GRU: _recurrent,
     nn.MultiheadAttention: _attention,
     nn.TransformerEncoderLayer: _transformer_layer,
+    nn.SyncBatchNorm: _synchronised,
 }
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")

@@ -385,6 +385,48 @@ def test_what_a_network_encodes_in_its_own_way_takes_two_passes(
     torch.testing.assert_close(one, two, rtol=1e-11, atol=1e-11)
 
 
+class Doubling(nn.Module):
+    """Writes to its input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.mul_(2.0))
+
+
+@pytest.mark.parametrize("how", [_frozen, lambda encoder, x: encoder(x)])
+@pytest.mark.parametrize("norm", [nn.Identity, lambda: nn.BatchNorm1d(8)])
+def test_an_encoder_may_write_to_its_input(
+    how: Callable[[nn.Module, Tensor], Tensor], norm: Callable[[], nn.Module]
+) -> None:
+    encoders = {name: nn.Sequential(Doubling(width), norm()) for name, width in WIDTHS.items()}
+    network = Around(encoders, CLASSES, num_features=FEATURES).double()
+    network.how = how
+    one, two = (train(agm.AGM(copy.deepcopy(network), passes=p), vectors) for p in ("one", "two"))  # type: ignore[arg-type]
+    torch.testing.assert_close(one, two, rtol=1e-11, atol=1e-11)
+
+
+def test_a_fusion_may_write_to_the_features_that_are_shared() -> None:
+    class Writing(LateFusion):
+        def fuse(self, features: Any) -> Tensor:
+            return super().fuse({name: x.mul_(2.0) for name, x in features.items()})
+
+    network = Writing({name: nn.Linear(width, 8) for name, width in WIDTHS.items()}, CLASSES, num_features=FEATURES)
+    assert_one_is_two(network, vectors, rows="B + 1")
+
+
+def test_inputs_of_other_kinds_of_tensor() -> None:
+    class Other(Tensor):
+        pass
+
+    model = agm.AGM(LateFusion({name: plain(width) for name, width in WIDTHS.items()}, CLASSES, num_features=FEATURES))
+    inputs = {name: x.float().as_subclass(Other) for name, x in vectors(0).items()}
+    model(**inputs, target=target())
+    assert "is a Other" in model._passes.plan()[0].why
+
+
 def test_a_step_reads_nothing_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -476,6 +476,11 @@ def test_allowed(make: Callable[[], nn.Module]) -> None:
     assert why_not_row_split(make()) is None
 
 
+def test_norms_that_wait_for_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    assert "other processes" in str(why_not_row_split(nn.SyncBatchNorm(4)))
+
+
 def test_hooks_on_all_modules() -> None:
     handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
     try:
@@ -514,6 +519,11 @@ class Tracking(nn.Module):
         return x
 
 
+class Positional(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x[: BATCH + 1], x[BATCH + 1 :] * 2.0])
+
+
 class Asserting(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if len(x) not in (BATCH, BATCH + 1, 1):
@@ -528,6 +538,7 @@ UNSEEN: list[tuple[Callable[[], nn.Module], tuple[int, ...], str]] = [
     (Tracking, (4,), "changes buffers"),
     (lambda: Twice(nn.BatchNorm1d(4)), (4,), r"`0.norm` (BatchNorm1d) to be called once"),
     (Asserting, (4,), "one pass raises ValueError: an unusual batch"),
+    (Positional, (4,), "others in one pass"),
     (lambda: nn.Unfold(2), (4, 5, 5), "None"),
 ]
 
@@ -555,8 +566,11 @@ def test_numbers_of_a_shared_pass() -> None:
 
 
 def test_a_batch_of_one_settles_nothing() -> None:
-    module = nn.Sequential(SequenceFirst()).double()
-    absent = torch.zeros(1, 5, 4, dtype=torch.float64)
-    first = disagreement(module, rows(1, 5, 4), absent, False)
-    assert first is None or "others" in first
-    assert "others" in str(disagreement(module, rows(BATCH, 5, 4), absent, False))
+    class Late(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x - x[1:2] if len(x) == BATCH else x
+
+    absent = torch.zeros(1, 4, dtype=torch.float64)
+    module = nn.Sequential(Late(), nn.Dropout(0.2)).double()
+    assert disagreement(module, rows(1, 4), absent, False) is None
+    assert disagreement(module, rows(BATCH, 4), absent, False) is not None
