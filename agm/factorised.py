@@ -55,7 +55,20 @@ class FactorisedPasses:
     def _planned(self, name: str, device: torch.device) -> EncoderPlan:
         if self.shared:
             return shared_plan(name, "asked for")
-        return plan_encoder(name, self.network.encoders[name], self.passes, device)
+        return plan_encoder(name, self.network.encoders[name], self.passes, device, lambda: self._tie(name))
+
+    def _tie(self, name: str) -> str | None:
+        """A layer of an encoder that others call too: its statistics would not be the last ones in one pass."""
+        roots = {encoder: other for other, encoder in self.network.encoders.items()}
+        encoder = self.network.encoders[name]
+        inside = set(encoder.modules())
+        others = [other for root, other in roots.items() if root is not encoder and inside & set(root.modules())]
+        outside = [m for m in self.network.modules() if m not in inside]
+        tied = any(child in inside and child not in roots for m in outside for child in m._modules.values())
+        same = [other for other, root in self.network.encoders.items() if root is encoder and other != name]
+        if others or same:
+            return f"it has layers in common with the encoder of `{(others + same)[0]}`"
+        return "it has layers in common with the rest of the network" if tied else None
 
     def __call__(self, arguments: Arguments, batch: int) -> tuple[Tensor, Tensor]:
         """Joint logits (B, C) in the network's mode, and masked logits ((2**M - 2) * B, C)."""

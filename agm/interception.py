@@ -122,7 +122,7 @@ class InterceptedPasses:
         if self.shared:
             return shared_plan(name, "asked for")
         encoder = self.network.get_submodule(self.paths[name])
-        plan = plan_encoder(name, encoder, self.passes, device, _UNSPLIT)
+        plan = plan_encoder(name, encoder, self.passes, device, lambda: _UNSPLIT)
         reason = _compared.get(encoder) if plan.passes == 1 else None
         if reason is not None and self.passes == "one":
             raise refused(name, reason)

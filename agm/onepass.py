@@ -1,5 +1,6 @@
 """How many passes each encoder takes in exact mode, and why; and the encoder's calls that take one."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -77,7 +78,11 @@ def refused(name: str, reason: str) -> ValueError:
 
 
 def plan_encoder(
-    name: str, encoder: nn.Module, passes: Passes, device: torch.device, unsplit: str | None = None
+    name: str,
+    encoder: nn.Module,
+    passes: Passes,
+    device: torch.device,
+    unsplit: Callable[[], str | None] = lambda: None,
 ) -> EncoderPlan:
     """What is to be done if the numbers of a first batch agree.
 
@@ -86,7 +91,7 @@ def plan_encoder(
         encoder: in the modes of the joint pass.
         passes: what the user asks for.
         device: of the input.
-        unsplit: why train rows and eval rows cannot be one batch here, whatever the encoder is.
+        unsplit: tells why train rows and eval rows cannot be one batch in this network, if so.
 
     Raises:
         ValueError: one pass is asked for and not known to be safe.
@@ -94,9 +99,11 @@ def plan_encoder(
     if passes == "two":
         return two_plan(name, "asked for")
     depends = bool(mode_dependent_layers(encoder) or mixes_samples(encoder))
-    reason = unsplit if depends else None
-    if reason is None and depends and passes == "auto" and device.type != "cuda":
+    reason = None
+    if depends and passes == "auto" and device.type != "cuda":
         reason = f"some layers depend on the mode, and one pass saves kernel launches, which cost little on {device}"
+    elif depends:
+        reason = unsplit()
     reason = reason or _why_not(encoder, device)
     if reason is not None and passes == "one":
         raise refused(name, reason)

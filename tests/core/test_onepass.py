@@ -353,6 +353,38 @@ class TestPlan:
         assert (plan.passes, plan.rows) == (1, "2 * B + 1")
 
 
+class TestLayersInCommon:
+    """Their running statistics have the updates of all who call them before any eval row is normalised."""
+
+    def assert_refused(self, network: nn.Module, reason: str) -> None:
+        with pytest.raises(ValueError, match=rf"`audio`.*in common with {reason}"):
+            agm.AGM(network.double(), passes="one")(**same_width(0), target=target())
+
+    def test_of_two_encoders(self) -> None:
+        backbone = normed(4)
+        encoders = {name: nn.Sequential(backbone, nn.Linear(8, 8)) for name in WIDTHS}
+        self.assert_refused(LateFusion(encoders, CLASSES, num_features=FEATURES), "the encoder of `visual`")
+
+    def test_of_one_encoder_under_two_names(self) -> None:
+        encoder = normed(4)
+        network = LateFusion({name: encoder for name in WIDTHS}, CLASSES, num_features=FEATURES)
+        self.assert_refused(network, "the encoder of `visual`")
+
+    def test_of_an_encoder_and_the_fusion(self) -> None:
+        network = LateFusion({name: normed(4) for name in WIDTHS}, CLASSES, num_features=FEATURES)
+        network.again = network.encoders["audio"][1]
+        self.assert_refused(network, "the rest of the network")
+
+    def test_are_fine_where_nothing_depends_on_the_mode(self) -> None:
+        backbone = plain(4)
+        encoders = {name: nn.Sequential(backbone, nn.Linear(8, 8)) for name in WIDTHS}
+        assert_one_is_two(LateFusion(encoders, CLASSES, num_features=FEATURES), same_width, rows="B + 1")
+
+
+def same_width(step: int) -> dict[str, Tensor]:
+    return {name: x[:, :4] for name, x in vectors(step).items()}
+
+
 class Around(LateFusion):
     """Encodes as `how` says."""
 
