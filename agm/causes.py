@@ -24,7 +24,7 @@ def causes(
     is_right: Callable[[AGM], bool],
     tolerance: float,
 ) -> list[str]:
-    """Advice in sentences, found by trial: two eval passes, half a batch, and the model with other `encoders`.
+    """Advice in sentences, found by trial: two eval passes, half a batch, the model with other `passes` or `encoders`.
 
     Args:
         model: the one that is wrong.
@@ -40,6 +40,8 @@ def causes(
             "Two eval passes over the same batch differ: the network draws random numbers in eval mode, or an encoder "
             "keeps a state from call to call. Draw only `if self.training`, and start every call from the same state."
         ]
+    if model._options["passes"] != "two" and _is_right_with(model, model._options["encoders"], is_right):
+        return ["One pass of an encoder is not what two are: set passes='two'."]
     if advice := _other_encoders(model, is_right):
         return [advice]
     if len(half) < batch and _differs(first[: len(half)], half, tolerance):
@@ -121,7 +123,7 @@ def _is_right_with(
     """Whether the same network is right with these encoders; one that is refused is not."""
     settings: Any = model.modulator
     network: nn.Module = model.module
-    options = {**model._options, "encoders": paths, "max_rows": max_rows, "checkpoint": False}
+    options = {**model._options, "encoders": paths, "max_rows": max_rows, "checkpoint": False, "passes": "two"}
     try:
         changed = AGM(network, alpha=settings.alpha, max_gap=settings.max_gap, floor=settings.floor, **options)
         changed.modulator.ignore_index = settings.ignore_index

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from agm.absent import Absent, batch_size
 from agm.masking import MaskedPasses
 from agm.modulator import Modulator
+from agm.onepass import Passes
 from agm.ops._checks import check_classes, check_target
 from agm.plan import Plan
 
@@ -31,8 +32,8 @@ class AGM(nn.Module):
     and its own copy of the running statistics of batch norm. A forward that raises leaves the state and the modes of
     all submodules as they were.
 
-    With encoders named by path the first batch verifies that they see what they should, which reads from the device;
-    no later step does.
+    The first batch verifies that named encoders see, and that encoders with one pass compute, what they should, which
+    reads from the device; no later step does.
 
     The state dict has the network under `module.` and the modulation under `modulator.state.`;
     `model.module.state_dict()` is that of the plain network. An absent input that is learnt (a parameter, a module in
@@ -46,6 +47,7 @@ class AGM(nn.Module):
         masked: "exact" (masked passes in eval mode, as published) or "shared" (the joint pass's own features).
         absent: modality -> what an absent input is, as in `agm.masked_logits`.
         encoders: modality -> path of its encoder in the network, as in `agm.masked_logits`.
+        passes: of each encoder in exact mode: "auto", "one" or "two", as in `agm.masked_logits`.
         max_rows, checkpoint: bounds of the memory of the masked passes, as in `agm.masked_logits`.
         start: first epoch that is modulated; set `epoch` then, also after resuming, for it is not in the state dict.
         stop: first epoch that no longer is; None for no end.
@@ -71,6 +73,7 @@ class AGM(nn.Module):
         masked: Literal["exact", "shared"] = "exact",
         absent: Mapping[str, Absent] | None = None,
         encoders: Mapping[str, str] | None = None,
+        passes: Passes = "auto",
         max_rows: int | None = None,
         checkpoint: bool = False,
         start: int = 0,
@@ -82,6 +85,7 @@ class AGM(nn.Module):
             "masked": masked,
             "absent": absent,
             "encoders": encoders,
+            "passes": passes,
             "max_rows": max_rows,
             "checkpoint": checkpoint,
         }
@@ -163,7 +167,11 @@ class AGM(nn.Module):
         """What a training step computes: which rows go through which part of the network, in which mode, and why.
 
         Returns:
-            An `agm.plan.Plan`; `print(model.plan())` explains it in words, its `lines` hold the numbers of rows.
+            An `agm.plan.Plan`; `print(model.plan())` explains it in words, its `lines` hold the numbers of rows. Before
+            the first step it is what will be if the numbers of that step agree (see `passes`).
+
+        Raises:
+            ValueError: a training step would refuse the network.
         """
         self._follow()
         plan = self._passes.plan()

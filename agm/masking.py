@@ -11,7 +11,8 @@ from agm.binding import Arguments, Binding
 from agm.chunks import Chunks
 from agm.factorised import FactorisedPasses, is_factorised
 from agm.interception import InterceptedPasses
-from agm.modes import evaluation, mixes_samples, mode_dependent_layers
+from agm.modes import evaluation, mixes_samples, mode_dependent_layers, unfrozen
+from agm.onepass import Passes, check_passes, refused
 from agm.ops._checks import check_modalities
 from agm.plan import Plan, fusion_lines
 from agm.subsets import check_others, copied, masked_arguments
@@ -28,6 +29,7 @@ class MaskedPasses:
         masked: "exact" or "shared", see `masked_logits`.
         absent: modality -> what an absent input is, see `masked_logits`.
         encoders: modality -> path of its encoder in the network, see `masked_logits`.
+        passes: "auto", "one" or "two", see `masked_logits`.
         max_rows, checkpoint: how the masked rows go through the network, see `masked_logits`.
 
     Attributes:
@@ -46,6 +48,7 @@ class MaskedPasses:
         masked: Literal["exact", "shared"] = "exact",
         absent: Mapping[str, Absent] | None = None,
         encoders: Mapping[str, str] | None = None,
+        passes: Passes = "auto",
         max_rows: int | None = None,
         checkpoint: bool = False,
     ) -> None:
@@ -53,6 +56,7 @@ class MaskedPasses:
             raise TypeError(f"Expected argument `network` to be an nn.Module, but got {type(network).__name__}.")
         if masked not in ("exact", "shared"):
             raise ValueError(f"Expected argument `masked` to be 'exact' or 'shared', but got {masked!r}.")
+        check_passes(passes)
         own = tuple(network.encoders) if is_factorised(network) else ()  # type: ignore[arg-type]
         if modalities is None and not own:
             raise ValueError(
@@ -78,9 +82,11 @@ class MaskedPasses:
                     "forward runs once, on all masked rows. Leave `encoders` out, or give the network `encoders` and "
                     "`fuse`, whose fusion then runs in chunks."
                 )
-            self._parted = InterceptedPasses(network, self.binding, encoders, self.shared, self.absent)
+            self._parted = InterceptedPasses(network, self.binding, encoders, self.shared, self.absent, passes)
         elif own:
-            self._parted = FactorisedPasses(network, self.modalities, self.shared, self.absent, self.chunks)
+            self._parted = FactorisedPasses(network, self.modalities, self.shared, self.absent, passes, self.chunks)
+        elif passes == "one":
+            raise refused(self.modalities[0], "no encoder is known in a network of one piece. Name them in `encoders`")
 
     def __call__(self, arguments: Arguments) -> Tensor:
         """Masked logits (2**M - 1, B, C)."""
@@ -94,7 +100,11 @@ class MaskedPasses:
         return self._parted.encoders() if self._parted else {}
 
     def plan(self) -> Plan:
-        """What a training step computes."""
+        """What a training step computes.
+
+        Raises:
+            ValueError: it would refuse the network.
+        """
         masked = "shared" if self.shared else "exact"
         if self._parted:
             note = (
@@ -102,11 +112,12 @@ class MaskedPasses:
                 "returns B rows, another argument of forward that reaches the encoder), B absent rows are encoded "
                 "instead."
             )
-            return Plan(self.modalities, masked, tuple(self._parted.plan()), (note,))
+            with unfrozen(self.network):
+                return Plan(self.modalities, masked, tuple(self._parted.plan()), (note,))
         note = (
             'No encoders are named, so all masked inputs go through the whole network. Name them, encoders={"audio": '
             '"path.in.the.network", ...}, or give the network `encoders` and `fuse`: then each encoder sees 2 B + 1 '
-            "rows, or B + 1 with masked='shared', whatever the number of modalities."
+            "rows, or B + 1 with masked='shared' or where nothing depends on the mode, for any number of modalities."
         )
         lines = fusion_lines("network", self.modalities, self.chunks.describe(self.network))
         return Plan(self.modalities, masked, tuple(lines), (note,))
@@ -156,6 +167,7 @@ def masked_logits(
     masked: Literal["exact", "shared"] = "exact",
     absent: Mapping[str, Absent] | None = None,
     encoders: Mapping[str, str] | None = None,
+    passes: Passes = "auto",
     max_rows: int | None = None,
     checkpoint: bool = False,
     arguments: Mapping[str, Any] | None = None,
@@ -182,6 +194,18 @@ def masked_logits(
     The network's own activation checkpointing is left out of the masked passes, and of a joint pass whose features are
     shared: what would be recomputed in the backward would not be what they had.
 
+    In exact mode an encoder need not run twice:
+
+    - where no layer of it depends on the mode, the joint pass's features are those of the present rows, and only the
+      absent row is encoded beside them;
+    - else the rows of the joint pass and the B present and one absent row can go through it as one batch in which only
+      norms and dropouts tell them apart: the first B have the statistics of the batch, which update the running ones,
+      and are dropped out; the rest come after that update, in eval mode. For networks with `encoders` and `fuse`.
+
+    Both need a proof: modules of torch that treat rows alike, or of a user whose code can be read and names nothing
+    that might not; no hooks, no dropout inside attention. A first batch compares the numbers with those of two passes.
+    `passes` says what to do with it.
+
     Args:
         network: a module whose forward takes the modalities by keyword, or by position in the order of `inputs` if
             it bears none of their names, and returns logits (B, C).
@@ -194,6 +218,9 @@ def masked_logits(
         encoders: modality -> path of the submodule that encodes it. Some modalities may be left out. An encoder may
             take and return pytrees, have its samples in any dimension, see several rows a sample (frames), and be
             called several times; it must depend on its own modality alone, which the first batch verifies.
+        passes: in exact mode, of an encoder: "auto": one, where it is proved to be the same and is faster, which a
+            row split is on CUDA alone; "one": raises where it is not proved; "two": always right, and what is
+            compiled.
         max_rows: at most so many masked rows at a time go through a network of one piece, or through `fuse` (each
             encoder still sees its rows at once). This bounds what the forward needs while it runs; what it keeps for
             the backward it keeps for all rows, unless `checkpoint` is set. None: all at once.
@@ -210,7 +237,8 @@ def masked_logits(
         ValueError: a modality that forward does not take, a path that does not exist, inputs of different lengths, an
             encoder that is not called or mixes modalities, an output that is not logits, "shared" for a network of one
             piece with mode-dependent layers, `max_rows` < 1, or less than B where a batch norm has no running
-            statistics, `max_rows` or `checkpoint` together with `encoders`.
+            statistics, such a batch norm in an encoder or in a network with `encoders`, one pass that is not known to
+            be right, `max_rows` or `checkpoint` together with `encoders`.
         TypeError: `network` is not a module, `inputs` no mapping, or an unexpected argument.
     """
     if not isinstance(inputs, Mapping):
@@ -218,13 +246,14 @@ def masked_logits(
             f"Expected argument `inputs` to map modalities to their inputs, but got a {type(inputs).__name__}. "
             'Name them, for example {"audio": a, "visual": v}.'
         )
-    passes = MaskedPasses(
+    run = MaskedPasses(
         network,
         tuple(inputs),
         masked=masked,
         absent=absent,
         encoders=encoders,
+        passes=passes,
         max_rows=max_rows,
         checkpoint=checkpoint,
     )
-    return passes(passes.binding.split((), {**inputs, **(arguments or {})}))
+    return run(run.binding.split((), {**inputs, **(arguments or {})}))

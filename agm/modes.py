@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from agm.checkpointing import without_checkpointing
 
-__all__ = ["Evaluation", "depends_on_mode", "evaluation", "mixes_samples", "mode_dependent_layers"]
+__all__ = ["Evaluation", "depends_on_mode", "evaluation", "mixes_samples", "mode_dependent_layers", "unfrozen"]
 
 _RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
 _STATISTICS = ("running_mean", "running_var")  # torch's batch norm writes to them without counting it as a version
@@ -69,6 +69,19 @@ class Evaluation:
                 module.training = not mode
             for rnn, dropout in dropouts:
                 rnn.dropout = dropout
+
+
+@contextmanager
+def unfrozen(network: nn.Module) -> Iterator[None]:
+    """A network in eval mode has all its modules in training mode inside: which of them are frozen nobody knows."""
+    frozen = [] if network.training else [module for module in network.modules() if not module.training]
+    try:
+        for module in frozen:
+            module.training = True
+        yield
+    finally:
+        for module in frozen:
+            module.training = False
 
 
 def _written_buffers(modules: list[nn.Module]) -> list[tuple[nn.Module, str, Tensor]]:

@@ -7,6 +7,7 @@ from typing import Literal
 from torch import nn
 
 from agm.modes import depends_on_mode
+from agm.onepass import Choice
 
 __all__ = ["Line", "Plan", "encoder_lines", "fusion_lines"]
 
@@ -82,21 +83,23 @@ class Plan:
         return "\n".join([*text, *self.notes])
 
 
-def encoder_lines(network: nn.Module, name: str, encoder: nn.Module, shared: bool) -> list[Line]:
-    """The passes of one encoder: the joint one, and that of the masked inputs."""
+def encoder_lines(network: nn.Module, name: str, encoder: nn.Module, choice: Choice) -> list[Line]:
+    """The passes of one encoder: the joint one and that of the masked inputs, or one for both."""
     part = f"encoder `{name}`"
-    joint = Line(part, "training", 1, 0, "the joint pass")
-    if shared:
-        note = "the absent input; the features of the present ones are those of the joint pass"
-        return [joint, Line(part, "eval", 0, 1, note)]
-    if layers := _mode_dependent(network, encoder):
-        note = f"the present inputs and an absent one, because it depends on the mode ({layers})"
-    else:
+    if choice.how == "split":
         note = (
-            "the present inputs and an absent one. No layer known to depend on the mode: unless one of your own does, "
-            "masked='shared' computes the same without encoding the present inputs again"
+            "the joint pass, and in the same batch the present inputs and an absent one, which norms and dropouts "
+            f"treat as in eval mode: {choice.why}"
         )
-    return [joint, Line(part, "eval", 1, 1, note)]
+        return [Line(part, "training", 2, 1, note)]
+    joint = Line(part, "training", 1, 0, "the joint pass")
+    if choice.how == "shared":
+        note = f"the absent input; the features of the present ones are those of the joint pass: {choice.why}"
+        return [joint, Line(part, "eval", 0, 1, note)]
+    note = "the present inputs and an absent one"
+    if layers := _mode_dependent(network, encoder):
+        note += f", because it depends on the mode ({layers})"
+    return [joint, Line(part, "eval", 1, 1, f"{note}; a pass of their own: {choice.why}")]
 
 
 def fusion_lines(part: str, modalities: Sequence[str], note: str) -> list[Line]:
@@ -113,7 +116,7 @@ def _mode_dependent(network: nn.Module, part: nn.Module) -> str:
     found = [
         f"`{names.get(module, name)}` {type(module).__name__}"
         for name, module in part.named_modules()
-        if (module.training or not network.training) and depends_on_mode(module)
+        if module.training and depends_on_mode(module)
     ]
     return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
 

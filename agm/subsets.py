@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 from agm.absent import is_rows
 from agm.binding import Arguments
 
-__all__ = ["blocks", "check_others", "combine", "copied", "masked_arguments", "tile"]
+__all__ = ["aligned", "blocks", "check_others", "combine", "copied", "masked_arguments", "stacked", "tile"]
 
 
 def blocks(modality: int, modalities: int) -> list[bool]:
@@ -26,6 +26,19 @@ def tile(absent: Tensor, rows: int, dim: int = 0) -> Tensor:
     if size == 1:
         return absent.expand([rows if d == dim else -1 for d in range(absent.dim())])
     return absent.repeat([rows // size if d == dim else 1 for d in range(absent.dim())])
+
+
+def aligned(absent: Any) -> Any:
+    """Absent rows as the encoder gets them: all, if a leaf keeps those of its samples (a padding mask), else one."""
+    count = max([1, *(leaf.shape[0] for leaf in pytree.tree_leaves(absent) if is_rows(leaf))])
+    return pytree.tree_map(lambda leaf: tile(leaf, count) if is_rows(leaf) else leaf, absent)
+
+
+def stacked(present: Any, absent: Any) -> Any:
+    """Present rows, then the absent ones: (B, ...) and (1 or B, ...) -> (B + 1 or 2 * B, ...)."""
+    return pytree.tree_map(
+        lambda leaf, row: torch.cat([leaf, row]) if is_rows(leaf) else leaf, present, aligned(absent)
+    )
 
 
 def copied(tree: Any) -> Any:

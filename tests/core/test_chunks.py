@@ -183,6 +183,17 @@ def test_batch_norm_without_running_statistics_sees_whole_blocks() -> None:
     torch.testing.assert_close(module.state_dict(), before, rtol=0, atol=0)
 
 
+def test_a_fusion_without_running_statistics_sees_whole_blocks() -> None:
+    module = network(Fusing)
+    module.head[1] = nn.BatchNorm1d(9, track_running_stats=False).double()
+    module.eval()
+    expected = agm.masked_logits(module, inputs(), max_rows=BATCH)
+    module.seen.clear()
+    torch.testing.assert_close(agm.masked_logits(module, inputs()), expected)
+    assert [count for count, _ in module.seen] == [BATCH] * 7
+    assert "one subset at a time" in str(agm.AGM(module).plan())
+
+
 class Peak(TorchDispatchMode):
     """The most bytes that tensors made in here hold at the same time."""
 

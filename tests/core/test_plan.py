@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import agm
+from agm.plan import Plan
 
 MODALITIES = ("audio", "visual", "text")
 PATHS = {name: f"{name}_net" for name in MODALITIES}
@@ -38,49 +39,83 @@ class Fusing(Net):
         return self.fuse({name: encoder(given[name]) for name, encoder in self.encoders.items()})
 
 
-def seen(model: agm.AGM) -> dict[str, list[tuple[int, str]]]:
-    """Rows and mode of every pass of the second step, by the part's name in the plan."""
-    found: dict[str, list[tuple[int, str]]] = {}
+class Counts:
+    """Rows and mode of every pass, by the part's name in the plan, counted without hooks, which nothing is known of."""
 
-    def watch(part: str, module: nn.Module) -> None:
-        def hook(module: nn.Module, args: Any) -> None:
-            found.setdefault(part, []).append((len(args[0]), "training" if module.training else "eval"))
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.parts: dict[nn.Module, list[str]] = {}
+        self.found: dict[str, list[tuple[int, str]]] = {}
+        forward = nn.Linear.forward
 
-        module.register_forward_pre_hook(hook)
+        def counted(module: nn.Linear, x: Tensor) -> Tensor:
+            self.note(module, x)
+            return forward(module, x)
 
-    network: Any = model.module
-    for name in MODALITIES:
-        watch(f"encoder `{name}`", network.get_submodule(PATHS[name])[0])
-    for part in ("fusion", "rest of the network", "network"):
-        watch(part, network.head)
-    given = {name: torch.randn(BATCH, 4) for name in MODALITIES}
-    for _ in range(2):
-        found.clear()
-        model(**given, target=torch.zeros(BATCH, dtype=torch.int64))
-    return found
+        monkeypatch.setattr(nn.Linear, "forward", counted)
+
+    def note(self, module: nn.Module, x: Tensor) -> None:
+        for part in self.parts.get(module, ()):
+            self.found.setdefault(part, []).append((len(x), "training" if module.training else "eval"))
+
+    def of(self, model: agm.AGM) -> dict[str, list[tuple[int, str]]]:
+        """Those of the second step."""
+        network: Any = model.module
+        self.parts = {network.get_submodule(path)[0]: [f"encoder `{name}`"] for name, path in PATHS.items()}
+        self.parts[network.head] = ["fusion", "rest of the network", "network"]
+        given = {name: torch.randn(BATCH, 4) for name in MODALITIES}
+        for _ in range(2):
+            self.found.clear()
+            model(**given, target=torch.zeros(BATCH, dtype=torch.int64))
+        return self.found
+
+    def assert_are(self, plan: Plan) -> None:
+        for part in {line.part for line in plan.lines}:
+            lines = [line for line in plan.lines if line.part == part]
+            assert [(line.count(BATCH), line.mode) for line in lines] == self.found[part]
+            assert plan.count(part, BATCH) == sum(count for count, _ in self.found[part])
 
 
-@pytest.mark.parametrize("masked", ["exact", "shared"])
-@pytest.mark.parametrize(
-    ("kind", "paths"), [(Fusing, None), (Net, PATHS), (Net, {"visual": "visual_net", "text": "text_net"})]
-)
+@pytest.fixture
+def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
+    return Counts(monkeypatch)
+
+
+CASES = [(Fusing, None), (Net, PATHS), (Net, {"visual": "visual_net", "text": "text_net"})]
+
+
+@pytest.mark.parametrize("options", [{"masked": "shared"}, *({"passes": how} for how in ("auto", "one", "two"))])
+@pytest.mark.parametrize(("kind", "paths"), CASES)
 def test_rows_and_modes_are_those_that_the_parts_see(
-    kind: type[Net], paths: dict[str, str] | None, masked: Any
+    kind: type[Net], paths: dict[str, str] | None, options: Any, counts: Counts
 ) -> None:
-    model = agm.AGM(kind(), MODALITIES, encoders=paths, masked=masked)
+    model = agm.AGM(kind(), MODALITIES, encoders=paths, **options)
+    if paths == PATHS and options.get("passes") == "one":
+        with pytest.raises(ValueError, match="encoder of `audio`"):
+            model.plan()
+        return
     plan = model.plan()
-    parts = {line.part for line in plan.lines}
-    assert len(parts) == (len(paths) if paths else 3) + 1
-    found = seen(model)
-    for part in parts:
-        lines = [line for line in plan.lines if line.part == part]
-        assert [(line.count(BATCH), line.mode) for line in lines] == found[part]
-        assert plan.count(part, BATCH) == sum(count for count, _ in found[part])
+    assert len({line.part for line in plan.lines}) == (len(paths) if paths else 3) + 1
+    counts.of(model)
+    counts.assert_are(plan)
+    counts.assert_are(model.plan())
+    counts.assert_are(model.eval().plan())
 
 
-def test_a_network_of_one_piece() -> None:
+def test_with_hooks_that_count_an_encoder_has_two_passes() -> None:
+    model = agm.AGM(Fusing())
+    rows: list[int] = []
+    network: Any = model.module
+    network.text_net[0].register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    plan = model.plan()
+    model(**{name: torch.randn(BATCH, 4) for name in MODALITIES}, target=torch.zeros(BATCH, dtype=torch.int64))
+    assert rows == [line.count(BATCH) for line in plan.lines if line.part == "encoder `text`"] == [BATCH, BATCH + 1]
+    assert "hooks" in str(plan)
+
+
+def test_a_network_of_one_piece(counts: Counts) -> None:
     model = agm.AGM(Net(), MODALITIES)
-    assert [(line.count(BATCH), line.mode) for line in model.plan().lines] == seen(model)["network"]
+    counts.of(model)
+    counts.assert_are(model.plan())
     text = str(model.plan())
     assert "6 B rows in eval mode: all proper subsets" in text
     assert "No encoders are named" in text
@@ -94,9 +129,13 @@ def test_says_why() -> None:
         "A training step with audio, visual, text, on B samples, masked='exact':",
         "  encoder `audio`   B rows in training mode: the joint pass",
         "                    B + 1 rows in eval mode: the present inputs and an absent one, because it depends on the "
-        "mode (`audio_net.1` BatchNorm1d, `audio_net.2` Dropout)",
+        "mode (`audio_net.1` BatchNorm1d, `audio_net.2` Dropout); a pass of their own: one pass saves kernel launches, "
+        "which cost little on cpu",
     ]
-    assert "masked='shared' computes the same" in plan.lines[3].note
+    assert "those of the joint pass: no layer depends on the mode" in plan.lines[3].note
+    assert "passes='two'" in agm.AGM(Fusing(), passes="two").plan().lines[3].note
+    (joint,) = (line for line in agm.AGM(Fusing(), passes="one").plan().lines if line.part == "encoder `audio`")
+    assert str(joint).startswith("2 B + 1 rows in training mode: the joint pass, and in the same batch the present")
     assert "encoder `audio` 2 B + 1 rows" in str(plan)
     assert "1 row in eval mode" in str(agm.AGM(Fusing(), masked="shared").plan())
 
