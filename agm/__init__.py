@@ -10,6 +10,7 @@ from agm.modulator import Modulator
 from agm.ops import backends
 from agm.shapley import subset_weights
 from agm.state import ModulationState
+from agm.verification import Verification, verify
 
 __version__ = "0.1.0"
 
@@ -17,6 +18,7 @@ __all__ = [
     "AGM",
     "ModulationState",
     "Modulator",
+    "Verification",
     "backends",
     "expand_subsets",
     "fused_modulate",
@@ -25,4 +27,5 @@ __all__ = [
     "masked_logits",
     "scale_gradients_",
     "subset_weights",
+    "verify",
 ]

@@ -25,8 +25,8 @@ _REPLACEMENTS = {"CheckpointFunction": _Direct, "_checkpoint_without_reentrant_g
 
 
 @contextmanager
-def without_checkpointing() -> Iterator[None]:
-    """Checkpointed functions are called plainly.
+def without_checkpointing(reentrant_alone: bool = False) -> Iterator[None]:
+    """Checkpointed functions are called plainly; or only those with `use_reentrant`, which `autograd.grad` refuses.
 
     Their recomputation would run in the backward, when the network's modes and forwards are what they were again:
     it would silently compute other activations than the masked pass had.
@@ -34,7 +34,8 @@ def without_checkpointing() -> Iterator[None]:
     if torch.compiler.is_compiling():
         yield
         return
-    own = {name: getattr(checkpoint, name) for name in _REPLACEMENTS if hasattr(checkpoint, name)}
+    names = ["CheckpointFunction"] if reentrant_alone else list(_REPLACEMENTS)
+    own = {name: getattr(checkpoint, name) for name in names if hasattr(checkpoint, name)}
     try:
         for name in own:
             setattr(checkpoint, name, _REPLACEMENTS[name])

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any, Literal, cast
 
@@ -11,7 +12,9 @@ from torch.utils._pytree import tree_leaves
 from agm.absent import Absent, batch_size
 from agm.masking import MaskedPasses
 from agm.modulator import Modulator
+from agm.onepass import Passes
 from agm.ops._checks import check_classes, check_target
+from agm.plan import Plan
 
 __all__ = ["AGM"]
 
@@ -29,8 +32,8 @@ class AGM(nn.Module):
     and its own copy of the running statistics of batch norm. A forward that raises leaves the state and the modes of
     all submodules as they were.
 
-    With encoders named by path the first batch verifies that they see what they should, which reads from the device;
-    no later step does.
+    The first batch verifies that named encoders see, and that encoders with one pass compute, what they should, which
+    reads from the device; no later step does.
 
     The state dict has the network under `module.` and the modulation under `modulator.state.`;
     `model.module.state_dict()` is that of the plain network. An absent input that is learnt (a parameter, a module in
@@ -44,6 +47,8 @@ class AGM(nn.Module):
         masked: "exact" (masked passes in eval mode, as published) or "shared" (the joint pass's own features).
         absent: modality -> what an absent input is, as in `agm.masked_logits`.
         encoders: modality -> path of its encoder in the network, as in `agm.masked_logits`.
+        passes: of each encoder in exact mode: "auto", "one" or "two", as in `agm.masked_logits`.
+        max_rows, checkpoint: bounds of the memory of the masked passes, as in `agm.masked_logits`.
         start: first epoch that is modulated; set `epoch` then, also after resuming, for it is not in the state dict.
         stop: first epoch that no longer is; None for no end.
 
@@ -68,12 +73,22 @@ class AGM(nn.Module):
         masked: Literal["exact", "shared"] = "exact",
         absent: Mapping[str, Absent] | None = None,
         encoders: Mapping[str, str] | None = None,
+        passes: Passes = "auto",
+        max_rows: int | None = None,
+        checkpoint: bool = False,
         start: int = 0,
         stop: int | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        self._options: dict[str, Any] = {"masked": masked, "absent": absent, "encoders": encoders}
+        self._options: dict[str, Any] = {
+            "masked": masked,
+            "absent": absent,
+            "encoders": encoders,
+            "passes": passes,
+            "max_rows": max_rows,
+            "checkpoint": checkpoint,
+        }
         self._passes = MaskedPasses(network, modalities, **self._options)
         self._options["modalities"] = self._passes.modalities
         if "target" in inspect.signature(network.forward).parameters:
@@ -135,8 +150,7 @@ class AGM(nn.Module):
                 `agm.fused_modulate`.
         """
         modulates = self.modulator.active and self.training
-        if self._passes.network is not self.module:  # the user put another in its place (wrapped it, say)
-            self._passes = MaskedPasses(self.module, **self._options)
+        self._follow()
         if not modulates and self._passes.binding.is_verbatim(args):
             return cast(Tensor, self.module(*args, **kwargs))
         for name in self.absent._parameters.keys() | self.absent._modules.keys():
@@ -148,6 +162,30 @@ class AGM(nn.Module):
         masked = self._passes(arguments)
         self._classes = masked.shape[2]
         return cast(Tensor, self.modulator(masked, target))
+
+    def plan(self) -> Plan:
+        """What a training step computes: which rows go through which part of the network, in which mode, and why.
+
+        Returns:
+            An `agm.plan.Plan`; `print(model.plan())` explains it in words, its `lines` hold the numbers of rows. Before
+            the first step it is what will be if the numbers of that step agree (see `passes`).
+
+        Raises:
+            ValueError: a training step would refuse the network.
+        """
+        self._follow()
+        plan = self._passes.plan()
+        start, stop = self.modulator.start, self.modulator.stop
+        if (start, stop) == (0, None):
+            return plan
+        window = f"from epoch {start} on" if stop is None else f"in epochs {start} to {stop - 1}"
+        window = f"Only {window}; in the others the joint pass alone." if start != stop else "In no epoch."
+        return replace(plan, notes=(*plan.notes, window))
+
+    def _follow(self) -> None:
+        """The masked passes of the network that is there now: the user may have put another in its place."""
+        if self._passes.network is not self.module:
+            self._passes = MaskedPasses(self.module, **self._options)
 
     def _check(self, inputs: Mapping[str, Any], target: Tensor | None) -> None:
         """What can be wrong with a batch, found before the joint pass updates any running statistic.

@@ -11,8 +11,11 @@ from torch.utils import _pytree as pytree
 from agm.absent import Absent, absent_input, is_rows
 from agm.answering import answering
 from agm.binding import Arguments
-from agm.modes import evaluation
-from agm.subsets import blocks, combine, copied, tile
+from agm.chunks import Chunks
+from agm.modes import evaluation, mixes_samples
+from agm.onepass import OWN_WAY, Choice, Choices, JointCall, Passes, check_apart, checked, choose, in_common
+from agm.plan import Line, encoder_lines, fusion_lines
+from agm.subsets import aligned, blocks, combine, copied, stacked
 
 __all__ = ["FactorisedPasses", "is_factorised"]
 
@@ -31,11 +34,22 @@ class FactorisedPasses:
     The first batch verifies that forward is `fuse({name: encoders[name](x)})`.
     """
 
-    def __init__(self, network: nn.Module, modalities: tuple[str, ...], shared: bool, absent: Mapping[str, Absent]):
+    def __init__(
+        self,
+        network: nn.Module,
+        modalities: tuple[str, ...],
+        shared: bool,
+        absent: Mapping[str, Absent],
+        passes: Passes,
+        chunks: Chunks,
+    ) -> None:
         self.network: Any = network
         self.modalities = modalities
         self.shared = shared
         self.absent = absent
+        self.passes = passes
+        self.chunks = chunks
+        self._choices = Choices()
 
     def __call__(self, arguments: Arguments, batch: int) -> tuple[Tensor, Tensor]:
         """Joint logits (B, C) in the network's mode, and masked logits ((2**M - 2) * B, C)."""
@@ -45,19 +59,74 @@ class FactorisedPasses:
                 f"Expected no arguments beside the modalities {self.modalities} for a network with `encoders` and "
                 f"`fuse`, but got {len(arguments.others)} more by position and {list(arguments.rest)} by keyword."
             )
+        in_chunks = bool(self.chunks or mixes_samples(self.network))
+        parts = self.chunks.parts(self.network, batch, 2 ** len(self.modalities) - 2) if in_chunks else []
         # Before the joint pass, since an encoder may write to its input.
-        rows = {}
+        rows, calls = {}, {}
         for name in self.modalities:
-            absent = absent_input(name, inputs[name], self.absent.get(name))
-            rows[name] = _aligned(absent) if self.shared else _stacked(inputs[name], absent)
-        joint, present = self._joint(inputs)
-        masked = {}
+            absent = aligned(absent_input(name, inputs[name], self.absent.get(name)))
+            if call := self._joint_call(name, inputs[name], absent, batch):
+                calls[name] = call
+            rows[name] = absent if self.shared or call else stacked(inputs[name], absent)
+        with answering({call.encoder: call for call in calls.values()}):
+            joint, present = self._joint(inputs)
+        parted = {}
         with evaluation(self.network):
-            for bit, name in enumerate(self.modalities):
-                features = self.network.encoders[name](rows[name])
-                parts = (present[name], features) if self.shared else _parted(name, features, batch)
-                masked[name] = combine(*parts, blocks(bit, len(self.modalities)))
-            return joint, self.network.fuse(masked)
+            for name in self.modalities:
+                parted[name] = self._features(name, rows[name], present.get(name), calls.get(name), batch)
+            if not in_chunks:
+                return joint, self.network.fuse(self._masked(parted))
+        return joint, self.chunks.run(self.network, lambda part: self.network.fuse(self._masked(parted, part)), parts)
+
+    def encoders(self) -> dict[str, nn.Module]:
+        """Modality -> its encoder."""
+        return {name: self.network.encoders[name] for name in self.modalities}
+
+    def plan(self) -> list[Line]:
+        """The passes of a training step, if the numbers of the first agree."""
+        device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
+        lines = []
+        for name, encoder in self.encoders().items():
+            choice = self._choices(name, self._choose(name, device))
+            lines += encoder_lines(self.network, name, encoder, choice)
+        return [*lines, *fusion_lines("fusion", self.modalities, self.chunks.describe(self.network))]
+
+    def _masked(self, parted: Mapping[str, tuple[Any, Any]], part: range | None = None) -> dict[str, Any]:
+        """From present and absent features those of the masked rows, or of the rows in `part` of them."""
+        return {
+            name: combine(*parted[name], blocks(bit, len(self.modalities)), part)
+            for bit, name in enumerate(self.modalities)
+        }
+
+    def _choose(self, name: str, device: torch.device) -> Choice:
+        if self.shared:
+            return Choice("shared", "masked='shared'")
+        encoders = self.encoders()
+        check_apart(name, mixes_samples(encoders[name]))
+        return choose(name, encoders[name], self.passes, device, lambda: in_common(self.network, encoders, name))
+
+    def _joint_call(self, name: str, inputs: Any, absent: Any, batch: int) -> JointCall | None:
+        """What runs in the place of an encoder that takes one pass in exact mode."""
+        device = next(leaf.device for leaf in pytree.tree_leaves(inputs) if is_rows(leaf))
+        chosen = self._choose(name, device)
+        if self.shared or not batch:
+            return None
+        encoder = self.network.encoders[name]
+        choice = checked(name, chosen, encoder, inputs, absent, self.passes)
+        self._choices.note(name, chosen, choice)
+        return None if choice.how == "two" else JointCall(encoder, chosen, inputs, absent)
+
+    def _features(self, name: str, rows: Any, present: Any, call: JointCall | None, batch: int) -> tuple[Any, Any]:
+        """Features of the present rows and of the absent ones, in eval mode."""
+        encoder = self.network.encoders[name]
+        if self.shared:
+            return present, encoder(rows)
+        if call is None:
+            return _parted(name, encoder(rows), batch)
+        if (second := call.second_pass()) is not None:
+            self._choices.note(name, call.chosen, Choice("two", OWN_WAY))
+            return _parted(name, encoder(second), batch)
+        return (call.features, encoder(rows)) if call.shares else _parted(name, call.features, batch)
 
     def _joint(self, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """The joint logits, and the features of each modality where they will be shared."""
@@ -132,19 +201,6 @@ def _identical(left: Any, right: Any) -> bool:
     leaves, structure = pytree.tree_flatten(left)
     others, other = pytree.tree_flatten(right)
     return structure == other and all(a is b for a, b in zip(leaves, others, strict=True))
-
-
-def _aligned(absent: Any) -> Any:
-    """Absent rows as the encoder gets them: all, if a leaf keeps those of its samples (a padding mask), else one."""
-    count = max([1, *(leaf.shape[0] for leaf in pytree.tree_leaves(absent) if is_rows(leaf))])
-    return pytree.tree_map(lambda leaf: tile(leaf, count) if is_rows(leaf) else leaf, absent)
-
-
-def _stacked(present: Any, absent: Any) -> Any:
-    """Present rows, then the absent ones: (B, ...) and (1 or B, ...) -> (B + 1 or 2 * B, ...)."""
-    return pytree.tree_map(
-        lambda leaf, row: torch.cat([leaf, row]) if is_rows(leaf) else leaf, present, _aligned(absent)
-    )
 
 
 def _parted(name: str, features: Any, batch: int) -> tuple[Any, Any]:

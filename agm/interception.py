@@ -20,12 +20,20 @@ from agm.absent import Absent, absent_input, is_opaque, is_rows
 from agm.answering import answering
 from agm.binding import Arguments, Binding
 from agm.checkpointing import without_checkpointing
-from agm.modes import evaluation
+from agm.modes import evaluation, mixes_samples
+from agm.onepass import OWN_WAY, Choice, Choices, Passes, choose, refused, surroundings
+from agm.plan import Line, encoder_lines, fusion_lines
+from agm.rowcheck import close
 from agm.subsets import blocks, copied, masked_arguments, tile
 
 __all__ = ["InterceptedPasses"]
 
 _verified: WeakKeyDictionary[nn.Module, set[object]] = WeakKeyDictionary()  # network -> the settings that it passed
+_compared: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()  # encoder -> how its features differ by mode
+_UNSPLIT = (
+    "what an encoder named by path is given in the masked pass is known only then: offer `encoders` and `fuse` for one "
+    "pass"
+)
 _ROUNDING = 1e-3  # what equal rows may differ by, relative to the largest element: mixed rows differ by far more
 
 
@@ -75,7 +83,12 @@ class _Call:
 
 
 class InterceptedPasses:
-    """The joint pass as it is; then all masked inputs as one batch, the encoders on present rows and absent ones."""
+    """The joint pass as it is; then all masked inputs as one batch, the encoders on present rows and absent ones.
+
+    What an encoder is given in the masked pass is known only when it is given it: no row split here. Where no layer of
+    it depends on the mode, though, the joint pass's features serve the present rows, once a first batch has shown that
+    they are those of the masked pass.
+    """
 
     def __init__(
         self,
@@ -84,6 +97,7 @@ class InterceptedPasses:
         encoders: Mapping[str, str],
         shared: bool,
         absent: Mapping[str, Absent],
+        passes: Passes,
     ) -> None:
         self.network = network
         self.binding = binding
@@ -92,7 +106,55 @@ class InterceptedPasses:
         self.paths = dict(encoders)
         self.shared = shared
         self.absent = absent
+        self.passes = passes
         self._key = (tuple(encoders.items()), shared)
+        self._choices = Choices()
+
+    def encoders(self) -> dict[str, nn.Module]:
+        """Modality -> its encoder, of those that are named."""
+        return {name: self.network.get_submodule(path) for name, path in self.paths.items()}
+
+    def plan(self) -> list[Line]:
+        """The passes of a training step, after the first one, which may compare numbers."""
+        device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
+        encoders = self.encoders()
+        lines = []
+        for name, choice in self._choose(encoders, device).items():
+            lines += encoder_lines(self.network, name, encoders[name], self._choices(name, choice))
+        left = [f"`{name}`" for name in self.modalities if name not in self.paths]
+        note = f", with what encodes {', '.join(left)}" if left else ""
+        return [*lines, *fusion_lines("rest of the network", self.modalities, note)]
+
+    def _choose(self, encoders: Mapping[str, nn.Module], device: torch.device) -> dict[str, Choice]:
+        self._check_apart(encoders)
+        if self.shared:
+            return {name: Choice("shared", "masked='shared'") for name in encoders}
+        found = {}
+        for name, encoder in encoders.items():
+            choice = choose(name, encoder, self.passes, device, lambda: _UNSPLIT)
+            reason = _compared.get(encoder) if choice.how == "shared" else None
+            if reason is not None and self.passes == "one":
+                raise refused(name, reason)
+            found[name] = choice if reason is None else Choice("two", reason)
+        return found
+
+    def _check_apart(self, encoders: Mapping[str, nn.Module]) -> None:
+        """That no layer puts rows of several subsets together; shared encoders see nothing but absent rows.
+
+        Raises:
+            ValueError: there are some.
+        """
+        mixing = mixes_samples(self.network)
+        if self.shared and mixing:
+            inside = [f"{path}." for path in self.paths.values()]
+            mixing = [name for name in mixing if not any(f"{name}.".startswith(path) for path in inside)]
+        if mixing:
+            raise ValueError(
+                "Expected a network with the paths of `encoders` to treat samples apart in eval mode, but "
+                f"`{mixing[0]}` normalises with the statistics of the batch there too, in which the rows of several "
+                "subsets would mix. Give it running statistics, or leave `encoders` out: each subset then goes through "
+                "the network by itself."
+            )
 
     def __call__(self, arguments: Arguments, batch: int) -> tuple[Tensor, Tensor]:
         """Joint logits (B, C) in the network's mode, and masked logits ((2**M - 2) * B, C)."""
@@ -103,29 +165,45 @@ class InterceptedPasses:
         # Arguments beside the modalities can reach an encoder, and then every absent row is another one.
         extra_rows = any(is_rows(leaf) for leaf in pytree.tree_leaves([arguments.others, arguments.rest]))
 
-        joint, recorders = self._joint(arguments)
+        device = next(leaf.device for leaf in pytree.tree_leaves(arguments.inputs) if is_rows(leaf))
+        choices = self._choose(self.encoders(), device)
+        joint, recorders = self._joint(arguments, choices)
         answers = {}
         for name, recorder in recorders.items():
             per_sample = extra_rows or any(
                 row.shape[0] == batch for row in pytree.tree_leaves(absent[name]) if is_rows(row)
             )
             is_present = blocks(self.modalities.index(name), len(self.modalities))
-            rows = _Rows(name, batch, is_present, per_sample, self.shared)
+            # In exact mode the first batch runs twice, to compare what will be shared.
+            compares = recorder.is_whole and not self.shared and recorder.encoder not in _compared
+            shares = recorder.is_whole and not compares
+            rows = _Rows(name, batch, is_present, per_sample, shares)
             foreign = [probe for other, found in probes.items() if other != name for probe in found]
-            answers[recorder.encoder] = _Answer(recorder, rows, self.shared, check, foreign)
+            answers[recorder.encoder] = _Answer(recorder, rows, shares, check, foreign, compares)
         with evaluation(self.network), answering(answers):
             logits = self.binding.call(masked)
-        for answer in answers.values():
+        for name, answer in zip(recorders, answers.values(), strict=True):
             answer.finish()
+            self._compare(name, answer, batch)
         # With one sample rows in a wrong order cannot be told from right ones, and without gradients not their origin.
         if check and probes and batch > 1:
             _verified.setdefault(self.network, set()).add(self._key)
         return joint, logits
 
-    def _joint(self, arguments: Arguments) -> tuple[Tensor, dict[str, "_Recorder"]]:
+    def _compare(self, name: str, answer: "_Answer", batch: int) -> None:
+        """Remembers whether an encoder's features are the same in both passes."""
+        if not answer.compares:
+            return
+        if answer.differs is not None and self.passes == "one":
+            raise refused(name, answer.differs)
+        if answer.differs is not None or batch > 1:
+            _compared[answer.encoder] = answer.differs
+
+    def _joint(self, arguments: Arguments, choices: Mapping[str, Choice]) -> tuple[Tensor, dict[str, "_Recorder"]]:
         """The joint pass as it is, and what each encoder was called with."""
         recorders = {
-            name: _Recorder(self.network.get_submodule(path), self.shared) for name, path in self.paths.items()
+            name: _Recorder(encoder, choices[name].how == "shared", not self.shared)
+            for name, encoder in self.encoders().items()
         }
         # Features are shared as they are: a reentrant checkpoint would hand them out without their gradient.
         plainly = without_checkpointing() if self.shared else nullcontext()
@@ -137,19 +215,25 @@ class InterceptedPasses:
                     f"Expected the network's forward to call the encoder of `{name}`, but it did not. Name in "
                     "`encoders` a submodule that forward calls as a module (not one of its methods)."
                 )
+            if choices[name].how == "shared":
+                self._choices.note(name, choices[name], choices[name] if recorder.is_whole else Choice("two", OWN_WAY))
         return joint, recorders
 
 
 class _Recorder:
     """Runs the encoder and notes the sizes that went in and out, and the output if it will be shared."""
 
-    def __init__(self, encoder: nn.Module, keep_output: bool) -> None:
+    def __init__(self, encoder: nn.Module, keep_output: bool, exact: bool) -> None:
         self.encoder = encoder
         self.forward = encoder.forward
         self.keep_output = keep_output
+        self.around = surroundings() if keep_output and exact else None
+        self.is_whole = keep_output  # whether the outputs are those of a masked pass, gradients included
         self.calls: list[_Call] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.around is not None and surroundings() != self.around:
+            self.is_whole = False
         output = self.forward(*args, **kwargs)
         # A copy, since the network may go on in place with what it gets.
         kept = copied(output) if self.keep_output else None
@@ -160,13 +244,23 @@ class _Recorder:
 class _Answer:
     """Encodes present and absent rows only, and answers for all."""
 
-    def __init__(self, recorder: _Recorder, rows: "_Rows", shared: bool, check: bool, foreign: list[Tensor]) -> None:
+    def __init__(
+        self,
+        recorder: _Recorder,
+        rows: "_Rows",
+        shared: bool,
+        check: bool,
+        foreign: list[Tensor],
+        compares: bool = False,
+    ) -> None:
         self.encoder = recorder.encoder
         self.forward = recorder.forward
         self.rows = rows
         self.shared = shared
         self.check = check
         self.foreign = foreign  # inputs of the other modalities, which must not reach the encoder
+        self.compares = compares  # what is encoded here with what the joint pass had
+        self.differs: str | None = None
         self.pending = list(reversed(recorder.calls))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -196,6 +290,8 @@ class _Answer:
         leaves, structure = self._leaves("returns", output)
         if len(leaves) != len(call.output_sizes):
             raise self.rows.refusal("returns another structure in the masked pass than in the joint pass")
+        if self.compares and not all(map(self.rows.is_same, leaves, pytree.tree_leaves(call.output))):
+            self.differs = "its features are others in eval mode"
         joint = pytree.tree_leaves(call.output) if self.shared else [None] * len(leaves)
         expanded = [
             self.rows.expand(leaf, size, own) for leaf, size, own in zip(leaves, call.output_sizes, joint, strict=True)
@@ -300,6 +396,13 @@ class _Rows:
         present = leaf.narrow(dim, 0, joint[dim]) if shared is None else shared
         absent = tile(leaf.narrow(dim, self.present * rows, self.absent * rows), joint[dim], dim)
         return torch.cat([present if here else absent for here in self.is_present], dim)
+
+    def is_same(self, leaf: Any, joint: Any) -> bool:
+        """Whether the joint pass returned what was encoded for the present rows."""
+        if is_rows(leaf) and is_rows(joint):
+            for dim in _changed(leaf.shape, joint.shape):
+                leaf = leaf.narrow(dim, 0, joint.shape[dim])
+        return close(joint, leaf)
 
 
 def _changed(size: torch.Size, joint: torch.Size) -> list[int]:

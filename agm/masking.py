@@ -1,6 +1,6 @@
 """The masked passes: the network's logits for every subset of its modalities."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -8,11 +8,14 @@ from torch import Tensor, nn
 
 from agm.absent import Absent, absent_input, batch_size, check_absent
 from agm.binding import Arguments, Binding
+from agm.chunks import Chunks
 from agm.factorised import FactorisedPasses, is_factorised
 from agm.interception import InterceptedPasses
-from agm.modes import evaluation, mixes_samples, mode_dependent_layers
+from agm.modes import evaluation, mixes_samples, mode_dependent_layers, unfrozen
+from agm.onepass import Passes, check_passes, refused
 from agm.ops._checks import check_modalities
-from agm.subsets import masked_arguments, split_blocks
+from agm.plan import Plan, fusion_lines
+from agm.subsets import check_others, copied, masked_arguments
 
 __all__ = ["MaskedPasses", "masked_logits"]
 
@@ -26,6 +29,8 @@ class MaskedPasses:
         masked: "exact" or "shared", see `masked_logits`.
         absent: modality -> what an absent input is, see `masked_logits`.
         encoders: modality -> path of its encoder in the network, see `masked_logits`.
+        passes: "auto", "one" or "two", see `masked_logits`.
+        max_rows, checkpoint: how the masked rows go through the network, see `masked_logits`.
 
     Attributes:
         modalities: their names, in bit order.
@@ -43,11 +48,15 @@ class MaskedPasses:
         masked: Literal["exact", "shared"] = "exact",
         absent: Mapping[str, Absent] | None = None,
         encoders: Mapping[str, str] | None = None,
+        passes: Passes = "auto",
+        max_rows: int | None = None,
+        checkpoint: bool = False,
     ) -> None:
         if not isinstance(network, nn.Module):
             raise TypeError(f"Expected argument `network` to be an nn.Module, but got {type(network).__name__}.")
         if masked not in ("exact", "shared"):
             raise ValueError(f"Expected argument `masked` to be 'exact' or 'shared', but got {masked!r}.")
+        check_passes(passes)
         own = tuple(network.encoders) if is_factorised(network) else ()  # type: ignore[arg-type]
         if modalities is None and not own:
             raise ValueError(
@@ -64,17 +73,54 @@ class MaskedPasses:
         self.shared = masked == "shared"
         self.absent = check_absent(absent, self.modalities)
         self.binding = Binding(network, self.modalities)
-        self._run: Callable[[Arguments, int], tuple[Tensor, Tensor]] = self._whole
+        self.chunks = Chunks(max_rows, checkpoint)
+        self._parted: InterceptedPasses | FactorisedPasses | None = None  # None: the network is one piece
         if encoders:
-            self._run = InterceptedPasses(network, self.binding, encoders, self.shared, self.absent)
+            if self.chunks:
+                raise ValueError(
+                    "Expected neither `max_rows` nor `checkpoint` with the paths of `encoders`: there the network's "
+                    "forward runs once, on all masked rows. Leave `encoders` out, or give the network `encoders` and "
+                    "`fuse`, whose fusion then runs in chunks."
+                )
+            self._parted = InterceptedPasses(network, self.binding, encoders, self.shared, self.absent, passes)
         elif own:
-            self._run = FactorisedPasses(network, self.modalities, self.shared, self.absent)
+            self._parted = FactorisedPasses(network, self.modalities, self.shared, self.absent, passes, self.chunks)
+        elif passes == "one":
+            raise refused(self.modalities[0], "no encoder is known in a network of one piece. Name them in `encoders`")
 
     def __call__(self, arguments: Arguments) -> Tensor:
         """Masked logits (2**M - 1, B, C)."""
         batch = batch_size(arguments.inputs)
-        joint, masked = self._run(arguments, batch)
+        run = self._parted or self._whole
+        joint, masked = run(arguments, batch)
         return _stack(joint, masked, batch, len(self.modalities))
+
+    def encoders(self) -> dict[str, nn.Module]:
+        """Modality -> its encoder, of those whose encoder is known."""
+        return self._parted.encoders() if self._parted else {}
+
+    def plan(self) -> Plan:
+        """What a training step computes.
+
+        Raises:
+            ValueError: it would refuse the network.
+        """
+        masked = "shared" if self.shared else "exact"
+        if self._parted:
+            note = (
+                "Where an absent input is not the same for every sample (a padding mask that stays, a callable that "
+                "returns B rows, another argument of forward that reaches the encoder), B absent rows are encoded "
+                "instead."
+            )
+            with unfrozen(self.network):
+                return Plan(self.modalities, masked, tuple(self._parted.plan()), (note,))
+        note = (
+            'No encoders are named, so all masked inputs go through the whole network. Name them, encoders={"audio": '
+            '"path.in.the.network", ...}, or give the network `encoders` and `fuse`: then each encoder sees 2 B + 1 '
+            "rows, or B + 1 with masked='shared' or where nothing depends on the mode, for any number of modalities."
+        )
+        lines = fusion_lines("network", self.modalities, self.chunks.describe(self.network))
+        return Plan(self.modalities, masked, tuple(lines), (note,))
 
     def _whole(self, arguments: Arguments, batch: int) -> tuple[Tensor, Tensor]:
         if self.shared and (layers := mode_dependent_layers(self.network)):
@@ -84,12 +130,21 @@ class MaskedPasses:
                 "use masked='exact'."
             )
         absent = {name: absent_input(name, x, self.absent.get(name)) for name, x in arguments.inputs.items()}
+        if self.chunks or mixes_samples(self.network):
+            check_others(arguments, batch)
+            parts = self.chunks.parts(self.network, batch, 2 ** len(self.modalities) - 2)
+            # Copies, since the network may write to its inputs in the joint pass, after which the chunks are built.
+            inputs, others, rest = copied(tuple(arguments[:3]))
+            kept, kept_absent = Arguments(inputs, others, rest, arguments.placed), copied(absent)
+            joint = self.binding.call(arguments)
+
+            def call(part: range | None) -> Any:
+                return self.binding.call(masked_arguments(kept, kept_absent, batch, part))
+
+            return joint, self.chunks.run(self.network, call, parts)
         masked = masked_arguments(arguments, absent, batch)
         joint = self.binding.call(arguments)
         with evaluation(self.network):
-            if mixes_samples(self.network):
-                subsets = split_blocks(masked, batch)
-                return joint, torch.cat([self.binding.call(subset) for subset in subsets])
             return joint, self.binding.call(masked)
 
 
@@ -112,6 +167,9 @@ def masked_logits(
     masked: Literal["exact", "shared"] = "exact",
     absent: Mapping[str, Absent] | None = None,
     encoders: Mapping[str, str] | None = None,
+    passes: Passes = "auto",
+    max_rows: int | None = None,
+    checkpoint: bool = False,
     arguments: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """The network's logits for every non-empty subset of its modalities, in one batched masked pass.
@@ -133,8 +191,20 @@ def masked_logits(
       statistics would mix them).
 
     In eval mode the network must treat samples alike and apart, for those of all subsets go through it together.
-    Activation checkpointing is left out of the masked passes, and of a joint pass whose features are shared: what would
-    be recomputed in the backward would not be what they had.
+    The network's own activation checkpointing is left out of the masked passes, and of a joint pass whose features are
+    shared: what would be recomputed in the backward would not be what they had.
+
+    In exact mode an encoder need not run twice:
+
+    - where no layer of it depends on the mode, the joint pass's features are those of the present rows, and only the
+      absent row is encoded beside them;
+    - else the rows of the joint pass and the B present and one absent row can go through it as one batch in which only
+      norms and dropouts tell them apart: the first B have the statistics of the batch, which update the running ones,
+      and are dropped out; the rest come after that update, in eval mode. For networks with `encoders` and `fuse`.
+
+    Both need a proof: modules of torch that treat rows alike, or of a user whose code can be read and names nothing
+    that might not; no hooks, no dropout inside attention. A first batch compares the numbers with those of two passes.
+    `passes` says what to do with it.
 
     Args:
         network: a module whose forward takes the modalities by keyword, or by position in the order of `inputs` if
@@ -148,6 +218,15 @@ def masked_logits(
         encoders: modality -> path of the submodule that encodes it. Some modalities may be left out. An encoder may
             take and return pytrees, have its samples in any dimension, see several rows a sample (frames), and be
             called several times; it must depend on its own modality alone, which the first batch verifies.
+        passes: in exact mode, of an encoder: "auto": one, where it is proved to be the same and is faster, which a
+            row split is on CUDA alone; "one": raises where it is not proved; "two": always right, and what is
+            compiled.
+        max_rows: at most so many masked rows at a time go through a network of one piece, or through `fuse` (each
+            encoder still sees its rows at once). This bounds what the forward needs while it runs; what it keeps for
+            the backward it keeps for all rows, unless `checkpoint` is set. None: all at once.
+        checkpoint: drop the activations of each masked chunk and recompute them in the backward, in eval mode and
+            with the same running statistics: together with `max_rows` only one chunk's activations live at a time,
+            for one more forward of the masked rows. In a compiled graph this is left to the compiler.
         arguments: other keyword arguments of forward. Tensors in them have one row a sample.
 
     Returns:
@@ -157,7 +236,9 @@ def masked_logits(
     Raises:
         ValueError: a modality that forward does not take, a path that does not exist, inputs of different lengths, an
             encoder that is not called or mixes modalities, an output that is not logits, "shared" for a network of one
-            piece with mode-dependent layers.
+            piece with mode-dependent layers, `max_rows` < 1, or less than B where a batch norm has no running
+            statistics, such a batch norm in an encoder or in a network with `encoders`, one pass that is not known to
+            be right, `max_rows` or `checkpoint` together with `encoders`.
         TypeError: `network` is not a module, `inputs` no mapping, or an unexpected argument.
     """
     if not isinstance(inputs, Mapping):
@@ -165,5 +246,14 @@ def masked_logits(
             f"Expected argument `inputs` to map modalities to their inputs, but got a {type(inputs).__name__}. "
             'Name them, for example {"audio": a, "visual": v}.'
         )
-    passes = MaskedPasses(network, tuple(inputs), masked=masked, absent=absent, encoders=encoders)
-    return passes(passes.binding.split((), {**inputs, **(arguments or {})}))
+    run = MaskedPasses(
+        network,
+        tuple(inputs),
+        masked=masked,
+        absent=absent,
+        encoders=encoders,
+        passes=passes,
+        max_rows=max_rows,
+        checkpoint=checkpoint,
+    )
+    return run(run.binding.split((), {**inputs, **(arguments or {})}))

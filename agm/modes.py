@@ -9,9 +9,10 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from agm.checkpointing import without_checkpointing
 
-__all__ = ["evaluation", "mixes_samples", "mode_dependent_layers"]
+__all__ = ["Evaluation", "depends_on_mode", "evaluation", "mixes_samples", "mode_dependent_layers", "unfrozen"]
 
 _RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
+_STATISTICS = ("running_mean", "running_var")  # torch's batch norm writes to them without counting it as a version
 
 
 @contextmanager
@@ -23,39 +24,73 @@ def evaluation(network: nn.Module) -> Iterator[None]:
     them: otherwise two forwards could not come before one backward. Recurrent layers stay in training mode without
     dropout, which is the same: cuDNN refuses a backward through them in eval mode. Activation checkpointing is off.
     """
-    training = [module for module in network.modules() if module.training]
-    # Not subclasses, which may read their mode for more than dropout.
-    recurrent = [(m, m.dropout) for m in training if isinstance(m, nn.RNNBase) and type(m) in _RECURRENT]
-    changed = [m for m in training if type(m) not in _RECURRENT]
-    written = _written_buffers(changed) if torch.is_grad_enabled() else []
-    try:
-        for module in changed:
-            module.training = False
-        for rnn, _ in recurrent:
-            rnn.dropout = 0.0
+    with Evaluation(network).entered():
+        yield
+
+
+class Evaluation:
+    """`evaluation` that can be entered again, as what is recomputed in the backward must be.
+
+    Each time the modes and the running statistics are those of the moment when it was made, whatever training passes,
+    `eval()` or `train()` did to the network since; afterwards they are again what they were before.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        training = [module for module in network.modules() if module.training]
+        # Not subclasses, which may read their mode for more than dropout.
+        self._recurrent = [m for m in training if isinstance(m, nn.RNNBase) and type(m) in _RECURRENT]
+        self._modes = [(m, m.training and type(m) in _RECURRENT) for m in network.modules()]
+        changed = [m for m in training if type(m) not in _RECURRENT]
+        written = _written_buffers(changed) if torch.is_grad_enabled() else []
+        self._buffers: list[tuple[nn.Module, str, Tensor]] = []
         if written:
             with torch.no_grad():
                 copies = torch._foreach_mul([buffer for _, _, buffer in written], 1.0)
-            for (module, name, _), copy in zip(written, copies, strict=True):
+            self._buffers = [(m, name, copy) for (m, name, _), copy in zip(written, copies, strict=True)]
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        modes = [(module, mode) for module, mode in self._modes if module.training != mode]
+        dropouts = [(rnn, rnn.dropout) for rnn in self._recurrent]
+        buffers = [(module, name, module._buffers[name]) for module, name, _ in self._buffers]
+        try:
+            for module, mode in modes:
+                module.training = mode
+            for rnn, _ in dropouts:
+                rnn.dropout = 0.0
+            for module, name, copy in self._buffers:
                 module._buffers[name] = copy
-        with without_checkpointing():
-            yield
-    finally:
-        for module, name, buffer in written:
-            module._buffers[name] = buffer
-        for module in changed:
+            with without_checkpointing():
+                yield
+        finally:
+            for module, name, buffer in buffers:
+                module._buffers[name] = buffer
+            for module, mode in modes:
+                module.training = not mode
+            for rnn, dropout in dropouts:
+                rnn.dropout = dropout
+
+
+@contextmanager
+def unfrozen(network: nn.Module) -> Iterator[None]:
+    """A network in eval mode has all its modules in training mode inside: which of them are frozen nobody knows."""
+    frozen = [] if network.training else [module for module in network.modules() if not module.training]
+    try:
+        for module in frozen:
             module.training = True
-        for rnn, dropout in recurrent:
-            rnn.dropout = dropout
+        yield
+    finally:
+        for module in frozen:
+            module.training = False
 
 
 def _written_buffers(modules: list[nn.Module]) -> list[tuple[nn.Module, str, Tensor]]:
-    """Floating buffers that have been written in place, as running statistics are."""
+    """Floating buffers that training passes write to, as to running statistics."""
     return [
         (module, name, buffer)
         for module in modules
         for name, buffer in module._buffers.items()
-        if buffer is not None and buffer.is_floating_point() and _is_written(buffer)
+        if buffer is not None and buffer.is_floating_point() and (name in _STATISTICS or _is_written(buffer))
     ]
 
 
@@ -78,10 +113,11 @@ def mode_dependent_layers(network: nn.Module) -> list[str]:
 
     A layer that cannot be known (a user's own that reads `self.training`) is not among them.
     """
-    return [name or type(m).__name__ for name, m in network.named_modules() if m.training and _depends_on_mode(m)]
+    return [name or type(m).__name__ for name, m in network.named_modules() if m.training and depends_on_mode(m)]
 
 
-def _depends_on_mode(module: nn.Module) -> bool:
+def depends_on_mode(module: nn.Module) -> bool:
+    """Whether one of torch's own layers computes something else in eval mode than in training mode."""
     if isinstance(module, _NormBase):
         return bool(module.track_running_stats)
     if isinstance(module, nn.modules.dropout._DropoutNd):

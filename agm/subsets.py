@@ -1,6 +1,6 @@
 """The batch of masked rows: for every proper subset a block of B rows, in the order of the bitmasks."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 from agm.absent import is_rows
 from agm.binding import Arguments
 
-__all__ = ["blocks", "combine", "copied", "masked_arguments", "split_blocks", "tile"]
+__all__ = ["aligned", "blocks", "check_others", "combine", "copied", "masked_arguments", "stacked", "tile"]
 
 
 def blocks(modality: int, modalities: int) -> list[bool]:
@@ -28,61 +28,80 @@ def tile(absent: Tensor, rows: int, dim: int = 0) -> Tensor:
     return absent.repeat([rows // size if d == dim else 1 for d in range(absent.dim())])
 
 
+def aligned(absent: Any) -> Any:
+    """Absent rows as the encoder gets them: all, if a leaf keeps those of its samples (a padding mask), else one."""
+    count = max([1, *(leaf.shape[0] for leaf in pytree.tree_leaves(absent) if is_rows(leaf))])
+    return pytree.tree_map(lambda leaf: tile(leaf, count) if is_rows(leaf) else leaf, absent)
+
+
+def stacked(present: Any, absent: Any) -> Any:
+    """Present rows, then the absent ones: (B, ...) and (1 or B, ...) -> (B + 1 or 2 * B, ...)."""
+    return pytree.tree_map(
+        lambda leaf, row: torch.cat([leaf, row]) if is_rows(leaf) else leaf, present, aligned(absent)
+    )
+
+
 def copied(tree: Any) -> Any:
     """A pytree with its tensors cloned, so that whoever goes on in place with one leaves the other alone."""
     return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, tree)
 
 
-def combine(present: Any, absent: Any, is_present: list[bool]) -> Any:
-    """Pytrees of (B, ...) and of (1 or B, ...) -> one of ((2**M - 2) * B, ...)."""
+def combine(present: Any, absent: Any, is_present: list[bool], part: range | None = None) -> Any:
+    """Pytrees of (B, ...) and of (1 or B, ...) -> one of ((2**M - 2) * B, ...), or of the rows in `part` of these."""
 
     def combined(row: Any, absent_row: Any) -> Any:
         if not is_rows(row):
             return row
         absent_rows = tile(absent_row, row.shape[0])
-        return torch.cat([row if here else absent_rows for here in is_present])
+        sources = [row if here else absent_rows for here in is_present]
+        return torch.cat(sources if part is None else list(_within(sources, row.shape[0], part)))
 
     return pytree.tree_map(combined, present, absent)
 
 
-def masked_arguments(arguments: Arguments, absent: Mapping[str, Any], batch: int) -> Arguments:
-    """The arguments of one call with all masked inputs; what no mask touches is repeated for every block.
+def _within(sources: list[Tensor], batch: int, part: range) -> Iterator[Tensor]:
+    """What of the blocks lies in `part`, block by block."""
+    for index in range(part.start // batch, (part.stop - 1) // batch + 1):
+        first, last = max(part.start - index * batch, 0), min(part.stop - index * batch, batch)
+        yield sources[index][first:last]
+
+
+def masked_arguments(
+    arguments: Arguments, absent: Mapping[str, Any], batch: int, part: range | None = None
+) -> Arguments:
+    """The arguments of one call with all masked inputs, or with the rows in `part` of them.
+
+    What no mask touches is repeated for every block.
 
     Raises:
         ValueError: a tensor beside the modalities does not have one row a sample.
     """
+    check_others(arguments, batch)
     inputs, others, rest, placed = arguments
-    times = 2 ** len(inputs) - 2
+    everywhere = [True] * (2 ** len(inputs) - 2)
     return Arguments(
-        {name: combine(x, absent[name], blocks(bit, len(inputs))) for bit, (name, x) in enumerate(inputs.items())},
-        [_repeated(value, batch, times, f"args[{i}]") for i, value in enumerate(others)],
-        {name: _repeated(value, batch, times, name) for name, value in rest.items()},
+        {
+            name: combine(x, absent[name], blocks(bit, len(inputs)), part)
+            for bit, (name, x) in enumerate(inputs.items())
+        },
+        combine(others, others, everywhere, part),
+        combine(rest, rest, everywhere, part),
         placed,
     )
 
 
-def split_blocks(arguments: Arguments, batch: int) -> list[Arguments]:
-    """What `masked_arguments` put together, one subset after another."""
-    leaves, structure = pytree.tree_flatten(tuple(arguments[:3]))
-    parts = []
-    for i in range(2 ** len(arguments.inputs) - 2):
-        block = [leaf.narrow(0, i * batch, batch) if is_rows(leaf) else leaf for leaf in leaves]
-        inputs, others, rest = pytree.tree_unflatten(block, structure)
-        parts.append(Arguments(inputs, others, rest, arguments.placed))
-    return parts
+def check_others(arguments: Arguments, batch: int) -> None:
+    """That what is no modality has one row a sample, if it has rows.
 
-
-def _repeated(value: Any, batch: int, times: int, name: str) -> Any:
-
-    def repeated(leaf: Any) -> Any:
-        if not is_rows(leaf):
-            return leaf
-        if leaf.shape[0] != batch:
-            raise ValueError(
-                f"Expected argument `{name}`, which is no modality, to have one row for each of the {batch} samples, "
-                f"but got {tuple(leaf.shape)}. Bind what does not belong to samples beforehand, as a buffer of the "
-                "network or with functools.partial on its forward."
-            )
-        return torch.cat([leaf] * times)
-
-    return pytree.tree_map(repeated, value)
+    Raises:
+        ValueError: it has not.
+    """
+    others = {f"args[{i}]": value for i, value in enumerate(arguments.others)} | arguments.rest
+    for name, value in others.items():
+        for leaf in pytree.tree_leaves(value):
+            if is_rows(leaf) and leaf.shape[0] != batch:
+                raise ValueError(
+                    f"Expected argument `{name}`, which is no modality, to have one row for each of the {batch} "
+                    f"samples, but got {tuple(leaf.shape)}. Bind what does not belong to samples beforehand, as a "
+                    "buffer of the network or with functools.partial on its forward."
+                )

@@ -253,12 +253,19 @@ class TestModes:
 
         agm.masked_logits(Merging().double(), three_inputs())
 
-    def test_two_forwards_before_a_backward(self) -> None:
+    @pytest.mark.parametrize("options", [{}, {"encoders": PATHS}])
+    def test_two_forwards_before_a_backward(self, options: dict[str, Any]) -> None:
         """The eval passes read running statistics that the second training pass writes to."""
-        network = Three().double()
-        for options in ({}, {"encoders": PATHS}):
-            losses = [agm.masked_logits(network, three_inputs(), **options).square().sum() for _ in range(2)]
-            sum(losses).backward()
+        gradients = []
+        for second in (False, True):
+            torch.manual_seed(0)
+            network = Three().double()  # a cast makes new buffers, which count no version yet
+            masked = agm.masked_logits(network, three_inputs(), **options)
+            if second:
+                agm.masked_logits(network, {name: x + 1.0 for name, x in three_inputs().items()}, **options)
+            masked.square().sum().backward()
+            gradients.append({name: parameter.grad for name, parameter in network.named_parameters()})
+        torch.testing.assert_close(*gradients, rtol=0, atol=0)
 
 
 class Pairs(nn.Module):

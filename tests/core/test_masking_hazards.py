@@ -244,6 +244,23 @@ class TestStatisticsOfTheBatch:
         assert_equals_separate_passes(self.network(), inputs())
         assert_equals_separate_passes(self.network(), inputs(), masked="shared")
 
+    def test_of_shared_features_do_not_mix(self) -> None:
+        given = inputs() | {"audio": rows(4, 6, 7)}
+        audio = nn.Sequential(
+            nn.Conv1d(6, 5, 3), nn.BatchNorm1d(5, track_running_stats=False), nn.Flatten(), nn.Linear(25, 5)
+        )
+        network = Pairs(audio=audio)
+        assert_equals_separate_passes(network, given, encoders=BOTH, masked="shared")
+
+    @pytest.mark.parametrize("encoders", [BOTH, {"visual": "visual_net"}])
+    def test_by_path_are_refused(self, encoders: Any) -> None:
+        network = self.network()
+        state = copy.deepcopy(network.state_dict())
+        for act in (lambda model: model(**inputs(), target=torch.zeros(4).long()), lambda model: model.plan()):
+            with pytest.raises(ValueError, match=r"`audio_net\.1` normalises.*leave `encoders` out"):
+                act(agm.AGM(network, ("audio", "visual"), encoders=encoders))
+        torch.testing.assert_close(network.state_dict(), state, rtol=0, atol=0)
+
     def test_old_spectral_norm_allows_two_forwards_before_a_backward(self) -> None:
         network = Pairs(audio=torch.nn.utils.spectral_norm(nn.Linear(6, 5)))
         for options in ({}, {"encoders": BOTH}):

@@ -56,6 +56,22 @@ class _ThreeLate(nn.Module):
         return self.head(torch.cat(features, 1))
 
 
+class _Factorised(nn.Module):
+    """A recorded network under the names that need no paths: `encoders`, and `fuse` for the rest."""
+
+    def __init__(self, network: nn.Module, encoders: dict[str, str]) -> None:
+        super().__init__()
+        self.network = network
+        self.encoders = {name: network.get_submodule(path) for name, path in encoders.items()}
+        self.rest = [child for name, child in network.named_children() if name not in encoders.values()]
+
+    def fuse(self, features: dict[str, Tensor]) -> Tensor:
+        return nn.Sequential(*self.rest)(torch.cat(list(features.values()), 1))
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        return self.fuse({name: encoder(inputs[name]) for name, encoder in self.encoders.items()})
+
+
 # file -> network, modalities in bit order, max_gap, tolerance of gradients
 _FILES = {
     "two_late": (_TwoLate, ("audio", "visual"), 10.0, 1e-6),
@@ -83,6 +99,13 @@ class Recording:
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): torch.from_numpy(v) for k, v in self.arrays.items() if k.startswith(prefix)}
+
+    def encoders(self) -> dict[str, str]:
+        suffix = "encoder" if len(self.modalities) == 3 else "net"
+        return {name: f"{name}_{suffix}" for name in self.modalities}
+
+    def factorised(self, network: nn.Module) -> nn.Module:
+        return _Factorised(network, self.encoders())
 
     def network(self) -> nn.Module:
         widths = {name: self.arrays[name].shape[-1] for name in self.modalities}

@@ -57,18 +57,19 @@ def test_coefficients_and_running_scores_of_emulated_kernels(recording: Any, roo
     assert state.skipped.item() == 0
 
 
-@pytest.mark.parametrize("factorised", [False, True])
+@pytest.mark.parametrize("how", ["whole", "by path", "one pass", "two passes"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_training_run(recording: Any, factorised: bool, dtype: torch.dtype) -> None:
+def test_training_run(recording: Any, how: str, dtype: torch.dtype) -> None:
     network = recording.network().to(dtype)
     tolerance = 4e-5 if recording.tolerance > 1e-6 and dtype == torch.float32 else recording.tolerance
-    suffix = "encoder" if len(recording.modalities) == 3 else "net"
+    passes = how.removesuffix(" pass").removesuffix(" passes") if "pass" in how else "auto"
     model = agm.AGM(
-        network,
+        recording.factorised(network) if passes != "auto" else network,
         modalities=recording.modalities,
         alpha=recording.alpha,
         max_gap=recording.max_gap,
-        encoders={name: f"{name}_{suffix}" for name in recording.modalities} if factorised else None,
+        encoders=recording.encoders() if how == "by path" else None,
+        passes=passes,
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=recording.lr)
     for step in range(recording.steps):

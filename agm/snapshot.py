@@ -1,0 +1,75 @@
+"""Modules and random generators put back to what they were."""
+
+import random
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import copy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+__all__ = ["preserved"]
+
+_CONTAINERS = (list, deque, set, dict, OrderedDict, defaultdict)
+
+
+@contextmanager
+def preserved(root: nn.Module) -> Iterator[Callable[[], None]]:
+    """Puts everything back in the end, also on errors, and whenever the callable that it yields is called.
+
+    That is, of every module: its attributes, the content of those that are containers, the values of those that are
+    tensors (parameters and buffers among them) or generators, gradients; and the generators of torch (CPU, CUDA), numpy
+    and Python.
+    What batch norm wrote to is again what graphs built before have saved, and they take it.
+    """
+    modules = list(root.modules())
+    attributes = [(vars(module), dict(vars(module))) for module in modules]
+    containers = [(x, copy(x)) for _, kept in attributes for x in kept.values() if type(x) in _CONTAINERS]
+    tensors = {id(tensor): (tensor, tensor.detach().clone()) for tensor in _tensors(modules)}
+    gradients = [(parameter, parameter.grad) for parameter in root.parameters()]
+    generators = _generators(modules)
+
+    def restore() -> None:
+        for current, kept in attributes:
+            current.clear()
+            current.update(kept)
+        for container, content in containers:
+            container.clear()
+            (container.extend if isinstance(container, (list, deque)) else container.update)(content)
+        with torch.no_grad():
+            for tensor, value in tensors.values():
+                # Not by versions: batch norm writes to its running statistics without counting one.
+                if not torch.equal(tensor, value):
+                    tensor.data.copy_(value)  # as it was: `data` counts no version either
+        for parameter, gradient in gradients:
+            if parameter.grad is not gradient:
+                parameter.grad = gradient
+        for put_back, state in generators:
+            put_back(state)
+
+    try:
+        yield restore
+    finally:
+        restore()
+
+
+def _tensors(modules: list[nn.Module]) -> Iterator[Tensor]:
+    for module in modules:
+        values = [*vars(module).values(), *module._parameters.values(), *module._buffers.values()]
+        yield from (value for value in values if isinstance(value, Tensor))
+
+
+def _generators(modules: list[nn.Module]) -> list[tuple[Callable[[Any], Any], Any]]:
+    states: list[tuple[Callable[[Any], Any], Any]] = [
+        (torch.set_rng_state, torch.get_rng_state()),
+        (np.random.set_state, np.random.get_state()),
+        (random.setstate, random.getstate()),
+    ]
+    own = {id(x): x for module in modules for x in vars(module).values() if isinstance(x, torch.Generator)}
+    states += [(generator.set_state, generator.get_state()) for generator in own.values()]
+    if torch.cuda.is_initialized():
+        states.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
+    return states

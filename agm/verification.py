@@ -1,0 +1,343 @@
+"""A self-check: what a model computes in a training step, against the whole network once for every subset."""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from agm.answering import answering
+from agm.binding import Arguments
+from agm.causes import causes
+from agm.checkpointing import without_checkpointing
+from agm.engine import AGM
+from agm.functional import fused_modulate
+from agm.separate import separate_passes
+from agm.shapley import subset_weights
+from agm.snapshot import preserved
+from agm.subsets import copied
+
+__all__ = ["Verification", "verify"]
+
+_TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
+_SMALL = 0.1  # a gradient below this part of the largest one may be nothing but rounding (a bias before batch norm)
+_FAR = 10.0  # how many times worse what is wrong is than what is right, and than the tolerance
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How far a model's training step is from the whole network once for every subset; `print` it.
+
+    Attributes:
+        masked: "exact" or "shared", the mode of the model.
+        logits: subset in words -> largest difference of its logits, over the largest logit of all.
+        gradients: parameter or input -> largest difference of its gradient, over the largest element of the gradient,
+            or over a tenth of the largest one of all if that is more.
+        buffers: buffer -> largest difference after the step, over its largest element.
+        coefficients: modality -> difference of its modulation coefficient, over the coefficient.
+        tolerance: what none of them may exceed.
+        advice: what is wrong and what to do, if something is.
+    """
+
+    masked: str
+    logits: Mapping[str, float]
+    gradients: Mapping[str, float]
+    buffers: Mapping[str, float]
+    coefficients: Mapping[str, float]
+    tolerance: float
+    advice: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether no difference exceeds the tolerance."""
+        return self.worst <= self.tolerance
+
+    @property
+    def worst(self) -> float:
+        """The largest difference of all."""
+        return max(value for figures in self._kinds().values() for value in figures.values())
+
+    def _kinds(self) -> dict[str, Mapping[str, float]]:
+        return {
+            "logits": self.logits,
+            "gradients": self.gradients,
+            "buffers": self.buffers,
+            "coefficients": self.coefficients,
+        }
+
+    def _wrong(self, kind: str) -> list[str]:
+        """Where the differences of a kind are too large, the largest first."""
+        figures = self._kinds()[kind]
+        wrong = [where for where, value in figures.items() if not value <= self.tolerance]
+        return sorted(wrong, key=lambda where: -figures[where])
+
+    def __str__(self) -> str:
+        text = [
+            f"The training step (masked={self.masked!r}) {'equals' if self.ok else 'is not'} one pass of the whole "
+            f"network for each of the {len(self.logits)} subsets, at tolerance {self.tolerance:.0e}."
+        ]
+        for kind, figures in self._kinds().items():
+            if not figures:
+                continue
+            wrong = self._wrong(kind)
+            where = wrong[0] if wrong else max(figures, key=lambda name: figures[name])
+            others = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            mark = "too large:" if wrong else "largest:"
+            text.append(f"  {kind:<12}  {figures[where]:.1e}  {mark} {where}{others}")
+        return "\n".join([*text, *self.advice])
+
+
+def verify(
+    model: AGM,
+    inputs: Mapping[str, Any],
+    target: Tensor,
+    *,
+    arguments: Mapping[str, Any] | None = None,
+    tolerance: float | None = None,
+    double: bool = False,
+) -> Verification:
+    """Compares one training step of `model` with the definition: 2**M - 1 passes of the whole network, one by one.
+
+    The library answers for a subset with features that it has computed once, and sends all subsets through the rest
+    of the network as one batch. That is right for a network whose encoders and fusion treat samples apart, draw no
+    random numbers in eval mode and keep no state from call to call. This checks it, once and on one batch: the logits
+    of every subset, the gradient of the modulated cross-entropy in every parameter and floating input, the buffers
+    (running statistics) after the step, and the modulation coefficients.
+
+    The definition in "exact" mode is a joint pass in the network's mode, then a pass in eval mode for every other
+    subset; in "shared" mode the encoders of present modalities answer in those passes with what they returned in the
+    joint pass, and the rest of the network runs by itself for each subset. The coefficients come from the reference
+    backend. Both start from the same random numbers.
+
+    Nothing remains of it, also if something raises: parameters, gradients, buffers, attributes and modes of all
+    modules, the state of the modulation, and the generators of torch, numpy and Python are as before. If something
+    is wrong, further passes find out what. It needs the time and memory of 2**M passes of the network, so take a
+    batch like those of training, but a small one, of samples that differ from one another.
+
+    Args:
+        model: in training mode, as it is trained. A window of epochs does not count, and alpha = 0, with which no
+            gradient would reach the masked passes, is taken as 1.
+        inputs: modality -> its input, as in `agm.masked_logits`.
+        target: (B,) class indices.
+        arguments: other keyword arguments of the network's forward.
+        tolerance: largest relative difference that is taken for rounding. By default it goes by the coarsest dtype
+            among parameters, inputs, logits and autocast: 1e-8 for float64, 1e-3 for float32, 5e-2 for float16, 1e-1
+            for bfloat16. Rounding alone stays an order below this in deep networks, and what is wrong is far above,
+            for then a sample gets what belongs to another. Convolutions in TF32 may want 1e-2, or `double`.
+        double: check a float64 copy of the model, so that rounding cannot be taken for an error nor hide one.
+
+    Returns:
+        The differences; `ok` tells whether they are rounding, and `print` shows where they are largest and what to do.
+
+    Raises:
+        ValueError: the model is in eval mode, `tolerance` is not positive; as `model(...)`, which may refuse the
+            network by itself.
+        TypeError: `model` is not an `agm.AGM`, or cannot be copied for `double`.
+    """
+    if not isinstance(model, AGM):
+        raise TypeError(
+            f"Expected argument `model` to be an agm.AGM, but got {type(model).__name__}. Of a compiled or distributed "
+            "model give what it wraps."
+        )
+    if not model.training:
+        raise ValueError("Expected argument `model` to be in training mode, but it is in eval mode: model.train().")
+    if tolerance is not None and not tolerance > 0:
+        raise ValueError(f"Expected argument `tolerance` to be positive, but got {tolerance!r}.")
+    given = {**inputs, **(arguments or {})}
+    if double:
+        model, given = _double_copy(model), pytree.tree_map(_doubled, given)
+    plainly = without_checkpointing(reentrant_alone=True)
+    with torch.inference_mode(False), torch.enable_grad(), plainly, preserved(model) as restore:
+        result = _compare(model, given, target, restore, tolerance)
+        if result.ok:
+            return result
+        if result.worst < _FAR * result.tolerance and not double:
+            near = "This is near the tolerance and may be rounding: agm.verify(..., double=True) will tell."
+            return replace(result, advice=(near,))
+
+        def is_right(changed: AGM) -> bool:
+            with preserved(changed) as restore_changed:
+                other = _compare(changed, given, target, restore_changed, tolerance)
+            return other.ok and other.worst * _FAR < result.worst
+
+        advice = causes(model, given, restore, is_right, result.tolerance)
+    return replace(result, advice=tuple(advice))
+
+
+@dataclass
+class _Step:
+    """What one way of taking a training step gives."""
+
+    masked: Tensor  # (2**M - 1, B, C)
+    gradients: dict[str, Tensor | None]
+    coefficients: Tensor  # (M,)
+    buffers: dict[str, Tensor]
+
+
+def _compare(
+    model: AGM, given: Mapping[str, Any], target: Tensor, restore: Callable[[], None], tolerance: float | None
+) -> Verification:
+    """The differences between the two steps; the model is restored after each."""
+    steps = []
+    for take in (_own_step, _separate_step):
+        modulator = model.modulator
+        modulator.training, modulator.start, modulator.stop, modulator.epoch = True, 0, None, 0
+        modulator.alpha = modulator.alpha or 1.0
+        steps.append(take(model, given, target))
+        restore()
+    own, separate = steps
+    masked, expected = own.masked, separate.masked
+    scale = _largest(expected)
+    largest = max((_largest(x) for x in separate.gradients.values() if x is not None), default=0.0)
+    options: Mapping[str, Any] = model._options
+    return Verification(
+        masked=options["masked"],
+        logits={
+            _words(subset, model.modalities): _difference(masked[subset - 1], expected[subset - 1], scale)
+            for subset in range(1, len(expected) + 1)
+        },
+        gradients={
+            name: _gradient_difference(own.gradients[name], x, _SMALL * largest)
+            for name, x in separate.gradients.items()
+        },
+        buffers={name: _difference(own.buffers[name], x, _largest(x)) for name, x in separate.buffers.items()},
+        coefficients={
+            name: _difference(kappa, expected_kappa, abs(float(expected_kappa)))
+            for name, kappa, expected_kappa in zip(
+                model.modalities, own.coefficients, separate.coefficients, strict=True
+            )
+        },
+        tolerance=_tolerance(model, given, masked) if tolerance is None else tolerance,
+    )
+
+
+def _own_step(model: AGM, given: Mapping[str, Any], target: Tensor) -> _Step:
+    """As training takes it."""
+    arguments, leaves = _tracked(model, given)
+    kept: list[Tensor] = []
+    modulate = model.modulator.forward
+
+    def watched(masked_logits: Tensor, target: Tensor | None = None) -> Tensor:
+        kept.append(masked_logits.detach())
+        return modulate(masked_logits, target)
+
+    with answering({model.modulator: watched}):
+        logits = model(**arguments.inputs, **arguments.rest, target=target)
+    loss = _loss(model, logits, target)
+    gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    return _step(model, kept[0], dict(zip(leaves, gradients, strict=True)), model.modulator.state.coefficients)
+
+
+def _separate_step(model: AGM, given: Mapping[str, Any], target: Tensor) -> _Step:
+    """By the definition, with nothing of the above but the definition of an absent input."""
+    model._follow()
+    arguments, leaves = _tracked(model, given)
+    masked = separate_passes(model._passes, arguments)
+    settings, state = model.modulator, copy.deepcopy(model.modulator.state)
+    with torch.no_grad():
+        fused_modulate(
+            masked.detach(),
+            target,
+            state,
+            alpha=settings.alpha,
+            max_gap=settings.max_gap,
+            floor=settings.floor,
+            ignore_index=settings.ignore_index,
+            backend="reference",
+        )
+    joint = masked[-1].detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(_loss(model, joint, target), joint)
+    weights = subset_weights(len(model.modalities)).to(state.coefficients)
+    scales = (state.coefficients @ weights).to(gradient.dtype)
+    upstream = scales.view(-1, 1, 1) * gradient
+    gradients = torch.autograd.grad(masked, list(leaves.values()), upstream, allow_unused=True)
+    return _step(model, masked.detach(), dict(zip(leaves, gradients, strict=True)), state.coefficients)
+
+
+def _tracked(model: AGM, given: Mapping[str, Any]) -> tuple[Arguments, dict[str, Tensor]]:
+    """Arguments of the network, and by name all that gets a gradient: parameters, and the floating inputs."""
+    leaves: dict[str, Tensor] = {
+        name.removeprefix("module."): parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+    arguments = model._passes.binding.split((), given)
+
+    def tracked(path: Any, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        leaf = leaf.detach().clone()
+        if leaf.is_floating_point():
+            name = f"input `{path[0].key}`{pytree.keystr(path[1:])}"
+            leaves[name] = leaf.requires_grad_()
+        return leaf.clone()  # no leaf of autograd, so that the network may write to it
+
+    inputs = pytree.tree_map_with_path(tracked, arguments.inputs)
+    return arguments._replace(inputs=inputs, rest=copied(arguments.rest)), leaves
+
+
+def _step(model: AGM, masked: Tensor, gradients: dict[str, Tensor | None], coefficients: Tensor) -> _Step:
+    buffers = {name: buffer.detach().clone() for name, buffer in model.module.named_buffers()}
+    return _Step(masked, gradients, coefficients.clone(), buffers)
+
+
+def _loss(model: AGM, logits: Tensor, target: Tensor) -> Tensor:
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(wide, target.long(), ignore_index=model.modulator.ignore_index)
+
+
+def _double_copy(model: AGM) -> AGM:
+    try:
+        return copy.deepcopy(model).double()
+    except (RuntimeError, TypeError) as error:
+        raise TypeError(
+            f"Expected argument `model` to be one that copy.deepcopy can copy, for double=True, but got: {error} Leave "
+            "`double` out, or make the network float64 yourself."
+        ) from error
+
+
+def _doubled(leaf: Any) -> Any:
+    return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+
+def _tolerance(model: nn.Module, given: Mapping[str, Any], masked: Tensor) -> float:
+    tensors = [masked, *model.parameters(), *(x for x in pytree.tree_leaves(given) if isinstance(x, Tensor))]
+    dtypes = {tensor.dtype for tensor in tensors}
+    device = masked.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        dtypes.add(torch.get_autocast_dtype(device))
+    return max(_TOLERANCES.get(dtype, 0.0) for dtype in dtypes)
+
+
+def _words(subset: int, modalities: tuple[str, ...]) -> str:
+    names = [name for bit, name in enumerate(modalities) if subset >> bit & 1]
+    return " + ".join(names) + (" (joint)" if len(names) == len(modalities) else "")
+
+
+def _largest(tensor: Tensor) -> float:
+    finite = tensor.detach().double().nan_to_num(0.0, 0.0, 0.0).abs()
+    return float(finite.max()) if finite.numel() else 0.0
+
+
+def _difference(got: Tensor, expected: Tensor, scale: float) -> float:
+    """Largest difference over `scale`; equal infinities are no difference, and a NaN on one side an infinite one."""
+    if got.shape != expected.shape:
+        return float("inf")
+    got, expected = got.detach().double(), expected.detach().double()
+    same = (got == expected) | (got.isnan() & expected.isnan())
+    absolute = (got - expected).abs().masked_fill(same, 0.0).nan_to_num(float("inf"))
+    largest = float(absolute.max()) if absolute.numel() else 0.0
+    return largest / scale if scale and largest else (float("inf") if largest else 0.0)
+
+
+def _gradient_difference(got: Tensor | None, expected: Tensor | None, small: float) -> float:
+    """What has no gradient has a zero one."""
+    present = expected if expected is not None else got
+    if present is None:
+        return 0.0
+    got, expected = (torch.zeros_like(present) if x is None else x for x in (got, expected))
+    return _difference(got, expected, max(_largest(expected), small))
