@@ -1,0 +1,31 @@
+"""The automatic choice of a backend is the one that was measured to be fastest."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from agm.ops import _backends
+
+RESULTS = Path(__file__).parents[2] / "bench" / "results"
+NOISE = 1.25  # a median may be off by as much on a machine that others use too
+
+
+def measured(device: str) -> dict[tuple[str, str, str], dict[str, float]]:
+    """(op, shape, dtype) -> seconds of each backend."""
+    seconds: dict[tuple[str, str, str], dict[str, float]] = defaultdict(dict)
+    for line in (RESULTS / f"head-{device}.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        seconds[row["op"], row["shape"], row["dtype"]][row["backend"]] = row["seconds"]
+    return seconds
+
+
+def test_on_a_cpu() -> None:
+    results = measured("cpu")
+    assert len(results) > 40
+    for (op, shape, _), seconds in results.items():
+        if _backends.BACKENDS["cpp"].why_not(op, "cpu") is not None:
+            pytest.skip("there are no C++ kernels here to choose")
+        chosen = _backends._automatic(op, "cpu")
+        assert seconds[chosen] <= NOISE * min(seconds.values()), (op, shape, seconds)
