@@ -305,7 +305,7 @@ def test_programs_that_take_several_tiles(room: Room, monkeypatch: pytest.Monkey
         pytest.skip("for the GPU kernels")
     room.op("expand_subsets")
     monkeypatch.setattr("agm.kernels.expand_subsets._MAX_PROGRAMS", 3)
-    monkeypatch.setattr("agm.kernels.expand_subsets._ENOUGH_PROGRAMS", 1)
+    monkeypatch.setattr("agm.kernels.expand_subsets.ENOUGH_PROGRAMS", 1)
     rows = rows_of(41, (200, 33, 257), concatenate, torch.float32, room.device)
     rows.check(room, rows.forward(room))
     check_backward(room, rows, gradient(rows, room.device))
