@@ -45,12 +45,17 @@ def test_coefficients_and_running_scores(recording: Any, function: Any, backend:
 
 
 @pytest.mark.parametrize("room", [Room("cuda", "cpu", EMULATED)], ids=["cuda-cpu"])
-def test_coefficients_and_running_scores_of_emulated_kernels(recording: Any, room: Room) -> None:
-    modulate = room.op("modulate")
+@pytest.mark.parametrize("op", ["modulate", "modulate_cross_entropy"])
+def test_coefficients_and_running_scores_of_emulated_kernels(recording: Any, room: Room, op: str) -> None:
+    kernel, loss = room.op(op), op == "modulate_cross_entropy"
     state = agm.ModulationState(len(recording.modalities))
     for step in range(recording.steps):
         given = recording.masked_logits(step), recording.target(step), state.values, state.counts
-        modulate(*given, recording.alpha, recording.max_gap, 1e-8, -100, True)
+        settings = recording.alpha, recording.max_gap, 1e-8, -100
+        result = kernel(*given, *([None] * loss), *settings, *([0.0] * loss), True)
+        if loss:
+            expected = F.cross_entropy(given[0][-1], given[1])
+            np.testing.assert_allclose(result[0], expected, rtol=1e-5, atol=0)
         np.testing.assert_allclose(state.coefficients, recording.arrays["kappa"][step], rtol=1e-5, atol=0)
     np.testing.assert_allclose(state.running_scores, recording.arrays["final_running"], rtol=1e-6, atol=0)
     assert state.step.item() == recording.steps
