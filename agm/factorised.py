@@ -130,7 +130,8 @@ class FactorisedPasses:
 
     def _joint(self, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """The joint logits, and the features of each modality where they will be shared."""
-        if self.network not in _verified and not torch.compiler.is_compiling():
+        # In this order: a graph would be guarded by the whole set, whose other members come and go.
+        if not torch.compiler.is_compiling() and self.network not in _verified:
             return self._observed(inputs)
         if not self.shared:
             return self.network(**inputs), {}

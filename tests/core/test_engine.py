@@ -1,6 +1,7 @@
 """AGM around a network: what a user's training loop sees."""
 
 import copy
+import gc
 import io
 
 import pytest
@@ -394,3 +395,28 @@ class TestRefusals:
         inputs, target = batch()
         with pytest.raises(TypeError, match="beside the modalities"):
             agm.AGM(Factorised())(**inputs, scale=2.0, target=target)
+
+
+def test_a_compiled_step_does_not_depend_on_other_networks() -> None:
+    """Its graph was once guarded by the set of all networks that had been verified, of which some were gone."""
+    torch._dynamo.reset()
+    for seed in range(3):
+        inputs, target = batch(seed, 8)
+        others = [agm.AGM(Factorised(), alpha=2.0) for _ in range(4)]
+        for other in others:
+            other(**inputs, target=target)
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    model = agm.AGM(Factorised(), alpha=2.0)
+    compiled = torch.compile(model, backend=count)
+    for _ in range(2):  # from the second step on the number of classes is known
+        compiled(**inputs, target=target)
+    before = len(graphs)
+    del others, other
+    gc.collect()
+    compiled(**inputs, target=target)
+    assert len(graphs) == before
