@@ -292,6 +292,30 @@ def _score(
     _leave(costs, hits, tl.program_id(0), cost, hit, joint_hit, used, PADDED)
 
 
+@triton.jit
+def _leave_share(
+    found,  # (3, shares, PADDED, batch): largest, sum of exponentials, target
+    beaten_by,  # (shares, 2 * PADDED, batch) int32: by modality, then joint
+    sample,  # (samples,)
+    batch,
+    largest,  # (PADDED, samples)
+    total,
+    target,
+    beaten,
+    joint_beaten,  # (samples,)
+    PADDED: tl.constexpr,
+):
+    modality = tl.arange(0, PADDED)[:, None]
+    at = found + (tl.program_id(1) * PADDED + modality) * batch + sample[None, :]
+    size = tl.num_programs(1) * PADDED * batch
+    tl.store(at, largest)
+    tl.store(at + size, total)
+    tl.store(at + 2 * size, target)
+    flags = beaten_by + tl.program_id(1) * 2 * PADDED * batch
+    tl.store(flags + modality * batch + sample[None, :], beaten)
+    tl.store(flags + PADDED * batch + sample, joint_beaten)
+
+
 @triton.jit(do_not_specialize=["ignore_index"])
 def _score_shares(
     logits,
@@ -336,15 +360,7 @@ def _score_shares(
         LOSS,
         SMOOTHING,
     )
-    modality = tl.arange(0, PADDED)[:, None]
-    at = found + (tl.program_id(1) * PADDED + modality) * batch + sample[None, :]
-    size = tl.num_programs(1) * PADDED * batch
-    tl.store(at, largest)
-    tl.store(at + size, total)
-    tl.store(at + 2 * size, target)
-    flags = beaten_by + tl.program_id(1) * 2 * PADDED * batch
-    tl.store(flags + modality * batch + sample[None, :], beaten)
-    tl.store(flags + PADDED * batch + sample, joint_beaten)
+    _leave_share(found, beaten_by, sample, batch, largest, total, target, beaten, joint_beaten, PADDED)
     if LOSS:
         at = joint_found + tl.program_id(1) * batch + sample
         size = tl.num_programs(1) * batch

@@ -22,6 +22,7 @@ from agm.kernels.modulate import (
     _finish_shares,
     _float64,
     _leave,
+    _leave_share,
 )
 from torch import Tensor
 
@@ -257,15 +258,7 @@ def _score_additive_shares(
         CLASSES,
         DTYPE,
     )
-    modality = tl.arange(0, PADDED)[:, None]
-    at = found + (tl.program_id(1) * PADDED + modality) * batch + sample[None, :]
-    size = tl.num_programs(1) * PADDED * batch
-    tl.store(at, largest)
-    tl.store(at + size, total)
-    tl.store(at + 2 * size, target)
-    flags = beaten_by + tl.program_id(1) * 2 * PADDED * batch
-    tl.store(flags + modality * batch + sample[None, :], beaten)
-    tl.store(flags + PADDED * batch + sample, joint_beaten)
+    _leave_share(found, beaten_by, sample, batch, largest, total, target, beaten, joint_beaten, PADDED)
 
 
 def modulate_additive(

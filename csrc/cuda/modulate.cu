@@ -40,9 +40,7 @@ void launch_scale_rows(const T* grad, const double* scales, T* out, int64_t rows
     }
   }
   const int64_t blocks = (size / Width + kThreads - 1) / kThreads;
-  // A short gradient leaves the GPU idle unless its rows are shared out as well.
-  const int64_t shares = std::max<int64_t>(1, std::min(rows, kEnoughBlocks / blocks));
-  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(shares));
+  const dim3 grid = grid_of_rows(blocks, rows);
   launch(scale_rows<T, Width>, grid, kThreads, stream, grad, scales, out, rows, size);
 }
 

@@ -97,9 +97,7 @@ void launch_scale_loss_rows(const Losses<T>& losses, T* out, int64_t rows, int64
     }
   }
   const int64_t blocks = (batch * classes / Width + kThreads - 1) / kThreads;
-  // A short gradient leaves the GPU idle unless its rows are shared out as well.
-  const int64_t shares = std::max<int64_t>(1, std::min(rows, kEnoughBlocks / blocks));
-  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(shares));
+  const dim3 grid = grid_of_rows(blocks, rows);
   launch(scale_loss_rows<T, Width>, grid, kThreads, stream, losses, out, rows, batch, classes);
 }
 

@@ -420,6 +420,13 @@ __global__ void __launch_bounds__(kThreads)
   if constexpr (Loss) finish_loss(loss, goal);
 }
 
+// Of a backward that writes a gradient of so many blocks into its rows. A short gradient leaves the GPU idle
+// unless its rows are shared out as well.
+inline dim3 grid_of_rows(int64_t blocks, int64_t rows) {
+  const int64_t shares = std::max<int64_t>(1, std::min(rows, kEnoughBlocks / blocks));
+  return dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(shares));
+}
+
 Tensor bytes_like(const Tensor& tensor, size_t bytes) {
   return torch::stable::new_empty(tensor, {static_cast<int64_t>(bytes)}, torch::headeronly::ScalarType::Byte);
 }

@@ -10,13 +10,13 @@ from agm.ops import reference
 from agm.ops.reference.modulate_additive import additive_scales
 
 from .samples import SCORE_TOLERANCE, STEP_TOLERANCE, Room, logits
-from .steps import Step, compare, skipped
+from .steps import OnDevices, Step, compare, skipped
 
 PARTS = ("present", "absent", "bias", "joint_logits")
 
 
 @dataclass
-class AdditiveStep:
+class AdditiveStep(OnDevices):
     """The arguments of `modulate_additive`."""
 
     present: Tensor  # (M, B, C)
@@ -31,13 +31,6 @@ class AdditiveStep:
     floor: float = 1e-8
     ignore_index: int = -100
     update: bool = True
-
-    def on(self, device: str) -> "AdditiveStep":
-        """A copy on a device. Layouts are kept, the state is the copy's own."""
-        here = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        moved = {name: value.to(device) for name, value in here.items()}
-        own = {name: moved[name].clone() for name in ("values", "counts")}
-        return replace(self, **{**moved, **own})
 
     def map(self, change: Any) -> "AdditiveStep":
         """With `change` applied to every input that holds logits."""

@@ -1,12 +1,14 @@
 """The inputs on which every op is tested, and how exact its results must be."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils import deterministic
 
 from agm.ops import _backends
 
@@ -89,6 +91,19 @@ def _shifted(tensor: Tensor) -> Tensor:
 
 
 LAYOUTS = {"compact": _compact, "permuted": _permuted, "sliced": _sliced, "shifted": _shifted}
+
+
+@contextmanager
+def fresh_memory_holds_nan() -> Iterator[None]:
+    """What torch allocates is filled, so that an element that no kernel writes is seen."""
+    filled = deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        deterministic.fill_uninitialized_memory = filled
+        torch.use_deterministic_algorithms(False)
 
 
 def logits(*shape: int, dtype: torch.dtype, device: str, seed: int = 0) -> Tensor:

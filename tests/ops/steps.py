@@ -1,7 +1,7 @@
 """One step of the modulation on a backend, compared with the reference in float64."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -11,8 +11,19 @@ from agm.ops import reference
 from .samples import SCORE_TOLERANCE, STEP_TOLERANCE, Room, logits
 
 
+class OnDevices:
+    """Arguments of a step as a dataclass, whose tensors may go to another device."""
+
+    def on(self, device: str) -> Self:
+        """A copy on a device. Layouts are kept, the state is the copy's own."""
+        here = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved = {name: value.to(device) for name, value in here.items()}
+        own = {name: moved[name].clone() for name in ("values", "counts")}
+        return replace(self, **{**moved, **own})  # type: ignore[type-var]
+
+
 @dataclass
-class Step:
+class Step(OnDevices):
     """The arguments of `modulate`."""
 
     masked_logits: Tensor  # (2**M - 1, B, C)
@@ -24,13 +35,6 @@ class Step:
     floor: float = 1e-8
     ignore_index: int = -100
     update: bool = True
-
-    def on(self, device: str) -> "Step":
-        """A copy on a device. Layouts are kept, the state is the copy's own."""
-        here = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        moved = {name: value.to(device) for name, value in here.items()}
-        own = {name: moved[name].clone() for name in ("values", "counts")}
-        return replace(self, **{**moved, **own})
 
     def run(self, op: Any) -> Tensor:
         """Makes the step; returns the subset scales."""

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import Tensor
-from torch.utils import deterministic
 
 from agm.ops import reference
 
 from .conftest import ROOMS
-from .samples import DTYPES, LAYOUTS, Room, logits
+from .samples import DTYPES, LAYOUTS, Room, fresh_memory_holds_nan, logits
 
 # (B, D_m): empty, single, odd, more than a block of samples, more columns than a tile, a modality without columns
 SHAPES = (
@@ -204,14 +203,8 @@ def test_expanded_inputs(room: Room, concatenate: bool) -> None:
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
     """Fresh memory holds NaN."""
-    filled = deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    deterministic.fill_uninitialized_memory = True
-    try:
+    with fresh_memory_holds_nan():
         yield
-    finally:
-        deterministic.fill_uninitialized_memory = filled
-        torch.use_deterministic_algorithms(False)
 
 
 @COMBINE

@@ -4,11 +4,10 @@ import random
 
 import pytest
 import torch
-from torch.utils import deterministic
 
 from agm.ops import _backends, reference
 
-from .samples import DTYPES, LAYOUTS, SHAPES, Room
+from .samples import DTYPES, LAYOUTS, SHAPES, Room, fresh_memory_holds_nan
 from .steps import Step, check, step
 
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -176,14 +175,8 @@ def test_every_element_is_written(room: Room, shape: tuple[int, int, int]) -> No
     op = room.op("modulate")
     given = step(*shape, torch.float32).on(room.device)
     wanted = given.on(room.device).run(op)
-    filled = deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    deterministic.fill_uninitialized_memory = True
-    try:
+    with fresh_memory_holds_nan():
         result = given.run(op)
-    finally:
-        deterministic.fill_uninitialized_memory = filled
-        torch.use_deterministic_algorithms(False)
     assert torch.equal(result, wanted)
 
 

@@ -6,12 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
-from torch.utils import deterministic
 
 from agm.ops import reference
 
 from .additive_steps import AdditiveStep, additive_step, check
-from .samples import DTYPES, LAYOUTS, Room
+from .samples import DTYPES, LAYOUTS, Room, fresh_memory_holds_nan
 
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 by_form = pytest.mark.parametrize("form", ["bias", "no bias", "joint"])
@@ -237,14 +236,8 @@ def test_every_element_is_written(room: Room, shape: tuple[int, int, int], form:
     op = room.op("modulate_additive")
     given = additive_step(*shape, torch.float32, form).on(room.device)
     wanted = given.on(room.device).run(op)
-    filled = deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    deterministic.fill_uninitialized_memory = True
-    try:
+    with fresh_memory_holds_nan():
         result = given.run(op)
-    finally:
-        deterministic.fill_uninitialized_memory = filled
-        torch.use_deterministic_algorithms(False)
     assert all(torch.equal(one, other) for one, other in zip(result, wanted, strict=True))
 
 

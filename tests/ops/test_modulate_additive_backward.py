@@ -3,11 +3,10 @@
 import pytest
 import torch
 from torch import Tensor
-from torch.utils import deterministic
 
 from agm.ops import reference
 
-from .samples import DTYPES, LAYOUTS, Room, logits
+from .samples import DTYPES, LAYOUTS, Room, fresh_memory_holds_nan, logits
 
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 by_form = pytest.mark.parametrize("given_joint", [False, True])
@@ -112,15 +111,9 @@ def test_every_element_is_written(
     """Fresh memory holds NaN, which must not be seen in the results."""
     modalities, batch, classes = shape
     grad, scales = logits(batch, classes, dtype=dtype, device=room.device), scales_of(modalities, room.device)
-    filled = deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    deterministic.fill_uninitialized_memory = True
-    try:
+    with fresh_memory_holds_nan():
         assert torch.empty(3, device=room.device).isnan().all()
         check(room, grad, scales, given_joint)
-    finally:
-        deterministic.fill_uninitialized_memory = filled
-        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("shape", [(2100, 31), (3, 9000)], ids=str)

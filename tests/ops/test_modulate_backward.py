@@ -3,11 +3,10 @@
 import pytest
 import torch
 from torch import Tensor
-from torch.utils import deterministic
 
 from agm.ops import reference
 
-from .samples import DTYPES, LAYOUTS, SHAPES, Room, logits
+from .samples import DTYPES, LAYOUTS, SHAPES, Room, fresh_memory_holds_nan, logits
 
 
 def subset_scales(modalities: int, device: str) -> Tensor:
@@ -101,15 +100,9 @@ def test_every_element_is_written(room: Room, shape: tuple[int, int, int], dtype
     modalities, batch, classes = shape
     grad = logits(batch, classes, dtype=dtype, device=room.device)
     scales = subset_scales(modalities, room.device)
-    filled = deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    deterministic.fill_uninitialized_memory = True
-    try:
+    with fresh_memory_holds_nan():
         assert torch.empty(3, device=room.device).isnan().all()
         result = op(grad, scales)
-    finally:
-        deterministic.fill_uninitialized_memory = filled
-        torch.use_deterministic_algorithms(False)
     torch.testing.assert_close(result.cpu(), expected(grad, scales), rtol=room.rounding(grad.dtype), atol=0)
 
 

@@ -5,12 +5,11 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils import deterministic
 
 from agm.ops import reference
 
 from .losses import Loss, check_loss, loss_of
-from .samples import DTYPES, LAYOUTS, SHAPES, Room, logits
+from .samples import DTYPES, LAYOUTS, SHAPES, Room, fresh_memory_holds_nan, logits
 from .test_modulate import SKIPPED, skipped_step
 
 LOSSES = {
@@ -157,14 +156,8 @@ def test_a_scale_of_zero_stops_what_is_not_finite(room: Room, poison: float) -> 
 @pytest.mark.parametrize("settings", [LOSSES["plain"], LOSSES["both"]], ids=["plain", "both"])
 def test_every_element_is_written(room: Room, shape: tuple[int, int, int], settings: dict[str, float]) -> None:
     """Fresh memory holds NaN: neither the results nor what passes between kernels may show it."""
-    filled = deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    deterministic.fill_uninitialized_memory = True
-    try:
+    with fresh_memory_holds_nan():
         check_loss(room, loss_of(*shape, torch.float32, **settings))
-    finally:
-        deterministic.fill_uninitialized_memory = filled
-        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("shape", [(3, 50, 31), (2, 2, 9000)], ids=str)
