@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from bench.measure import is_noisy, summary
 from bench.rows import ROOT, Row, label, revision
 from bench.running import duration
 
-# A median ratio within this of 1 is no difference.
+# A median ratio within this of 1 is no difference, nor is one whose percentiles lie on both sides of 1.
 SAME = 0.02
 
 
@@ -62,7 +63,7 @@ def _line(row: Row) -> str:
     ratio = f"{row['ratio']:.3f} ({row['ratio_20']:.3f} - {row['ratio_80']:.3f})"
     if is_noisy(row):
         word = "too noisy to conclude"
-    elif abs(row["ratio"] - 1) <= SAME:
+    elif abs(row["ratio"] - 1) <= SAME or row["ratio_20"] <= 1 <= row["ratio_80"]:
         word = "no difference"
     else:
         word = "slower" if row["ratio"] > 1 else "faster"
@@ -78,15 +79,28 @@ def installed(base: str) -> Iterator[tuple[Path, str]]:
         try:
             commit = revision(tree)["commit"]
             options = ("--quiet", "--no-build-isolation", "--no-deps", "--no-index", "--disable-pip-version-check")
-            print(f"installing {commit} ...", flush=True)
-            _run(sys.executable, "-m", "pip", "install", *options, "--target", str(site), str(tree))
+            same = _same_native(commit)
+            print(f"installing {commit}{'' if same else ', which is to be compiled'} ...", flush=True)
+            building = {"AGM_BUILD": "0"} if same else {}
+            _run(sys.executable, "-m", "pip", "install", *options, "--target", str(site), str(tree), **building)
+            for library in same:
+                shutil.copy(library, site / "agm")
             yield site, commit
         finally:
             _run("git", "-C", str(ROOT), "worktree", "remove", "--force", str(tree))
 
 
-def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def _same_native(commit: str) -> list[Path]:
+    """The native library that is installed, where a revision would be built from the same sources; else nothing."""
+    compared = ["git", "-C", str(ROOT), "diff", "--quiet", commit, "--", "csrc", "setup.py"]
+    changed = subprocess.run(compared, check=False).returncode
+    native = sys.modules.get("agm._C")
+    return [Path(native.__file__)] if native is not None and native.__file__ and not changed else []
+
+
+def _run(*command: str, **variables: str) -> None:
+    environment = {**os.environ, **variables}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
 

@@ -16,8 +16,27 @@ if command -v compute-sanitizer >/dev/null; then
     >"$OUT/memcheck.txt" 2>&1 || status=$?
   tail -3 "$OUT/memcheck.txt"
 fi
-rm -f "$OUT/bench.jsonl"
-for suite in head step; do
-  python3 bench $suite --device cuda --rounds 30 --json "$OUT/bench.jsonl" || status=$?
+
+measure() { # suite, rounds, then options; a suite that fails or hangs does not keep the others from running
+  local suite=$1 rounds=$2
+  shift 2
+  echo "== $suite $*" | tee -a "$OUT/bench.txt"
+  timeout 240 python3 bench "$suite" --device cuda --rounds "$rounds" --json "$OUT/$suite-cuda.jsonl" "$@" \
+    >>"$OUT/bench.txt" 2>&1 || { status=$?; tail -5 "$OUT/bench.txt"; }
+}
+
+rm -f "$OUT"/*-cuda.jsonl "$OUT/bench.txt"
+# Each network by itself: the rows are written when a command ends.
+measure head 30
+for network in small tokens av-mnist crema-d ur-funny; do
+  measure step 11 --network "$network"
 done
+measure grads 20
+measure compile 20
+measure data 7
+measure scaling 20
+python3 bench check --device cuda --rounds 11 2>&1 | tee "$OUT/check.txt" || status=${PIPESTATUS[0]}
+python3 bench profile --device cuda >"$OUT/profile.txt" 2>&1 || status=$?
+# What is to be looked at first: whole steps, and the modulation at its usual size.
+grep -A9 -E '^step |^modulate M=2 B=64 C=10,' "$OUT/bench.txt"
 exit "$status"
