@@ -1,5 +1,6 @@
 # `make demo` trains a network with AGM on the bundled data; `make test` runs the tests; `make bench-check` measures
-# whether the bounds of bench/thresholds.toml hold. All set up everything they need in .venv. PYTHON=... chooses the interpreter (3.11 or newer).
+# whether the bounds of bench/thresholds.toml hold. They set up everything they need in .venv. PYTHON=... chooses the
+# interpreter (3.11 or newer).
 
 PYTHON ?= python3
 BIN := .venv/bin

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-Variants = dict[str, Callable[[], object]]
 Notes = dict[str, dict[str, Any]]
 
 
@@ -45,7 +44,7 @@ class Built:
         notes: counts each variant, before anything is timed; keys of the rows by variant.
     """
 
-    variants: Variants
+    variants: Mapping[str, Callable[[], object]]
     notes: Callable[[], Notes] = field(default=dict)
 
 

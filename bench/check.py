@@ -35,7 +35,7 @@ def check(bounds: list[Ratio], options: Options) -> Iterator[str]:
         row = summary(seconds[bound.variant], seconds[bound.over])
         said = verdict(row, bound.most)
         measured = f"{row['ratio']:.3f} ({row['ratio_20']:.3f} - {row['ratio_80']:.3f})"
-        print(f"{str(bound):64} {measured:24} at most {bound.most:<5} {said}", flush=True)
+        print(f"{bound!s:64} {measured:24} at most {bound.most:<5} {said}", flush=True)
         yield said
 
 

@@ -52,7 +52,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--modalities", nargs="+", type=int, default=(), metavar="M")
     result.add_argument("--batch", type=int, help="samples of a step")
     result.add_argument("--op", nargs="+", default=(), metavar="NAME", help="ops of the suite head")
-    result.add_argument("--variants", nargs="+", default=(), metavar="NAME", help="those to measure beside the baseline")
+    result.add_argument(
+        "--variants", nargs="+", default=(), metavar="NAME", help="those to measure beside the baseline"
+    )
     result.add_argument("--json", type=Path, metavar="FILE", help="append the rows to this file, one a line")
     result.add_argument("--base", metavar="REV", help="compare this revision of the project with the working tree")
     result.add_argument("--suite", choices=SUITES, help=argparse.SUPPRESS)  # of a worker

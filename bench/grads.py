@@ -1,8 +1,7 @@
 """Rescaling the parameter gradients of real networks, as strategies that work on them do after every backward."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,11 @@ __all__ = ["cases", "extras", "gradients", "variants"]
 
 BASELINE = "reference"
 OWN = ("cuda", "triton", "cpp", "reference")
-NETWORKS_OF_CASES = {"2 x ResNet-18": ("av-mnist", 2), "3 x transformer": ("ur-funny", 3), "2 x small CNN": ("small", 2)}
+NETWORKS_OF_CASES = {
+    "2 x ResNet-18": ("av-mnist", 2),
+    "3 x transformer": ("ur-funny", 3),
+    "2 x small CNN": ("small", 2),
+}
 
 
 def cases(options: Options) -> Iterator[Case]:

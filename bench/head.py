@@ -1,6 +1,6 @@
 """What each op costs alone: forward, backward, and both by way of the public function.
 
-Inputs and tolerances are those of the tests. Before it is timed, every variant is compared with the reference in float64.
+Inputs and tolerances are those of the tests. Before it is timed, every variant is compared with the reference.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -61,7 +61,8 @@ def modulation_ops(shape: tuple[int, int, int], dtype: torch.dtype, device: torc
     both = torch.linspace(-1, 1, 2 * modalities + 2, dtype=torch.float64, device=device).view(2, -1)
 
     def modulate() -> tuple[Any, ...]:
-        return tuple(vars(step.on(device.type)).values())
+        arguments: tuple[Any, ...] = tuple(vars(step.on(device.type)).values())
+        return arguments
 
     yield Op("modulate", text, modulate, partial(_check_step, step), rows * size, compiled)
     backward = grad, scales
@@ -69,7 +70,8 @@ def modulation_ops(shape: tuple[int, int, int], dtype: torch.dtype, device: torc
     yield Op("modulate_backward", text, lambda: backward, check, (rows + 1) * size, compiled)
 
     def cross_entropy() -> tuple[Any, ...]:
-        return loss.on(device.type).forward_arguments()
+        arguments: tuple[Any, ...] = loss.on(device.type).forward_arguments()
+        return arguments
 
     check = partial(losses.check_loss, given=loss)
     yield Op("modulate_cross_entropy", text, cross_entropy, check, rows * size, compiled)
@@ -78,7 +80,8 @@ def modulation_ops(shape: tuple[int, int, int], dtype: torch.dtype, device: torc
     yield Op(name, text, loss_backward, check, (rows + 1) * size, compiled)
 
     def additive_arguments() -> tuple[Any, ...]:
-        return tuple(vars(additive.on(device.type)).values())
+        arguments: tuple[Any, ...] = tuple(vars(additive.on(device.type)).values())
+        return arguments
 
     check = partial(additive_steps.check, given=additive)
     yield Op("modulate_additive", text, additive_arguments, check, (modalities + 1) * size, compiled)
@@ -88,7 +91,7 @@ def modulation_ops(shape: tuple[int, int, int], dtype: torch.dtype, device: torc
 
 
 def given_step(shape: tuple[int, int, int], dtype: torch.dtype) -> steps.Step:
-    return all_used(steps.step(*shape, dtype))  # type: ignore[no-any-return]
+    return all_used(steps.step(*shape, dtype))
 
 
 def all_used(step: Any) -> Any:
@@ -111,7 +114,8 @@ def _check_close(name: str, arguments: tuple[Any, ...], room: samples.Room) -> N
 def _loss_backward(loss: losses.Loss, device: torch.device, scales: Tensor) -> tuple[Any, ...]:
     given = loss.on(device.type)
     _, _, normalizer, sums = reference.modulate_cross_entropy(*given.forward_arguments())
-    return given.backward_arguments(normalizer, sums, scales)
+    arguments: tuple[Any, ...] = given.backward_arguments(normalizer, sums, scales)
+    return arguments
 
 
 def expansion_ops(batch: int, widths: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Iterator[Op]:
@@ -184,7 +188,7 @@ def rooms(op: str, options: Options, compiled: bool) -> dict[str, samples.Room]:
     }
     if compiled:
         torch.compiler.reset()  # which otherwise gives up after a few shapes of one function
-        found["compiled"] = samples.Room("compiled", device, _CompiledLibrary())  # type: ignore[arg-type]
+        found["compiled"] = samples.Room("compiled", device, _CompiledLibrary())
     return found
 
 
@@ -210,7 +214,7 @@ def _both(shape: tuple[int, int, int], options: Options) -> Case:
     return Case(facts, BASELINE, OWN, build)
 
 
-def both_calls(shape: tuple[int, int, int], options: Options) -> dict[str, Callable[[], Tensor]]:
+def both_calls(shape: tuple[int, int, int], options: Options) -> Mapping[str, Callable[[], Tensor]]:
     """Forward and backward of one step from masked logits; each returns the gradient of the masked logits."""
     device = options.device
     given = given_step(shape, torch.float32).on(device.type)

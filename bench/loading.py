@@ -1,7 +1,7 @@
 """Examples a second of the data, so that nobody takes a loader for a kernel.
 
-The bundled AV-Digits: reading the file (once a run); an epoch of batches in the order of the trainer, which indexes what
-is in memory; and the same samples by torch's DataLoader, sample by sample.
+The bundled AV-Digits: reading the file (once a run); an epoch of batches in the order of the trainer, which indexes
+what is in memory; and the same samples by torch's DataLoader, sample by sample.
 """
 
 from collections.abc import Iterator, Mapping

@@ -49,8 +49,8 @@ def warm_up(function: Callable[[], object], device: torch.device) -> int:
 def seconds_of(function: Callable[[], object], calls: int, device: torch.device) -> float:
     """Seconds of one call, the mean of `calls` in a row.
 
-    On a GPU by events. What is short waits behind a kernel that keeps the GPU busy while the calls are launched, so that
-    the GPU's time is measured and not Python's.
+    On a GPU by events. What is short waits behind a kernel that keeps the GPU busy while the calls are launched, so
+    that the GPU's time is measured and not Python's.
     """
     if device.type != "cuda":
         began = time.perf_counter()
@@ -70,7 +70,8 @@ def seconds_of(function: Callable[[], object], calls: int, device: torch.device)
         function()
     last.record()
     torch.cuda.synchronize(device)
-    return first.elapsed_time(last) / 1e3 / calls
+    milliseconds: float = first.elapsed_time(last)
+    return milliseconds / 1e3 / calls
 
 
 def summary(seconds: list[float], baseline: list[float]) -> dict[str, float]:

@@ -180,9 +180,7 @@ NETWORKS = {
         ),
         Network(
             "tiny-alike",  # nothing in it depends on the mode
-            tuple(
-                Encoder(name, (6,), lambda pool: MLPEncoder(6, num_features=8)) for name in ("audio", "image")
-            ),
+            tuple(Encoder(name, (6,), lambda pool: MLPEncoder(6, num_features=8)) for name in ("audio", "image")),
             classes=3,
             batch=8,
             batch_on_cpu=8,

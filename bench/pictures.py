@@ -30,6 +30,8 @@ def scaling_of_head(rows: Sequence[Row], path: Path) -> None:
         own = sorted((row for row in rows if row["op"] != "step" and row["axis"] == axis), key=lambda row: row[axis])
         for variant in dict.fromkeys(row["variant"] for row in own):
             _curve(axes, [row for row in own if row["variant"] == variant], axis, "seconds", 1e6)
+        if not own:
+            continue
         limits = {row[axis]: 1e6 * row["bytes"] / row["copy_bandwidth"] for row in own}
         axes.plot(limits.keys(), limits.values(), label="bytes over copy bandwidth", **LIMIT)
         axes.set_xscale("log", base=2)
@@ -41,7 +43,7 @@ def scaling_of_head(rows: Sequence[Row], path: Path) -> None:
 
 
 def scaling_of_step(rows: Sequence[Row], path: Path) -> None:
-    """Time of a whole step over a joint one, over the modalities, and the encoder rows that the mathematics requires."""
+    """Time of a step over a joint one, by modalities, and the encoder rows that the mathematics requires."""
     figure, (times, passes) = _figure(2, "A training step, late fusion of small CNNs")
     own = sorted((row for row in rows if row["op"] == "step"), key=lambda row: row["modalities"])
     for variant in dict.fromkeys(row["variant"] for row in own):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
+from types import FrameType
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ class _Parts(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
 
     def _part(self) -> str:
-        frame = sys._getframe(2)
+        frame: FrameType | None = sys._getframe(2)
         while frame is not None:
             code = frame.f_code
             if code.co_filename in _HEADS or (code.co_filename == _RIVALS and code.co_name == "modulate"):

@@ -1,7 +1,7 @@
 """What people write instead, each in the way in which they write it.
 
-`Sequential`, `Vectorised` and `Compiled` compute AGM: the tests replay the recorded training runs against them, so their
-time means something. `ParameterScaling` computes something else, and says so.
+`Sequential`, `Vectorised` and `Compiled` compute AGM: the tests replay the recorded training runs against them, so
+their time means something. `ParameterScaling` computes something else, and says so.
 """
 
 import math
@@ -89,7 +89,8 @@ class Sequential(_Passes):
     def modulate(self, masked: list[Tensor], target: Tensor) -> Tensor:
         responses = [sum(w * z for w, z in zip(row, masked, strict=True)) for row in self.weights]
         self.coefficients = self._coefficients([self._score(phi, target) for phi in responses])
-        return sum(_Scale.apply(phi, k) for phi, k in zip(responses, self.coefficients, strict=True))
+        logits: Tensor = sum(_Scale.apply(phi, k) for phi, k in zip(responses, self.coefficients, strict=True))
+        return logits
 
     @staticmethod
     def _score(response: Tensor, target: Tensor) -> float:
@@ -149,7 +150,7 @@ class Vectorised(_Passes):
 
 
 class Constant:
-    """A function of the reference under `torch.compile`, as good as it gets: the table of Shapley weights is a constant.
+    """A function of the reference under `torch.compile`, the table of Shapley weights being a constant.
 
     Dynamo does not see caches: it would build the table anew in every call, which nobody wants to compare with.
 
@@ -173,7 +174,7 @@ _module: Any = sys.modules["agm.ops.reference.modulate"]  # the package has a fu
 _cached = _module.weights_on
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _weights_on(device: torch.device, modalities: int) -> Tensor:
     weights: Tensor = _cached(device, modalities)
     return weights
@@ -220,7 +221,8 @@ class Compiled(_Passes):
 class ParameterScaling(Vectorised):
     """Not AGM: no gradient flows through a masked pass; the joint loss's parameter gradients are multiplied instead.
 
-    Each parameter by the coefficient of the modality that its name names; those of the fusion keep their gradients. The recipe of a toolkit of this field. Call `scale()` between `backward` and the optimizer's step.
+    Each parameter by the coefficient of the modality that its name names; those of the fusion keep their gradients.
+    The recipe of a toolkit of this field. Call `scale()` between `backward` and the optimizer's step.
     """
 
     def __call__(self, target: Tensor, **inputs: Tensor) -> Tensor:

@@ -149,7 +149,7 @@ _FORMS: Mapping[str, dict[str, Any]] = {
 
 def _names(network: Network, count: int, options: Options) -> list[str]:
     few = count <= network.most_rivals
-    rivals = [name for name in RIVALS if name in options.variants or few and not options.quick]
+    rivals = [name for name in RIVALS if name in options.variants or (few and not options.quick)]
     if options.quick and few and "sequential" not in rivals:
         rivals.insert(0, "sequential")
     return [BASELINE, *rivals, *(name for name in OWN if name != "exact-one" or name in options.variants)]
@@ -187,8 +187,10 @@ def check(training: Training) -> None:
     found = {}
     for name in ("exact", *same):
         torch.manual_seed(0)
-        training.steps[name].forward()
-        found[name] = torch.as_tensor(training.steps[name].coefficients(), dtype=torch.float64).cpu().clone()
+        step = training.steps[name]
+        step.forward()
+        assert step.coefficients is not None
+        found[name] = torch.as_tensor(step.coefficients(), dtype=torch.float64).cpu().clone()
         for key, buffer in training.network.named_buffers():
             buffer.copy_(buffers[key])
     for name in same:

@@ -19,7 +19,8 @@ def serve(suite: Any, options: Options) -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what others print must not come between
     cases: list[Case] = list(suite.cases(options))
-    built, calls = Built({}), {}
+    built = Built({})
+    calls: dict[str, int] = {}
     for line in sys.stdin:
         asked = json.loads(line)
         answer: dict[str, Any]
