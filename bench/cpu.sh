@@ -29,13 +29,15 @@ measure grads --network av-mnist small --rounds 11
 measure data --rounds 11
 measure compile --rounds 11
 measure scaling --rounds 7
-measure step --network small tokens --rounds 9
-measure step --network av-mnist --fusion late early --modalities 2 --rounds 7
-measure step --network av-mnist --fusion late --modalities 3 --rounds 5 --variants exact shared
-measure step --network av-mnist --fusion late --modalities 6 --rounds 5 --variants exact shared
+# The rivals that differ from the published recipe in its scores alone are measured where a step is short.
+measure step --network small --fusion late early --modalities 2 3 --rounds 9
+measure step --network small --fusion late early --modalities 6 --rounds 5 --variants sequential exact shared
+measure step --network tokens --rounds 7 --variants sequential exact shared
+measure step --network av-mnist --fusion late --modalities 2 --rounds 7
+measure step --network av-mnist --fusion early --modalities 2 --rounds 5 --variants sequential exact shared
+measure step --network av-mnist --fusion late --modalities 3 6 --rounds 5 --variants exact shared
 measure step --network crema-d --rounds 5 --variants sequential exact shared
 measure step --network ur-funny --fusion late --rounds 3 --variants sequential exact shared
-measure step --network ur-funny --fusion early --rounds 3 --variants exact shared
 mv "$OUT"/cpu/*.jsonl bench/results/
 "$PYTHON" bench report
 echo "== done in $((SECONDS / 60)) min"

@@ -10,6 +10,7 @@ import torch
 Calls = Mapping[str, Callable[[], object]]
 
 SHORT = 2e-3  # seconds: what takes less is called several times in a row
+LONG = 1.0  # seconds: one call is warm-up enough
 MOST_CALLS = {"cpu": 1000, "cuda": 200}  # a GPU takes about 1000 launches before the next one waits
 CYCLES = 2e9  # a second, of a GPU: the order of magnitude is enough for a backlog
 # The distance of the 20 and 80 percentiles over the median, from which on a ratio says nothing.
@@ -39,7 +40,9 @@ def turns(names: list[str], number: int) -> list[str]:
 
 def warm_up(function: Callable[[], object], device: torch.device) -> int:
     """Calls it until allocations, autotuning and compilations are behind; returns how many calls make a measurement."""
-    function()
+    once = seconds_of(function, 1, device)
+    if once > LONG:
+        return 1
     once = seconds_of(function, 1, device)
     if once < SHORT:  # the first calls of what is short are slower than the rest
         once = seconds_of(function, 10, device)

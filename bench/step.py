@@ -205,8 +205,9 @@ def notes(training: Training) -> Notes:
     """Of each variant: peak memory, calls of and rows through the encoders, on a GPU launches and synchronisations."""
     found: Notes = {}
     for name in training.steps:
-        training.run(name)  # what the first step alone does is not counted
-        found[name] = {**_passes(training, name), **_memory(training, name)}
+        if name == BASELINE or name in OWN:
+            training.run(name)  # what the first step alone does is not counted: momentum, a verification
+        found[name] = _passes_and_memory(training, name)
         if training.target.device.type == "cuda":
             call = _runner(training, name)
             found[name] |= {"launches": len(samples.kernels_of(call)), "synchronisations": synchronisations(call)}
@@ -217,21 +218,19 @@ def notes(training: Training) -> Notes:
     return found
 
 
-def _passes(training: Training, name: str) -> dict[str, Any]:
-    with EncoderPasses(training.network.encoders) as counted:
-        training.run(name)
-    return {
-        "encoder_calls": {modality: len(rows) for modality, rows in counted.rows.items()},
-        "encoder_rows": {modality: sum(rows) for modality, rows in counted.rows.items()},
-    }
-
-
-def _memory(training: Training, name: str) -> dict[str, int]:
+def _passes_and_memory(training: Training, name: str) -> dict[str, Any]:
+    """Both from one step, since those of the rivals take long."""
     training.optimizer.zero_grad()
     momenta = [value for state in training.optimizer.state.values() for value in state.values()]
     stays = [*training.network.parameters(), *training.network.buffers(), *training.inputs.values()]
     stays += [value for value in momenta if isinstance(value, Tensor)]
-    return {"peak_bytes": resident(stays) + step_peak(_runner(training, name), training.target.device)}
+    with EncoderPasses(training.network.encoders) as counted:
+        peak = step_peak(_runner(training, name), training.target.device)
+    return {
+        "encoder_calls": {modality: len(rows) for modality, rows in counted.rows.items()},
+        "encoder_rows": {modality: sum(rows) for modality, rows in counted.rows.items()},
+        "peak_bytes": resident(stays) + peak,
+    }
 
 
 def extras(row: Mapping[str, Any]) -> str:
