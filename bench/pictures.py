@@ -1,6 +1,7 @@
 """Pictures of the results; matplotlib is imported when one is drawn."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,22 @@ LIMIT = {"color": "#222222", "linestyle": ":", "linewidth": 1.2}
 NAMES = {"auto": "agm", "reference": "plain torch"}
 
 
+def _styled(draw: Callable[[Sequence[Row], Path], None]) -> Callable[[Sequence[Row], Path], None]:
+    """In the style of the pictures of training runs."""
+
+    @wraps(draw)
+    def drawn(rows: Sequence[Row], path: Path) -> None:
+        import matplotlib
+
+        from agm.training.plots import STYLE
+
+        with matplotlib.rc_context(STYLE):
+            draw(rows, path)
+
+    return drawn
+
+
+@_styled
 def scaling_of_head(rows: Sequence[Row], path: Path) -> None:
     """Time of the modulation, forward and backward, over batch, classes and modalities, above the copy bandwidth."""
     figure, panels = _figure(3, "The modulation alone, forward and backward")
@@ -34,7 +51,10 @@ def scaling_of_head(rows: Sequence[Row], path: Path) -> None:
             continue
         limits = {row[axis]: 1e6 * row["bytes"] / row["copy_bandwidth"] for row in own}
         axes.plot(limits.keys(), limits.values(), label="bytes over copy bandwidth", **LIMIT)
-        axes.set_xscale("log", base=2)
+        if axis == "modalities":
+            axes.set_xticks(list(limits))
+        else:
+            axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xlabel(_title(own, axis))
     panels[0].set_ylabel("microseconds")
@@ -42,6 +62,7 @@ def scaling_of_head(rows: Sequence[Row], path: Path) -> None:
     _save(figure, path)
 
 
+@_styled
 def scaling_of_step(rows: Sequence[Row], path: Path) -> None:
     """Time of a step over a joint one, by modalities, and the encoder rows that the mathematics requires."""
     figure, (times, passes) = _figure(2, "A training step, late fusion of small CNNs")
@@ -62,11 +83,12 @@ def scaling_of_step(rows: Sequence[Row], path: Path) -> None:
         axes.set_xlabel("modalities")
         axes.set_xticks(counts)
     times.set_title("time over a joint step")
-    passes.set_title("rows through the encoders over a joint step")
+    passes.set_title("encoder rows over those of a joint step")
     times.legend()
     _save(figure, path)
 
 
+@_styled
 def steps(rows: Sequence[Row], path: Path) -> None:
     """Time over a joint step, network by network: median and 20/80 percentiles."""
     labels = list(dict.fromkeys(_case(row) for row in rows))
@@ -87,7 +109,8 @@ def steps(rows: Sequence[Row], path: Path) -> None:
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_yticks(range(len(labels)), labels)
-    axes.invert_yaxis()
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
     axes.set_xlabel("time over a joint step")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     _save(figure, path)
@@ -118,17 +141,13 @@ def _curve(axes: Any, rows: Sequence[Row], axis: str, value: str, scale: float) 
 
 
 def _figure(columns: int, title: str, height: float = 3.4, width: float = 0.0) -> tuple[Any, Any]:
-    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from agm.training.plots import STYLE
-
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width or 3.6 * columns, height), layout="constrained")
-        FigureCanvasAgg(figure)
-        panels = figure.subplots(1, columns, squeeze=False)[0].tolist()
-        figure.suptitle(title, x=0.008, horizontalalignment="left")
+    figure = Figure(figsize=(width or 3.6 * columns, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, columns, squeeze=False)[0].tolist()
+    figure.suptitle(title, x=0.008, horizontalalignment="left")
     return figure, panels
 
 
