@@ -8,6 +8,7 @@ from agm.gradients import scale_gradients_
 from agm.masking import masked_logits
 from agm.modulator import Modulator
 from agm.ops import backends
+from agm.sampling import SubsetSample, sample_subsets
 from agm.shapley import subset_weights
 from agm.state import ModulationState
 from agm.verification import Verification, verify
@@ -18,6 +19,7 @@ __all__ = [
     "AGM",
     "ModulationState",
     "Modulator",
+    "SubsetSample",
     "Verification",
     "backends",
     "expand_subsets",
@@ -25,6 +27,7 @@ __all__ = [
     "fused_modulate_additive",
     "fused_modulate_cross_entropy",
     "masked_logits",
+    "sample_subsets",
     "scale_gradients_",
     "subset_weights",
     "verify",
