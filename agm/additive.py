@@ -1,7 +1,8 @@
 """The modulation of additive fusions: a linear layer on concatenated features, or summed unimodal logits."""
 
 from collections.abc import Sequence
-from typing import Any
+from functools import reduce
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,10 +12,36 @@ from agm import general, ops
 from agm.general import Settings
 from agm.ops import _checks
 from agm.ops.reference import accumulation_dtype
+from agm.sampling import SubsetSample
 from agm.state import ModulationState
 from agm.stepcheck import check_backend, check_presence, check_state, check_step
+from agm.subsets import proper_subsets
 
-__all__ = ["fused_modulate_additive"]
+__all__ = ["AdditiveLogits", "fused_modulate_additive"]
+
+
+class AdditiveLogits(NamedTuple):
+    """Masked logits that are a sum over the modalities, beside joint logits of a pass of their own.
+
+    `z_S = sum_{m in S} p_m + sum_{m not in S} q_m` for every proper subset S. `agm.Modulator` takes them where it takes
+    masked logits.
+
+    Attributes:
+        present: p_m (B, C), one a modality.
+        absent: q_m (1, C), one a modality.
+        joint: (B, C), the joint logits.
+    """
+
+    present: list[Tensor]
+    absent: list[Tensor]
+    joint: Tensor
+
+    def stacked(self, sample: SubsetSample | None = None) -> Tensor:
+        """(2**M - 1, B, C), as `agm.masked_logits` returns it; (R, B, C) of a sample of subsets."""
+        subsets = proper_subsets(len(self.present)) if sample is None else sample.subsets[:-1]
+        pairs = list(enumerate(zip(self.present, self.absent, strict=True)))
+        rows = [reduce(torch.add, (one if subset >> m & 1 else none for m, (one, none) in pairs)) for subset in subsets]
+        return torch.stack([*rows, self.joint])
 
 
 class _ScaleParts(torch.autograd.Function):

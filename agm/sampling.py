@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agm.shapley import MAX_MODALITIES, subset_weights
 
-__all__ = ["SubsetSample", "check_subsets", "sample_subsets"]
+__all__ = ["SubsetSample", "SubsetSampler", "check_subsets", "sample_subsets"]
 
 
 @dataclass(frozen=True)
@@ -90,3 +91,49 @@ def sample_subsets(modalities: int, subsets: int, generator: torch.Generator | N
                 weights[m, len(rows)] += 1
                 rows.append(joined)
     return SubsetSample(modalities, (*rows, 2**modalities - 1), weights / (2 * pairs))
+
+
+class SubsetSampler(nn.Module):
+    """Draws other subsets in every step, the same ones in every run: the draw is a function of the seed and its number.
+
+    The state dict holds that number, so that a resumed run goes on with the draws of an uninterrupted one.
+
+    Attributes:
+        draws: the number of the next draw; whoever has used one counts it.
+
+    Args:
+        modalities, subsets: as in `sample_subsets`.
+        seed: from 0 to 2**32 - 1.
+
+    Raises:
+        TypeError, ValueError: a number that cannot be.
+    """
+
+    def __init__(self, modalities: int, subsets: int, seed: int = 0) -> None:
+        super().__init__()
+        check_subsets(subsets, modalities)
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+            raise ValueError(f"Expected argument `seed` to be an integer from 0 to 2**32 - 1, but got {seed!r}.")
+        self.modalities = modalities
+        self.subsets = subsets
+        self.seed = seed
+        self.draws = 0
+
+    def forward(self) -> SubsetSample:
+        generator = torch.Generator().manual_seed(self.seed << 32 | self.draws)
+        return sample_subsets(self.modalities, self.subsets, generator)
+
+    def rows(self) -> int:
+        """Proper subsets that a draw has."""
+        pair = 2 * (self.modalities - 1)
+        every: int = 2**self.modalities - 2
+        return every if self.subsets >= every else self.subsets // pair * pair
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"draws": self.draws}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.draws = int(state["draws"])
+
+    def extra_repr(self) -> str:
+        return f"subsets={self.subsets}, seed={self.seed}"
