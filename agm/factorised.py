@@ -117,8 +117,7 @@ class FactorisedPasses:
         def run(part: range | None) -> Tensor:
             return self._written(parted, replace(rows, part=part), found)
 
-        logits: Tensor = self.chunks.run(self.network, run, parts)
-        return logits
+        return cast(Tensor, self.chunks.run(self.network, run, parts))
 
     def _declared(self, parted: Mapping[str, tuple[Any, Any]]) -> Mapping[int, Tensor] | None:
         """What each modality adds to the logits, by a network that tells it, of features with one absent row."""
