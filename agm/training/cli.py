@@ -23,6 +23,7 @@ from agm.ops._backends import BACKENDS
 from agm.training import plots, report
 from agm.training.compare import command_line, compare_methods, write_csv, write_markdown
 from agm.training.config import Config, kind_of, read_config
+from agm.training.contributions import measure_contributions
 from agm.training.errors import UserError
 from agm.training.records import RunFolder
 from agm.training.trainer import DivergedError, Result, load_run, recorded_config, train
@@ -179,8 +180,14 @@ def compare_command(methods: str, seeds: int, settings: dict[str, Any], config_f
 @cli.command("evaluate")
 @click.argument("run_folder", metavar="RUN")
 def evaluate_command(run_folder: str) -> None:
-    """Evaluate RUN on the test split again."""
-    Console().print(report.result_table(load_run(run_folder)))
+    """Evaluate RUN on the test split again.
+
+    Also shows what each modality contributes to the accuracy, where there are two or more.
+    """
+    console, result = Console(), load_run(run_folder)
+    console.print(report.result_table(result))
+    if len(result.modalities) > 1:
+        console.print(report.contribution_table(measure_contributions(result)))
 
 
 @cli.command("plot")

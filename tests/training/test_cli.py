@@ -6,7 +6,7 @@ import torch
 from matplotlib import image
 
 import agm.training
-from agm.training import Config, cli, trainer
+from agm.training import Config, cli, load_run, measure_contributions, trainer
 from agm.training.__main__ import main
 from agm.training.config import read_config
 from agm.training.records import RunFolder, read_table
@@ -98,10 +98,28 @@ def test_evaluate_and_plot_a_run(options, tmp_path, capsys):
     assert main(["train", *options, "--out", "run"]) == 0
     table = capsys.readouterr().out.split("agm, early fusion")[1].split("picture,")[0]
     assert main(["evaluate", "run"]) == 0
-    assert capsys.readouterr().out.split("agm, early fusion")[1].split() == table.split()
+    again, contributions = capsys.readouterr().out.split("agm, early fusion")[1].split("contributions:")
+    assert again.split() == table.split()
+    figures = measure_contributions(load_run("run"))
+    assert f"to {100 * figures.accuracy:.1f} %" in contributions
+    for name in ("audio", "image"):
+        shown = next(line for line in contributions.splitlines() if name in line.split())
+        assert f"{100 * figures.alone[name]:.1f}" in shown
+        assert f"{100 * figures.contributions[name]:+.1f}" in shown
+        assert f"{figures.values[name]:+.2f}" in shown
+    assert f"{100 * figures.cooperation:+.1f}" in contributions.split("cooperation")[1].splitlines()[0]
     (tmp_path / "run/training.png").unlink()
     assert main(["plot", "run"]) == 0
     assert (tmp_path / "run/training.png").exists()
+
+
+def test_a_run_of_one_modality_has_no_contributions(options, capsys):
+    assert main(["train", *options, "--method", "unimodal:image", "--out", "run"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "run"]) == 0
+    output = capsys.readouterr().out
+    assert "unimodal:image, early fusion" in output
+    assert "contributions" not in output
 
 
 @pytest.mark.parametrize(
