@@ -6,6 +6,7 @@ import torch
 from matplotlib import image
 
 import agm.training
+from agm.data.av_digits import read_build_settings
 from agm.training import Config, cli, load_run, measure_contributions, trainer
 from agm.training.__main__ import main
 from agm.training.config import read_config
@@ -199,6 +200,30 @@ def test_data_build_hands_its_options_to_the_builder(tmp_path, capsys, monkeypat
     (tmp_path / "hard.npz").write_text("")
     assert "exists" in failure(capsys, *command.split())
     assert len(calls) == 1
+
+
+def test_three_modalities_are_built_and_trained(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", "build", "avt-digits", "--typos", "0.4", "--seed", "3", "--output", "three.npz"]) == 0
+    assert "wrote three.npz: agm train --dataset three.npz" in capsys.readouterr().out
+    settings = read_build_settings("three.npz")
+    assert (settings["typos"], settings["seed"]) == (0.4, 3)
+    again = "data build avt-digits --output three.npz"
+    assert "exists" in failure(capsys, *again.split())
+    assert "--av-digits" in failure(
+        capsys, *["data", "build", "avt-digits", "--av-digits", "none.npz", "--output", "x.npz"]
+    )
+    assert "`typos`" in failure(capsys, *["data", "build", "avt-digits", "--typos", "2", "--output", "x.npz"])
+
+    settings = ["--width", "8", "--epochs", "1", "--batch-size", "256", "--threads", "1", "--out", "run"]
+    assert main(["train", "--dataset", "avt-digits", "--masked", "shared", *settings]) == 0
+    result = RunFolder(tmp_path / "run").read_result()
+    assert result["modalities"] == ["audio", "image", "text"]
+    assert {f"coefficient_{name}" for name in result["modalities"]} < set(result)
+    assert image.imread(tmp_path / "run/training.png").ndim == 3
+    capsys.readouterr()
+    assert main(["evaluate", "run"]) == 0
+    assert "text" in capsys.readouterr().out.split("contributions:")[1]
 
 
 @pytest.mark.parametrize("package", ["click", "rich"])
