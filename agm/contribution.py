@@ -39,7 +39,8 @@ class Contributions:
         contributions: modality -> Shapley value of v: the accuracy that it adds, on average over all orders in which
             modalities can be added to none. They sum to accuracy - empty.
         cooperation: (accuracy - empty) - sum over m of (alone[m] - empty). Above 0 the modalities achieve together
-            what they cannot apart; below 0 they know the same.
+            what they cannot apart; below 0 they know the same. A modality that alone does worse than `empty` (a network
+            may do so without the inputs that it needs) raises it as well: read it beside `alone`.
         values: modality -> mean of its `modality_values`, which sum to M times the accuracy.
         subsets: v of every non-empty subset, entry i of the subset with bitmask i + 1.
         sample_values: (N, M) float64, `modality_values` of every sample in the order in which the samples came, NaN

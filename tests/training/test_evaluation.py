@@ -91,3 +91,14 @@ def test_contributions_of_a_run_are_those_of_its_test_split(settings, tmp_path, 
     assert figures.alone["image"] == pytest.approx(result.evaluation.absent["audio"])
     assert figures.empty == max(torch.bincount(data.test.target).tolist()) / 30
     assert sum(figures.contributions.values()) == pytest.approx(figures.accuracy - figures.empty)
+
+
+@pytest.mark.parametrize("names", [("image",), ("audio", "image")])
+def test_logits_that_are_no_numbers_are_wrong(names):
+    network, split = network_and_split(names)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.fill_(torch.nan)
+    figures = evaluate(network, Split(split.inputs, torch.zeros(41, dtype=torch.long)), names)  # argmax gives class 0
+    assert figures.accuracy == 0.0
+    assert set(figures.responses.values()) | set(figures.absent.values()) == {0.0}
