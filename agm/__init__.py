@@ -9,6 +9,7 @@ from agm.gradients import scale_gradients_
 from agm.masking import masked_logits
 from agm.modulator import Modulator
 from agm.ops import backends
+from agm.sampling import SubsetSample, sample_subsets
 from agm.shapley import subset_weights
 from agm.state import ModulationState
 from agm.verification import Verification, verify
@@ -21,6 +22,7 @@ __all__ = [
     "Contributions",
     "ModulationState",
     "Modulator",
+    "SubsetSample",
     "Verification",
     "backends",
     "contributions",
@@ -30,6 +32,7 @@ __all__ = [
     "fused_modulate_cross_entropy",
     "masked_logits",
     "modality_values",
+    "sample_subsets",
     "scale_gradients_",
     "subset_weights",
     "verify",
