@@ -1,6 +1,7 @@
 """Adaptive Gradient Modulation: balanced multimodal training, fast."""
 
 from agm.additive import fused_modulate_additive
+from agm.contribution import ContributionMeter, Contributions, contributions, modality_values
 from agm.engine import AGM
 from agm.expansion import expand_subsets
 from agm.functional import fused_modulate, fused_modulate_cross_entropy
@@ -17,16 +18,20 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AGM",
+    "ContributionMeter",
+    "Contributions",
     "ModulationState",
     "Modulator",
     "SubsetSample",
     "Verification",
     "backends",
+    "contributions",
     "expand_subsets",
     "fused_modulate",
     "fused_modulate_additive",
     "fused_modulate_cross_entropy",
     "masked_logits",
+    "modality_values",
     "sample_subsets",
     "scale_gradients_",
     "subset_weights",
