@@ -264,7 +264,7 @@ def contributions(
         inputs, target = _pair(batch, number)
         # Entered a batch: what makes the batches may use the network, and finds it in its own mode.
         with torch.no_grad(), evaluation(passes.network):
-            meter.update(passes(passes.binding.split((), inputs)), target)
+            meter.update(passes.stacked(passes.binding.split((), inputs)), target)
     return meter.report(empty=empty)
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import nn
 
 from agm.deferred import CannotDefer, Deferred, Rows, written
@@ -13,7 +12,7 @@ from agm.plan import Line, fusion_lines
 from agm.rowcheck import close, untouched
 from agm.subsets import proper_subsets
 
-__all__ = ["Deferral", "declares_sum", "deferral", "fusion_line", "known", "noted", "some_subsets"]
+__all__ = ["Deferral", "declares_sum", "deferral", "fusion_line", "known", "noted", "refused", "some_subsets"]
 
 
 @dataclass(frozen=True)
@@ -39,18 +38,23 @@ def known(network: nn.Module, key: object = None) -> Deferral | None:
 
 
 def noted(network: nn.Module, key: object, expected: Any, run: Callable[[], Any]) -> Deferral:
-    """Finds whether `run` makes of deferred rows what written ones came to, without gradients."""
+    """Finds whether `run` makes of deferred rows what written ones came to."""
     try:
         logits = run()
         is_sum = isinstance(logits, Deferred) and logits.summands() is not None
         same = close(written(logits), expected)
-    except CannotDefer as error:
-        found = Deferral("rows", str(error))
+    except Exception as error:  # of any kind: written rows have just shown that the network is not to blame
+        found = Deferral("rows", f"deferred rows raise {type(error).__name__}: {error}")
     else:
         how: Literal["sum", "deferred"] = "sum" if is_sum else "deferred"
         found = Deferral(how) if same else Deferral("rows", "deferred rows come to other logits")
     _found.setdefault(network, {})[key] = found
     return found
+
+
+def refused(network: nn.Module, key: object, error: CannotDefer) -> None:
+    """Remembers that a network takes a way on which its rows cannot be deferred."""
+    _found.setdefault(network, {})[key] = Deferral("rows", str(error))
 
 
 def deferral(network: nn.Module, fuse: Callable[[Rows, bool], Any], rows: Rows) -> Deferral:
@@ -67,9 +71,9 @@ def deferral(network: nn.Module, fuse: Callable[[Rows, bool], Any], rows: Rows) 
     if rows.batch == 0 or any(weight.is_meta for weight in weights):
         return Deferral("rows", "without numbers nothing can be verified")
     some = replace(rows, batch=min(rows.batch, 2), subsets=some_subsets(rows.modalities))
-    with torch.no_grad(), untouched(network, weights):
+    with untouched(network, weights):
         expected = fuse(some, False)
-    with torch.no_grad(), untouched(network, weights):
+    with untouched(network, weights):
         return noted(network, None, expected, lambda: fuse(some, True))
 
 

@@ -8,7 +8,7 @@ what it returns is a sum over the modalities (`AdditiveLogits`), of which no sub
 is given the rows themselves: the features of every subset, as one batch.
 
 This works on the level of torch functions, above autograd, so gradients are those of the operations that run. What
-cannot be followed there (a C++ operator, an autograd function of the user's) raises `CannotDefer`.
+cannot be followed there (an operator called past them, an autograd function of the user's) raises `CannotDefer`.
 """
 
 from __future__ import annotations
@@ -110,6 +110,7 @@ class Deferred(Tensor):
     rows: Rows
     content: _Content | None  # None once it is written out
     plain: Tensor
+    has_gradients: bool  # whether they were enabled when it was made
 
     @staticmethod
     def of(rows: Rows, modality: int, few: Tensor, fold: int = 1) -> Deferred:
@@ -141,6 +142,10 @@ class Deferred(Tensor):
             deferred = args[0]
             few = [deferred.plain] if deferred.content is None else deferred.content.terms.values()
             return any(one.requires_grad for one in few)
+        # With gradients off it may be inside an autograd function's forward, whose backward would never be known.
+        for leaf in pytree.tree_leaves((args, kwargs)):
+            if isinstance(leaf, Deferred) and leaf.has_gradients != torch.is_grad_enabled():
+                raise CannotDefer(f"{func} was called with gradients switched {'off' if leaf.has_gradients else 'on'}")
         handler = _HANDLERS.get(func)
         if handler is not None:
             result = handler(func, args, kwargs)
@@ -165,6 +170,7 @@ def _make(rows: Rows, content: _Content) -> Deferred:
         )
     made.rows = rows
     made.content = content
+    made.has_gradients = torch.is_grad_enabled()
     return made
 
 

@@ -14,7 +14,7 @@ from agm.absent import Absent, absent_input, is_rows
 from agm.answering import answering
 from agm.binding import Arguments
 from agm.chunks import Chunks
-from agm.deferral import Deferral, declares_sum, deferral, fusion_line
+from agm.deferral import Deferral, declares_sum, deferral, fusion_line, refused
 from agm.deferred import CannotDefer, Deferred, Rows, written
 from agm.modes import evaluation, mixes_samples
 from agm.onepass import OWN_WAY, Choice, Choices, JointCall, Passes, check_apart, checked, choose, in_common
@@ -131,7 +131,8 @@ class FactorisedPasses:
     def _deferred(self, parted: Mapping[str, tuple[Any, Any]], rows: Rows) -> Any:
         try:
             return self._fuse(parted, rows, True)
-        except CannotDefer:  # on a way through `fuse` that it has not taken before
+        except CannotDefer as error:  # on a way through `fuse` that it has not taken before
+            refused(self.network, None, error)
             return self._fuse(parted, rows, False)
 
     def _written(self, parted: Mapping[str, tuple[Any, Any]], rows: Rows, found: Deferral) -> Tensor:

@@ -22,6 +22,7 @@ from agm.answering import answering
 from agm.binding import Arguments, Binding
 from agm.checkpointing import without_checkpointing
 from agm.deferral import fusion_line, known, noted, some_subsets
+from agm.deferral import refused as cannot_defer
 from agm.deferred import CannotDefer, Deferred, Rows, written
 from agm.modes import evaluation, mixes_samples
 from agm.onepass import OWN_WAY, Choice, Choices, Passes, choose, refused, surroundings
@@ -186,7 +187,8 @@ class InterceptedPasses:
             return cast(Tensor, given.logits(rows, deferred=False))
         try:
             logits = given.logits(rows, deferred=True)
-        except CannotDefer:  # on a way through the network that it has not taken before
+        except CannotDefer as error:  # on a way through the network that it has not taken before
+            cannot_defer(self.network, self._key, error)
             return cast(Tensor, given.logits(rows, deferred=False))
         terms = logits.summands() if isinstance(logits, Deferred) else None
         return cast(Tensor, written(logits)) if terms is None else terms
@@ -203,7 +205,7 @@ class InterceptedPasses:
             _verified.setdefault(self.network, set()).add(self._key)
         if not some.batch or any(weight.is_meta for weight in weights):
             return
-        with torch.no_grad(), untouched(self.network, weights):
+        with untouched(self.network, weights):
             noted(self.network, self._key, expected, lambda: given.logits(some, deferred=True))
 
     def _compare(self, name: str, answer: "_Answer", batch: int) -> None:

@@ -117,6 +117,13 @@ class MaskedPasses:
             return _stack(joint, masked, rows)
         return _summands(joint, masked, rows)
 
+    def stacked(
+        self, arguments: Arguments, present: Tensor | None = None, sample: SubsetSample | None = None
+    ) -> Tensor:
+        """As a call, but always (2**M - 1, B, C), or (R, B, C)."""
+        logits = self(arguments, present, sample)
+        return logits if isinstance(logits, Tensor) else logits.stacked(sample)
+
     def joint(self, arguments: Arguments, present: Tensor | None = None) -> Any:
         """The network's output, with absent inputs where samples lack a modality."""
         if present is not None:
@@ -327,5 +334,4 @@ def masked_logits(
             f"Expected argument `sample` to be of the {len(run.modalities)} modalities of `inputs`, but got one of "
             f"{sample.modalities}."
         )
-    logits = run(run.binding.split((), {**inputs, **(arguments or {})}), present, sample)
-    return logits if isinstance(logits, Tensor) else logits.stacked(sample)
+    return run.stacked(run.binding.split((), {**inputs, **(arguments or {})}), present, sample)
