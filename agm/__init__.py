@@ -1,5 +1,6 @@
 """Adaptive Gradient Modulation: balanced multimodal training, fast."""
 
+from agm import competition
 from agm.additive import fused_modulate_additive
 from agm.engine import AGM
 from agm.expansion import expand_subsets
@@ -20,6 +21,7 @@ __all__ = [
     "Modulator",
     "Verification",
     "backends",
+    "competition",
     "expand_subsets",
     "fused_modulate",
     "fused_modulate_additive",
