@@ -89,7 +89,7 @@ def run_competition(
     data = original if original.validation is not None else held_out(original, measurement.holdout, config.seed)
     for method in methods:
         check_settings(replace(config, method=method))
-    keep_settings(folder, config, measurement)
+    keep_settings(folder, config, methods, measurement)
     if data is not original:
         config = replace(config, dataset=str(keep_data(data, folder / "data.npz")))
     session = _Session(config, measurement, folder, data, observer, finished)

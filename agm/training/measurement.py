@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import tomllib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -75,7 +76,11 @@ def held_out(data: MultimodalData, share: float, seed: int) -> MultimodalData:
 
 
 def keep_data(data: MultimodalData, path: Path) -> Path:
-    """`data` in a file, from which each run is repeatable by its own settings; an equal file stays."""
+    """`data` in a file, from which each run is repeatable by its own settings; an equal file stays.
+
+    Raises:
+        UserError: the file is there and holds other data, or `data` cannot be stored.
+    """
     if path.exists():
         try:
             same = fingerprint(datasets.load(path)) == fingerprint(data)
@@ -93,34 +98,42 @@ def keep_data(data: MultimodalData, path: Path) -> Path:
         raise UserError(str(error)) from error
 
 
-def keep_settings(folder: Path, config: Config, measurement: Measurement) -> None:
-    """Write training.toml and competition.toml; where they exist, see that they say the same."""
+def keep_settings(folder: Path, config: Config, methods: Sequence[str], measurement: Measurement) -> None:
+    """Write training.toml and competition.toml; where they exist, see that they say the same.
+
+    Raises:
+        UserError: they do not. Other methods are no difference: they are added to those that are there.
+    """
     import tomli_w
 
     training, settings = folder / "training.toml", folder / "competition.toml"
-    if training.exists() != settings.exists():
-        training.unlink(missing_ok=True)
-        settings.unlink(missing_ok=True)
-    if training.exists():
+    if training.exists() and settings.exists():
+        # What to train and how to measure it are two files, for the first one is read by every --config.
         changed = differences(config, replace(read_config(training).resolved(), method=config.method))
-        with open(settings, "rb") as file:
-            before = tomllib.load(file)["competition"]
+        before = _read(settings)
         changed += [f"{k} ({v!r}, {before.get(k)!r})" for k, v in asdict(measurement).items() if before.get(k) != v]
         if changed:
             raise UserError(
                 f"Expected the settings to be those of the measurement in {str(folder)!r}, but got others "
                 f"(asked for, in the folder): {', '.join(changed)}. Choose another folder with --out."
             )
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_config(training, config, environment(config))
-    text = tomli_w.dumps({"competition": asdict(measurement)})
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        training.unlink(missing_ok=True)
+        write_config(training, config, environment(config))
+    options = " ".join(f"--{name} {value}" for name, value in asdict(measurement).items())
     settings.write_text(
-        f"# Repeat this measurement:  agm competition --config training.toml {_options(measurement)}\n\n{text}",
+        f"# Repeat this measurement:  agm competition --methods {','.join(methods)} --config training.toml {options}\n"
+        f"\n{tomli_w.dumps({'competition': asdict(measurement)})}",
         encoding="utf-8",
     )
 
 
-def _options(measurement: Measurement) -> str:
-    """The options of `agm competition` for a measurement."""
-    return " ".join(f"--{name} {value}" for name, value in asdict(measurement).items())
+def _read(settings: Path) -> dict[str, Any]:
+    try:
+        return dict(tomllib.loads(settings.read_text(encoding="utf-8"))["competition"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"Expected {str(settings)!r} to be as agm competition wrote it, but it does not read: {error}. "
+            "Measure again into another folder with --out."
+        ) from error
