@@ -45,10 +45,11 @@ class Moments:
         if not other.count:
             return
         if not self.count:
-            self.count, self.mean, self.scatter = other.count, other.mean.clone(), other.scatter.clone()
+            self.count, self.mean, self.scatter = other.count, other.mean, other.scatter
             return
         total = self.count + other.count
         shift = other.mean - self.mean
-        self.scatter += other.scatter + torch.outer(shift, shift) * (self.count * other.count / total)
-        self.mean += shift * (other.count / total)
+        # Not in place: who has read them keeps what they were.
+        self.scatter = self.scatter + other.scatter + torch.outer(shift, shift) * (self.count * other.count / total)
+        self.mean = self.mean + shift * (other.count / total)
         self.count = total

@@ -115,7 +115,8 @@ class RidgeStatistics:
         scatter, cross, _ = self.products()
         values, vectors = torch.linalg.eigh(scatter)
         rotated = vectors.T @ cross
-        negligible = len(values) * torch.finfo(torch.float64).eps * values[-1].clamp(min=0)
+        limits = torch.finfo(torch.float64)
+        negligible = (len(values) * limits.eps * values[-1]).clamp(min=limits.tiny)
         predictors = []
         for ridge in ridges:
             penalised = values.clamp(min=0) + ridge
@@ -233,7 +234,7 @@ def _chosen(parts: Sequence[RidgeStatistics], candidates: Sequence[float] | None
         )
     scatter, _, concepts = whole.products()
     if candidates is None:
-        candidates = (_GRID * scatter.diagonal().mean().cpu().clamp(min=torch.finfo(torch.float64).tiny)).tolist()
+        candidates = (_GRID * (float(scatter.diagonal().mean()) or 1.0)).tolist()
     if not candidates:
         raise ValueError("Expected argument `candidates` to hold one penalty or more, but got none.")
     for candidate in candidates:

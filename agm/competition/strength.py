@@ -148,7 +148,7 @@ def competition_strength(
     *,
     cutoff: float = CUTOFF,
 ) -> float:
-    """Competition strength of a modality (Li et al., ICCV 2023, section 4):
+    """Competition strength of a modality (Li et al., ICCV 2023):
 
         d = trace(R pinv(N * Cov(C)) R^T) / p
 

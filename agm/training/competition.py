@@ -14,6 +14,7 @@ from agm.competition import Strength
 from agm.data import MultimodalData
 from agm.training.compare import run_name
 from agm.training.config import Config
+from agm.training.environment import reproducible
 from agm.training.errors import UserError
 from agm.training.measurement import Measurement, held_out, keep_data, keep_settings
 from agm.training.measuring import APART, COLUMNS, Measuring, strength_rows
@@ -134,8 +135,9 @@ class _Session:
             self.concept_accuracies = self.concept_accuracies or {
                 name: result.evaluation.accuracy for name, result in results.items()
             }
-        self.concepts = concepts_of(networks[0], self.fit, self.test)
-        apart = self._measured(strength_apart, networks[1])
+        with reproducible(self.config):
+            self.concepts = concepts_of(networks[0], self.fit, self.test)
+            apart = self._measured(strength_apart, networks[1])
         self.rows = strength_rows(APART, self.config.epochs, apart)
 
     def train_measured(self, method: str) -> None:

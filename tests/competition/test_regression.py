@@ -120,6 +120,24 @@ def test_a_refused_batch_changes_nothing(data, bad):
     assert torch.equal(statistics.solve(1.0).weight, before)
 
 
+def test_a_predictor_does_not_change_with_what_comes_later(data):
+    features, concepts, others, _ = data()
+    statistics = RidgeStatistics()
+    statistics.update(features[:200], concepts[:200])
+    predictor = statistics.solve(1.0)
+    before = predictor(others)
+    statistics.update(features[200:] + 1, concepts[200:] + 1)
+    assert torch.equal(predictor(others), before)
+    assert not torch.equal(statistics.solve(1.0)(others), before)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 1e-320, 1.0, "cv"])
+def test_features_that_say_nothing_predict_the_mean(data, ridge):
+    features, concepts, others, _ = data()
+    predictor = fit_ridge([(torch.full_like(features, 0.1), concepts)], ridge)
+    assert torch.allclose(predictor(others), concepts.mean(0).expand(200, 5))
+
+
 def test_bad_arguments(data):
     features, concepts, _, _ = data()
     for ridge in (-1.0, float("nan"), float("inf"), None, "auto", True):
