@@ -129,7 +129,7 @@ def test_a_run_of_one_modality_has_no_contributions(options, capsys):
         ("train --lr fast", "'--lr': 'fast' is not a valid float"),
         ("train --lr -1", "`lr` to be a positive number, but got -1.0"),
         ("train --stop later", "'--stop': 'later' is not a valid integer"),
-        ("train --method ogm", "one of agm, joint, unimodal:NAME, but got 'ogm'"),
+        ("train --method ogm", "one of agm, joint, unimodal:NAME, alone:NAME, but got 'ogm'"),
         ("train --dataset ./none.npz", "none.npz"),
         ("train --config none.toml", "none.toml"),
         ("train --resume none", "none"),
