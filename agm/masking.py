@@ -255,8 +255,12 @@ def masked_logits(
 
     - a network that offers `encoders` (a mapping of modules) and `fuse(features) -> logits`, or whose encoders are
       named in `encoders`: each encoder runs on the B rows of the joint pass and then (exact) on the B present rows
-      and one absent row, or (shared) on the absent row alone; only the rest runs on every subset. Where an absent
-      input is not the same for every sample (a padding mask that stays, say) it runs on B absent rows;
+      and one absent row, or (shared) on the absent row alone. Where an absent input is not the same for every sample
+      (a padding mask that stays, say) it runs on B absent rows. Of the rest, what acts on one modality, or linearly on
+      several (a layer on their concatenation, a sum), runs on these few rows too; every subset is written out only
+      where modalities meet in another way, and from there on. If the logits are a sum over the modalities (late fusion)
+      that is nowhere, for up to 16 of them. A first batch compares this with rows written out. Compiled, a fusion is
+      known to be a sum only if the network declares it by `unimodal_logits(features)`, modality -> its term;
     - any other network: one pass on the (2**M - 2) * B masked inputs (one a subset, if a batch norm without running
       statistics would mix them).
 
