@@ -46,7 +46,8 @@ def find(bound: Ratio, options: Options) -> Case:
         ValueError: there is none.
     """
     if bound.suite == "step":
-        return step.case(NETWORKS[bound.network], bound.fusion, bound.modalities, options)
+        chosen = replace(options, batch=bound.batch or options.batch)
+        return step.case(NETWORKS[bound.network], bound.fusion, bound.modalities, chosen)
     for case in head.cases(replace(options, ops=(bound.op,))):
         if case.facts["shape"] == bound.shape:
             return case

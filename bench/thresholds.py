@@ -23,14 +23,16 @@ class Ratio:
     network: str = ""
     fusion: str = ""
     modalities: int = 0
+    batch: int = 0  # 0: that of the network
     device: str = ""
 
     @property
     def case(self) -> tuple[Any, ...]:
-        return self.suite, self.op, self.shape, self.network, self.fusion, self.modalities
+        return self.suite, self.op, self.shape, self.network, self.fusion, self.modalities, self.batch
 
     def __str__(self) -> str:
         what = f"{self.op} {self.shape}" if self.op else f"{self.network} {self.fusion} M={self.modalities}"
+        what += f" B={self.batch}" if self.batch else ""
         return f"{what}: {self.variant} over {self.over}"
 
 

@@ -22,8 +22,11 @@ import agm
 from agm.ops._backends import BACKENDS
 from agm.training import plots, report
 from agm.training.compare import command_line, compare_methods, write_csv, write_markdown
+from agm.training.competition import run_competition
 from agm.training.config import Config, kind_of, read_config
+from agm.training.contributions import measure_contributions
 from agm.training.errors import UserError
+from agm.training.measurement import Measurement
 from agm.training.records import RunFolder
 from agm.training.trainer import DivergedError, Result, load_run, recorded_config, train
 
@@ -40,6 +43,15 @@ class _NoneOr(click.ParamType):  # type: ignore[type-arg]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return None if value == "none" else self._kind.convert(value, param, ctx)
+
+
+class _Penalty(click.ParamType):  # type: ignore[type-arg]
+    """A number, or the word cv."""
+
+    name = "float|cv"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "cv" else click.FLOAT.convert(value, param, ctx)
 
 
 def _setting_options(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -86,6 +98,7 @@ def cli() -> None:
     \b
     agm train --fusion late --method agm          train on the bundled dataset
     agm compare --methods joint,agm --seeds 5     what AGM changes, with confidence intervals
+    agm competition --methods joint,agm           what each modality loses to the competition
     agm info                                      versions, devices, backends
     """
 
@@ -176,11 +189,63 @@ def compare_command(methods: str, seeds: int, settings: dict[str, Any], config_f
     console.print(f"compare.csv, compare.md, compare.png: {folder}", highlight=False, soft_wrap=True)
 
 
+@cli.command("competition")
+@click.option("--methods", default="joint,agm", show_default=True, help="Methods to measure, by commas.")
+@click.option(
+    "--ridge",
+    type=_Penalty(),
+    default="cv",
+    show_default=True,
+    help="Penalty of the regression; cv chooses it at each measurement, the paper has 120.",
+)
+@click.option(
+    "--holdout",
+    type=float,
+    default=0.2,
+    show_default=True,
+    help="Share of the training split for the regression alone, if there is no validation split.",
+)
+@click.option("--every", type=int, default=1, show_default=True, help="Epochs between two measurements.")
+@click.option("--resamples", type=int, default=1000, show_default=True, help="Of the bootstrap.")
+@_setting_options("method")
+@_CONFIG_FILE
+@click.option(
+    "--out", metavar="FOLDER", default="runs/competition", show_default=True, help="Folder of the runs' folders."
+)
+def competition_command(
+    methods: str, settings: dict[str, Any], config_file: str | None, out: str, **options: Any
+) -> None:
+    """Measure what each modality loses to the competition with the others.
+
+    Trains each modality's concept (what a network learns from it alone), then the methods, and measures after each
+    epoch how much of a concept cannot be read from the fused features: the competition strength. Writes
+    competition.csv, competition.png, and the settings. Runs that are finished are not repeated, so the same command
+    continues an interrupted measurement.
+    """
+    _require("matplotlib", "tomli_w")
+    measurement = Measurement(**options)
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    config = read_config(config_file, settings) if config_file else Config(**settings)
+    folder, console = Path(out), Console()
+    with _Runs(console) as runs:
+        competition = run_competition(config, names, folder, measurement, runs.observer, runs.finished)
+    title = f"{Path(config.dataset).stem}, {config.fusion} fusion, seed {config.seed}"
+    plots.draw_competition(folder / "competition.png", competition, title)
+    console.print(report.competition_table(competition))
+    console.print(f"competition.csv, competition.png, settings: {folder}", highlight=False, soft_wrap=True)
+
+
 @cli.command("evaluate")
 @click.argument("run_folder", metavar="RUN")
 def evaluate_command(run_folder: str) -> None:
-    """Evaluate RUN on the test split again."""
-    Console().print(report.result_table(load_run(run_folder)))
+    """Evaluate RUN on the test split again.
+
+    Also shows what each modality contributes to the accuracy, where there are two or more.
+    """
+    console, result = Console(), load_run(run_folder)
+    console.print(report.result_table(result))
+    if len(result.modalities) > 1:
+        console.print(report.contribution_table(measure_contributions(result)))
 
 
 @cli.command("plot")
@@ -236,8 +301,7 @@ def build_av_digits_command(image_noise: float, snr: tuple[float, float], seed: 
     """Spoken digits (espeak-ng) paired with noisy images of handwritten ones (scikit-learn)."""
     from agm.data.build_av_digits import build_av_digits
 
-    if Path(output).exists():
-        raise UserError(f"Expected --output to be a new file, but got {output!r}, which exists. Choose another.")
+    _require_new(output)
     console = Console()
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("samples", total=None)
@@ -251,7 +315,24 @@ def build_av_digits_command(image_noise: float, snr: tuple[float, float], seed: 
             )
         except (ImportError, OSError, RuntimeError, ValueError) as error:
             raise UserError(str(error)) from error
-    console.print(f"wrote {path}: agm train --dataset {shlex.quote(str(path))}", highlight=False, soft_wrap=True)
+    _wrote(console, path)
+
+
+@build_group.command("avt-digits")
+@click.option("--av-digits", metavar="FILE.npz", help="Sounds and images: a file of agm data build av-digits.")
+@click.option("--typos", type=float, default=0.15, show_default=True, help="Share of the letters that are mistyped.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of words, their split and typos.")
+@click.option("--output", required=True, metavar="FILE.npz", help="The file to write; train with --dataset FILE.npz.")
+def build_avt_digits_command(av_digits: str | None, typos: float, seed: int, output: str) -> None:
+    """AV-Digits, and as a third modality the digits written out in forty languages, with typing mistakes."""
+    from agm.data.build_avt_digits import build_avt_digits
+
+    _require_new(output)
+    try:
+        path = build_avt_digits(output, av_digits=av_digits, typos=typos, seed=seed)
+    except (OSError, ValueError) as error:
+        raise UserError(str(error).replace("`av_digits`", "--av-digits")) from error
+    _wrote(Console(), path)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -283,6 +364,32 @@ def _fail(message: str, status: int) -> int:
     return status
 
 
+class _Runs:
+    """Shows runs that follow one another, each with its progress, and draws those that finish. Use as a context."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._opened: list[report.Progressing] = []
+
+    def __enter__(self) -> _Runs:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._opened:
+            self._opened[-1].__exit__()
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            _interrupted("Interrupted.", "the same command: finished runs are not repeated")
+
+    def observer(self, method: str, seed: int) -> report.Progressing:
+        self._opened.append(report.Progressing(self._console, f"{method} seed {seed}"))
+        return self._opened[-1].__enter__()
+
+    def finished(self, result: Result) -> None:
+        self._opened[-1].__exit__()
+        if not RunFolder(result.folder).picture.exists():
+            _draw(result)
+
+
 def _interrupted(what: str, how: str | None) -> None:
     how = f" Continue with: {how}" if how else " Nothing was written."
     click.echo(what + how, err=True)
@@ -293,6 +400,15 @@ def _require(*packages: str) -> None:
     missing = [name.replace("_", "-") for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"This command needs {', '.join(missing)}. Install with: pip install 'agm[train]'")
+
+
+def _require_new(output: str) -> None:
+    if Path(output).exists():
+        raise UserError(f"Expected --output to be a new file, but got {output!r}, which exists. Choose another.")
+
+
+def _wrote(console: Console, path: Path) -> None:
+    console.print(f"wrote {path}: agm train --dataset {shlex.quote(str(path))}", highlight=False, soft_wrap=True)
 
 
 def _new_folder(config: Config) -> Path:

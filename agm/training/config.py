@@ -56,7 +56,11 @@ class Config:
     dataset: str = setting("av-digits", "name of a bundled dataset, or path of your own data", *_TEXT)
     fusion: str = setting("late", "how the network joins the modalities (agm.models.fusions)", *_TEXT)
     width: int = setting(64, "features that each encoder gives", *_COUNT)
-    method: str = setting("agm", "agm, joint, or unimodal:NAME for the modality NAME alone", *_TEXT)
+    method: str = setting(
+        "agm",
+        "agm, joint, unimodal:NAME for a network of the modality NAME, or alone:NAME for the whole one on it",
+        *_TEXT,
+    )
     alpha: float = setting(1.5, "strength of the modulation; 0 is joint training", *_NOT_NEGATIVE)
     max_gap: float = setting(
         10.0, "cap on the reference ratio minus the ratio; inf for none", "a number > 0", lambda value: value > 0

@@ -8,6 +8,7 @@ from typing import Literal, Protocol, cast
 from torch import Tensor, nn
 
 from agm import AGM, models
+from agm.training.alone import Alone
 from agm.training.config import Config
 from agm.training.errors import UserError
 
@@ -109,12 +110,25 @@ def _agm(config: Config, shapes: Shapes, num_classes: int, argument: str) -> Met
 
 def _unimodal(config: Config, shapes: Shapes, num_classes: int, argument: str) -> Method:
     """Joint training of the same fusion over one encoder."""
+    _check_named("unimodal", shapes, argument)
+    return Joint(config, {argument: shapes[argument]}, num_classes)
+
+
+def _alone(config: Config, shapes: Shapes, num_classes: int, argument: str) -> Method:
+    """Joint training of the whole network on one modality, with the others absent."""
+    _check_named("alone", shapes, argument)
+    method = Joint(config, shapes, num_classes)
+    method.modalities = (argument,)
+    method.model = method.network = Alone(method.network, argument, shapes)
+    return method
+
+
+def _check_named(method: str, shapes: Shapes, argument: str) -> None:
     if argument not in shapes:
         raise UserError(
-            f"Expected the method unimodal:NAME to name one of {_listed(shapes)}, but got {argument!r}. "
-            f"Use for example --method unimodal:{next(iter(shapes))}."
+            f"Expected the method {method}:NAME to name one of {_listed(shapes)}, but got {argument!r}. "
+            f"Use for example --method {method}:{next(iter(shapes))}."
         )
-    return Joint(config, {argument: shapes[argument]}, num_classes)
 
 
 # Name -> builder from the settings, the shapes, the number of classes and what follows "NAME:".
@@ -122,8 +136,9 @@ METHODS: Mapping[str, Callable[[Config, Shapes, int, str], Method]] = {
     "agm": _agm,
     "joint": _joint,
     "unimodal": _unimodal,
+    "alone": _alone,
 }
-_TAKES_ARGUMENT = ("unimodal",)
+_TAKES_ARGUMENT = ("unimodal", "alone")
 
 
 def check_method(name: str) -> tuple[str, str]:

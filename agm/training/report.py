@@ -12,12 +12,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from agm import Contributions
 from agm.ops import Service
 from agm.training.compare import Comparison, interval, remark, spread, title_of
+from agm.training.competition import Competition
 from agm.training.config import Config
+from agm.training.measuring import APART
 from agm.training.trainer import Observer, Result
 
-__all__ = ["Progressing", "comparison_table", "key_value_table", "result_table", "service_table"]
+__all__ = [
+    "Progressing",
+    "comparison_table",
+    "competition_table",
+    "contribution_table",
+    "key_value_table",
+    "result_table",
+    "service_table",
+]
 
 
 class Progressing(Observer):
@@ -125,6 +136,51 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Group:
         )
     legend = "claim none: the interval holds 0 (or there is none), so no difference can be claimed. "
     return _framed("test accuracy in percent", table, legend + remark(len(comparisons[0].values)))
+
+
+def contribution_table(figures: Contributions) -> Group:
+    """What each modality contributes to the test accuracy, one row a modality."""
+    table = Table()
+    for name in ("", "alone", "contribution", "value"):
+        table.add_column(name, justify="left" if name == "" else "right")
+    for name in figures.modalities:
+        contribution = f"[bold]{100 * figures.contributions[name]:+.1f}[/bold]"
+        table.add_row(Text(name), _percent(figures.alone[name]), contribution, f"{figures.values[name]:+.2f}")
+    table.add_section()
+    table.add_row("cooperation", "", f"{100 * figures.cooperation:+.1f}", "")
+    return _framed(
+        f"contributions: from {100 * figures.empty:.1f} % (the most frequent class) to {100 * figures.accuracy:.1f} %",
+        table,
+        "Alone: percent correct with only this modality present. Contributions: points of accuracy that it adds, on "
+        "average over all orders of adding modalities. Cooperation: points that they achieve together beyond the sum "
+        "of what each achieves alone; below 0 they know the same. Values: means over the samples; they sum to the "
+        "number of modalities where every sample is right.",
+    )
+
+
+def competition_table(competition: Competition) -> Group:
+    """The strengths of the trained networks, a row a method."""
+    table = Table()
+    table.add_column("method", no_wrap=True)
+    table.add_column("joint, %", justify="right", no_wrap=True)
+    for name in competition.modalities:
+        table.add_column(Text(name), justify="right", no_wrap=True)
+    for method in (*competition.methods, APART):
+        rows = [competition.last(method, name) for name in competition.modalities]
+        cells = [f"{row['strength']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" for row in rows]
+        table.add_row(Text(method), _percent(competition.accuracies.get(method)), *map(Text, cells))
+    concepts = [_percent(competition.concepts[name]) for name in competition.modalities]
+    table.add_section()
+    table.add_row("concept, %", "", *concepts)
+    samples = rows[0]["samples"]
+    return _framed(
+        f"competition strength of the trained networks: test split, {samples} samples",
+        table,
+        "0: all that a modality could teach alone can be read from the fused features; near 1: nothing of it. "
+        f"With 95 % intervals over the samples, for these networks. {APART}: networks of one modality each, side "
+        "by side, without competition: what the measurement itself leaves. Concept: percent correct of the "
+        "network that the strength refers to.",
+    )
 
 
 def service_table(services: Sequence[Service]) -> Group:
