@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any, Literal, cast
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -160,7 +161,8 @@ class AGM(nn.Module):
             return cast(Tensor, self._passes.binding.call(arguments))
         self._check(arguments.inputs, target)
         masked = self._passes(arguments)
-        self._classes = masked.shape[2]
+        if not torch.compiler.is_compiling():  # the second step would not be served by the first one's graph
+            self._classes = masked.shape[2]
         return cast(Tensor, self.modulator(masked, target))
 
     def plan(self) -> Plan:
@@ -205,5 +207,5 @@ class AGM(nn.Module):
                 "Move the whole model with model.to(device), or the inputs."
             )
         check_target(target, batch_size(inputs), state.device)
-        if self._classes is not None:
+        if not torch.compiler.is_compiling() and self._classes is not None:
             check_classes(target, self._classes, self.modulator.ignore_index)
