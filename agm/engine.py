@@ -16,6 +16,7 @@ from agm.modulator import Modulator
 from agm.onepass import Passes
 from agm.ops._checks import check_classes, check_target
 from agm.plan import Plan
+from agm.surroundings import check_surroundings
 
 __all__ = ["AGM"]
 
@@ -194,6 +195,7 @@ class AGM(nn.Module):
 
         The number of classes is known from the second batch on.
         """
+        check_surroundings()
         if target is None:
             raise ValueError(
                 "Expected argument `target` to hold the class indices in training mode, but got None. "
