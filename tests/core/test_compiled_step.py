@@ -9,7 +9,6 @@ import torch
 import torch._dynamo.config
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._dynamo.backends.debugging import aot_eager
 from torch.optim.sgd import sgd
 
 import agm
@@ -105,16 +104,18 @@ def test_one_graph_for_all_steps_epochs_and_two_sizes(
 
     def count(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
         compilations.append(graph)
-        return aot_eager(graph, inputs) if kind is Factorised and graphs == 1 else graph.forward
+        return graph.forward
 
-    step, expected = torch.compile(whole_step(model), fullgraph=True, dynamic=True, backend=count), whole_step(eager)
+    # AOT autograd has the tracer begin again when it has made the settings constants, which is no recompilation.
+    backend = "aot_eager" if kind is Factorised and graphs == 1 else count
+    step, expected = torch.compile(whole_step(model), fullgraph=True, dynamic=True, backend=backend), whole_step(eager)
     with torch._dynamo.config.patch(error_on_recompile=graphs == 1):
         for epoch in range(4):
             model.epoch = eager.epoch = epoch
             for number, size in enumerate(SIZES):
                 inputs = batch(10 * epoch + number, size)
                 torch.testing.assert_close(step(*inputs), expected(*inputs))
-    assert len(compilations) == graphs
+    assert len(compilations) == (graphs if backend is count else 0)
     torch.testing.assert_close(model.state_dict(), eager.state_dict())
     assert model.modulator.state.step == 3 * (4 if graphs == 1 else 2)
 
