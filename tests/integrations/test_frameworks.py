@@ -3,7 +3,7 @@
 import csv
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -161,7 +161,7 @@ class TestAccelerate:
 
         class Recorder(GeneralTracker):  # type: ignore[misc]
             name, requires_logging_directory, main_process_only = "recorder", False, True
-            tracker: list[Any] = []
+            tracker: ClassVar[list[Any]] = []
 
             def store_init_configuration(self, values: Any) -> None:
                 pass
