@@ -143,6 +143,7 @@ setup(
     packages=[
         "agm",
         "agm.data",
+        "agm.integrations",
         "agm.kernels",
         "agm.models",
         "agm.ops",

@@ -15,6 +15,7 @@ optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
 scaler = GradScaler(model, init_scale=2.0**40)  # torch's own, but for the model; the scale is far too large at first
 
 for epoch in range(4):
+    model.epoch = epoch
     for audio, visual, target in DataLoader(dataset(), batch_size=32, shuffle=True):
         audio, visual, target = audio.to(device), visual.to(device), target.to(device)
         optimizer.zero_grad()

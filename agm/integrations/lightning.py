@@ -53,7 +53,7 @@ class ModulationCallback(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        every: int = self.every_n_steps or getattr(trainer, "log_every_n_steps", 50)
+        every = self.every_n_steps or int(getattr(trainer, "log_every_n_steps", 0) or 50)
         step = trainer.global_step
         # Under gradient accumulation several batches share a step.
         if step % every or step == self._logged or not step:

@@ -1,6 +1,6 @@
 """Hugging Face: a `Trainer` whose model is an `agm.AGM`."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ class ModulatedTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        modulators(self.model)
+        modulators(cast(nn.Module, self.model))
         self.label_names = ["labels"]  # not among the parameters of AGM's forward, where the Trainer looks
         if self.args.remove_unused_columns:
             raise ValueError(
@@ -44,7 +44,7 @@ class ModulatedTrainer(Trainer):
             )
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        for modulator in modulators(self.model):
+        for modulator in modulators(cast(nn.Module, self.model)):
             modulator.epoch = int(self.state.epoch or 0)
         loss: Tensor = super().training_step(*args, **kwargs)
         return loss
@@ -69,5 +69,5 @@ class ModulatedTrainer(Trainer):
         return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        values = scalars(self.model) if "loss" in logs else {}
+        values = scalars(cast(nn.Module, self.model)) if "loss" in logs else {}
         super().log({**logs, **values}, *args, **kwargs)

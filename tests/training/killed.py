@@ -16,7 +16,7 @@ from agm.training import read_config, train
 from agm.training.checkpoint import load_checkpoint
 from agm.training.trainer import check_settings
 
-KILLS = 8
+KILLS = 3
 
 
 def main(config_file: str, folder: str) -> None:

@@ -13,7 +13,7 @@ from agm.training import UserError, load_run, train, trainer
 from agm.training.checkpoint import load_checkpoint, save_checkpoint
 from agm.training.records import read_table
 
-from .test_trainer import METHODS, Stop, StopAt, same
+from .test_trainer import Stop, StopAt, same
 
 
 def assert_same_runs(left: Path, right: Path) -> None:
@@ -32,8 +32,7 @@ def assert_same_runs(left: Path, right: Path) -> None:
     assert rows[0] == rows[1]
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize(("method", "every"), [("agm", 1), ("agm", 3), ("joint", 1)])
 def test_a_run_goes_on_from_any_step(settings, tmp_path, method, every):
     """12 steps, 4 an epoch, with dropout and batch norm; broken off after each checkpoint inside an epoch."""
     config = settings(method=method, start=1)
@@ -45,44 +44,35 @@ def test_a_run_goes_on_from_any_step(settings, tmp_path, method, every):
         try:
             train(config, tmp_path / "parts", resume=taken > 0, checkpoint_every=every, observer=observer)
         except Stop:
-            contents = (
-                load_checkpoint(tmp_path / "parts/checkpoint.pt")
-                if (tmp_path / "parts/checkpoint.pt").exists()
-                else None
-            )
-            if contents is None:
+            if not (tmp_path / "parts/checkpoint.pt").exists():
                 (tmp_path / "parts").rename(tmp_path / f"before-{stop}")
                 continue
+            contents = load_checkpoint(tmp_path / "parts/checkpoint.pt")
             inside = contents["unfinished"]
             taken = contents["step"] + (0 if inside is None else len(inside["losses"]))
             assert taken == max(stop // every * every, stop // 4 * 4)
     assert_same_runs(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_a_run_that_is_killed_again_and_again(settings, dataset, tmp_path):
-    config = settings(epochs=6, masked="shared")
+def test_a_run_that_is_killed_again_and_again(settings, tmp_path):
+    config = settings(epochs=4, masked="shared")
     train(config, tmp_path / "whole")
     script, file = Path(__file__).with_name("killed.py"), tmp_path / "whole/config.toml"
-    command = [sys.executable, script, file, tmp_path / "parts", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, script, file, tmp_path / "parts"]
     found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert found.returncode == 0, found.stderr
-    kills, inside = map(int, found.stdout.split())
-    assert kills >= 3
-    assert inside >= 1
+    assert int(found.stdout) >= 1  # kills behind a checkpoint inside an epoch
     assert_same_runs(tmp_path / "whole", tmp_path / "parts")
-    assert not list((tmp_path / "parts").glob("result.json.partial"))
 
 
 def test_a_checkpoint_inside_an_epoch_can_be_evaluated(settings, tmp_path):
     with pytest.raises(Stop):
         train(settings(), tmp_path / "run", checkpoint_every=1, observer=StopAt(step=2))
     saved = load_checkpoint(tmp_path / "run/checkpoint.pt")
-    result = load_run(tmp_path / "run")
-    assert (
-        torch.equal(result.network.state_dict()["head.0.weight"], saved["model"]["module.head.0.weight"])
-        if ("head.0.weight" in result.network.state_dict())
-        else result.history == []
+    network = load_run(tmp_path / "run").network
+    assert same(
+        network.state_dict(), {n.removeprefix("module."): x for n, x in saved["model"].items() if "module." in n}
     )
 
 
@@ -124,9 +114,8 @@ def test_damaged_checkpoints_are_refused_or_what_they_were(settings, tmp_path):
         path.write_bytes(damaged)
         try:
             found = load_checkpoint(path)
-        except UserError as error:
+        except UserError:
             refused += 1
-            assert "does not load" in str(error)
         else:  # where nothing is read: alignment, times of files
             assert same(found["model"], contents["model"])
             assert found["step"] == contents["step"]
