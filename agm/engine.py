@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any, Literal, cast
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -16,6 +17,7 @@ from agm.onepass import Passes
 from agm.ops._checks import check_classes, check_target
 from agm.plan import Plan
 from agm.sampling import SubsetSampler
+from agm.surroundings import check_surroundings
 
 __all__ = ["AGM"]
 
@@ -174,7 +176,8 @@ class AGM(nn.Module):
         self._check(arguments.inputs, target)
         sample = None if self.sampler is None else self.sampler()
         masked = self._passes(arguments, present, sample)
-        self._classes = (masked if isinstance(masked, Tensor) else masked.joint).shape[-1]
+        if not torch.compiler.is_compiling():  # the second step would not be served by the first one's graph
+            self._classes = (masked if isinstance(masked, Tensor) else masked.joint).shape[-1]
         logits = self.modulator(masked, target, present=present, sample=sample)
         if self.sampler is not None:
             self.sampler.draws += 1
@@ -209,6 +212,7 @@ class AGM(nn.Module):
 
         The number of classes is known from the second batch on.
         """
+        check_surroundings()
         if target is None:
             raise ValueError(
                 "Expected argument `target` to hold the class indices in training mode, but got None. "
@@ -222,5 +226,5 @@ class AGM(nn.Module):
                 "Move the whole model with model.to(device), or the inputs."
             )
         check_target(target, batch_size(inputs), state.device)
-        if self._classes is not None:
+        if not torch.compiler.is_compiling() and self._classes is not None:
             check_classes(target, self._classes, self.modulator.ignore_index)

@@ -64,17 +64,46 @@ class Modulator(nn.Module):
         self.max_gap = max_gap
         self.floor = floor
         self.ignore_index = ignore_index
-        self.start = start
-        self.stop = stop
+        self._window = start, stop
         self.backend = backend
         self.epoch = 0
         self.state = ModulationState(len(self.modalities))
 
     @property
+    def start(self) -> int:
+        """First epoch that is modulated."""
+        return self._window[0]
+
+    @start.setter
+    def start(self, start: int) -> None:
+        self._window = start, self.stop
+        self.epoch = self._epoch
+
+    @property
+    def stop(self) -> int | None:
+        """First epoch that no longer is; None for no end."""
+        return self._window[1]
+
+    @stop.setter
+    def stop(self, stop: int | None) -> None:
+        self._window = self.start, stop
+        self.epoch = self._epoch
+
+    @property
+    def epoch(self) -> int:
+        """The current epoch, from 0; set it at the start of each epoch if there is a window."""
+        return self._epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+        # A graph is guarded by what `active` reads: by the number of the epoch, each epoch would be compiled anew.
+        self._within = self.start <= epoch < (math.inf if self.stop is None else self.stop)
+
+    @property
     def active(self) -> bool:
         """Whether a call modulates: training mode, gradients enabled, and the epoch inside the window."""
-        stop = math.inf if self.stop is None else self.stop
-        return self.training and torch.is_grad_enabled() and self.start <= self.epoch < stop
+        return self.training and torch.is_grad_enabled() and self._within
 
     def forward(
         self,

@@ -6,6 +6,7 @@ from torch import Tensor
 from agm.ops import _checks
 from agm.sampling import SubsetSample
 from agm.state import ModulationState
+from agm.surroundings import check_surroundings
 
 __all__ = ["check_backend", "check_presence", "check_sample", "check_state", "check_step"]
 
@@ -13,6 +14,7 @@ __all__ = ["check_backend", "check_presence", "check_sample", "check_state", "ch
 def check_state(state: ModulationState) -> None:
     if not isinstance(state, ModulationState):
         raise TypeError(f"Expected argument `state` to be an agm.ModulationState, but got {type(state).__name__}.")
+    check_surroundings()
 
 
 def check_step(target: Tensor, state: ModulationState, logits: Tensor, ignore_index: int) -> None:

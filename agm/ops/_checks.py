@@ -12,7 +12,7 @@ from agm.shapley import num_modalities
 
 def check_modulation(alpha: float, max_gap: float | None, floor: float) -> float:
     """Checks the settings of the modulation; returns `max_gap` as a float (None: infinite)."""
-    if not (_is_number(alpha) and math.isfinite(alpha) and alpha >= 0):
+    if not (_is_number(alpha) and 0 <= alpha < math.inf):  # a compiler that makes it a symbol cannot ask isfinite
         raise ValueError(
             f"Expected argument `alpha` to be a finite number >= 0, but got {alpha!r}. "
             "0 is plain joint training; the paper uses 1.5 to 4."

@@ -7,6 +7,7 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from agm.data import MultimodalData
 from agm.ops.reference import COEFFICIENTS, RATIOS, REFERENCE_RATIOS, SCORES
-from agm.training.checkpoint import load_checkpoint, random_state, restore_random_state, save_checkpoint
+from agm.training.checkpoint import fitting, load_checkpoint, random_state, restore_random_state, save_checkpoint
 from agm.training.config import Config, differences, read_config, write_config
 from agm.training.environment import backend, environment, reproducible
 from agm.training.errors import UserError
@@ -22,6 +23,7 @@ from agm.training.evaluation import Evaluation, evaluate
 from agm.training.methods import Method, build_method, check_method
 from agm.training.records import Row, RunFolder, Table, metric_columns, read_table, step_columns
 from agm.training.samples import batches, fingerprint, load_data, on_device
+from agm.training.unfinished import Taken
 
 __all__ = [
     "DivergedError",
@@ -46,7 +48,10 @@ class Observer:
         """Training begins at `epoch` (0, or later in a resumed run), with `steps` steps an epoch."""
 
     def stepped(self) -> None:
-        """A step was queued; nothing of it has been read from the device."""
+        """A step was queued; nothing of it has been read from the device.
+
+        Called as often in a resumed run: at once for the steps that its unfinished epoch had taken.
+        """
 
     def epoch_finished(self, row: Row) -> None:
         """`row` of metrics.csv and the checkpoint are written."""
@@ -76,12 +81,17 @@ class Result:
 
 
 def train(
-    config: Config, folder: str | os.PathLike[str], *, resume: bool = False, observer: Observer | None = None
+    config: Config,
+    folder: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    checkpoint_every: int | None = None,
+    observer: Observer | None = None,
 ) -> Result:
     """Train as `config` says and leave config.toml, metrics.csv, steps.csv, checkpoint.pt and result.json.
 
     The same configuration gives the same weights bit for bit on the same machine and versions, also when the
-    run was interrupted anywhere and resumed: it goes on from its last finished epoch. The figures of a result
+    run was interrupted anywhere and resumed: it goes on from its last checkpoint. The figures of a result
     are those of the last epoch on the test split, never those of the epoch that did best on it.
 
     Torch's generators, thread count and determinism flags are as before afterwards.
@@ -90,12 +100,19 @@ def train(
         config: the settings.
         folder: made if it does not exist; must not hold a run, unless `resume`.
         resume: go on with the run in `folder`, which must have the same settings.
+        checkpoint_every: steps between two checkpoints inside an epoch, each of which waits for the device; None: at
+            the ends of epochs alone. It changes no number.
         observer: is told about every step and epoch.
 
     Raises:
         UserError: settings, data or a folder that do not fit; the message says what to do.
         DivergedError: a loss or a weight is not finite. The last checkpoint is from before.
     """
+    if checkpoint_every is not None and checkpoint_every < 1:
+        raise UserError(
+            f"Expected `checkpoint_every` to be a number of steps >= 1, or none, but got {checkpoint_every}. "
+            "Set it with --checkpoint-every."
+        )
     run = RunFolder(Path(folder))
     _check_folder(run, config, resume)
     config = config.resolved()
@@ -103,7 +120,7 @@ def train(
     with reproducible(config):
         data = load_data(config)
         method = _new_method(config, data)
-        trainer = _Trainer(config, run, data, method, observer or Observer())
+        trainer = _Trainer(config, run, data, method, observer or Observer(), checkpoint_every)
         if resume:
             trainer.restore()
         else:
@@ -156,7 +173,13 @@ class _Trainer:
     """One run: what changes while it trains, and how it is written and read."""
 
     def __init__(
-        self, config: Config, run: RunFolder, data: MultimodalData, method: Method, observer: Observer
+        self,
+        config: Config,
+        run: RunFolder,
+        data: MultimodalData,
+        method: Method,
+        observer: Observer,
+        checkpoint_every: int | None = None,
     ) -> None:
         device = torch.device(config.device)
         self.config, self.run, self.observer = config, run, observer
@@ -176,7 +199,9 @@ class _Trainer:
             weight_decay=config.weight_decay,
         )
         self.epoch = 0  # finished epochs
-        self.step = 0  # steps taken
+        self.step = 0  # steps taken in them
+        self.checkpoint_every = checkpoint_every
+        self.unfinished: dict[str, Any] | None = None  # a checkpoint from the midst of this epoch
         self.history: list[Row] = []
 
     def fit(self) -> Result:
@@ -224,22 +249,25 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.method.model.train()
+        taken = self._begin_taking()
         self.method.begin_epoch(epoch)
         indices = batches(len(self.train_split), self.config.batch_size, self.config.seed, epoch)
         sizes = [len(index) for index in indices]
         order = torch.cat(indices).to(self.train_split.target.device)  # one transfer an epoch
 
+        self._go_on(taken)
+
         # What a step leaves stays on the device until the epoch's end, so that no step waits for it.
-        losses, hits, statistics = [], [], []
-        for index in order.split(sizes):
+        for index in order.split(sizes)[len(taken) :]:
             loss, hit = self._take_step(index)
-            losses.append(loss)
-            hits.append(hit)
-            statistics.append(self.method.statistics())
+            taken.losses.append(loss)
+            taken.hits.append(hit)
+            taken.statistics.append(self.method.statistics())
+            self._save_inside(taken, len(sizes))
             self.observer.stepped()
 
-        step_losses = torch.stack(losses).double().cpu()
-        rows = self._step_rows(step_losses.tolist(), statistics)
+        step_losses = torch.stack(taken.losses).double().cpu()
+        rows = self._step_rows(step_losses.tolist(), taken.statistics)
         steps.append(rows)
         self._require_finite(step_losses)
         self.step += len(sizes)
@@ -251,11 +279,35 @@ class _Trainer:
             "split": self.watched_name,
             "lr": rate,
             "train_loss": float(step_losses @ weight),
-            "train_accuracy": int(torch.stack(hits).sum()) / len(self.train_split),
+            "train_accuracy": int(torch.stack(taken.hits).sum()) / len(self.train_split),
             **evaluation.columns(),
             **self._epoch_means(rows),
             "seconds": time.perf_counter() - began,
         }
+
+    def _begin_taking(self) -> Taken:
+        """The steps of this epoch so far; the generators are as before it, also in a resumed run."""
+        if self.unfinished is None:
+            return Taken(random_state())
+        with fitting(self.run.checkpoint):
+            taken = Taken.read(self.unfinished["unfinished"], self.train_split.target.device)
+            restore_random_state(taken.random)
+        return taken
+
+    def _go_on(self, taken: Taken) -> None:
+        """Behind the steps that were taken before: what beginning the epoch did is part of the checkpoint."""
+        if self.unfinished is not None:
+            self._load_state(self.unfinished)
+            self.unfinished = None
+            for _ in range(len(taken)):
+                self.observer.stepped()
+
+    def _save_inside(self, taken: Taken, steps: int) -> None:
+        """A checkpoint if one is due; behind the last step comes that of the epoch."""
+        every, step = self.checkpoint_every, self.step + len(taken)
+        if every is not None and step % every == 0 and len(taken) < steps:
+            self._require_finite(torch.stack(taken.losses).double().cpu())
+            self._save_checkpoint(taken)
 
     def _take_step(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """One update; returns the loss and the number of hits, both on the device."""
@@ -305,13 +357,14 @@ class _Trainer:
             what = "a weight is not finite"
         else:
             return
-        saved = f"The checkpoint of the {self.epoch} epochs before is unharmed. " if self.epoch else ""
+        saved = "The last checkpoint, from before, is unharmed. " if self.run.checkpoint.exists() else ""
         raise DivergedError(
             f"Training diverged in epoch {self.epoch}: {what}. {saved}"
             "Train again into another folder with a lower --lr, or with --clip-norm 1."
         )
 
-    def _save_checkpoint(self) -> None:
+    def _save_checkpoint(self, taken: Taken | None = None) -> None:
+        """After an epoch, or inside one whose steps so far are `taken`."""
         save_checkpoint(
             self.run.checkpoint,
             {
@@ -323,31 +376,39 @@ class _Trainer:
                 "step": self.step,
                 "random": random_state(),
                 "history": self.history,
+                "unfinished": None if taken is None else taken.contents(),
             },
         )
 
     def restore(self) -> None:
-        """Go back to the last finished epoch; to the beginning if there is none."""
+        """Go back to the last checkpoint; to the beginning if there is none."""
         if self.run.checkpoint.exists():
             self.load_checkpoint()
 
     def load_checkpoint(self) -> None:
         contents = load_checkpoint(self.run.checkpoint)
-        recorded = Config(**contents["config"])
+        with fitting(self.run.checkpoint):
+            recorded = Config(**contents["config"])
         if changed := differences(self.config, recorded):
             raise UserError(
                 f"Expected {str(self.run.config)!r} to be as when the run began, but got other settings than in "
                 f"its checkpoint: {', '.join(changed)}. Put them back, or train into another folder with --out."
             )
-        if contents["data"] != self.fingerprint:
+        if contents.get("data") != self.fingerprint:
             raise UserError(
                 f"Expected the data {self.config.dataset!r} to be those that the run began with, "
                 "but their contents changed. Put them back, or train into another folder with --out."
             )
-        self.method.model.load_state_dict(contents["model"])
-        self.optimizer.load_state_dict(contents["optimizer"])
-        self.epoch, self.step, self.history = contents["epoch"], contents["step"], contents["history"]
-        restore_random_state(contents["random"])
+        self._load_state(contents)
+        with fitting(self.run.checkpoint):
+            self.epoch, self.step, self.history = contents["epoch"], contents["step"], contents["history"]
+            self.unfinished = None if contents["unfinished"] is None else contents
+
+    def _load_state(self, contents: dict[str, Any]) -> None:
+        with fitting(self.run.checkpoint):
+            self.method.model.load_state_dict(contents["model"])
+            self.optimizer.load_state_dict(contents["optimizer"])
+            restore_random_state(contents["random"])
 
 
 def _check_folder(run: RunFolder, config: Config, resume: bool) -> None:
