@@ -162,7 +162,7 @@ def fused_modulate_additive(
     if not scored.served:
         check_backend(backend, "score")
     if first.dim() > 3:
-        check_backend(backend, "present")
+        check_backend(backend, "(M, B, ..., C)")
     if available is not None:
         check_presence("available", available, first.shape[1], state.num_modalities, first.device)
         check_backend(backend, "available")

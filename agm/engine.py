@@ -133,7 +133,7 @@ class AGM(nn.Module):
         placed = next(chain(network.parameters(), network.buffers()), None)
         if placed is not None and not placed.is_meta:
             self.modulator.state.to(placed.device)
-        self._outputs: tuple[int, ...] | None = None  # of a sample, in the last batch
+        self._classes: int | None = None
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -177,7 +177,8 @@ class AGM(nn.Module):
         sample = None if self.sampler is None else self.sampler()
         masked = self._passes(arguments, present, sample)
         joint = masked[-1] if isinstance(masked, Tensor) else masked.joint
-        self._outputs = tuple(joint.shape[1:])
+        # Of tokens there may be another number in every batch.
+        self._classes = joint.shape[1] if joint.dim() == 2 else None
         logits = self.modulator(masked, target, present=present, sample=sample)
         if self.sampler is not None:
             self.sampler.draws += 1
@@ -226,5 +227,5 @@ class AGM(nn.Module):
             )
         score, batch = find_score(self.modulator.score), batch_size(inputs)
         score.check_batch(target, batch, state.device)
-        if self._outputs is not None and len(self._outputs) == 1:
-            score.check(target, (batch, *self._outputs), state.device, self.modulator.ignore_index)
+        if self._classes is not None:
+            score.check(target, (batch, self._classes), state.device, self.modulator.ignore_index)

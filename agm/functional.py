@@ -145,7 +145,7 @@ def fused_modulate(
             be read there.
         alpha: strength of the modulation, >= 0; the paper uses 2.5 (AV-MNIST), 4.0 (UR-Funny), 1.5 (CREMA-D).
         max_gap: bound of `tau_m - r_m`; None for none. The paper uses 10 (two modalities) and 7 (three).
-        floor: smallest probability in the scores, in [0, 1): a sample's score is at most -log(floor).
+        floor: smallest probability in the scores, in [0, 1): a sample's cross-entropy is at most -log(floor).
         ignore_index: what has this target counts in no score.
         score: what the responses are scored by, whose mean over the batch is a modality's score: "cross_entropy" (class
             indices, the only one that kernels serve), "soft_cross_entropy" (probabilities: soft labels, mixup),
@@ -178,14 +178,15 @@ def fused_modulate(
     settings = Settings(float(alpha), max_gap, float(floor), ignore_index, update)
     if present is not None:
         masked_logits = general.restricted(masked_logits, present, sample)
-    rows = masked_logits if masked_logits.dim() == 3 else masked_logits.flatten(1, -2)
+    rows = masked_logits.flatten(1, -2)
     if present is not None or sample is not None or not scored.served:
         subset_scales = general.modulate_rows(
             masked_logits, target, state.values, state.counts, settings, scored, present, sample
         )
     else:
-        index = target.long() if target.dim() == 1 else target.long().flatten()
-        subset_scales = ops.modulate(rows, index, state.values, state.counts, **settings._asdict(), backend=backend)
+        subset_scales = ops.modulate(
+            rows, target.long().flatten(), state.values, state.counts, **settings._asdict(), backend=backend
+        )
     if not (torch.is_grad_enabled() and masked_logits.requires_grad):
         return masked_logits[-1]
     logits: Tensor = _ScaleSubsets.apply(rows, subset_scales, backend)

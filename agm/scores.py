@@ -175,9 +175,8 @@ class _SoftCrossEntropy(Score):
     def costs(self, response: Tensor, target: Tensor, floor: float, ignore_index: int) -> tuple[Tensor, Tensor]:
         used = _known(target, ignore_index).all(-1)
         probability = target.to(response.dtype).masked_fill(~used.unsqueeze(-1), 0.0)
-        # Not 0 * -inf, which a class that is ruled out would make of a label that gives it nothing.
-        terms = torch.where(probability == 0, 0.0, probability * _bounded(F.log_softmax(response, -1), floor))
-        return -terms.sum(-1).masked_fill(~used, 0.0), used
+        cost = -(probability * _bounded(F.log_softmax(response, -1), floor)).sum(-1)
+        return cost.masked_fill(~used, 0.0), used
 
     def hits(self, response: Tensor, target: Tensor, ignore_index: int) -> Tensor:
         return response.argmax(-1) == target.argmax(-1)
@@ -330,9 +329,12 @@ def _bounded(log_probability: Tensor, floor: float) -> Tensor:
 
 
 def _binary_costs(response: Tensor, label: Tensor, floor: float) -> Tensor:
-    """Binary cross-entropies of labels in [0, 1]."""
+    """Binary cross-entropies of labels in [0, 1].
+
+    An infinite response has none, as it has no softmax: where it comes from an overflow the step is to be skipped.
+    """
     yes, no = (_bounded(F.logsigmoid(logit), floor) for logit in (response, -response))
-    return -(torch.where(label == 0, 0.0, label * yes) + torch.where(label == 1, 0.0, (1 - label) * no))
+    return -(label * yes + (1 - label) * no).masked_fill(response.isinf(), torch.nan)
 
 
 def _mean_known(cost: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
