@@ -111,7 +111,7 @@ def verify(
     random numbers in eval mode and keep no state from call to call. This checks it, once and on one batch: the logits
     of every subset, the gradient of the modulated loss in every parameter and floating input, the buffers (running
     statistics) after the step, and the modulation coefficients. The loss is the mean of what the model scores by
-    (cross-entropy, by default), or of the squared logits where that has no gradient.
+    (cross-entropy, by default), or of the squared logits where that is a function of the user's.
 
     The definition in "exact" mode is a joint pass in the network's mode, then a pass in eval mode for every other
     subset; in "shared" mode the encoders of present modalities answer in those passes with what they returned in the

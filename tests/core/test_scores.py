@@ -382,6 +382,24 @@ def test_one_output_needs_no_dimension_in_the_target(name: str) -> None:
         assert states[0].samples == B * math.prod(inner)
 
 
+@pytest.mark.parametrize("name", [*TASKS, "own"])
+def test_nothing_to_count_is_a_skipped_step(name: str) -> None:
+    """An empty batch, and one of which no target is known."""
+    task = TASKS["squared_error" if name == "own" else name]
+    score: Any = own_error if name == "own" else name
+    known = task.target((B, 2), 0)
+    unknown = torch.full_like(known, torch.nan if known.is_floating_point() else -100)
+    state = agm.ModulationState(2)
+    for size, target in ((0, known[:0]), (B, unknown)):
+        masked = numbers(3, size, 2, task.outputs).requires_grad_()
+        (gradient,) = torch.autograd.grad(agm.fused_modulate(masked, target, state, score=score).sum(), masked)
+        assert torch.equal(gradient[-1], torch.ones_like(masked[-1]))
+        assert not gradient[:-1].any()
+    assert state.skipped == 2
+    assert state.step == 0
+    assert not state.running_scores.any()
+
+
 @pytest.mark.parametrize("target", [torch.int8, torch.bool, torch.float16, torch.bfloat16], ids=str)
 def test_labels_of_any_dtype(target: torch.dtype) -> None:
     masked, labels = numbers(3, B, 5), torch.rand(B, 5, generator=generator()).round()
