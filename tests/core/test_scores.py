@@ -796,3 +796,12 @@ def test_the_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert state.mono_correct.sum() > 0
     losses = [float(line.split("loss ")[1].split(";")[0]) for line in epochs]
     assert losses[-1] < losses[0] / 2
+
+
+def test_masked_outputs_of_another_shape_are_refused() -> None:
+    class Trimmed(nn.Module):
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return (a + b)[:, : 3 if self.training else 2]
+
+    with pytest.raises(ValueError, match=r"with 14 rows, or of shape \(batch, 3, 4\), but got \(14, 2, 4\)"):
+        agm.masked_logits(Trimmed(), {"a": numbers(B, 3, 4), "b": numbers(B, 3, 4)})
