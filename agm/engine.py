@@ -7,6 +7,7 @@ from itertools import chain
 from typing import Any, Literal, cast
 
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.utils._pytree import tree_leaves
 
 from agm.absent import Absent, batch_size
@@ -14,6 +15,7 @@ from agm.masking import MaskedPasses
 from agm.modulator import Modulator
 from agm.onepass import Passes
 from agm.ops._checks import check_classes, check_target
+from agm.peers import Peers
 from agm.plan import Plan
 from agm.sampling import SubsetSampler
 
@@ -85,6 +87,7 @@ class AGM(nn.Module):
         seed: int = 0,
         start: int = 0,
         stop: int | None = None,
+        process_group: ProcessGroup | Literal[False] | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -96,7 +99,8 @@ class AGM(nn.Module):
             "max_rows": max_rows,
             "checkpoint": checkpoint,
         }
-        self._passes = MaskedPasses(network, modalities, **self._options)
+        peers = Peers(process_group)
+        self._passes = MaskedPasses(network, modalities, **self._options, peers=peers)
         self._options["modalities"] = self._passes.modalities
         taken = {"target": "the class indices", "present": "which samples have which modalities"}
         for name in taken.keys() & inspect.signature(network.forward).parameters.keys():
@@ -127,6 +131,7 @@ class AGM(nn.Module):
             stop=stop,
             backend=backend,
         )
+        self.modulator.peers = peers
         # Where the network is already; later `.to` moves both.
         placed = next(chain(network.parameters(), network.buffers()), None)
         if placed is not None and not placed.is_meta:
@@ -202,7 +207,7 @@ class AGM(nn.Module):
     def _follow(self) -> None:
         """The masked passes of the network that is there now: the user may have put another in its place."""
         if self._passes.network is not self.module:
-            self._passes = MaskedPasses(self.module, **self._options)
+            self._passes = MaskedPasses(self.module, **self._options, peers=self.modulator.peers)
 
     def _check(self, inputs: Mapping[str, Any], target: Tensor | None) -> None:
         """What can be wrong with a batch, found before the joint pass updates any running statistic.

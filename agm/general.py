@@ -1,18 +1,21 @@
-"""The modulation in plain torch where the kernels do not reach: sampled subsets, samples that lack modalities."""
+"""The modulation where the kernels do not reach: sampled subsets, samples that lack modalities, other processes."""
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.distributed import ProcessGroup
 
 from agm import ops
 from agm.ops import reference
+from agm.peers import summed
 from agm.sampling import SubsetSample
 from agm.shapley import weights_on
 
-__all__ = ["Settings", "modulate_responses", "modulate_rows", "restricted"]
+__all__ = ["Settings", "modulate_responses", "modulate_rows", "restricted", "shared_step"]
 
 
 class Settings(NamedTuple):
@@ -54,6 +57,7 @@ def modulate_rows(
     settings: Settings,
     present: Tensor | None,  # (B, M) bool
     sample: SubsetSample | None,
+    process_group: ProcessGroup | None,
 ) -> Tensor:
     """One step of the modulation on `restricted` rows; returns the scales c_S (R,) float64 of their gradients."""
     with torch.no_grad():
@@ -62,7 +66,7 @@ def modulate_rows(
         else:
             weights = _moved(sample.weights, masked_logits.device)
         response = reference.responses(masked_logits, weights)
-        coefficients = _step(response, masked_logits[-1], target, values, counts, settings, present)
+        coefficients = _step(response, masked_logits[-1], target, values, counts, settings, present, process_group)
         return reference.subset_scales(coefficients, weights)
 
 
@@ -74,10 +78,11 @@ def modulate_responses(
     counts: Tensor,
     settings: Settings,
     present: Tensor | None,  # (B, M) bool
+    process_group: ProcessGroup | None,
 ) -> Tensor:
     """One step of the modulation on mono-modal responses; returns the joint logits, modulated."""
     with torch.no_grad():
-        coefficients = _step(response, joint, target, values, counts, settings, present)
+        coefficients = _step(response, joint, target, values, counts, settings, present, process_group)
     logits: Tensor = _ScaleResponses.apply(response, joint.detach(), coefficients)
     return logits
 
@@ -90,9 +95,38 @@ def _step(
     counts: Tensor,
     settings: Settings,
     present: Tensor | None,
+    process_group: ProcessGroup | None,
 ) -> Tensor:
     totals = reference.step_totals(response, joint, target, present, settings.floor, settings.ignore_index)
+    totals = summed(totals, process_group)
     return reference.finish_step(totals, values, counts, settings.alpha, settings.max_gap, settings.update)
+
+
+def shared_step(
+    step: Callable[[Tensor, Tensor, Settings], Any],
+    values: Tensor,
+    counts: Tensor,
+    settings: Settings,
+    process_group: ProcessGroup,
+) -> tuple[Tensor, Any]:
+    """Coefficients (M,) float64 of the batches of all processes together, and what `step` returns of this one's.
+
+    Args:
+        step: takes a step on the batch of this process, by kernels, as the first one of the state that it is given.
+        values, counts: those of the state, which get the step on all batches.
+        settings: of that step.
+        process_group: those who take it together. Each must, whatever its batch.
+    """
+    modalities = values.shape[1]
+    own, own_counts = torch.zeros_like(values), torch.zeros_like(counts)
+    returned = step(own, own_counts, settings._replace(update=True))
+    samples = own_counts[modalities + reference.SAMPLES].double()
+    # Without samples the mean scores are no numbers, but their sums are.
+    sums = torch.where(samples > 0, own[reference.SCORES] * samples, 0.0)
+    totals = torch.cat([sums, own_counts[: modalities + reference.SAMPLES + 1].double()])
+    totals = summed(totals, process_group)
+    finish = (settings.alpha, settings.max_gap, settings.update)
+    return reference.finish_step(totals, values, counts, *finish), returned
 
 
 class _ScaleResponses(torch.autograd.Function):

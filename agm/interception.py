@@ -21,10 +21,11 @@ from agm.absent import Absent, absent_input, is_opaque, is_rows
 from agm.answering import answering
 from agm.binding import Arguments, Binding
 from agm.checkpointing import without_checkpointing
-from agm.deferral import fusion_line, known, noted, some_subsets
+from agm.deferral import SHARDED, fusion_line, known, noted, noted_as, some_subsets
 from agm.deferred import CannotDefer, Deferred, Rows, written
 from agm.modes import evaluation, mixes_samples
 from agm.onepass import OWN_WAY, Choice, Choices, Passes, choose, refused, surroundings
+from agm.peers import Peers, is_sharded
 from agm.plan import Line, encoder_lines
 from agm.rowcheck import close, untouched
 from agm.subsets import blocks, check_others, combine, copied, tile
@@ -101,6 +102,7 @@ class InterceptedPasses:
         shared: bool,
         absent: Mapping[str, Absent],
         passes: Passes,
+        peers: Peers,
     ) -> None:
         self.network = network
         self.binding = binding
@@ -110,8 +112,12 @@ class InterceptedPasses:
         self.shared = shared
         self.absent = absent
         self.passes = passes
-        self._key = (tuple(encoders.items()), shared)
+        self.peers = peers
         self._choices = Choices()
+
+    @property
+    def _key(self) -> object:
+        return (tuple(self.paths.items()), self.shared, self.peers.together)
 
     def encoders(self) -> dict[str, nn.Module]:
         """Modality -> its encoder, of those that are named."""
@@ -170,7 +176,7 @@ class InterceptedPasses:
         choices = self._choose(self.encoders(), device)
         # Copies, since the network may write to its inputs in the joint pass.
         few = {name: _few(x, absent[name]) for name, x in arguments.inputs.items()}
-        given = _Given(self, few, copied(arguments.others), copied(arguments.rest), arguments.placed, here)
+        given = _Given(self, few, device, copied(arguments.others), copied(arguments.rest), arguments.placed, here)
         joint, given.recorders = self._joint(arguments, choices)
         if torch.compiler.is_compiling():
             return joint, cast(Tensor, given.logits(rows, deferred=False))
@@ -196,15 +202,19 @@ class InterceptedPasses:
         weights = list(self.network.parameters())
         with untouched(self.network, weights):
             probed, expected = given.checked(some)
+        least = self.peers.least(some.batch, given.device)
         for name, answer in given.compared.items():
-            self._compare(name, answer, some.batch)
+            self._compare(name, answer, least)
         # With one sample rows in a wrong order cannot be told from right ones, and without gradients not their origin.
-        if probed and some.batch > 1:
+        if probed and least > 1:
             _verified.setdefault(self.network, set()).add(self._key)
-        if not some.batch or any(weight.is_meta for weight in weights):
+        if not least or any(weight.is_meta for weight in weights):
+            return
+        if any(map(is_sharded, self.network.modules())):
+            noted_as(self.network, self._key, SHARDED)
             return
         with torch.no_grad(), untouched(self.network, weights):
-            noted(self.network, self._key, expected, lambda: given.logits(some, deferred=True))
+            noted(self.network, self._key, expected, lambda: given.logits(some, deferred=True), self.peers)
 
     def _compare(self, name: str, answer: "_Answer", batch: int) -> None:
         """Remembers whether an encoder's features are the same in both passes."""
@@ -250,6 +260,7 @@ class _Given:
         self,
         passes: InterceptedPasses,
         few: Mapping[str, Any],
+        device: torch.device,
         others: list[Any],
         rest: dict[str, Any],
         placed: tuple[str, ...],
@@ -257,6 +268,7 @@ class _Given:
     ) -> None:
         self.passes = passes
         self.few = few
+        self.device = device
         self.others, self.rest, self.placed = others, rest, placed
         self.here = here if passes.shared else None
         self.compared: dict[str, _Answer] = {}
