@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
 
 from agm.absent import Absent, batch_size

@@ -27,9 +27,13 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[s
 
 def _run(size: int, folder: Path) -> dict[str, list[str]]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    commands = [[sys.executable, "-m", f"{HERE.name}.worker", str(rank), str(size), str(folder)] for rank in range(size)]
+    commands = [
+        [sys.executable, "-m", f"{HERE.name}.worker", str(rank), str(size), str(folder)] for rank in range(size)
+    ]
     processes = [
-        subprocess.Popen(command, cwd=HERE.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        subprocess.Popen(
+            command, cwd=HERE.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         for command in commands
     ]
     try:

@@ -11,7 +11,7 @@ from torch import Tensor, distributed, nn
 import agm
 
 CLASSES, WIDTH = 3, 6
-STEPS = 10
+STEPS = 10  # of training; the functions take half of them
 
 
 class Shares:
@@ -34,7 +34,11 @@ class Shares:
     def batch(self) -> dict[str, Tensor]:
         """Of all samples: inputs `audio` (B, 4) and `visual` (B, 5), and `target`; the same in every process."""
         target = torch.randint(CLASSES, (self.total,), generator=self.generator)
-        return {"audio": self.randn(self.total, 4) + target.unsqueeze(1), "visual": self.randn(self.total, 5), "target": target}
+        return {
+            "audio": self.randn(self.total, 4) + target.unsqueeze(1),
+            "visual": self.randn(self.total, 5),
+            "target": target,
+        }
 
     def mine(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: value[self.own] for name, value in batch.items()}
