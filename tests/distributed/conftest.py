@@ -27,20 +27,20 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[s
 
 def _run(size: int, folder: Path) -> dict[str, list[str]]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    commands = [
-        [sys.executable, "-m", f"{HERE.name}.worker", str(rank), str(size), str(folder)] for rank in range(size)
-    ]
-    processes = [
-        subprocess.Popen(
-            command, cwd=HERE.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        for command in commands
-    ]
+    command = [sys.executable, "-m", f"{HERE.name}.worker"]
+    outputs = [folder / f"{rank}.txt" for rank in range(size)]
+    processes = []
     try:
-        outputs = [process.communicate(timeout=240)[0] for process in processes]
+        for rank, output in enumerate(outputs):
+            arguments = [*command, str(rank), str(size), str(folder)]
+            with output.open("w") as file:  # not a pipe, which could be full before anybody reads it
+                processes.append(
+                    subprocess.Popen(arguments, cwd=HERE.parent, env=environment, stdout=file, stderr=file)
+                )
+        codes = [process.wait(timeout=240) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
+    assert not any(codes), "\n".join(output.read_text() for output in outputs)
     results = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
     return {check: [result.get(check, "was not reached") for result in results] for check in results[0]}

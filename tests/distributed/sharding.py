@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from torch.distributed.fsdp import fully_shard
@@ -43,14 +44,14 @@ def _with_paths() -> nn.Module:
 
 def sharded_models(rank: int, size: int) -> None:
     for make, options in VARIANTS.values():
-        train(_model(make, **options), alone(make, **options), rank, even(size)[:3])
+        train(_model(make, **options), alone(make, **options), rank, even(size)[:2])
 
 
 def sharded_parts(rank: int, size: int) -> None:
     """Also with a first batch of one sample in a process, and with an empty one: as many gathers everywhere."""
     parts = [row[:size] for row in ([1, 4, 3, 2], [2, 2, 2, 2], [0, 3, 1, 2], [2, 2, 0, 1])]
     shared = {"masked": "shared"}
-    for sizes in (even(size), parts, parts[2:]):
+    for sizes in (even(size)[:3], parts, parts[2:]):
         train(_with_encoders(), alone(Parted), rank, sizes)
         train(_with_encoders(**shared), alone(Parted, **shared), rank, sizes)
         train(_with_all_parts(), alone(Parted), rank, sizes)
@@ -62,12 +63,8 @@ def sharded_networks(rank: int, size: int) -> None:
     train(agm.AGM(fully_shard(Whole()), MODALITIES, alpha=2.0), alone(Whole), rank, even(size)[:3])
     shares = Shares.even(rank, size)
     model = agm.AGM(fully_shard(Parted()), alpha=2.0)
-    try:
+    with pytest.raises(ValueError, match=r"fully_shard\(agm.AGM\(network\)\)"):
         loss(model, shares.mine(shares.batch()), shares.total)
-    except ValueError as error:
-        assert "fully_shard(agm.AGM(network))" in str(error)
-    else:
-        raise AssertionError("a network whose `fuse` has no whole parameters was not refused")
     assert not torch.any(model.modulator.state.counts)
 
 
