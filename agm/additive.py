@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.distributed import ProcessGroup
 
 from agm import general, ops
 from agm.general import Settings
-from agm.ops import _checks
+from agm.ops import _checks, reference
 from agm.ops.reference import accumulation_dtype
+from agm.peers import check_group
 from agm.sampling import SubsetSample
 from agm.scores import ScoreName, find_score
 from agm.state import ModulationState
@@ -96,6 +98,7 @@ def fused_modulate_additive(
     score: ScoreName = "cross_entropy",
     update: bool = True,
     available: Tensor | None = None,  # (B, M)
+    process_group: ProcessGroup | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """`fused_modulate` where the modalities add up to the logits: cost O(M) for any number of them, up to 16.
@@ -131,7 +134,7 @@ def fused_modulate_additive(
         state: the running scores, written in place, of as many modalities.
         bias: (C,), cast to the dtype of `present`; None for none, and where `joint_logits` are given.
         joint_logits: (B, C) of the dtype of `present`: the logits of the joint pass, where it used other features.
-        alpha, max_gap, floor, ignore_index, score, update, backend: as in `fused_modulate`.
+        alpha, max_gap, floor, ignore_index, score, update, process_group, backend: as in `fused_modulate`.
         available: (B, M) bool, which samples have which modalities: what `present` is to `fused_modulate`. Where a
             sample lacks one, its p_m is not looked at, q_m stands for it, and it takes no part.
 
@@ -151,6 +154,7 @@ def fused_modulate_additive(
     max_gap = _checks.check_modulation(alpha, max_gap, floor)
     _checks.check_ignore_index(ignore_index)
     check_state(state)
+    check_group(process_group)
     first = _checks.check_present(present, state.num_modalities)
     _checks.check_absent(absent, state.num_modalities, first)
     if bias is not None:
@@ -175,18 +179,18 @@ def fused_modulate_additive(
     settings = Settings(float(alpha), max_gap, float(floor), ignore_index, update)
     if available is not None or not scored.served or first.dim() > 3:
         own, joint = _available_responses(stacked, rows, bias, joint_logits, available)
-        return general.modulate_responses(own, joint, target, state.values, state.counts, settings, scored, available)
-    computed, scales = ops.modulate_additive(
-        stacked,
-        rows,
-        bias,
-        joint_logits,
-        target.long(),
-        state.values,
-        state.counts,
-        **settings._asdict(),
-        backend=backend,
-    )
+        state_of = (state.values, state.counts)
+        return general.modulate_responses(own, joint, target, *state_of, settings, scored, available, process_group)
+
+    def step(values: Tensor, counts: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
+        given = (stacked, rows, bias, joint_logits, target.long())
+        return ops.modulate_additive(*given, values, counts, **settings._asdict(), backend=backend)
+
+    if process_group is None:
+        computed, scales = step(state.values, state.counts, settings)
+    else:
+        coefficients, local = general.shared_step(step, state.values, state.counts, settings, process_group)
+        computed, scales = local[0], reference.additive_scales(coefficients, joint_logits is not None)
     logits = computed if joint_logits is None else joint_logits.detach()
     parts = (stacked, rows, bias, joint_logits)
     if not (torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in parts)):

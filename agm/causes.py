@@ -125,7 +125,8 @@ def _is_right_with(
     network: nn.Module = model.module
     options = {**model._options, "encoders": paths, "max_rows": max_rows, "checkpoint": False, "passes": "two"}
     try:
-        changed = AGM(network, alpha=settings.alpha, max_gap=settings.max_gap, floor=settings.floor, **options)
+        strength = {"alpha": settings.alpha, "max_gap": settings.max_gap, "floor": settings.floor}
+        changed = AGM(network, process_group=False, **strength, **options)
         changed.modulator.ignore_index, changed.modulator.score = settings.ignore_index, settings.score
         return is_right(changed)
     except (RuntimeError, TypeError, ValueError):

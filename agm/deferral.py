@@ -1,19 +1,32 @@
 """Whether a network's fusion may be given deferred rows: a first batch compares what it makes of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from agm.compiled import compiled_part
 from agm.deferred import Deferred, Rows, current, written
+from agm.peers import Peers, is_sharded
 from agm.plan import Line, fusion_lines
 from agm.rowcheck import close, untouched
 from agm.subsets import proper_subsets
 
-__all__ = ["Deferral", "declares_sum", "deferral", "fusion_line", "known", "noted", "refused", "some_subsets"]
+__all__ = [
+    "SHARDED",
+    "Deferral",
+    "declares_sum",
+    "deferral",
+    "fusion_line",
+    "known",
+    "noted",
+    "noted_as",
+    "some_subsets",
+]
 
 
 @dataclass(frozen=True)
@@ -30,16 +43,25 @@ class Deferral:
     why: str = ""
 
 
+SHARDED = Deferral("rows", "fully_shard's hooks take rows as they are")
+_ORDER: tuple[Literal["rows", "deferred", "sum"], ...] = ("rows", "deferred", "sum")  # each serves for those behind it
+
 _found: WeakKeyDictionary[nn.Module, dict[object, Deferral]] = WeakKeyDictionary()
 
 
-def known(network: nn.Module, key: object = None) -> Deferral | None:
+def known(network: nn.Module, key: object) -> Deferral | None:
     """What has been found for a network under settings of its masked passes."""
     return _found.get(network, {}).get(key)
 
 
-def noted(network: nn.Module, key: object, expected: Any, run: Callable[[], Any]) -> Deferral:
-    """Finds whether `run` makes of deferred rows what written ones came to."""
+def noted_as(network: nn.Module, key: object, found: Deferral) -> Deferral:
+    """Remembers what has been found, without a look."""
+    _found.setdefault(network, {})[key] = found
+    return found
+
+
+def noted(network: nn.Module, key: object, expected: Any, run: Callable[[], Any], peers: Peers) -> Deferral:
+    """Finds whether `run` makes of deferred rows what written ones came to, in all processes."""
     try:
         logits = current(run())
         is_sum = isinstance(logits, Deferred) and logits.summands() is not None
@@ -49,36 +71,48 @@ def noted(network: nn.Module, key: object, expected: Any, run: Callable[[], Any]
     else:
         how: Literal["sum", "deferred"] = "sum" if is_sum else "deferred"
         found = Deferral(how) if same else Deferral("rows", "deferred rows come to other logits")
-    _found.setdefault(network, {})[key] = found
-    return found
+    if peers.together:
+        device = next(leaf.device for leaf in pytree.tree_leaves(expected) if isinstance(leaf, Tensor))
+        least = _ORDER[peers.least(_ORDER.index(found.how), device)]
+        if least != found.how:
+            found = Deferral(least, "another process has found other logits" if least == "rows" else "")
+    return noted_as(network, key, found)
 
 
-def refused(network: nn.Module, key: object, why: str) -> Deferral:
-    """Remembers that a network's rows cannot be deferred."""
-    found = _found.setdefault(network, {})[key] = Deferral("rows", why)
-    return found
-
-
-def deferral(network: nn.Module, fuse: Callable[[Rows, bool], Any], rows: Rows) -> Deferral:
+def deferral(
+    network: nn.Module,
+    fuse: Callable[[Rows, bool], Any],
+    rows: Rows,
+    device: torch.device,
+    peers: Peers,
+    encoders: Iterable[nn.Module],
+) -> Deferral:
     """What has been found for a network, or is found now on a few samples and subsets.
 
     Args:
         network: in eval mode, with `encoders`.
         fuse: what its fusion makes of rows, deferred or written out.
         rows: of this step.
+        device: where they are.
+        peers: the processes that take every step together, with as many passes through `fuse`.
+        encoders: the parts of the network that are not in it.
     """
-    if found := known(network):
+    if found := known(network, peers.together):
         return found
+    encoders = list(encoders)
+    encoding = {module for encoder in encoders for module in encoder.modules()}
+    if any(is_sharded(module) for module in network.modules() if module not in encoding):
+        return noted_as(network, peers.together, SHARDED)
     weights = list(network.parameters())
-    if rows.batch == 0 or any(weight.is_meta for weight in weights):
+    if not peers.least(rows.batch, device) or any(weight.is_meta for weight in weights):
         return Deferral("rows", "without numbers nothing can be verified")
-    if (part := compiled_part(network, network.encoders.values())) is not None:  # type: ignore[operator]
-        return refused(network, None, f"`{part}` is compiled")
+    if (part := compiled_part(network, encoders)) is not None:
+        return noted_as(network, peers.together, Deferral("rows", f"`{part}` is compiled"))
     some = replace(rows, batch=min(rows.batch, 2), subsets=some_subsets(rows.modalities))
     with untouched(network, weights):
         expected = fuse(some, False)
     with untouched(network, weights):
-        return noted(network, None, expected, lambda: fuse(some, True))
+        return noted(network, peers.together, expected, lambda: fuse(some, True), peers)
 
 
 def some_subsets(modalities: int) -> Sequence[int]:
@@ -105,7 +139,7 @@ def declares_sum(network: nn.Module) -> bool:
 
 
 def fusion_line(
-    part: str, modalities: Sequence[str], network: nn.Module, note: str, subsets: int, key: object = None
+    part: str, modalities: Sequence[str], network: nn.Module, note: str, subsets: int, key: object
 ) -> list[Line]:
     """What is known of the passes of the part that runs on every subset."""
     found = known(network, key)

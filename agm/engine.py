@@ -8,12 +8,15 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
 
 from agm.absent import Absent, batch_size
 from agm.masking import MaskedPasses
 from agm.modulator import Modulator
 from agm.onepass import Passes
+from agm.peers import Peers
 from agm.plan import Plan
 from agm.sampling import SubsetSampler
 from agm.scores import ScoreName, find_score
@@ -42,6 +45,19 @@ class AGM(nn.Module):
     `model.module.state_dict()` is that of the plain network. An absent input that is learnt (a parameter, a module in
     `absent`) is among the parameters, under `absent.`.
 
+    Where several processes train together, each on its share of the batch, the scores are those of all samples, by one
+    all-reduce of 2M + 2 numbers a step (3M + 2 with `present`), so that coefficients and state are the same everywhere:
+    K processes with B / K samples each train as one with B. Every process must then take every training forward, with
+    `present` or without as the others do, also on an empty batch or on ignored samples alone; in eval mode nothing is
+    exchanged. Under `no_sync` each forward is a step of all processes too. Wrap the model for training:
+
+    - `DistributedDataParallel(agm.AGM(net))`. The other way round, `agm.AGM(DistributedDataParallel(net))`, computes
+      the same, but the network's own `encoders` and `fuse` are out of sight there, and what is learnt of absent inputs
+      would not be averaged, which is refused.
+    - `fully_shard(agm.AGM(net))`, whose encoders and other parts may be sharded before. A network with `encoders` and
+      `fuse` is not sharded by itself, as `fuse` runs outside of its forward. Where a part is, all processes must take
+      batches of as many chunks (`max_rows`).
+
     Args:
         network: any module that `agm.masked_logits` takes.
         modalities: their names, in bit order; may be left out for a network that offers `encoders` and `fuse`.
@@ -58,6 +74,8 @@ class AGM(nn.Module):
         seed: of the draws.
         start: first epoch that is modulated; set `epoch` then, also after resuming, for it is not in the state dict.
         stop: first epoch that no longer is; None for no end.
+        process_group: of the processes that train together. None: the default group wherever `torch.distributed` is
+            initialised with more than one process; False: each process by itself.
 
     Attributes:
         module: the network; it may be replaced by a wrapper of itself.
@@ -65,7 +83,7 @@ class AGM(nn.Module):
 
     Raises:
         ValueError: a modality that forward does not take, an encoder path that does not exist, an impossible setting.
-        TypeError: `network` is not a module, or an encoder is not given by its path.
+        TypeError: `network` is not a module, an encoder is not given by its path, or `process_group` is none.
     """
 
     def __init__(
@@ -88,6 +106,7 @@ class AGM(nn.Module):
         seed: int = 0,
         start: int = 0,
         stop: int | None = None,
+        process_group: ProcessGroup | Literal[False] | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -99,7 +118,8 @@ class AGM(nn.Module):
             "max_rows": max_rows,
             "checkpoint": checkpoint,
         }
-        self._passes = MaskedPasses(network, modalities, **self._options)
+        peers = Peers(process_group)
+        self._passes = MaskedPasses(network, modalities, **self._options, peers=peers)
         self._options["modalities"] = self._passes.modalities
         taken = {"target": "the targets", "present": "which samples have which modalities"}
         for name in taken.keys() & inspect.signature(network.forward).parameters.keys():
@@ -120,6 +140,11 @@ class AGM(nn.Module):
                     f"Expected what is learnt of an absent `{name}` to be a parameter or a module by itself, but it is "
                     "inside a pytree. Give a module that takes the input and returns the absent one."
                 )
+        if isinstance(network, DistributedDataParallel) and next(self.absent.parameters(), None) is not None:
+            raise ValueError(
+                "Expected a network without DistributedDataParallel where absent inputs are learnt, since their "
+                "gradients would not be averaged. Wrap the model instead: DistributedDataParallel(agm.AGM(network))."
+            )
         self.modulator = Modulator(
             self._passes.modalities,
             alpha=alpha,
@@ -131,6 +156,7 @@ class AGM(nn.Module):
             stop=stop,
             backend=backend,
         )
+        self.modulator.peers = peers
         # Where the network is already; later `.to` moves both.
         placed = next(chain(network.parameters(), network.buffers()), None)
         if placed is not None and not placed.is_meta:
@@ -209,7 +235,7 @@ class AGM(nn.Module):
     def _follow(self) -> None:
         """The masked passes of the network that is there now: the user may have put another in its place."""
         if self._passes.network is not self.module:
-            self._passes = MaskedPasses(self.module, **self._options)
+            self._passes = MaskedPasses(self.module, **self._options, peers=self.modulator.peers)
 
     def _check(self, inputs: Mapping[str, Any], target: Tensor | None) -> None:
         """What can be wrong with a batch, found before the joint pass updates any running statistic.

@@ -15,10 +15,11 @@ from agm.answering import answering
 from agm.binding import Arguments
 from agm.chunks import Chunks
 from agm.compiled import is_compiled
-from agm.deferral import Deferral, declares_sum, deferral, fusion_line, refused
+from agm.deferral import Deferral, declares_sum, deferral, fusion_line, noted_as
 from agm.deferred import CannotDefer, Deferred, Rows, current, written
 from agm.modes import evaluation, mixes_samples
 from agm.onepass import OWN_WAY, Choice, Choices, JointCall, Passes, apart, check_apart, checked, choose, in_common
+from agm.peers import Peers, is_sharded
 from agm.plan import Line, encoder_lines
 from agm.subsets import aligned, blocks, combine, copied, lacking, stacked
 
@@ -47,6 +48,7 @@ class FactorisedPasses:
         absent: Mapping[str, Absent],
         passes: Passes,
         chunks: Chunks,
+        peers: Peers,
     ) -> None:
         self.network: Any = network
         self.modalities = modalities
@@ -54,6 +56,7 @@ class FactorisedPasses:
         self.absent = absent
         self.passes = passes
         self.chunks = chunks
+        self.peers = peers
         self._choices = Choices()
         self._declares_sum = declares_sum(network)
 
@@ -72,6 +75,12 @@ class FactorisedPasses:
             them: its bit -> (B + 1, C), that of its absent row last.
         """
         inputs = arguments.inputs
+        if not torch.compiler.is_compiling() and is_sharded(self.network):
+            raise ValueError(
+                "Expected a network with `encoders` and `fuse` not to be sharded by itself, since `fuse` runs outside "
+                "of its forward, where its parameters are not whole. Shard the encoders, if you like, and the model: "
+                "fully_shard(agm.AGM(network))."
+            )
         if arguments.others or arguments.rest:
             raise TypeError(
                 f"Expected no arguments beside the modalities {self.modalities} for a network with `encoders` and "
@@ -95,9 +104,11 @@ class FactorisedPasses:
                 if self.shared and here is not None:
                     features = lacking(*features, here[name]), features[1]
                 parted[name] = features
-        return joint, self._fused(parted, rows)
+        return joint, self._fused(parted, rows, joint.device)
 
-    def _fused(self, parted: Mapping[str, tuple[Any, Any]], rows: Rows) -> Tensor | Mapping[int, Tensor]:
+    def _fused(
+        self, parted: Mapping[str, tuple[Any, Any]], rows: Rows, device: torch.device
+    ) -> Tensor | Mapping[int, Tensor]:
         """What `fuse` makes of the masked rows, in as few of them as it can."""
         compiling = torch.compiler.is_compiling()
         with evaluation(self.network):
@@ -106,7 +117,9 @@ class FactorisedPasses:
                 if self._declares_sum and (declared := self._declared(parted)) is not None:
                     return declared
             else:
-                found = deferral(self.network, lambda some, deferred: self._fuse(parted, some, deferred), rows)
+                found = deferral(
+                    self.network, partial(self._fuse, parted), rows, device, self.peers, self.encoders().values()
+                )
             if found.how == "sum":
                 logits = self._deferred(parted, rows)
                 terms = logits.summands() if isinstance(logits, Deferred) else None
@@ -133,7 +146,7 @@ class FactorisedPasses:
         try:
             return current(self._fuse(parted, rows, True))
         except CannotDefer as error:  # on a way through `fuse` that it has not taken before
-            refused(self.network, None, str(error))
+            noted_as(self.network, self.peers.together, Deferral("rows", str(error)))
             return self._fuse(parted, rows, False)
 
     def _written(self, parted: Mapping[str, tuple[Any, Any]], rows: Rows, found: Deferral) -> Tensor:
@@ -162,7 +175,7 @@ class FactorisedPasses:
             choice = self._choices(name, self._choose(name, device))
             lines += encoder_lines(self.network, name, encoder, choice)
         note = self.chunks.describe(self.network)
-        return [*lines, *fusion_line("fusion", self.modalities, self.network, note, subsets)]
+        return [*lines, *fusion_line("fusion", self.modalities, self.network, note, subsets, self.peers.together)]
 
     def _choose(self, name: str, device: torch.device) -> Choice:
         if self.shared:
@@ -171,18 +184,20 @@ class FactorisedPasses:
         check_apart(name, mixes_samples(encoders[name]))
         if is_compiled(self.network):
             return apart(name, self.passes, "the network is compiled as a whole, for encoders as they are")
-        return choose(name, encoders[name], self.passes, device, lambda: in_common(self.network, encoders, name))
+        unsplit = partial(in_common, self.network, encoders, name)
+        return choose(name, encoders[name], self.passes, device, unsplit, self.peers)
 
     def _joint_call(self, name: str, inputs: Any, absent: Any, batch: int) -> JointCall | None:
         """What runs in the place of an encoder that takes one pass in exact mode."""
         device = next(leaf.device for leaf in pytree.tree_leaves(inputs) if is_rows(leaf))
         chosen = self._choose(name, device)
-        if self.shared or not batch:
+        # With no samples too, since other processes may have some and wait for this one.
+        if self.shared or not (batch or self.peers.together):
             return None
         encoder = self.network.encoders[name]
-        choice = checked(name, chosen, encoder, inputs, absent, self.passes)
+        choice = checked(name, chosen, encoder, inputs, absent, self.passes, self.peers)
         self._choices.note(name, chosen, choice)
-        return None if choice.how == "two" else JointCall(encoder, chosen, inputs, absent)
+        return None if choice.how == "two" or not batch else JointCall(encoder, chosen, inputs, absent)
 
     def _features(self, name: str, rows: Any, present: Any, call: JointCall | None, batch: int) -> tuple[Any, Any]:
         """Features of the present rows and of the absent ones, in eval mode."""

@@ -6,11 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.distributed import ProcessGroup
 
 from agm import general, ops
 from agm.general import Settings
-from agm.ops import _checks
+from agm.ops import _checks, reference
 from agm.ops.reference import accumulation_dtype
+from agm.peers import check_group
 from agm.sampling import SubsetSample
 from agm.scores import Score, ScoreName, find_score
 from agm.state import ModulationState
@@ -83,12 +85,14 @@ def _check(
     score: Score,
     present: Tensor | None,
     sample: SubsetSample | None,
+    process_group: ProcessGroup | None,
     backend: str,
 ) -> float:
     """What both functions check before they compute anything; returns `max_gap` as a float."""
     gap = _checks.check_modulation(alpha, max_gap, floor)
     _checks.check_ignore_index(ignore_index)
     check_state(state)
+    check_group(process_group)
     if sample is None:
         _checks.check_masked_logits(masked_logits, state.num_modalities)
     else:
@@ -116,6 +120,7 @@ def fused_modulate(
     update: bool = True,
     present: Tensor | None = None,  # (B, M)
     sample: SubsetSample | None = None,
+    process_group: ProcessGroup | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Adaptive gradient modulation of one batch: returns the joint logits, whose backward is modulated.
@@ -160,6 +165,11 @@ def fused_modulate(
             part in the step and keeps its running score. For the reference backend.
         sample: what `agm.sample_subsets` drew, where `masked_logits` (R, B, C) hold these subsets instead of all: the
             responses are then estimates. For the reference backend.
+        process_group: of processes that take this step together, each on samples of its own: scores, ratios and
+            coefficients are those of all their samples, and `state` is the same everywhere. One all-reduce of 2M + 2
+            numbers (3M + 2 with `present`), in which every process of the group must take part, also with an empty
+            batch or with ignored rows alone; all of them give `present`, or none, and the same `sample`. None: no
+            other process counts.
         backend: "auto", or the name of one in `agm.backends()`, which is then used or raises.
 
     Returns:
@@ -172,21 +182,26 @@ def fused_modulate(
         RuntimeError: a backend asked for by name cannot serve here.
     """
     scored = find_score(score)
-    max_gap = _check(
-        masked_logits, target, state, alpha, max_gap, floor, ignore_index, scored, present, sample, backend
-    )
+    options = (scored, present, sample, process_group, backend)
+    max_gap = _check(masked_logits, target, state, alpha, max_gap, floor, ignore_index, *options)
     settings = Settings(float(alpha), max_gap, float(floor), ignore_index, update)
     if present is not None:
         masked_logits = general.restricted(masked_logits, present, sample)
     rows = masked_logits.flatten(1, -2)
     if present is not None or sample is not None or not scored.served:
         subset_scales = general.modulate_rows(
-            masked_logits, target, state.values, state.counts, settings, scored, present, sample
+            masked_logits, target, state.values, state.counts, settings, scored, present, sample, process_group
         )
     else:
-        subset_scales = ops.modulate(
-            rows, target.long().flatten(), state.values, state.counts, **settings._asdict(), backend=backend
-        )
+
+        def step(values: Tensor, counts: Tensor, settings: Settings) -> Tensor:
+            return ops.modulate(rows, target.long().flatten(), values, counts, **settings._asdict(), backend=backend)
+
+        if process_group is None:
+            subset_scales = step(state.values, state.counts, settings)
+        else:
+            coefficients, _ = general.shared_step(step, state.values, state.counts, settings, process_group)
+            subset_scales = reference.subset_scales(coefficients)
     if not (torch.is_grad_enabled() and masked_logits.requires_grad):
         return masked_logits[-1]
     logits: Tensor = _ScaleSubsets.apply(rows, subset_scales, backend)
@@ -207,6 +222,7 @@ def fused_modulate_cross_entropy(
     update: bool = True,
     present: Tensor | None = None,  # (B, M)
     sample: SubsetSample | None = None,
+    process_group: ProcessGroup | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """`fused_modulate` together with the mean cross-entropy of the joint logits, which are read once for both.
@@ -215,8 +231,9 @@ def fused_modulate_cross_entropy(
     smoothing belong to the loss alone; the scores are plain cross-entropies.
 
     Args:
-        masked_logits, target, state, alpha, max_gap, floor, ignore_index, update, present, sample, backend: as in
-            `fused_modulate`; with `present` or `sample` the loss is torch's own.
+        masked_logits, target, state, alpha, max_gap, floor, ignore_index, update, present, sample, process_group,
+            backend: as in `fused_modulate`; with `present` or `sample` the loss is torch's own. With `process_group` it
+            still is the mean over the samples of this process, whose gradients DistributedDataParallel averages.
         weight: (C,) class weights, as in `torch.nn.functional.cross_entropy`; constants, they get no gradient.
         label_smoothing: in [0, 1], as there.
 
@@ -230,10 +247,8 @@ def fused_modulate_cross_entropy(
             cannot be.
     """
     _checks.check_label_smoothing(label_smoothing)
-    scored = find_score("cross_entropy")
-    max_gap = _check(
-        masked_logits, target, state, alpha, max_gap, floor, ignore_index, scored, present, sample, backend
-    )
+    options = (find_score("cross_entropy"), present, sample, process_group, backend)
+    max_gap = _check(masked_logits, target, state, alpha, max_gap, floor, ignore_index, *options)
     wide = accumulation_dtype(masked_logits.dtype)
     if weight is not None:
         _checks.check_class_weight(weight, masked_logits)
@@ -251,25 +266,32 @@ def fused_modulate_cross_entropy(
             update=update,
             present=present,
             sample=sample,
+            process_group=process_group,
         )
-        options: dict[str, Any] = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
-        return F.cross_entropy(logits.to(wide).flatten(0, -2), target.flatten(), weight, **options), logits
+        of_loss: dict[str, Any] = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
+        return F.cross_entropy(logits.to(wide).flatten(0, -2), target.flatten(), weight, **of_loss), logits
     shape = masked_logits.shape[1:]
     masked_logits, target = masked_logits.flatten(1, -2), target.flatten()
-    loss, subset_scales, normalizer, sums = ops.modulate_cross_entropy(
-        masked_logits,
-        target,
-        state.values,
-        state.counts,
-        weight=weight,
-        alpha=float(alpha),
-        max_gap=max_gap,
-        floor=float(floor),
-        ignore_index=ignore_index,
-        label_smoothing=float(label_smoothing),
-        update=update,
-        backend=backend,
-    )
+    modulation = Settings(float(alpha), max_gap, float(floor), ignore_index, update)
+
+    def step(values: Tensor, counts: Tensor, modulation: Settings) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return ops.modulate_cross_entropy(
+            masked_logits,
+            target,
+            values,
+            counts,
+            weight=weight,
+            label_smoothing=float(label_smoothing),
+            **modulation._asdict(),
+            backend=backend,
+        )
+
+    if process_group is None:
+        loss, subset_scales, normalizer, sums = step(state.values, state.counts, modulation)
+    else:
+        coefficients, own = general.shared_step(step, state.values, state.counts, modulation, process_group)
+        loss, _, normalizer, sums = own
+        subset_scales = reference.subset_scales(coefficients)
     if not (torch.is_grad_enabled() and masked_logits.requires_grad):
         return loss, masked_logits[-1] if len(shape) == 2 else masked_logits[-1].view(shape)
     saved = (target, weight, normalizer, sums, subset_scales)

@@ -1,19 +1,22 @@
-"""The modulation in plain torch where the kernels do not reach: sampled subsets, lacking modalities, other scores."""
+"""The modulation beyond the kernels: sampled subsets, lacking modalities, other scores, other processes."""
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.distributed import ProcessGroup
 
 from agm import ops
 from agm.ops import reference
+from agm.peers import summed
 from agm.sampling import SubsetSample
 from agm.scores import Score
 from agm.shapley import weights_on
 
-__all__ = ["Settings", "modulate_responses", "modulate_rows", "restricted"]
+__all__ = ["Settings", "modulate_responses", "modulate_rows", "restricted", "shared_step"]
 
 
 class Settings(NamedTuple):
@@ -57,6 +60,7 @@ def modulate_rows(
     score: Score,
     present: Tensor | None,  # (B, M) bool
     sample: SubsetSample | None,
+    process_group: ProcessGroup | None,
 ) -> Tensor:
     """One step of the modulation; returns the scales c_S (R,) float64 of the rows' gradients.
 
@@ -70,7 +74,8 @@ def modulate_rows(
         shape = masked_logits.shape[1:]
         response = reference.responses(masked_logits.flatten(1, -2), weights)
         response = response.view(len(weights), *shape)
-        coefficients = _step(response, masked_logits[-1], target, values, counts, settings, score, present)
+        given = (settings, score, present, process_group)
+        coefficients = _step(response, masked_logits[-1], target, values, counts, *given)
         return reference.subset_scales(coefficients, weights)
 
 
@@ -83,10 +88,12 @@ def modulate_responses(
     settings: Settings,
     score: Score,
     present: Tensor | None,  # (B, M) bool
+    process_group: ProcessGroup | None,
 ) -> Tensor:
     """One step of the modulation on mono-modal responses; returns the joint logits, modulated."""
     with torch.no_grad():
-        coefficients = _step(response.detach(), joint.detach(), target, values, counts, settings, score, present)
+        given = (settings, score, present, process_group)
+        coefficients = _step(response.detach(), joint.detach(), target, values, counts, *given)
     logits: Tensor = _ScaleResponses.apply(response, joint.detach(), coefficients)
     return logits
 
@@ -100,11 +107,40 @@ def _step(
     settings: Settings,
     score: Score,
     present: Tensor | None,
+    process_group: ProcessGroup | None,
 ) -> Tensor:
     totals = score.totals(response, joint, target, present, settings.floor, settings.ignore_index)
+    totals = summed(totals, process_group)
     return reference.finish_step(
         totals, values, counts, settings.alpha, settings.max_gap, settings.update, score.of_mean
     )
+
+
+def shared_step(
+    step: Callable[[Tensor, Tensor, Settings], Any],
+    values: Tensor,
+    counts: Tensor,
+    settings: Settings,
+    process_group: ProcessGroup,
+) -> tuple[Tensor, Any]:
+    """Coefficients (M,) float64 of the batches of all processes together, and what `step` returns of this one's.
+
+    Args:
+        step: takes a step on the batch of this process, by kernels, as the first one of the state that it is given.
+        values, counts: those of the state, which get the step on all batches.
+        settings: of that step.
+        process_group: those who take it together. Each must, whatever its batch.
+    """
+    modalities = values.shape[1]
+    own, own_counts = torch.zeros_like(values), torch.zeros_like(counts)
+    returned = step(own, own_counts, settings._replace(update=True))
+    samples = own_counts[modalities + reference.SAMPLES].double()
+    # Without samples the mean scores are no numbers, but their sums are.
+    sums = torch.where(samples > 0, own[reference.SCORES] * samples, 0.0)
+    totals = torch.cat([sums, own_counts[: modalities + reference.SAMPLES + 1].double()])
+    totals = summed(totals, process_group)
+    finish = (settings.alpha, settings.max_gap, settings.update)
+    return reference.finish_step(totals, values, counts, *finish), returned
 
 
 class _ScaleResponses(torch.autograd.Function):

@@ -22,11 +22,11 @@ from agm.answering import answering
 from agm.binding import Arguments, Binding
 from agm.checkpointing import without_checkpointing
 from agm.compiled import compiled_part, is_compiled
-from agm.deferral import fusion_line, known, noted, some_subsets
-from agm.deferral import refused as cannot_defer
+from agm.deferral import SHARDED, Deferral, fusion_line, known, noted, noted_as, some_subsets
 from agm.deferred import CannotDefer, Deferred, Rows, current, written
 from agm.modes import evaluation, mixes_samples
 from agm.onepass import OWN_WAY, Choice, Choices, Passes, choose, refused, surroundings
+from agm.peers import Peers, is_sharded
 from agm.plan import Line, encoder_lines
 from agm.rowcheck import close, untouched
 from agm.subsets import blocks, check_others, combine, copied, tile
@@ -103,6 +103,7 @@ class InterceptedPasses:
         shared: bool,
         absent: Mapping[str, Absent],
         passes: Passes,
+        peers: Peers,
     ) -> None:
         self.network = network
         self.binding = binding
@@ -112,8 +113,12 @@ class InterceptedPasses:
         self.shared = shared
         self.absent = absent
         self.passes = passes
-        self._key = (tuple(encoders.items()), shared)
+        self.peers = peers
         self._choices = Choices()
+
+    @property
+    def _key(self) -> object:
+        return (tuple(self.paths.items()), self.shared, self.peers.together)
 
     def encoders(self) -> dict[str, nn.Module]:
         """Modality -> its encoder, of those that are named."""
@@ -178,7 +183,7 @@ class InterceptedPasses:
         choices = self._choose(self.encoders(), device)
         # Copies, since the network may write to its inputs in the joint pass.
         few = {name: _few(x, absent[name]) for name, x in arguments.inputs.items()}
-        given = _Given(self, few, copied(arguments.others), copied(arguments.rest), arguments.placed, here)
+        given = _Given(self, few, device, copied(arguments.others), copied(arguments.rest), arguments.placed, here)
         joint, given.recorders = self._joint(arguments, choices)
         if torch.compiler.is_compiling():
             return joint, cast(Tensor, given.logits(rows, deferred=False))
@@ -190,12 +195,12 @@ class InterceptedPasses:
         if self._key not in _verified.get(self.network, ()) or compares:
             self._check(given, replace(rows, subsets=some_subsets(rows.modalities)))
         found = known(self.network, self._key)
-        if found is None or found.how == "rows":
+        if found is None or found.how == "rows" or not rows.batch:
             return cast(Tensor, given.logits(rows, deferred=False))
         try:
             logits = current(given.logits(rows, deferred=True))
         except CannotDefer as error:  # on a way through the network that it has not taken before
-            cannot_defer(self.network, self._key, str(error))
+            noted_as(self.network, self._key, Deferral("rows", str(error)))
             return cast(Tensor, given.logits(rows, deferred=False))
         terms = logits.summands() if isinstance(logits, Deferred) else None
         return cast(Tensor, written(logits)) if terms is None else terms
@@ -205,18 +210,22 @@ class InterceptedPasses:
         weights = list(self.network.parameters())
         with untouched(self.network, weights):
             probed, expected = given.checked(some)
+        least = self.peers.least(some.batch, given.device)
         for name, answer in given.compared.items():
-            self._compare(name, answer, some.batch)
+            self._compare(name, answer, least)
         # With one sample rows in a wrong order cannot be told from right ones, and without gradients not their origin.
-        if probed and some.batch > 1:
+        if probed and least > 1:
             _verified.setdefault(self.network, set()).add(self._key)
-        if not some.batch or any(weight.is_meta for weight in weights):
+        if not least or any(weight.is_meta for weight in weights):
+            return
+        if any(map(is_sharded, self.network.modules())):
+            noted_as(self.network, self._key, SHARDED)
             return
         if (part := compiled_part(self.network, self.encoders().values())) is not None:
-            cannot_defer(self.network, self._key, f"`{part}` is compiled")
+            noted_as(self.network, self._key, Deferral("rows", f"`{part}` is compiled"))
             return
         with untouched(self.network, weights):
-            noted(self.network, self._key, expected, lambda: given.logits(some, deferred=True))
+            noted(self.network, self._key, expected, lambda: given.logits(some, deferred=True), self.peers)
 
     def _compare(self, name: str, answer: "_Answer", batch: int) -> None:
         """Remembers whether an encoder's features are the same in both passes."""
@@ -262,6 +271,7 @@ class _Given:
         self,
         passes: InterceptedPasses,
         few: Mapping[str, Any],
+        device: torch.device,
         others: list[Any],
         rest: dict[str, Any],
         placed: tuple[str, ...],
@@ -269,6 +279,7 @@ class _Given:
     ) -> None:
         self.passes = passes
         self.few = few
+        self.device = device
         self.others, self.rest, self.placed = others, rest, placed
         self.here = here if passes.shared else None
         self.compared: dict[str, _Answer] = {}

@@ -17,6 +17,7 @@ from agm.interception import InterceptedPasses
 from agm.modes import evaluation, mixes_samples, mode_dependent_layers, unfrozen
 from agm.onepass import Passes, check_passes, refused
 from agm.ops._checks import check_modalities
+from agm.peers import Peers
 from agm.plan import Plan, fusion_lines
 from agm.sampling import SubsetSample
 from agm.stepcheck import check_presence
@@ -36,6 +37,7 @@ class MaskedPasses:
         encoders: modality -> path of its encoder in the network, see `masked_logits`.
         passes: "auto", "one" or "two", see `masked_logits`.
         max_rows, checkpoint: how the masked rows go through the network, see `masked_logits`.
+        peers: the processes that take every step together; None: none do.
 
     Attributes:
         modalities: their names, in bit order.
@@ -56,6 +58,7 @@ class MaskedPasses:
         passes: Passes = "auto",
         max_rows: int | None = None,
         checkpoint: bool = False,
+        peers: Peers | None = None,
     ) -> None:
         if not isinstance(network, nn.Module):
             raise TypeError(f"Expected argument `network` to be an nn.Module, but got {type(network).__name__}.")
@@ -74,6 +77,7 @@ class MaskedPasses:
                 f"Expected argument `modalities` to be those that the network's `encoders` name, {own}, in any order, "
                 f"but got {self.modalities}."
             )
+        peers = Peers(False) if peers is None else peers
         self.network = network
         self.shared = masked == "shared"
         self.absent = check_absent(absent, self.modalities)
@@ -87,9 +91,10 @@ class MaskedPasses:
                     "forward runs once, on all masked rows. Leave `encoders` out, or give the network `encoders` and "
                     "`fuse`, whose fusion then runs in chunks."
                 )
-            self._parted = InterceptedPasses(network, self.binding, encoders, self.shared, self.absent, passes)
+            self._parted = InterceptedPasses(network, self.binding, encoders, self.shared, self.absent, passes, peers)
         elif own:
-            self._parted = FactorisedPasses(network, self.modalities, self.shared, self.absent, passes, self.chunks)
+            options = (self.shared, self.absent, passes, self.chunks, peers)
+            self._parted = FactorisedPasses(network, self.modalities, *options)
         elif passes == "one":
             raise refused(self.modalities[0], "no encoder is known in a network of one piece. Name them in `encoders`")
 

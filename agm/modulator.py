@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from agm.additive import AdditiveLogits, fused_modulate_additive
 from agm.functional import fused_modulate
 from agm.ops import _checks
 from agm.ops._backends import BACKENDS
+from agm.peers import Peers
 from agm.sampling import SubsetSample
 from agm.scores import ScoreName, find_score
 from agm.state import ModulationState
@@ -30,13 +32,18 @@ class Modulator(nn.Module):
         alpha, max_gap, floor, ignore_index, score, backend: as in `agm.fused_modulate`.
         start: first epoch that is modulated.
         stop: first epoch that no longer is; None for no end.
+        process_group: of processes that train together, as in `agm.fused_modulate`. None: the default group wherever
+            `torch.distributed` is initialised with more than one process; False: each process by itself. Every process
+            of the group must then take every training step.
 
     Attributes:
+        peers: the processes of the group.
         state: the `agm.ModulationState`, saved in the state dict as `state.*`.
         epoch: the current epoch, from 0; set it at the start of each epoch if there is a window.
 
     Raises:
         ValueError: names that are fewer than two or not distinct, or a setting that cannot be.
+        TypeError: `process_group` is none.
     """
 
     def __init__(
@@ -50,6 +57,7 @@ class Modulator(nn.Module):
         score: ScoreName = "cross_entropy",
         start: int = 0,
         stop: int | None = None,
+        process_group: ProcessGroup | Literal[False] | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -73,6 +81,7 @@ class Modulator(nn.Module):
         self.score = score
         self.backend = backend
         self.epoch = 0
+        self.peers = Peers(process_group)
         self.state = ModulationState(len(self.modalities))
 
     @property
@@ -145,6 +154,7 @@ class Modulator(nn.Module):
             "floor": self.floor,
             "ignore_index": self.ignore_index,
             "score": self.score,
+            "process_group": self.peers.group,
             "backend": self.backend,
         }
         if isinstance(masked_logits, AdditiveLogits):

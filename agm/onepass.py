@@ -10,7 +10,8 @@ from torch.utils import _pytree as pytree
 
 from agm.answering import answering
 from agm.modes import mode_dependent_layers
-from agm.rowcheck import disagreement, split_features
+from agm.peers import Peers
+from agm.rowcheck import NO_SAMPLES, disagreement, split_features
 from agm.rowproof import why_not_row_split
 from agm.subsets import copied, stacked
 
@@ -98,6 +99,7 @@ def choose(
     passes: Passes,
     device: torch.device,
     unsplit: Callable[[], str | None] = lambda: None,
+    peers: Peers | None = None,
 ) -> Choice:
     """What is to be done if the numbers of a first batch agree.
 
@@ -107,6 +109,7 @@ def choose(
         passes: what the user asks for.
         device: of the input.
         unsplit: tells why train rows and eval rows cannot be one batch in this network, if so.
+        peers: the processes that look at a first batch together; None: none do.
 
     Raises:
         ValueError: one pass is asked for and not known to be safe.
@@ -119,7 +122,7 @@ def choose(
         reason = f"one pass saves kernel launches, which cost little on {device}"
     elif depends:
         reason = unsplit()
-    reason = reason or _why_not(encoder, device)
+    reason = reason or _why_not(encoder, device, peers is not None and peers.has_all)
     if reason is not None:
         return apart(name, passes, reason)
     if not depends:
@@ -151,14 +154,18 @@ def in_common(network: nn.Module, encoders: Mapping[str, nn.Module], name: str) 
     return "it has layers in common with the rest of the network" if tied else None
 
 
-def _why_not(encoder: nn.Module, device: torch.device) -> str | None:
+def _why_not(encoder: nn.Module, device: torch.device, together: bool) -> str | None:
     if torch.compiler.is_compiling():
         return "torch.compile traces two passes"
-    return "without numbers nothing can be verified" if device.type == "meta" else why_not_row_split(encoder)
+    if device.type == "meta":
+        return "without numbers nothing can be verified"
+    return why_not_row_split(encoder, together)
 
 
-def checked(name: str, chosen: Choice, encoder: nn.Module, present: Any, absent: Any, passes: Passes) -> Choice:
-    """The choice, or two passes if the numbers of the first batch are against it.
+def checked(
+    name: str, chosen: Choice, encoder: nn.Module, present: Any, absent: Any, passes: Passes, peers: Peers
+) -> Choice:
+    """The choice, or two passes if the numbers of the first batch are against it, in any of the processes.
 
     Raises:
         ValueError: they are, and one pass is asked for.
@@ -169,9 +176,11 @@ def checked(name: str, chosen: Choice, encoder: nn.Module, present: Any, absent:
     if strange:
         reason: str | None = f"its input is a {strange[0].__name__}, of which nothing is known"
     else:
-        reason = disagreement(encoder, present, absent, chosen.how == "shared")
+        reason = disagreement(encoder, present, absent, chosen.how == "shared", peers)
     if reason is None:
         return chosen
+    if reason is NO_SAMPLES:
+        return Choice("two", reason)
     if passes == "one":
         raise refused(name, reason)
     return Choice("two", reason)

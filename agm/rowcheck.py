@@ -12,14 +12,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from agm.absent import is_opaque, is_rows
 from agm.modes import evaluation
+from agm.peers import Peers
 from agm.rowsplit import row_split
 from agm.subsets import copied, stacked
 
-__all__ = ["close", "disagreement", "split_features", "untouched"]
+__all__ = ["NO_SAMPLES", "close", "disagreement", "split_features", "untouched"]
 
 # What equal numbers may differ by, relative to the largest: kernels sum in another order for other numbers of rows.
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}
 _COARSE = 3e-2
+
+NO_SAMPLES = "a process has no samples in the first batch, and nothing can be verified"
 
 _found: WeakKeyDictionary[nn.Module, dict[object, str | None]] = WeakKeyDictionary()
 
@@ -41,32 +44,43 @@ def split_features(encoder: nn.Module, present: Any, rows: Any) -> tuple[Any, An
     return first, pytree.tree_map(lambda leaf: leaf[batch:] if is_rows(leaf) else leaf, features)
 
 
-def disagreement(encoder: nn.Module, present: Any, absent: Any, shares: bool) -> str | None:
+def disagreement(encoder: nn.Module, present: Any, absent: Any, shares: bool, peers: Peers | None = None) -> str | None:
     """What differs between one pass and two; None if nothing does, to rounding. Known after an encoder's first batch.
+
+    Processes that train together take the same number of passes here, since the encoder may exchange statistics with
+    the others in each, and come to the same answer.
 
     Args:
         encoder: in the modes of the joint pass.
         present: its input.
         absent: its absent rows, one or as many as present ones.
         shares: whether one pass is the joint pass's features and the absent rows, rather than a row split.
+        peers: those processes; None: none.
     """
     leaves = [leaf for leaf in pytree.tree_leaves(present) if isinstance(leaf, Tensor)]
     device = leaves[0].device.type
     layout = tuple((leaf.dim(), leaf.dtype, leaf.device.type) for leaf in leaves)
     modes = tuple(module.training for module in encoder.modules())
-    key = (shares, layout, modes, torch.is_autocast_enabled(device))
+    peers = Peers(False) if peers is None else peers
+    key = (shares, layout, modes, torch.is_autocast_enabled(device), peers.together)
     found = _found.setdefault(encoder, {})
     if key not in found:
+        samples = peers.least(_count(present), _device(present))
+        if not samples:
+            return NO_SAMPLES
         with torch.no_grad():
-            reason = _shared_differs(encoder, present, absent) if shares else _split_differs(encoder, present, absent)
+            differs = _shared_differs if shares else _split_differs
+            reason = differs(encoder, present, absent, peers)
+        if not peers.least(reason is None, _device(present)):
+            reason = reason or "another process has found other numbers"
         # Whether rows of a single sample are mixed shows in no number.
-        if reason is None and _count(present) < 2:
+        if reason is None and samples < 2:
             return None
         found[key] = reason
     return found[key]
 
 
-def _shared_differs(encoder: nn.Module, present: Any, absent: Any) -> str | None:
+def _shared_differs(encoder: nn.Module, present: Any, absent: Any, peers: Peers) -> str | None:
     with untouched(encoder, present) as before:
         joint = encoder(copied(present))
         watch = _Watch()
@@ -80,7 +94,7 @@ def _shared_differs(encoder: nn.Module, present: Any, absent: Any) -> str | None
     return None if close(_joined(joint, alone), apart) else "its features are others in eval mode"
 
 
-def _split_differs(encoder: nn.Module, present: Any, absent: Any) -> str | None:
+def _split_differs(encoder: nn.Module, present: Any, absent: Any, peers: Peers) -> str | None:
     rows = stacked(present, absent)
     with untouched(encoder, present):
         joint = encoder(copied(present))
@@ -88,7 +102,8 @@ def _split_differs(encoder: nn.Module, present: Any, absent: Any) -> str | None:
         watch = _Watch()
         with evaluation(encoder), watch:
             apart = encoder(copied(rows))
-        if not _same(after, _state(encoder, present)):
+        # The others go no further either, with passes that would wait for this process.
+        if not peers.least(_same(after, _state(encoder, present)), _device(present)):
             return "it changes buffers or draws random numbers in eval mode"
     if watch.reason is not None:
         return watch.reason
@@ -197,6 +212,10 @@ def _joined(first: Any, second: Any) -> Any:
 
 def _poison(leaf: Any) -> Any:
     return torch.full_like(leaf, torch.nan) if is_rows(leaf) and leaf.is_floating_point() else leaf
+
+
+def _device(rows: Any) -> torch.device:
+    return next(leaf.device for leaf in pytree.tree_leaves(rows) if isinstance(leaf, Tensor))
 
 
 def _count(rows: Any) -> int:

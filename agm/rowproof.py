@@ -78,7 +78,7 @@ def _transformer_layer(layer: Any) -> str | None:
 
 
 def _synchronised(layer: Any) -> str | None:
-    # What a process finds in its own first batch decides there alone, and the others would wait for it.
+    # What a process finds in a first batch by itself decides there alone, and the others would wait for it.
     alone = not torch.distributed.is_available() or not torch.distributed.is_initialized()
     return None if alone else "exchanges statistics with other processes"
 
@@ -104,29 +104,30 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 _GLOBAL_HOOKS = tuple(getattr(torch_module, f"_global{name}") for name in _HOOKS)
 
 
-def why_not_row_split(module: nn.Module) -> str | None:
+def why_not_row_split(module: nn.Module, together: bool = False) -> str | None:
     """What stands against train rows and eval rows in one pass through `module`; None if that is proved right.
 
-    Hooks stand against it as well: they would see other rows, and once instead of twice.
+    Hooks stand against it as well: they would see other rows, and once instead of twice. So do norms that exchange
+    statistics with other processes, unless these all look at the first batch `together`.
     """
     if any(_GLOBAL_HOOKS):
         return "hooks on all modules would see train rows and eval rows as one batch"
     for name, layer in module.named_modules():
-        reason = _against(layer)
+        reason = _against(layer, together)
         if reason is not None:
             where = f"layer `{name}`" if name else "the encoder"
             return f"{where} ({type(layer).__name__}) {reason}"
     return None
 
 
-def _against(layer: nn.Module) -> str | None:
+def _against(layer: nn.Module, together: bool) -> str | None:
     own = layer.__dict__
     if any(own[hooks] for hooks in _HOOKS):
         return "has hooks, which would see train rows and eval rows as one batch"
     if "forward" in own:
         return "has a forward of its own in place of its class's"
     kind = type(layer)
-    if kind in _ALIKE:
+    if kind in _ALIKE or (together and kind is nn.SyncBatchNorm):
         return None
     if kind in _SETTINGS:
         return _SETTINGS[kind](layer)

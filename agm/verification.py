@@ -119,6 +119,9 @@ def verify(
     joint pass, and the rest of the network runs by itself for each subset. The coefficients come from the reference
     backend. Both start from the same random numbers.
 
+    Where several processes train together each verifies by itself, with coefficients of its own batch; but layers that
+    exchange statistics (SyncBatchNorm) wait for the others, which must then verify at the same time.
+
     Nothing remains of it, also if something raises: parameters, gradients, buffers, attributes and modes of all
     modules, the state of the modulation, and the generators of torch, numpy and Python are as before. If something
     is wrong, further passes find out what. With drawn `subsets` the passes are of these, but of all where the
@@ -163,8 +166,9 @@ def verify(
     given = {**inputs, **(arguments or {})}
     if double:
         model, given = _double_copy(model), pytree.tree_map(_doubled, given)
+    peers = model.modulator.peers
     plainly = without_checkpointing(reentrant_alone=True)
-    with torch.inference_mode(False), torch.enable_grad(), plainly, preserved(model) as restore:
+    with torch.inference_mode(False), torch.enable_grad(), plainly, peers.apart(), preserved(model) as restore:
         result = _compare(model, given, target, present, restore, tolerance)
         if result.ok:
             return result

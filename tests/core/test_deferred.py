@@ -362,7 +362,7 @@ def test_in_a_model(name: str, offers: bool) -> None:
     for _ in range(2):
         result = agm.verify(model, inputs, target)
         assert result.ok, result
-    found = known(network, model._passes._parted._key if not offers else None)  # type: ignore[union-attr]
+    found = known(network, False if offers else model._passes._parted._key)  # type: ignore[union-attr]
     assert found is not None
     assert (found.how == "sum") == (form == "sum")
 

@@ -43,7 +43,8 @@ def test_many_steps_leave_no_memory_and_an_exact_mean() -> None:
     steps(STEPS - 1000)
     gc.collect()
     grown = resident_bytes() - before
-    assert sum(issubclass(type(x), torch.Tensor) for x in gc.get_objects()) == tensors
+    # Fewer, if what other tests have left was collected meanwhile.
+    assert sum(issubclass(type(x), torch.Tensor) for x in gc.get_objects()) <= tensors
     # The list of scores itself takes 2 * (24 + 8) bytes a step.
     assert grown < 64 * STEPS + 2**21
     assert state.step == STEPS

@@ -7,7 +7,12 @@ discrepancy ratio, tau_m reference ratio, kappa_m modulation coefficient, R_m ru
 
 from agm.ops.reference.expand_subsets import expand_subsets, expand_subsets_backward
 from agm.ops.reference.modulate import accumulation_dtype, modulate, modulate_backward, responses, subset_scales
-from agm.ops.reference.modulate_additive import additive_responses, modulate_additive, modulate_additive_backward
+from agm.ops.reference.modulate_additive import (
+    additive_responses,
+    additive_scales,
+    modulate_additive,
+    modulate_additive_backward,
+)
 from agm.ops.reference.modulate_cross_entropy import modulate_cross_entropy, modulate_cross_entropy_backward
 from agm.ops.reference.scale_gradients import philox_normal, scale_gradients_
 from agm.ops.reference.steps import (
@@ -39,6 +44,7 @@ __all__ = [
     "STEP",
     "accumulation_dtype",
     "additive_responses",
+    "additive_scales",
     "batch_totals",
     "discrepancy_ratios",
     "expand_subsets",

@@ -1,0 +1,46 @@
+"""Processes that train together: one start of each number of them serves for all checks."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="session")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str, list[str]]]:
+    """Number of processes -> the name of each check -> what went wrong in it, by process."""
+    found: dict[int, dict[str, list[str]]] = {}
+
+    def of(size: int) -> dict[str, list[str]]:
+        if size not in found:
+            found[size] = _run(size, tmp_path_factory.mktemp(f"ranks-{size}"))
+        return found[size]
+
+    return of
+
+
+def _run(size: int, folder: Path) -> dict[str, list[str]]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", f"{HERE.name}.worker"]
+    outputs = [folder / f"{rank}.txt" for rank in range(size)]
+    processes = []
+    try:
+        for rank, output in enumerate(outputs):
+            arguments = [*command, str(rank), str(size), str(folder)]
+            with output.open("w") as file:  # not a pipe, which could be full before anybody reads it
+                processes.append(
+                    subprocess.Popen(arguments, cwd=HERE.parent, env=environment, stdout=file, stderr=file)
+                )
+        codes = [process.wait(timeout=240) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert not any(codes), "\n".join(output.read_text() for output in outputs)
+    results = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
+    return {check: [result.get(check, "was not reached") for result in results] for check in results[0]}

@@ -1,0 +1,69 @@
+"""What processes that train together compute, with two and with four of them, is what one does by itself."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import agm
+
+from .checks import CHECKS
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def _check(outcomes: Callable[[int], dict[str, list[str]]], size: int, check: str) -> None:
+    wrong = {rank: text for rank, text in enumerate(outcomes(size)[check]) if text}
+    assert not wrong, "\n".join(f"process {rank}: {text}" for rank, text in wrong.items())
+
+
+@pytest.mark.parametrize("check", [name for name in CHECKS if not name.endswith("gpu")])
+@pytest.mark.parametrize("size", [2, 4])
+def test_processes(outcomes: Callable[[int], dict[str, list[str]]], size: int, check: str) -> None:
+    _check(outcomes, size, check)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch's SyncBatchNorm needs a GPU, and there is none")
+def test_synchronised_norms_on_a_gpu(outcomes: Callable[[int], dict[str, list[str]]]) -> None:
+    _check(outcomes, 2, "synchronised_norms_on_a_gpu")
+
+
+@pytest.mark.parametrize("group", ["gloo", True, -100])
+def test_wrong_groups(group: object) -> None:
+    state = agm.ModulationState(2)
+    rows, target = torch.randn(3, 2, 4), torch.tensor([0, 1])
+    calls: list[Callable[[], object]] = [
+        lambda: agm.Modulator(("a", "b"), process_group=group),
+        lambda: agm.AGM(torch.nn.Bilinear(2, 2, 2), ("input1", "input2"), process_group=group),
+        lambda: agm.fused_modulate(rows, target, state, process_group=group),
+        lambda: agm.fused_modulate_cross_entropy(rows, target, state, process_group=group),
+        lambda: agm.fused_modulate_additive(rows[:2], rows[:2, 0], target, state, process_group=group),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match="Expected argument `process_group` to be"):
+            call()
+    assert not state.counts.any()
+
+
+def test_example(tmp_path: Path) -> None:
+    """It runs under torchrun, and every process ends with the same weights and coefficients."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = EXAMPLES / "distributed.py"
+    assert len(script.read_text().splitlines()) <= 40
+    run = subprocess.run(
+        [*launch, str(script)],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert run.returncode == 0, run.stderr
+    lines = sorted(line for line in run.stdout.splitlines() if line.startswith("process"))
+    assert [line.split(":")[0] for line in lines] == ["process 0", "process 1"]
+    assert len({line.split(":", 1)[1] for line in lines}) == 1, lines
