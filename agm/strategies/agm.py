@@ -1,0 +1,91 @@
+"""Adaptive Gradient Modulation, under the interface of the others."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Unpack
+
+from torch import Tensor, nn
+
+from agm.engine import AGM as Engine
+from agm.ops.reference import COEFFICIENTS, RATIOS, REFERENCE_RATIOS, SCORES
+from agm.strategies._checks import check_number
+from agm.strategies.batch import Batch
+from agm.strategies.measuring import Batches
+from agm.strategies.smoothing import SmoothedModulator
+from agm.strategies.strategy import Common, Strategy
+
+__all__ = ["AGM"]
+
+_SHOWN = {
+    "score": SCORES,
+    "ratio": RATIOS,
+    "reference_ratio": REFERENCE_RATIOS,
+    "coefficient": COEFFICIENTS,
+}
+
+
+class AGM(Strategy):
+    """AGM (Li et al., "Boosting Multi-modal Model Performance with Adaptive Gradient Modulation", ICCV 2023): the
+    strategy `agm.AGM`, which has the formulas. `module` is that wrapper.
+
+    It scales the gradient that flows into each modality's response, not those of parameters. `heads` have no part in
+    it.
+
+    Args:
+        network: see `Strategy`.
+        alpha, max_gap, floor, masked: as of `agm.AGM`. The authors' alpha: 2.5 on AV-MNIST, 1.5 on CREMA-D, 4.0 on
+            UR-Funny; their gap: none, 10 and 7.
+        smoothing: of the coefficients over the steps, in [0, 1), see `agm.strategies.SmoothedModulator`; 0 is the
+            published method.
+        common: see `Strategy`.
+    """
+
+    module: Engine
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        alpha: float = 1.0,
+        max_gap: float | None = 10.0,
+        floor: float = 1e-8,
+        masked: Literal["exact", "shared"] = "exact",
+        smoothing: float = 0.0,
+        **common: Unpack[Common],
+    ) -> None:
+        super().__init__(network, **common)
+        if self.heads:
+            raise ValueError("Expected no argument `heads`, since AGM has no unimodal losses. Leave it out.")
+        check_number("smoothing", smoothing, below=1.0)
+        settings: dict[str, Any] = {
+            "alpha": alpha,
+            "max_gap": max_gap,
+            "floor": floor,
+            "start": self.start,
+            "stop": self.stop,
+        }
+        encoders = common.get("encoders")
+        self.module = Engine(network, self.modalities, masked=masked, encoders=encoders, **settings)
+        if smoothing:
+            modulator = SmoothedModulator(self.modalities, smoothing=smoothing, **settings)
+            self.module.modulator = modulator.to(self.module.modulator.state.values.device)
+
+    def begin_epoch(self, epoch: int, *, train: Batches | None = None, validation: Batches | None = None) -> None:
+        super().begin_epoch(epoch)
+        self.module.epoch = epoch
+
+    def run(self, batch: Batch) -> tuple[dict[str, Any] | None, Tensor]:
+        if batch.present is not None:
+            raise ValueError("Expected no argument `present`: AGM masks modalities itself. Leave it out.")
+        return None, self.module(**batch.inputs, target=batch.target)
+
+    def statistics(self) -> dict[str, Tensor]:
+        if not self.active:
+            return {}
+        modulator = self.module.modulator
+        # One copy on the device: the next step writes over the state, and reading it now would synchronise.
+        values = modulator.state.values.clone()
+        shown = {kind: values[row] for kind, row in _SHOWN.items()}
+        if isinstance(modulator, SmoothedModulator):
+            shown["coefficient"] = modulator.smoothed.clone()
+        return shown
