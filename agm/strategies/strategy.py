@@ -56,6 +56,10 @@ class Draw:
     index: Tensor
     present: Tensor | None = None
 
+    def take(self, places: Tensor) -> Draw:
+        """Those at some places of the order."""
+        return Draw(self.index[places], None if self.present is None else self.present[places])
+
 
 class Strategy(nn.Module):
     """A way to balance the modalities of a network while it trains; this one does nothing about it.
@@ -187,8 +191,8 @@ class Strategy(nn.Module):
         """After the last step of an epoch, with the splits as in `begin_epoch`."""
 
     def statistics(self) -> dict[str, Tensor]:
-        """Of the last step: kind ("coefficient", "ratio" ...) -> (M,), a copy on the device."""
-        return {kind: values.clone() for kind, values in self.latest.items()}
+        """Of the last step, if the strategy acted: kind ("coefficient", "ratio") -> (M,), a copy on the device."""
+        return {kind: values.clone() for kind, values in self.latest.items()} if self.active else {}
 
     # What a strategy fills in.
 

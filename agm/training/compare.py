@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import csv
 import math
-import shlex
+import multiprocessing
+import re
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agm.training.config import Config
 from agm.training.errors import UserError
-from agm.training.methods import check_method
 from agm.training.records import RunFolder
 from agm.training.trainer import Observer, Result, check_settings, train
+from agm.training.variants import Variant, parse_variant
 
 __all__ = [
     "CONFIDENCE",
     "Comparison",
-    "command_line",
+    "Strength",
     "compare_methods",
-    "interval",
     "mean_interval",
     "paired_comparisons",
-    "remark",
     "run_name",
-    "spread",
-    "title_of",
-    "write_csv",
-    "write_markdown",
+    "seconds_per_step",
 ]
+
+Strength = Callable[[Result], Mapping[str, float]]  # a finished run -> modality -> its competition strength
 
 CONFIDENCE = 0.95
 
@@ -40,18 +39,21 @@ class Comparison:
     """One figure of one method over the seeds, and its paired difference to the first method.
 
     Args:
-        metric: a column of metrics.csv, such as accuracy or response_audio.
-        method: as given to `--method`.
-        values: one a seed, shares from 0 to 1.
+        metric: a column of metrics.csv, such as accuracy or response_audio; strength_audio; step_seconds; or cost,
+            the seconds of a step over those of the first method at the same seed.
+        method: as given to `--methods`.
+        values: one a seed; accuracies are shares from 0 to 1.
         difference: (mean, low, high) of value minus the first method's value at the same seed, with the paired
             t-interval; low and high are None for a single seed. None for the first method, and where the first
             method has no such figure.
+        fusion: of the network, where several are compared.
     """
 
     metric: str
     method: str
     values: tuple[float, ...]
     difference: tuple[float, float | None, float | None] | None
+    fusion: str = ""
 
     @property
     def mean(self) -> float:
@@ -89,11 +91,12 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float |
     return mean, mean - reach, mean + reach
 
 
-def paired_comparisons(figures: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Comparison]:
+def paired_comparisons(figures: Mapping[str, Sequence[Mapping[str, float]]], fusion: str = "") -> list[Comparison]:
     """Compare methods by their figures.
 
     Args:
         figures: method -> one mapping a seed, metric -> value; the seeds in the same order for every method.
+        fusion: the network's, where several are compared.
 
     Returns:
         One `Comparison` for each metric and each method that has it, by metric.
@@ -103,20 +106,43 @@ def paired_comparisons(figures: Mapping[str, Sequence[Mapping[str, float]]]) -> 
     comparisons = []
     for metric in metrics:
         for method, runs in figures.items():
-            if metric not in runs[0]:
+            if any(metric not in run for run in runs):
                 continue
             values = tuple(run[metric] for run in runs)
             difference = None
-            if method != first and metric in figures[first][0]:
+            if method != first and all(metric in run for run in figures[first]):
                 baseline = [run[metric] for run in figures[first]]
                 difference = mean_interval([a - b for a, b in zip(values, baseline, strict=True)])
-            comparisons.append(Comparison(metric, method, values, difference))
+            comparisons.append(Comparison(metric, method, values, difference, fusion))
     return comparisons
 
 
 def run_name(method: str, seed: int) -> str:
-    """Name of the folder of one run of a comparison."""
-    return f"{method.replace(':', '-')}-seed{seed}"
+    """Name of the folder of one run of a comparison; different methods have different ones."""
+    name = re.sub(r"[(,]", "-", method.replace(":", "-")).replace(")", "")
+    return f"{re.sub(r'[^A-Za-z0-9._=+-]', '_', name)}-seed{seed}"
+
+
+def seconds_per_step(result: Result) -> float | None:
+    """Time of a step of a run: the median epoch's mean, and an even share of what was done between the epochs.
+
+    Runs of different methods do not take turns, so it is only as good as the machine was quiet. None for a run that
+    was recorded without times.
+    """
+    rows = result.history
+    if not all(row.get("step_seconds") is not None for row in rows):
+        return None
+    between = math.fsum(row["between_seconds"] for row in rows)
+    return float(statistics.median(row["step_seconds"] for row in rows)) + between / int(rows[-1]["step"])
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A run that a comparison asks for."""
+
+    variant: Variant
+    config: Config
+    folder: Path
 
 
 def compare_methods(
@@ -126,56 +152,135 @@ def compare_methods(
     folder: Path,
     observer: Callable[[str, int], Observer] = lambda method, seed: Observer(),
     finished: Callable[[Result], None] = lambda result: None,
+    *,
+    fusions: Sequence[str] = (),
+    jobs: int = 1,
+    strength: Strength | None = None,
 ) -> list[Comparison]:
     """Train every method with the seeds `config.seed`, `config.seed + 1`, ... and compare them on the test split.
 
-    Every run has an ordinary run folder in `folder`: one that is finished is not repeated, one that was
-    interrupted goes on.
+    Every run has an ordinary run folder in `folder`, or in a folder of the fusion's name there where several are
+    compared: one that is finished is not repeated, one that was interrupted goes on.
 
     Args:
-        config: the settings; method and seed are replaced.
-        methods: two or more; the first one is the baseline.
+        config: the settings; method, seed and fusion are replaced.
+        methods: two or more, each with settings of its own if wanted, as `parse_variant` reads them; the first one is
+            the baseline.
         seeds: how many.
         folder: made if it does not exist.
-        observer: (method, seed) -> who is told about that run.
+        observer: (method, seed) -> who is told about that run; not told of its epochs where `jobs` > 1.
         finished: called after each run.
+        fusions: names of fusions, each compared by itself; that of `config` by default.
+        jobs: processes that train at the same time, on the CPU, with one thread each.
+        strength: gives the competition strength of a run, for a column.
 
     Raises:
         UserError: methods or settings that do not fit, also with the runs that are in `folder` already.
     """
-    _check_request(methods, seeds)
+    _check_request(methods, seeds, jobs)
+    variants = [parse_variant(method) for method in methods]
+    names = [run_name(variant.label, 0) for variant in variants]
+    if len(set(names)) != len(names):
+        raise UserError(
+            f"Expected --methods to be different methods, but got {', '.join(methods)}. Leave out what is twice there."
+        )
+    if jobs > 1:
+        config = _for_jobs(config)
+    several = len(fusions) > 1
+    networks = list(dict.fromkeys(fusions)) or [config.fusion]
     # Seed by seed, so that an interrupted comparison has all methods for the seeds that it has.
     requests = [
-        (method, replace(config, method=method, seed=config.seed + number))
+        _request(replace(config, fusion=fusion), variant, number, folder / fusion if several else folder)
         for number in range(seeds)
-        for method in methods
+        for fusion in networks
+        for variant in variants
     ]
-    for _, request in requests[: len(methods)]:
-        check_settings(request)
-    figures: dict[str, list[Mapping[str, float]]] = {method: [] for method in methods}
+    for request in requests[: len(networks) * len(variants)]:
+        check_settings(request.config)
+
+    figures: dict[str, dict[str, list[Mapping[str, float]]]] = {
+        fusion: {variant.label: [] for variant in variants} for fusion in networks
+    }
     seen = ""
-    for method, request in requests:
-        run = folder / run_name(method, request.seed)
-        result = train(
-            request,
-            run,
-            resume=RunFolder(run).holds_run(),
-            observer=observer(method, request.seed),
+    with _trained_ahead(requests, jobs) as ahead:
+        for request in requests:
+            if request.folder in ahead:
+                ahead[request.folder].result()
+            label, run = request.variant.label, RunFolder(request.folder)
+            watching = observer(label, request.config.seed)
+            result = train(request.config, run.path, resume=run.holds_run(), observer=watching)
+            if result.data != (seen := seen or result.data):
+                raise UserError(
+                    f"Expected the data {config.dataset!r} to stay as they were at the first run, but their contents "
+                    "changed meanwhile. Compare again into another folder with --out."
+                )
+            finished(result)
+            figures[request.config.fusion][label].append(_figures(result, strength))
+    comparisons = []
+    for fusion, found in figures.items():
+        comparisons += paired_comparisons(_with_cost(found), fusion if several else "")
+    return comparisons
+
+
+def _request(base: Config, variant: Variant, number: int, folder: Path) -> _Request:
+    config = variant.config(replace(base, seed=base.seed + number))
+    return _Request(variant, config, folder / run_name(variant.label, config.seed))
+
+
+def _figures(result: Result, strength: Strength | None) -> dict[str, float]:
+    figures = {name: value for name, value in result.evaluation.columns().items() if name != "loss"}
+    if strength is not None:
+        figures |= {f"strength_{name}": value for name, value in strength(result).items()}
+    if (seconds := seconds_per_step(result)) is not None:
+        figures["step_seconds"] = seconds
+    return figures
+
+
+def _with_cost(figures: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, list[Mapping[str, float]]]:
+    """The figures, and the cost of a step over the first method's at the same seed."""
+    first = next(iter(figures.values()))
+    found: dict[str, list[Mapping[str, float]]] = {}
+    for method, runs in figures.items():
+        found[method] = []
+        for run, baseline in zip(runs, first, strict=True):
+            timed = "step_seconds" in run and "step_seconds" in baseline
+            cost = {"cost": run["step_seconds"] / baseline["step_seconds"]} if timed else {}
+            found[method].append({**run, **cost})
+    return found
+
+
+@contextmanager
+def _trained_ahead(requests: Sequence[_Request], jobs: int) -> Iterator[dict[Path, Future[None]]]:
+    """Folder -> the run in another process that will leave it finished."""
+    if jobs == 1:
+        yield {}
+        return
+    # A forked child would inherit the threads' locks of torch.
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        unfinished = [request for request in requests if not RunFolder(request.folder).result.exists()]
+        try:
+            yield {r.folder: pool.submit(_train_quietly, r.config, r.folder) for r in unfinished}
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _train_quietly(config: Config, folder: Path) -> None:
+    train(config, folder, resume=RunFolder(folder).holds_run())
+
+
+def _for_jobs(config: Config) -> Config:
+    if config.resolved().device != "cpu":
+        raise UserError(
+            f"Expected --jobs 1 on {config.resolved().device!r}, whose runs would share one device. "
+            "Leave --jobs out, or use --device cpu."
         )
-        if result.data != (seen := seen or result.data):
-            raise UserError(
-                f"Expected the data {config.dataset!r} to stay as they were at the first run, but their contents "
-                "changed meanwhile. Compare again into another folder with --out."
-            )
-        finished(result)
-        columns = result.evaluation.columns()
-        figures[method].append({name: value for name, value in columns.items() if name != "loss"})
-    return paired_comparisons(figures)
+    return replace(config, device="cpu", threads=1)
 
 
-def _check_request(methods: Sequence[str], seeds: int) -> None:
+def _check_request(methods: Sequence[str], seeds: int, jobs: int) -> None:
     for method in methods:
-        check_method(method)
+        parse_variant(method)
     if len(methods) < 2 or len(set(methods)) != len(methods):
         raise UserError(
             f"Expected --methods to be two or more different methods, but got {', '.join(methods) or 'none'}. "
@@ -183,68 +288,5 @@ def _check_request(methods: Sequence[str], seeds: int) -> None:
         )
     if seeds < 1:
         raise UserError(f"Expected --seeds to be an integer >= 1, but got {seeds}. Use for example --seeds 5.")
-
-
-def write_csv(path: Path, comparisons: Sequence[Comparison], first_seed: int) -> None:
-    """One row a metric and method: its statistics, then its value at each seed."""
-    seeds = [f"seed_{first_seed + number}" for number in range(len(comparisons[0].values))]
-    head = ["metric", "method", "mean", "deviation", "difference", "low", "high", "verdict", *seeds]
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(head)
-        for c in comparisons:
-            difference = c.difference or (None, None, None)
-            row = [c.metric, c.method, c.mean, c.deviation, *difference, c.verdict, *c.values]
-            writer.writerow(["" if value is None else value for value in row])
-
-
-def write_markdown(path: Path, comparisons: Sequence[Comparison], command: str) -> None:
-    """A table for a README, with the command that made it and what its figures are."""
-    first = comparisons[0].method
-    lines = [
-        f"| test accuracy, % | method | mean ± sd | difference to {first} [95 % interval] | |",
-        "|---|---|---|---|---|",
-    ]
-    for c in comparisons:
-        lines.append(f"| {title_of(c.metric)} | {c.method} | {spread(c)} | {interval(c)} | {c.verdict} |")
-    lines += ["", remark(len(comparisons[0].values)), "", f"    {command}", ""]
-    path.write_text("\n".join(lines), encoding="utf-8")
-
-
-def title_of(metric: str) -> str:
-    """accuracy -> joint, response_audio -> audio response, absent_audio -> audio absent."""
-    kind, _, name = metric.partition("_")
-    return {"accuracy": "joint", "response": f"{name} response", "absent": f"{name} absent"}[kind]
-
-
-def spread(comparison: Comparison) -> str:
-    """Mean and standard deviation in percent."""
-    deviation = "" if comparison.deviation is None else f" ± {100 * comparison.deviation:.1f}"
-    return f"{100 * comparison.mean:.1f}{deviation}"
-
-
-def interval(comparison: Comparison) -> str:
-    """Paired difference and its interval in percentage points."""
-    if comparison.difference is None:
-        return ""
-    mean, low, high = comparison.difference
-    text = f"{100 * mean:+.1f}"
-    return text if low is None or high is None else f"{text} [{100 * low:+.1f}, {100 * high:+.1f}]"
-
-
-def remark(seeds: int) -> str:
-    """What the figures are, for below a table."""
-    return (
-        f"{seeds} seed{'s' if seeds > 1 else ''}, last epoch, test split. The difference is paired by seed with a "
-        "t-interval. Each row stands for itself: among many rows, some leave 0 out by chance."
-    )
-
-
-def command_line(config: Config, methods: Sequence[str], seeds: int) -> str:
-    """The command of a comparison, with the options that differ from their defaults."""
-    words = ["agm compare", "--methods", ",".join(methods), "--seeds", str(seeds)]
-    for spec in fields(Config):
-        value = getattr(config, spec.name)
-        if spec.name != "method" and value != spec.default:
-            words += ["--" + spec.name.replace("_", "-"), shlex.quote(str(value))]
-    return " ".join(words)
+    if jobs < 1:
+        raise UserError(f"Expected --jobs to be an integer >= 1, but got {jobs}. Use for example --jobs 2.")

@@ -1,14 +1,13 @@
 import sys
-from dataclasses import fields
 
 import pytest
 import torch
 from matplotlib import image
 
 import agm.training
-from agm.training import Config, cli, trainer
+from agm.training import cli, trainer
 from agm.training.__main__ import main
-from agm.training.config import read_config
+from agm.training.config import read_config, settings
 from agm.training.records import RunFolder, read_table
 
 
@@ -110,7 +109,21 @@ def test_evaluate_and_plot_a_run(options, tmp_path, capsys):
         ("train --lr fast", "'--lr': 'fast' is not a valid float"),
         ("train --lr -1", "`lr` to be a positive number, but got -1.0"),
         ("train --stop later", "'--stop': 'later' is not a valid integer"),
-        ("train --method ogm", "one of agm, joint, unimodal:NAME, but got 'ogm'"),
+        ("train --method amg", "one of joint, agm, ogm,"),
+        ("train --method ogm-ge --alpha 1", "`alpha` with method agm alone, but got it with 'ogm-ge'"),
+        ("train --method ogm --option noice=1", "but got 'noice'. Did you mean `noise`?"),
+        ("train --method ogm --option alpha=-1", "`alpha` to be a number >= 0 and finite, but got -1. It was set for"),
+        ("train --method agm --option alpha=1", "`alpha` of method 'agm' among the settings"),
+        ("train --method mslr", "validation split for method 'mslr', but got none. Hold out"),
+        ("train --option alpha", "--option to be NAME=VALUE, but got 'alpha'"),
+        ("tune --setting alpha=1,2", "validation split for choosing settings, but got none"),
+        ("tune --setting alpha", "--setting to be NAME=VALUE,VALUE"),
+        ("tune --setting alpha=1,1", "different values"),
+        ("tune", "Missing option '--setting'"),
+        ("compare --methods joint,agm(alpha=1", "'joint,agm(alpha=1'"),
+        ("compare --methods joint,agm --fusion late,lat", "one of late, late-sum"),
+        ("compare --methods joint,agm --jobs 0", "--jobs to be an integer >= 1"),
+        ("compare --methods joint,agm(lr=0)", "`lr` to be a positive number, but got 0"),
         ("train --dataset ./none.npz", "none.npz"),
         ("train --config none.toml", "none.toml"),
         ("train --resume none", "none"),
@@ -145,7 +158,7 @@ def test_a_run_that_diverges_has_its_own_status(options, capsys, monkeypatch):
 def test_help_names_every_setting_and_its_default(capsys):
     assert main(["train", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    for spec in fields(Config):
+    for spec in settings():
         assert "--" + spec.name.replace("_", "-") in text
         assert spec.metadata["help"] in text
         assert f"[default: {'none' if spec.default is None else spec.default}]" in text
