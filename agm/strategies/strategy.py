@@ -98,7 +98,7 @@ class Strategy(nn.Module):
         optimizer: the user's; set it for a strategy that puts back the optimizer's state too.
 
     Raises:
-        TypeError: `network` or a head is no module.
+        TypeError: `network` or a head is no module, or an argument that the strategy does not have.
         ValueError: no encoders, parts that do not fit together, heads that are needed and missing, or an impossible
             setting.
     """
@@ -108,6 +108,8 @@ class Strategy(nn.Module):
 
     def __init__(self, network: nn.Module, **common: Unpack[Common]) -> None:
         super().__init__()
+        if unknown := sorted(common.keys() - Common.__annotations__.keys()):
+            raise TypeError(f"Expected settings that {type(self).__name__} has, but got {', '.join(unknown)}.")
         heads = common.get("heads")
         self.parts = Parts(network, common.get("modalities"), common.get("encoders"), heads)
         self.start, self.stop = common.get("start", 0), common.get("stop")

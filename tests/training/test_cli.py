@@ -93,6 +93,41 @@ def test_compare_prints_and_writes(options, tmp_path, capsys):
     assert again.count("finished before") == 4
 
 
+def test_compare_several_fusions_again_from_its_file(options, tmp_path, capsys):
+    shared = [*options[:2], *options[4:]]  # without --fusion
+    arguments = ["compare", "--methods", "joint,agm(alpha=2,lr=0.1)", "--fusion", "late,early", "--seeds", "1"]
+    assert main([*arguments, *shared, "--epochs", "1", "--out", "one"]) == 0
+    output = capsys.readouterr().out
+    lines = [line for line in output.splitlines() if " after epoch " in line]
+    assert [line.split("  ")[0] for line in lines] == ["joint seed 0", "agm(alpha=2,lr=0.1) seed 0"] * 2
+    assert image.imread("one/compare.png").shape[0] > 900
+    assert "**early**" in (tmp_path / "one/compare.md").read_text()
+    table = (tmp_path / "one/compare.csv").read_text()
+    assert main(["compare", "--config", "one/compare.toml", "--out", "one"]) == 0
+    assert capsys.readouterr().out.count("finished before") == 4
+    assert (tmp_path / "one/compare.csv").read_text() == table
+
+
+def test_tune_prints_and_writes_what_it_chose(options, tmp_path, capsys):
+    arguments = ["tune", "--setting", "alpha=0,2", "--seeds", "1", "--validation", "0.3", *options, "--epochs", "1"]
+    assert main(arguments) == 0
+    output = capsys.readouterr().out
+    rows = read_table(tmp_path / "runs/tune/tune.csv")
+    (chosen,) = [row["method"] for row in rows if row["chosen"]]
+    assert f"chosen: {chosen}  (tune.csv" in output
+    assert "test split was not looked at" in " ".join(output.split())
+    assert {row["method"] for row in rows} == {"agm(alpha=0)", "agm(alpha=2)"}
+
+
+def test_options_of_a_strategy(options, tmp_path):
+    arguments = ["train", *options, "--epochs", "1", "--method", "ogm-ge", "--option", "alpha=0.9", "--out", "run"]
+    assert main([*arguments, "--option", "noise=false"]) == 0
+    assert read_config(tmp_path / "run/config.toml").options == {"alpha": 0.9, "noise": False}
+    assert image.imread(tmp_path / "run/training.png").ndim == 3
+    rows = read_table(tmp_path / "run/steps.csv")
+    assert all(min(row["coefficient_audio"], row["coefficient_image"]) < 1 for row in rows)
+
+
 def test_evaluate_and_plot_a_run(options, tmp_path, capsys):
     assert main(["train", *options, "--out", "run"]) == 0
     table = capsys.readouterr().out.split("agm, early fusion")[1].split("picture,")[0]

@@ -6,11 +6,21 @@ from scipy import stats
 
 from agm import data as datasets
 from agm.data import Split
-from agm.training import UserError, compare_methods
-from agm.training.compare import Comparison, mean_interval, paired_comparisons, run_name
-from agm.training.config import Config
+from agm.training import UserError, compare_methods, train
+from agm.training.compare import Comparison, mean_interval, paired_comparisons, run_name, seconds_per_step
+from agm.training.config import Config, read_config, read_table_of
 from agm.training.records import RunFolder
-from agm.training.tables import command_line, write_csv, write_markdown
+from agm.training.tables import (
+    command_line,
+    interval,
+    is_share,
+    spread,
+    title_of,
+    write_csv,
+    write_markdown,
+    write_settings,
+    write_wide_markdown,
+)
 
 JOINT = [0.70, 0.72, 0.69, 0.71, 0.73]
 AGM = [0.74, 0.75, 0.70, 0.77, 0.74]
@@ -145,3 +155,87 @@ def test_a_mistake_shows_before_the_first_run(settings, tmp_path):
         with pytest.raises(UserError, match=message):
             compare_methods(settings(), methods, seeds, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+METHODS = ["joint", "agm(alpha=0.5,masked=shared)", "agm(alpha=2)", "mslr(initial={audio=0.5,image=1.5})"]
+
+
+def test_fusions_variants_strength_and_cost(settings, tmp_path):
+    def strength(result):
+        return {"audio": 0.5 + result.config.seed, "image": 0.25}
+
+    config = settings(epochs=1, validation=0.3)
+    found = compare_methods(config, METHODS, 2, tmp_path, fusions=["late", "early"], strength=strength)
+    assert {(c.fusion, c.method) for c in found} == {(f, m) for f in ("late", "early") for m in METHODS}
+    for fusion in ("late", "early"):
+        names = {path.name for path in (tmp_path / fusion).iterdir()}
+        assert names == {run_name(method, seed) for method in METHODS for seed in (0, 1)}
+        own = [c for c in found if c.fusion == fusion]
+        accuracy = {c.method: c for c in own if c.metric == "accuracy"}
+        for method in METHODS:
+            runs = [RunFolder(tmp_path / fusion / run_name(method, seed)).read_result() for seed in (0, 1)]
+            assert accuracy[method].values == tuple(run["accuracy"] for run in runs)
+        joint = accuracy["joint"].values
+        paired = mean_interval([a - b for a, b in zip(accuracy[METHODS[2]].values, joint, strict=True)])
+        assert accuracy[METHODS[2]].difference == paired
+        figures = {(c.metric, c.method): c.values for c in own}
+        assert figures["strength_audio", "joint"] == (0.5, 1.5)
+        seconds = [figures["step_seconds", method] for method in (METHODS[1], "joint")]
+        assert figures["cost", METHODS[1]] == tuple(a / b for a, b in zip(*seconds, strict=True))
+        assert figures["cost", "joint"] == (1.0, 1.0)
+    configs = [read_config(tmp_path / "late" / run_name(method, 1) / "config.toml") for method in METHODS]
+    assert [(c.method, c.alpha, c.masked) for c in configs[1:3]] == [("agm", 0.5, "shared"), ("agm", 2.0, "exact")]
+    assert configs[3].options == {"initial": {"audio": 0.5, "image": 1.5}}
+
+    write_wide_markdown(tmp_path / "c.md", found, "agm compare")
+    lines = (tmp_path / "c.md").read_text().splitlines()
+    assert lines[:2] == ["**late**", ""]
+    assert "**early**" in lines
+    assert lines[2].startswith("| test split, accuracies in % | joint | audio response |")
+    assert "audio competition strength | image competition strength | ms a step | cost of a step |" in lines[2]
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
+    assert [line.split(" | ")[0] for line in lines[4:8]] == [f"| {method}" for method in METHODS]
+    assert "did not take turns" in lines[-3]
+
+
+def test_seconds_of_a_step_are_the_median_and_a_share_of_what_is_between(settings, tmp_path):
+    result = train(settings(epochs=1), tmp_path / "run")
+    rows = [
+        {"step": 4 * (epoch + 1), "step_seconds": seconds, "between_seconds": 1.2}
+        for epoch, seconds in enumerate([9.0, 0.2, 0.1])
+    ]
+    assert seconds_per_step(replace(result, history=rows)) == pytest.approx(0.2 + 3.6 / 12)
+    assert seconds_per_step(replace(result, history=[*rows, {"step": 16}])) is None
+
+
+def test_runs_in_other_processes_are_the_same(settings, tmp_path):
+    config, methods = settings(epochs=1), ["joint", "ogm-ge"]
+    alone = compare_methods(config, methods, 1, tmp_path / "alone")
+    seen = []
+    together = compare_methods(config, methods, 1, tmp_path / "together", jobs=2, finished=seen.append)
+    values = [{(c.metric, c.method): c.values for c in found if is_share(c.metric)} for found in (alone, together)]
+    assert values[0] == values[1]
+    assert [result.config.method for result in seen] == methods
+
+
+def test_how_figures_are_written():
+    def shown(metric):
+        comparison = Comparison(metric, "agm", (0.0123, 0.0125), (0.0011, -0.0002, 0.0024))
+        return title_of(metric), spread(comparison), interval(comparison)
+
+    assert shown("accuracy") == ("joint", "1.2 ± 0.0", "+0.1 [-0.0, +0.2]")
+    assert shown("absent_audio")[0] == "audio absent"
+    assert shown("strength_audio") == ("audio competition strength", "0.012 ± 0.000", "+0.001 [-0.000, +0.002]")
+    assert shown("step_seconds") == ("ms a step", "12.4 ± 0.1", "+1.1 [-0.2, +2.4]")
+    assert shown("cost") == ("cost of a step", "0.01 ± 0.00", "+0.00 [-0.00, +0.00]")
+
+
+def test_the_file_of_a_comparison_holds_its_settings(settings, tmp_path):
+    config = settings(alpha=0.7, options={})
+    write_settings(tmp_path / "compare.toml", config, METHODS, 3, ["late", "early"])
+    assert read_table_of(tmp_path / "compare.toml", "compare") == {
+        "methods": METHODS,
+        "fusion": ["late", "early"],
+        "seeds": 3,
+    }
+    assert read_config(tmp_path / "compare.toml") == replace(config, fusion="late")
