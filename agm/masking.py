@@ -90,9 +90,20 @@ class MaskedPasses:
 
     def __call__(self, arguments: Arguments) -> Tensor:
         """Masked logits (2**M - 1, B, C)."""
-        batch = batch_size(arguments.inputs)
+        joint, masked = self.apart(arguments)
+        return self.stack(joint, masked, batch_size(arguments.inputs))
+
+    def apart(self, arguments: Arguments) -> tuple[Tensor, Tensor]:
+        """The joint logits (B, C), and those of the masked rows ((2**M - 2) * B, C), each with a graph of its own."""
         run = self._parted or self._whole
-        joint, masked = run(arguments, batch)
+        return run(arguments, batch_size(arguments.inputs))
+
+    def stack(self, joint: Tensor, masked: Tensor, batch: int) -> Tensor:
+        """What `apart` gives for a batch of B as masked logits (2**M - 1, B, C).
+
+        Raises:
+            ValueError: they are not logits.
+        """
         return _stack(joint, masked, batch, len(self.modalities))
 
     def encoders(self) -> dict[str, nn.Module]:

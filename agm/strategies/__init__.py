@@ -6,6 +6,7 @@ one. `strategies` has them by name.
 
 from agm.strategies.agm import AGM
 from agm.strategies.batch import Batch
+from agm.strategies.bounding import BoundedPasses
 from agm.strategies.g_blending import GBlending
 from agm.strategies.heads import LinearHead, linear_heads
 from agm.strategies.inforeg import InfoReg
@@ -29,6 +30,7 @@ __all__ = [
     "OGM",
     "OGMGE",
     "Batch",
+    "BoundedPasses",
     "Draw",
     "GBlending",
     "InfoReg",

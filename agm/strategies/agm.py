@@ -10,6 +10,7 @@ from agm.engine import AGM as Engine
 from agm.ops.reference import COEFFICIENTS, RATIOS, REFERENCE_RATIOS, SCORES
 from agm.strategies._checks import check_number
 from agm.strategies.batch import Batch
+from agm.strategies.bounding import BoundedPasses
 from agm.strategies.measuring import Batches
 from agm.strategies.smoothing import SmoothedModulator
 from agm.strategies.strategy import Common, Strategy
@@ -37,6 +38,9 @@ class AGM(Strategy):
             UR-Funny; their gap: none, 10 and 7.
         smoothing: of the coefficients over the steps, in [0, 1), see `agm.strategies.SmoothedModulator`; 0 is the
             published method.
+        bound: of what the masked passes may add to the gradient of an encoder, as a share of what the joint pass gives
+            it: below 1 no encoder's update turns around, and 0 leaves the joint pass's gradient times the mean
+            coefficient (`agm.strategies.BoundedPasses` has the formula). None, the published method, has no bound.
         common: see `Strategy`.
     """
 
@@ -51,6 +55,7 @@ class AGM(Strategy):
         floor: float = 1e-8,
         masked: Literal["exact", "shared"] = "exact",
         smoothing: float = 0.0,
+        bound: float | None = None,
         **common: Unpack[Common],
     ) -> None:
         super().__init__(network, **common)
@@ -69,6 +74,10 @@ class AGM(Strategy):
         if smoothing:
             modulator = SmoothedModulator(self.modalities, smoothing=smoothing, **settings)
             self.module.modulator = modulator.to(self.module.modulator.state.values.device)
+        self._bounded: BoundedPasses | None = None
+        if bound is not None:
+            check_number("bound", bound)
+            self._bounded = BoundedPasses(self.parts, bound, masked=masked, encoders=encoders)
 
     def begin_epoch(self, epoch: int, *, train: Batches | None = None, validation: Batches | None = None) -> None:
         super().begin_epoch(epoch)
@@ -77,7 +86,16 @@ class AGM(Strategy):
     def run(self, batch: Batch) -> tuple[dict[str, Any] | None, Tensor]:
         if batch.present is not None:
             raise ValueError("Expected no argument `present`: AGM masks modalities itself. Leave it out.")
+        if self._bounded is not None and self.module.modulator.active:
+            return None, self._bounded.forward(self.module.modulator, batch.inputs, batch.target)
         return None, self.module(**batch.inputs, target=batch.target)
+
+    def backward(self, batch: Batch) -> None:
+        loss = self.loss(batch)
+        if self._bounded is not None and self.module.modulator.active:
+            self._bounded.backward(loss)
+        else:
+            loss.backward()
 
     def statistics(self) -> dict[str, Tensor]:
         if not self.active:

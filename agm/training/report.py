@@ -91,7 +91,8 @@ class Progressing(Observer):
         self._line(f"{accuracy} after epoch {len(result.history)}  {time}")
 
     def _line(self, text: str) -> None:
-        self._console.print(f"{self._label}  {text}" if self._label else text, highlight=False, markup=False)
+        line = f"{self._label}  {text}" if self._label else text
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def result_table(result: Result) -> Group:
@@ -120,10 +121,9 @@ def result_table(result: Result) -> Group:
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> Group:
-    """Mean, standard deviation and paired difference of every figure."""
+    """Mean, standard deviation and paired difference of every figure, a section a figure."""
     first = comparisons[0].method
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("figure", no_wrap=True)
     table.add_column("method", overflow="fold")
     table.add_column("mean ± sd", justify="right", no_wrap=True)
     table.add_column(Text(f"difference\nto {first} [95 %]", justify="right"), justify="right", no_wrap=True)
@@ -131,15 +131,15 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Group:
     shown = ("", "")
     for comparison in comparisons:
         place = (comparison.fusion, comparison.metric)
-        repeated = place == shown
-        if shown[1] and not repeated:
-            table.add_section()
+        if place != shown:
+            if shown[1]:
+                table.add_section()
+            title = f"{comparison.fusion}: " if comparison.fusion else ""
+            table.add_row(Text(title + title_of(comparison.metric), style="bold"))
         shown = place
         claims = comparison.verdict in ("", "higher", "lower")
-        title = f"{comparison.fusion}: " if comparison.fusion else ""
         table.add_row(
-            Text("" if repeated else title + title_of(comparison.metric)),
-            Text(comparison.method),
+            Text("  " + comparison.method),
             spread(comparison),
             Text(interval(comparison)),
             comparison.verdict if claims else "none",

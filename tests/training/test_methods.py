@@ -20,7 +20,7 @@ SHAPES = {"audio": (6,), "image": (1, 4, 4)}
 # Settings under which each of them does something within a few epochs.
 ACTIVE = {
     "joint": {},
-    "agm": {"smoothing": 0.5},
+    "agm": {"smoothing": 0.5, "bound": 0.5},
     "ogm": {"alpha": 0.8},
     "ogm-ge": {"alpha": 0.8},
     "mslr": {"window": 1, "initial": {"audio": 0.5, "image": 1.5}},
