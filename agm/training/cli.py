@@ -179,26 +179,11 @@ def compare_command(
     fusions = _choice("fusion", given, recorded, split_variants)
     seeds = seeds if _was_given("seeds") else recorded.get("seeds", seeds)
     folder, console = Path(out), Console()
-    opened: list[report.Progressing] = []
-
-    def observer(method: str, seed: int) -> report.Progressing:
-        opened.append(report.Progressing(console, f"{method} seed {seed}", brief=True))
-        return opened[-1].__enter__()
-
-    def finished(result: Result) -> None:
-        opened[-1].__exit__()
-        opened[-1].summarise(result)
-        if not RunFolder(result.folder).picture.exists():
-            _draw(result)
-
     config = replace(config, fusion=fusions[0] if fusions else config.fusion)
-    try:
-        comparisons = compare_methods(config, names, seeds, folder, observer, finished, fusions=fusions, jobs=jobs)
-    except KeyboardInterrupt:
-        _interrupted("Interrupted.", "the same command: finished runs are not repeated")
-    finally:
-        if opened:
-            opened[-1].__exit__()
+    with _Runs(console, ahead=jobs > 1) as runs:
+        comparisons = compare_methods(
+            config, names, seeds, folder, runs.observer, runs.finished, fusions=fusions, jobs=jobs
+        )
     command = tables.command_line(config, names, seeds, fusions)
     wide = len(fusions) > 1 or len(names) > 4
     tables.write_csv(folder / "compare.csv", comparisons, config.seed)
@@ -241,7 +226,7 @@ def tune_command(
     \b
     agm tune --method agm --setting alpha=0.25,0.5,1,1.5,2.5 --seeds 3 --validation 0.2
     """
-    _require("tomli_w")
+    _require("matplotlib", "tomli_w")
     settings |= _given_options(options)
     config = read_config(config_file, settings) if config_file else Config(**settings)
     _refuse_unused(settings, config.method)
@@ -249,26 +234,48 @@ def tune_command(
     if len(grid) != len(choices):
         raise UserError(f"Expected every --setting to have its own name, but got {', '.join(choices)}. Merge them.")
     folder, console = Path(out), Console()
-    opened: list[report.Progressing] = []
-
-    def observer(method: str, seed: int) -> report.Progressing:
-        opened.append(report.Progressing(console, f"{method} seed {seed}", brief=True))
-        return opened[-1].__enter__()
-
-    def finished(result: Result) -> None:
-        opened[-1].__exit__()
-        opened[-1].summarise(result)
-
-    try:
-        trials = tune_method(config, grid, seeds, folder, observer, finished)
-    except KeyboardInterrupt:
-        _interrupted("Interrupted.", "the same command: finished runs are not repeated")
-    finally:
-        if opened:
-            opened[-1].__exit__()
+    with _Runs(console) as runs:
+        trials = tune_method(config, grid, seeds, folder, runs.observer, runs.finished)
     write_trials(folder / "tune.csv", trials, config.seed)
     console.print(report.trials_table(trials))
     console.print(f"chosen: {best(trials).variant.label}  (tune.csv: {folder})", highlight=False, soft_wrap=True)
+
+
+class _Runs:
+    """Shows many runs, a line each, and draws those that have no picture. Use as a context.
+
+    Args:
+        console: where they are shown.
+        ahead: whether other processes train them, so that they are finished when this one comes to them.
+    """
+
+    def __init__(self, console: Console, ahead: bool = False) -> None:
+        self._console, self._ahead = console, ahead
+        self._shown: report.Progressing | None = None
+
+    def __enter__(self) -> _Runs:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._close()
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            _interrupted("Interrupted.", "the same command: finished runs are not repeated")
+
+    def observer(self, method: str, seed: int) -> report.Progressing:
+        self._shown = report.Progressing(self._console, f"{method} seed {seed}", brief=True)
+        return self._shown.__enter__()
+
+    def finished(self, result: Result) -> None:
+        if (shown := self._close()) is not None:
+            shown.summarise(result, whole=self._ahead)
+        if not RunFolder(result.folder).picture.exists():
+            _draw(result)
+
+    def _close(self) -> report.Progressing | None:
+        shown, self._shown = self._shown, None
+        if shown is not None:
+            shown.__exit__()
+        return shown
 
 
 def _given_options(options: Sequence[str]) -> dict[str, Any]:

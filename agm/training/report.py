@@ -83,10 +83,10 @@ class Progressing(Observer):
         elif not self._brief:
             self._line(f"epoch {self.epochs}/{self.total}  {figures}  {row['seconds']:.1f} s")
 
-    def summarise(self, result: Result) -> None:
-        """One line for a finished run."""
-        seconds = sum(row["seconds"] for row in result.history[self._began :])
-        time = f"{seconds:.1f} s" if self.epochs > self._began else "finished before"
+    def summarise(self, result: Result, whole: bool = False) -> None:
+        """One line for a finished run, with the time of its epochs from here on, or of the `whole` of it."""
+        seconds = sum(row["seconds"] for row in result.history[0 if whole else self._began :])
+        time = f"{seconds:.1f} s" if whole or self.epochs > self._began else "finished before"
         accuracy = f"accuracy {100 * result.evaluation.accuracy:.1f} %"
         self._line(f"{accuracy} after epoch {len(result.history)}  {time}")
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from agm.strategies import Draw, Outcome, Strategy, build, options_of, strategies
+from agm.strategies import Draw, Outcome, Strategy, build, linear_heads, options_of, strategies
 
 from .networks import Loader, assert_same, batch_of, belongs, early, gradients, gradients_of, late, take
 
@@ -243,6 +244,30 @@ def test_statistics_of_a_batch_are_computed_once(build_network):
     absent = {**inputs, "audio": torch.zeros_like(inputs["audio"])}
     torch.testing.assert_close(masked[1], network(**absent).detach())
     torch.testing.assert_close(masked[2], network(**inputs).detach())
+
+
+class NothingIsRead(TorchDispatchMode):
+    """Refuses what would wait for a GPU: a number or a condition from a tensor, and shapes that depend on values."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("build_network", [late, early])
+@pytest.mark.parametrize("name", [name for name in strategies if name != "agm"])
+def test_no_step_reads_from_the_device(name, build_network):
+    """All but AGM, whose checks of the target read it on the CPU alone."""
+    network, (inputs, target) = build_network(), batch_of()
+    heads = linear_heads(network.widths, 4) if strategies[name].trains_heads else None
+    strategy = build(name, network, heads=heads)
+    splits = {"train": Loader((inputs, target)), "validation": Loader((inputs, target))}
+    for epoch in range(3):
+        strategy.begin_epoch(epoch, **splits)
+        with NothingIsRead():
+            take(strategy, inputs, target)
+            strategy.statistics()
+        strategy.end_epoch(**splits)
 
 
 def test_the_registry():

@@ -108,6 +108,15 @@ def test_compare_several_fusions_again_from_its_file(options, tmp_path, capsys):
     assert (tmp_path / "one/compare.csv").read_text() == table
 
 
+def test_ctrl_c_in_a_comparison_says_how_to_go_on(options, capsys, monkeypatch):
+    def interrupted(self, samples):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer._Trainer, "_take_step", interrupted)
+    message = failure(capsys, "compare", "--seeds", "1", *options, status=130)
+    assert message == "Interrupted. Continue with: the same command: finished runs are not repeated\n"
+
+
 def test_tune_prints_and_writes_what_it_chose(options, tmp_path, capsys):
     arguments = ["tune", "--setting", "alpha=0,2", "--seeds", "1", "--validation", "0.3", *options, "--epochs", "1"]
     assert main(arguments) == 0
