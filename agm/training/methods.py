@@ -108,12 +108,21 @@ def _strategy(kind: str, config: Config, network: FactorisedNetwork, num_classes
     has_losses = strategies[kind].trains_heads or settings.get("multi_loss") is True
     if has_losses and not hasattr(network, "unimodal_logits"):
         settings["heads"] = linear_heads(network.widths, num_classes)
+
+    def present_optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.SGD:
+        """Like the run's own, at the learning rate that it has now."""
+        optimizer = new_optimizer(config, parameters)
+        if strategy.optimizer is not None:
+            optimizer.param_groups[0]["lr"] = strategy.optimizer.param_groups[0]["lr"]
+        return optimizer
+
     if "make_optimizer" in options_of(kind):
-        settings["make_optimizer"] = lambda parameters: new_optimizer(config, parameters)
+        settings["make_optimizer"] = present_optimizer
     try:
-        return strategies[kind](network, **settings)
+        strategy = strategies[kind](network, **settings)
     except (TypeError, ValueError) as error:
         raise UserError(f"{error} It was set for method {kind!r}, by --option or in [options].") from error
+    return strategy
 
 
 def new_optimizer(config: Config, parameters: Iterable[nn.Parameter]) -> torch.optim.SGD:

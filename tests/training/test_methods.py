@@ -206,3 +206,13 @@ def test_noise_follows_the_seed(settings, tmp_path):
     assert same(weights(tmp_path / "one"), weights(tmp_path / "two"))
     assert not same(weights(tmp_path / "one"), weights(tmp_path / "three"))
     assert isinstance(methods.build_method(config, SHAPES, 3).strategy, OGMGE)
+
+
+def test_copies_of_g_blending_train_at_the_present_learning_rate(settings):
+    config = settings(method="g-blending", lr=0.1, momentum=0.5)
+    strategy = methods.build_method(config, SHAPES, 3).strategy
+    assert len(strategy.heads) == 2  # early fusion does not split
+    assert strategy.make_optimizer(strategy.parameters()).param_groups[0]["lr"] == 0.1
+    strategy.optimizer = torch.optim.SGD(strategy.parameters(), lr=0.003)
+    group = strategy.make_optimizer(strategy.parameters()).param_groups[0]
+    assert (group["lr"], group["momentum"]) == (0.003, 0.5)
