@@ -1,18 +1,47 @@
 """The modulation of additive fusions: a linear layer on concatenated features, or summed unimodal logits."""
 
 from collections.abc import Sequence
-from typing import Any
+from functools import reduce
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from agm import ops
-from agm.functional import _check_state, _check_step
+from agm import general, ops
+from agm.general import Settings
 from agm.ops import _checks
+from agm.ops.reference import accumulation_dtype
+from agm.sampling import SubsetSample
 from agm.state import ModulationState
+from agm.stepcheck import check_backend, check_presence, check_state, check_step
+from agm.subsets import proper_subsets
 
-__all__ = ["fused_modulate_additive"]
+__all__ = ["AdditiveLogits", "fused_modulate_additive"]
+
+
+class AdditiveLogits(NamedTuple):
+    """Masked logits that are a sum over the modalities, beside joint logits of a pass of their own.
+
+    `z_S = sum_{m in S} p_m + sum_{m not in S} q_m` for every proper subset S. `agm.Modulator` takes them where it takes
+    masked logits.
+
+    Attributes:
+        present: p_m (B, C), one a modality.
+        absent: q_m (1, C), one a modality.
+        joint: (B, C), the joint logits.
+    """
+
+    present: list[Tensor]
+    absent: list[Tensor]
+    joint: Tensor
+
+    def stacked(self, sample: SubsetSample | None = None) -> Tensor:
+        """(2**M - 1, B, C), as `agm.masked_logits` returns it; (R, B, C) of a sample of subsets."""
+        subsets = proper_subsets(len(self.present)) if sample is None else sample.subsets[:-1]
+        pairs = list(enumerate(zip(self.present, self.absent, strict=True)))
+        rows = [reduce(torch.add, (one if subset >> m & 1 else none for m, (one, none) in pairs)) for subset in subsets]
+        return torch.stack([*rows, self.joint])
 
 
 class _ScaleParts(torch.autograd.Function):
@@ -64,6 +93,7 @@ def fused_modulate_additive(
     floor: float = 1e-8,
     ignore_index: int = -100,
     update: bool = True,
+    available: Tensor | None = None,  # (B, M)
     backend: str = "auto",
 ) -> Tensor:
     """`fused_modulate` where the modalities add up to the logits: cost O(M) for any number of them, up to 16.
@@ -100,6 +130,8 @@ def fused_modulate_additive(
         bias: (C,), cast to the dtype of `present`; None for none, and where `joint_logits` are given.
         joint_logits: (B, C) of the dtype of `present`: the logits of the joint pass, where it used other features.
         alpha, max_gap, floor, ignore_index, update, backend: as in `fused_modulate`.
+        available: (B, M) bool, which samples have which modalities: what `present` is to `fused_modulate`. Where a
+            sample lacks one, its p_m is not looked at, q_m stands for it, and it takes no part.
 
     Returns:
         (B, C) of the dtype of `present`, the joint logits.
@@ -113,19 +145,26 @@ def fused_modulate_additive(
     """
     max_gap = _checks.check_modulation(alpha, max_gap, floor)
     _checks.check_ignore_index(ignore_index)
-    _check_state(state)
+    check_state(state)
     first = _checks.check_present(present, state.num_modalities)
     _checks.check_absent(absent, state.num_modalities, first)
     if bias is not None:
         _checks.check_bias(bias, first, joint_logits is not None)
     if joint_logits is not None:
         _checks.check_joint_logits(joint_logits, first)
-    _check_step(target, state, first, ignore_index)
+    check_step(target, state, first, ignore_index)
+    if available is not None:
+        check_presence("available", available, first.shape[-2], state.num_modalities, first.device)
+        check_backend(backend, "available")
 
     stacked = present if isinstance(present, Tensor) else torch.stack(list(present))
     rows = absent if isinstance(absent, Tensor) else torch.stack([row.view(-1) for row in absent])
     rows = rows.reshape(stacked.shape[0], -1).to(stacked.dtype)
     bias = None if bias is None else bias.to(stacked.dtype)
+    settings = Settings(float(alpha), max_gap, float(floor), ignore_index, update)
+    if available is not None:
+        own, joint = _available_responses(stacked, rows, bias, joint_logits, available)
+        return general.modulate_responses(own, joint, target.long(), state.values, state.counts, settings, available)
     computed, scales = ops.modulate_additive(
         stacked,
         rows,
@@ -134,11 +173,7 @@ def fused_modulate_additive(
         target.long(),
         state.values,
         state.counts,
-        alpha=float(alpha),
-        max_gap=max_gap,
-        floor=float(floor),
-        ignore_index=ignore_index,
-        update=update,
+        **settings._asdict(),
         backend=backend,
     )
     logits = computed if joint_logits is None else joint_logits.detach()
@@ -147,3 +182,24 @@ def fused_modulate_additive(
         return logits
     result: Tensor = _ScaleParts.apply(*parts, logits, scales, backend)
     return result
+
+
+def _available_responses(
+    present: Tensor, absent: Tensor, bias: Tensor | None, joint_logits: Tensor | None, available: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mono-modal responses (M, B, C), with gradients, and the joint logits (B, C) that they sum to.
+
+    What no modality adds is shared by those that a sample has; by all if it has none.
+    """
+    wide = accumulation_dtype(present.dtype)
+    here = available.T.unsqueeze(-1)  # (M, B, 1)
+    added = torch.where(here, present.to(wide) - absent.to(wide).unsqueeze(1), 0.0)
+    if joint_logits is None:
+        common = absent.to(wide).sum(0) if bias is None else absent.to(wide).sum(0) + bias.to(wide)
+        joint = (common + added.sum(0)).to(present.dtype)
+        left = common.expand_as(joint)
+    else:
+        joint = joint_logits
+        left = joint.to(wide) - added.sum(0)
+    shares = torch.where(here.any(0), here, True).to(wide)
+    return added + shares / shares.sum(0) * left, joint

@@ -15,6 +15,7 @@ from agm.modulator import Modulator
 from agm.onepass import Passes
 from agm.ops._checks import check_classes, check_target
 from agm.plan import Plan
+from agm.sampling import SubsetSampler
 
 __all__ = ["AGM"]
 
@@ -49,6 +50,10 @@ class AGM(nn.Module):
         encoders: modality -> path of its encoder in the network, as in `agm.masked_logits`.
         passes: of each encoder in exact mode: "auto", "one" or "two", as in `agm.masked_logits`.
         max_rows, checkpoint: bounds of the memory of the masked passes, as in `agm.masked_logits`.
+        subsets: how many proper subsets a step may evaluate, at least 2 (M - 1): others are drawn in every step, as by
+            `agm.sample_subsets`, and the responses are estimates. None: all 2**M - 2. A fusion that is a sum over the
+            modalities needs none and is exact. Compiled, the drawing breaks the graph.
+        seed: of the draws.
         start: first epoch that is modulated; set `epoch` then, also after resuming, for it is not in the state dict.
         stop: first epoch that no longer is; None for no end.
 
@@ -76,6 +81,8 @@ class AGM(nn.Module):
         passes: Passes = "auto",
         max_rows: int | None = None,
         checkpoint: bool = False,
+        subsets: int | None = None,
+        seed: int = 0,
         start: int = 0,
         stop: int | None = None,
         backend: str = "auto",
@@ -91,11 +98,13 @@ class AGM(nn.Module):
         }
         self._passes = MaskedPasses(network, modalities, **self._options)
         self._options["modalities"] = self._passes.modalities
-        if "target" in inspect.signature(network.forward).parameters:
+        taken = {"target": "the class indices", "present": "which samples have which modalities"}
+        for name in taken.keys() & inspect.signature(network.forward).parameters.keys():
             raise ValueError(
-                "Expected the network's forward to have no parameter `target`, since AGM takes the class indices under "
+                f"Expected the network's forward to have no parameter `{name}`, since AGM takes {taken[name]} under "
                 "that name and does not pass them on. Rename the network's."
             )
+        self.sampler = None if subsets is None else SubsetSampler(len(self._passes.modalities), subsets, seed)
         self.module = network
         self.absent = nn.Module()  # what is learnt of absent inputs: parameters and modules among them
         for name, value in self._passes.absent.items():
@@ -138,12 +147,16 @@ class AGM(nn.Module):
     def epoch(self, epoch: int) -> None:
         self.modulator.epoch = epoch
 
-    def forward(self, *args: Any, target: Tensor | None = None, **kwargs: Any) -> Tensor:
+    def forward(self, *args: Any, target: Tensor | None = None, present: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Joint logits (B, C).
 
         Args:
             args, kwargs: what the network's forward takes; the modalities by keyword, or by position as there.
             target: (B,) class indices; needed in training.
+            present: (B, M) bool, which samples have which modalities, a column each in their order; None: all have all.
+                Where a sample lacks one, whatever its input holds is replaced by an absent one, in eval mode too; in
+                training it counts in no score of that modality, as in `agm.fused_modulate`. Batch norm in training mode
+                sees the absent inputs among the others.
 
         Raises:
             ValueError: a modality or the target is missing, or inputs do not fit together; as `agm.masked_logits` and
@@ -151,17 +164,21 @@ class AGM(nn.Module):
         """
         modulates = self.modulator.active and self.training
         self._follow()
-        if not modulates and self._passes.binding.is_verbatim(args):
+        if not modulates and present is None and self._passes.binding.is_verbatim(args):
             return cast(Tensor, self.module(*args, **kwargs))
         for name in self.absent._parameters.keys() | self.absent._modules.keys():
             self._passes.absent[name] = getattr(self.absent, name)  # loading may have put another in its place
         arguments = self._passes.binding.split(args, kwargs)
         if not modulates:
-            return cast(Tensor, self._passes.binding.call(arguments))
+            return cast(Tensor, self._passes.joint(arguments, present))
         self._check(arguments.inputs, target)
-        masked = self._passes(arguments)
-        self._classes = masked.shape[2]
-        return cast(Tensor, self.modulator(masked, target))
+        sample = None if self.sampler is None else self.sampler()
+        masked = self._passes(arguments, present, sample)
+        self._classes = (masked if isinstance(masked, Tensor) else masked.joint).shape[-1]
+        logits = self.modulator(masked, target, present=present, sample=sample)
+        if self.sampler is not None:
+            self.sampler.draws += 1
+        return cast(Tensor, logits)
 
     def plan(self) -> Plan:
         """What a training step computes: which rows go through which part of the network, in which mode, and why.
@@ -174,7 +191,7 @@ class AGM(nn.Module):
             ValueError: a training step would refuse the network.
         """
         self._follow()
-        plan = self._passes.plan()
+        plan = self._passes.plan(None if self.sampler is None else self.sampler.rows())
         start, stop = self.modulator.start, self.modulator.stop
         if (start, stop) == (0, None):
             return plan

@@ -1,7 +1,9 @@
 """Masked passes of a network that is built to be factorised: `encoders` and `fuse(features) -> logits`."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import replace
+from functools import partial
+from typing import Any, cast
 from weakref import WeakSet
 
 import torch
@@ -12,10 +14,12 @@ from agm.absent import Absent, absent_input, is_rows
 from agm.answering import answering
 from agm.binding import Arguments
 from agm.chunks import Chunks
+from agm.deferral import Deferral, declares_sum, deferral, fusion_line, refused
+from agm.deferred import CannotDefer, Deferred, Rows, written
 from agm.modes import evaluation, mixes_samples
 from agm.onepass import OWN_WAY, Choice, Choices, JointCall, Passes, check_apart, checked, choose, in_common
-from agm.plan import Line, encoder_lines, fusion_lines
-from agm.subsets import aligned, blocks, combine, copied, stacked
+from agm.plan import Line, encoder_lines
+from agm.subsets import aligned, blocks, combine, copied, lacking, stacked
 
 __all__ = ["FactorisedPasses", "is_factorised"]
 
@@ -50,53 +54,114 @@ class FactorisedPasses:
         self.passes = passes
         self.chunks = chunks
         self._choices = Choices()
+        self._declares_sum = declares_sum(network)
 
-    def __call__(self, arguments: Arguments, batch: int) -> tuple[Tensor, Tensor]:
-        """Joint logits (B, C) in the network's mode, and masked logits ((2**M - 2) * B, C)."""
+    def __call__(
+        self, arguments: Arguments, rows: Rows, here: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor | Mapping[int, Tensor]]:
+        """Joint logits (B, C) in the network's mode, and the masked logits.
+
+        Args:
+            arguments: of forward.
+            rows: samples and subsets.
+            here: modality -> (B,), which samples have it; in the inputs of the others it is absent already.
+
+        Returns:
+            the joint logits, and the masked ones (len(rows), C), or where they are a sum what each modality adds to
+            them: its bit -> (B + 1, C), that of its absent row last.
+        """
         inputs = arguments.inputs
         if arguments.others or arguments.rest:
             raise TypeError(
                 f"Expected no arguments beside the modalities {self.modalities} for a network with `encoders` and "
                 f"`fuse`, but got {len(arguments.others)} more by position and {list(arguments.rest)} by keyword."
             )
-        in_chunks = bool(self.chunks or mixes_samples(self.network))
-        parts = self.chunks.parts(self.network, batch, 2 ** len(self.modalities) - 2) if in_chunks else []
         # Before the joint pass, since an encoder may write to its input.
-        rows, calls = {}, {}
+        given, calls = {}, {}
         for name in self.modalities:
             absent = aligned(absent_input(name, inputs[name], self.absent.get(name)))
-            if call := self._joint_call(name, inputs[name], absent, batch):
+            if call := self._joint_call(name, inputs[name], absent, rows.batch):
                 calls[name] = call
-            rows[name] = absent if self.shared or call else stacked(inputs[name], absent)
+            given[name] = absent if self.shared or call else stacked(inputs[name], absent)
         with answering({call.encoder: call for call in calls.values()}):
             joint, present = self._joint(inputs)
         parted = {}
         with evaluation(self.network):
             for name in self.modalities:
-                parted[name] = self._features(name, rows[name], present.get(name), calls.get(name), batch)
-            if not in_chunks:
-                return joint, self.network.fuse(self._masked(parted))
-        return joint, self.chunks.run(self.network, lambda part: self.network.fuse(self._masked(parted, part)), parts)
+                features = self._features(name, given[name], present.get(name), calls.get(name), rows.batch)
+                # What the joint pass made of an absent input is, where it depends on the mode, not what an absent
+                # modality's features are.
+                if self.shared and here is not None:
+                    features = lacking(*features, here[name]), features[1]
+                parted[name] = features
+        return joint, self._fused(parted, rows)
+
+    def _fused(self, parted: Mapping[str, tuple[Any, Any]], rows: Rows) -> Tensor | Mapping[int, Tensor]:
+        """What `fuse` makes of the masked rows, in as few of them as it can."""
+        compiling = torch.compiler.is_compiling()
+        with evaluation(self.network):
+            if compiling:  # a compiler cannot look into deferred rows
+                found = Deferral("rows")
+                if self._declares_sum and (declared := self._declared(parted)) is not None:
+                    return declared
+            else:
+                found = deferral(self.network, lambda some, deferred: self._fuse(parted, some, deferred), rows)
+            if found.how == "sum":
+                logits = self._deferred(parted, rows)
+                terms = logits.summands() if isinstance(logits, Deferred) else None
+                return written(logits) if terms is None else terms
+            if not self.chunks and not mixes_samples(self.network):
+                return self._written(parted, rows, found)
+        parts = self.chunks.parts(self.network, rows.batch, len(rows.subsets))
+
+        def run(part: range | None) -> Tensor:
+            return self._written(parted, replace(rows, part=part), found)
+
+        return cast(Tensor, self.chunks.run(self.network, run, parts))
+
+    def _declared(self, parted: Mapping[str, tuple[Any, Any]]) -> Mapping[int, Tensor] | None:
+        """What each modality adds to the logits, by a network that tells it, of features with one absent row."""
+        absent = [leaf for _, rows in parted.values() for leaf in pytree.tree_leaves(rows)]
+        if len(absent) != len(parted) or any(leaf.shape[0] != 1 for leaf in absent):
+            return None
+        few = {name: torch.cat(features) for name, features in parted.items()}
+        terms: Mapping[str, Tensor] = self.network.unimodal_logits(few)
+        return {bit: terms[name] for bit, name in enumerate(self.modalities)}
+
+    def _deferred(self, parted: Mapping[str, tuple[Any, Any]], rows: Rows) -> Any:
+        try:
+            return self._fuse(parted, rows, True)
+        except CannotDefer as error:  # on a way through `fuse` that it has not taken before
+            refused(self.network, None, error)
+            return self._fuse(parted, rows, False)
+
+    def _written(self, parted: Mapping[str, tuple[Any, Any]], rows: Rows, found: Deferral) -> Tensor:
+        if found.how == "rows":
+            return cast(Tensor, self._fuse(parted, rows, False))
+        return cast(Tensor, written(self._deferred(parted, rows)))
+
+    def _fuse(self, parted: Mapping[str, tuple[Any, Any]], rows: Rows, deferred: bool) -> Any:
+        """`fuse` on the features of `rows`, deferred or written out; a part of the samples takes their first ones."""
+        features = {}
+        for bit, name in enumerate(self.modalities):
+            present, absent = parted[name]
+            place = partial(_deferred_leaf if deferred else _written_leaf, rows, bit)
+            features[name] = pytree.tree_map(place, present, absent)
+        return self.network.fuse(features)
 
     def encoders(self) -> dict[str, nn.Module]:
         """Modality -> its encoder."""
         return {name: self.network.encoders[name] for name in self.modalities}
 
-    def plan(self) -> list[Line]:
-        """The passes of a training step, if the numbers of the first agree."""
+    def plan(self, subsets: int) -> list[Line]:
+        """The passes of a training step with `subsets` masked subsets, if the numbers of the first agree."""
         device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
         lines = []
         for name, encoder in self.encoders().items():
             choice = self._choices(name, self._choose(name, device))
             lines += encoder_lines(self.network, name, encoder, choice)
-        return [*lines, *fusion_lines("fusion", self.modalities, self.chunks.describe(self.network))]
-
-    def _masked(self, parted: Mapping[str, tuple[Any, Any]], part: range | None = None) -> dict[str, Any]:
-        """From present and absent features those of the masked rows, or of the rows in `part` of them."""
-        return {
-            name: combine(*parted[name], blocks(bit, len(self.modalities)), part)
-            for bit, name in enumerate(self.modalities)
-        }
+        note = self.chunks.describe(self.network)
+        return [*lines, *fusion_line("fusion", self.modalities, self.network, note, subsets)]
 
     def _choose(self, name: str, device: torch.device) -> Choice:
         if self.shared:
@@ -214,3 +279,16 @@ def _parted(name: str, features: Any, batch: int) -> tuple[Any, Any]:
     present = pytree.tree_map(lambda leaf: leaf[:batch] if is_rows(leaf) else leaf, features)
     absent = pytree.tree_map(lambda leaf: leaf[batch:] if is_rows(leaf) else leaf, features)
     return present, absent
+
+
+def _written_leaf(rows: Rows, bit: int, present: Any, absent: Any) -> Any:
+    if not is_rows(present):
+        return present
+    absent = absent[: rows.batch]
+    return combine(present[: rows.batch], absent, blocks(bit, rows.subsets), rows.part)
+
+
+def _deferred_leaf(rows: Rows, bit: int, present: Any, absent: Any) -> Any:
+    if not is_rows(present):
+        return present
+    return Deferred.of(rows, bit, torch.cat([present[: rows.batch], absent[: rows.batch]]))

@@ -3,13 +3,17 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from agm import ops
+from agm import general, ops
+from agm.general import Settings
 from agm.ops import _checks
 from agm.ops.reference import accumulation_dtype
+from agm.sampling import SubsetSample
 from agm.state import ModulationState
+from agm.stepcheck import check_backend, check_presence, check_sample, check_state, check_step
 
 __all__ = ["fused_modulate", "fused_modulate_cross_entropy"]
 
@@ -67,23 +71,6 @@ class _CrossEntropyOfSubsets(torch.autograd.Function):
         return grad, *[None] * 9
 
 
-def _check_state(state: ModulationState) -> None:
-    if not isinstance(state, ModulationState):
-        raise TypeError(f"Expected argument `state` to be an agm.ModulationState, but got {type(state).__name__}.")
-
-
-def _check_step(target: Tensor, state: ModulationState, logits: Tensor, ignore_index: int) -> None:
-    """The target and the state beside logits (..., B, C)."""
-    batch, classes = logits.shape[-2:]
-    _checks.check_target(target, batch, logits.device)
-    _checks.check_classes(target, classes, ignore_index)
-    if state.values.device != logits.device:
-        raise ValueError(
-            f"Expected argument `state` to be on {logits.device}, where the logits are, but it is on "
-            f"{state.values.device}. Move it with state.to(logits.device)."
-        )
-
-
 def _check(
     masked_logits: Tensor,
     target: Tensor,
@@ -92,13 +79,23 @@ def _check(
     max_gap: float | None,
     floor: float,
     ignore_index: int,
+    present: Tensor | None,
+    sample: SubsetSample | None,
+    backend: str,
 ) -> float:
     """What both functions check before they compute anything; returns `max_gap` as a float."""
     gap = _checks.check_modulation(alpha, max_gap, floor)
     _checks.check_ignore_index(ignore_index)
-    _check_state(state)
-    _checks.check_masked_logits(masked_logits, state.num_modalities)
-    _check_step(target, state, masked_logits, ignore_index)
+    check_state(state)
+    if sample is None:
+        _checks.check_masked_logits(masked_logits, state.num_modalities)
+    else:
+        check_sample(sample, masked_logits, state.num_modalities)
+        check_backend(backend, "sample")
+    check_step(target, state, masked_logits, ignore_index)
+    if present is not None:
+        check_presence("present", present, masked_logits.shape[1], state.num_modalities, masked_logits.device)
+        check_backend(backend, "present")
     return gap
 
 
@@ -112,6 +109,8 @@ def fused_modulate(
     floor: float = 1e-8,
     ignore_index: int = -100,
     update: bool = True,
+    present: Tensor | None = None,  # (B, M)
+    sample: SubsetSample | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Adaptive gradient modulation of one batch: returns the joint logits, whose backward is modulated.
@@ -142,6 +141,13 @@ def fused_modulate(
         floor: smallest probability in the scores, in [0, 1): a sample's score is at most -log(floor).
         ignore_index: rows with this target count in no score.
         update: False leaves `state` as it is, its statistics too.
+        present: (B, M) bool, which samples have which modalities; None: all have all. The rows must have been computed
+            with absent inputs where a sample lacks a modality, as `agm.masked_logits(present=...)` does. There it
+            contributes nothing: its response is 0, the others' are the Shapley values among them, its score is the mean
+            over the samples that have it, and it gets no gradient. A modality that no sample of the batch has takes no
+            part in the step and keeps its running score. For the reference backend.
+        sample: what `agm.sample_subsets` drew, where `masked_logits` (R, B, C) hold these subsets instead of all: the
+            responses are then estimates. For the reference backend.
         backend: "auto", or the name of one in `agm.backends()`, which is then used or raises.
 
     Returns:
@@ -152,19 +158,18 @@ def fused_modulate(
         ValueError: a shape, device, class index or setting that cannot be; nothing has been computed then.
         RuntimeError: a backend asked for by name cannot serve here.
     """
-    max_gap = _check(masked_logits, target, state, alpha, max_gap, floor, ignore_index)
-    subset_scales = ops.modulate(
-        masked_logits,
-        target.long(),
-        state.values,
-        state.counts,
-        alpha=float(alpha),
-        max_gap=max_gap,
-        floor=float(floor),
-        ignore_index=ignore_index,
-        update=update,
-        backend=backend,
-    )
+    max_gap = _check(masked_logits, target, state, alpha, max_gap, floor, ignore_index, present, sample, backend)
+    settings = Settings(float(alpha), max_gap, float(floor), ignore_index, update)
+    if present is not None:
+        masked_logits = general.restricted(masked_logits, present, sample)
+    if present is not None or sample is not None:
+        subset_scales = general.modulate_rows(
+            masked_logits, target.long(), state.values, state.counts, settings, present, sample
+        )
+    else:
+        subset_scales = ops.modulate(
+            masked_logits, target.long(), state.values, state.counts, **settings._asdict(), backend=backend
+        )
     if not (torch.is_grad_enabled() and masked_logits.requires_grad):
         return masked_logits[-1]
     logits: Tensor = _ScaleSubsets.apply(masked_logits, subset_scales, backend)
@@ -183,6 +188,8 @@ def fused_modulate_cross_entropy(
     weight: Tensor | None = None,  # (C,)
     label_smoothing: float = 0.0,
     update: bool = True,
+    present: Tensor | None = None,  # (B, M)
+    sample: SubsetSample | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """`fused_modulate` together with the mean cross-entropy of the joint logits, which are read once for both.
@@ -191,7 +198,8 @@ def fused_modulate_cross_entropy(
     smoothing belong to the loss alone; the scores are plain cross-entropies.
 
     Args:
-        masked_logits, target, state, alpha, max_gap, floor, ignore_index, update, backend: as in `fused_modulate`.
+        masked_logits, target, state, alpha, max_gap, floor, ignore_index, update, present, sample, backend: as in
+            `fused_modulate`; with `present` or `sample` the loss is torch's own.
         weight: (C,) class weights, as in `torch.nn.functional.cross_entropy`; constants, they get no gradient.
         label_smoothing: in [0, 1], as there.
 
@@ -205,11 +213,29 @@ def fused_modulate_cross_entropy(
             cannot be.
     """
     _checks.check_label_smoothing(label_smoothing)
-    max_gap = _check(masked_logits, target, state, alpha, max_gap, floor, ignore_index)
+    max_gap = _check(masked_logits, target, state, alpha, max_gap, floor, ignore_index, present, sample, backend)
+    wide = accumulation_dtype(masked_logits.dtype)
     if weight is not None:
         _checks.check_class_weight(weight, masked_logits)
-        weight = weight.detach().to(accumulation_dtype(masked_logits.dtype))
+        weight = weight.detach().to(wide)
     target = target.long()
+    if present is not None or sample is not None:
+        logits = fused_modulate(
+            masked_logits,
+            target,
+            state,
+            alpha=alpha,
+            max_gap=max_gap,
+            floor=floor,
+            ignore_index=ignore_index,
+            update=update,
+            present=present,
+            sample=sample,
+        )
+        mean = F.cross_entropy(
+            logits.to(wide), target, weight, ignore_index=ignore_index, label_smoothing=label_smoothing
+        )
+        return mean, logits
     loss, subset_scales, normalizer, sums = ops.modulate_cross_entropy(
         masked_logits,
         target,

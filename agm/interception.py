@@ -8,8 +8,9 @@ and answer with the features put in place for every row.
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,11 +21,14 @@ from agm.absent import Absent, absent_input, is_opaque, is_rows
 from agm.answering import answering
 from agm.binding import Arguments, Binding
 from agm.checkpointing import without_checkpointing
+from agm.deferral import fusion_line, known, noted, some_subsets
+from agm.deferral import refused as cannot_defer
+from agm.deferred import CannotDefer, Deferred, Rows, written
 from agm.modes import evaluation, mixes_samples
 from agm.onepass import OWN_WAY, Choice, Choices, Passes, choose, refused, surroundings
-from agm.plan import Line, encoder_lines, fusion_lines
-from agm.rowcheck import close
-from agm.subsets import blocks, copied, masked_arguments, tile
+from agm.plan import Line, encoder_lines
+from agm.rowcheck import close, untouched
+from agm.subsets import blocks, check_others, combine, copied, tile
 
 __all__ = ["InterceptedPasses"]
 
@@ -114,7 +118,7 @@ class InterceptedPasses:
         """Modality -> its encoder, of those that are named."""
         return {name: self.network.get_submodule(path) for name, path in self.paths.items()}
 
-    def plan(self) -> list[Line]:
+    def plan(self, subsets: int) -> list[Line]:
         """The passes of a training step, after the first one, which may compare numbers."""
         device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
         encoders = self.encoders()
@@ -123,7 +127,8 @@ class InterceptedPasses:
             lines += encoder_lines(self.network, name, encoders[name], self._choices(name, choice))
         left = [f"`{name}`" for name in self.modalities if name not in self.paths]
         note = f", with what encodes {', '.join(left)}" if left else ""
-        return [*lines, *fusion_lines("rest of the network", self.modalities, note)]
+        rest = fusion_line("rest of the network", self.modalities, self.network, note, subsets, self._key)
+        return [*lines, *rest]
 
     def _choose(self, encoders: Mapping[str, nn.Module], device: torch.device) -> dict[str, Choice]:
         self._check_apart(encoders)
@@ -156,39 +161,52 @@ class InterceptedPasses:
                 "the network by itself."
             )
 
-    def __call__(self, arguments: Arguments, batch: int) -> tuple[Tensor, Tensor]:
-        """Joint logits (B, C) in the network's mode, and masked logits ((2**M - 2) * B, C)."""
+    def __call__(
+        self, arguments: Arguments, rows: Rows, here: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor | Mapping[int, Tensor]]:
+        """Joint logits and masked logits, as `FactorisedPasses` returns them."""
+        check_others(arguments, rows.batch)
         absent = {name: absent_input(name, x, self.absent.get(name)) for name, x in arguments.inputs.items()}
-        masked = masked_arguments(arguments, absent, batch)
-        check = not torch.compiler.is_compiling() and self._key not in _verified.get(self.network, ())
-        probes = _probe(masked.inputs) if check and torch.is_grad_enabled() else {}
-        # Arguments beside the modalities can reach an encoder, and then every absent row is another one.
-        extra_rows = any(is_rows(leaf) for leaf in pytree.tree_leaves([arguments.others, arguments.rest]))
-
         device = next(leaf.device for leaf in pytree.tree_leaves(arguments.inputs) if is_rows(leaf))
         choices = self._choose(self.encoders(), device)
-        joint, recorders = self._joint(arguments, choices)
-        answers = {}
-        for name, recorder in recorders.items():
-            per_sample = extra_rows or any(
-                row.shape[0] == batch for row in pytree.tree_leaves(absent[name]) if is_rows(row)
-            )
-            is_present = blocks(self.modalities.index(name), len(self.modalities))
-            # In exact mode the first batch runs twice, to compare what will be shared.
-            compares = recorder.is_whole and not self.shared and recorder.encoder not in _compared
-            shares = recorder.is_whole and not compares
-            rows = _Rows(name, batch, is_present, per_sample, shares)
-            foreign = [probe for other, found in probes.items() if other != name for probe in found]
-            answers[recorder.encoder] = _Answer(recorder, rows, shares, check, foreign, compares)
-        with evaluation(self.network), answering(answers):
-            logits = self.binding.call(masked)
-        for name, answer in zip(recorders, answers.values(), strict=True):
-            answer.finish()
-            self._compare(name, answer, batch)
+        # Copies, since the network may write to its inputs in the joint pass.
+        few = {name: _few(x, absent[name]) for name, x in arguments.inputs.items()}
+        given = _Given(self, few, copied(arguments.others), copied(arguments.rest), arguments.placed, here)
+        joint, given.recorders = self._joint(arguments, choices)
+        if torch.compiler.is_compiling():
+            return joint, cast(Tensor, given.logits(rows, deferred=False))
+        return joint, self._masked(given, rows)
+
+    def _masked(self, given: "_Given", rows: Rows) -> Tensor | Mapping[int, Tensor]:
+        """The masked logits of all rows, after a first batch has shown on some of them what they may come from."""
+        compares = not self.shared and any(r.is_whole and r.encoder not in _compared for r in given.recorders.values())
+        if self._key not in _verified.get(self.network, ()) or compares:
+            self._check(given, replace(rows, subsets=some_subsets(rows.modalities)))
+        found = known(self.network, self._key)
+        if found is None or found.how == "rows":
+            return cast(Tensor, given.logits(rows, deferred=False))
+        try:
+            logits = given.logits(rows, deferred=True)
+        except CannotDefer as error:  # on a way through the network that it has not taken before
+            cannot_defer(self.network, self._key, error)
+            return cast(Tensor, given.logits(rows, deferred=False))
+        terms = logits.summands() if isinstance(logits, Deferred) else None
+        return cast(Tensor, written(logits)) if terms is None else terms
+
+    def _check(self, given: "_Given", some: Rows) -> None:
+        """What the encoders are given, and whether rows may be deferred, on the rows of some subsets."""
+        weights = list(self.network.parameters())
+        with untouched(self.network, weights):
+            probed, expected = given.checked(some)
+        for name, answer in given.compared.items():
+            self._compare(name, answer, some.batch)
         # With one sample rows in a wrong order cannot be told from right ones, and without gradients not their origin.
-        if check and probes and batch > 1:
+        if probed and some.batch > 1:
             _verified.setdefault(self.network, set()).add(self._key)
-        return joint, logits
+        if not some.batch or any(weight.is_meta for weight in weights):
+            return
+        with untouched(self.network, weights):
+            noted(self.network, self._key, expected, lambda: given.logits(some, deferred=True))
 
     def _compare(self, name: str, answer: "_Answer", batch: int) -> None:
         """Remembers whether an encoder's features are the same in both passes."""
@@ -218,6 +236,95 @@ class InterceptedPasses:
             if choices[name].how == "shared":
                 self._choices.note(name, choices[name], choices[name] if recorder.is_whole else Choice("two", OWN_WAY))
         return joint, recorders
+
+
+class _Given:
+    """What the masked passes of one step are given: the same for any of its rows.
+
+    Attributes:
+        recorders: modality -> what its encoder did in the joint pass.
+        compared: modality -> the answer whose features were compared with those of the joint pass.
+    """
+
+    recorders: dict[str, "_Recorder"]
+
+    def __init__(
+        self,
+        passes: InterceptedPasses,
+        few: Mapping[str, Any],
+        others: list[Any],
+        rest: dict[str, Any],
+        placed: tuple[str, ...],
+        here: Mapping[str, Tensor] | None,
+    ) -> None:
+        self.passes = passes
+        self.few = few
+        self.others, self.rest, self.placed = others, rest, placed
+        self.here = here if passes.shared else None
+        self.compared: dict[str, _Answer] = {}
+        # Arguments beside the modalities can reach an encoder, and then every absent row is another one.
+        self.extra_rows = any(is_rows(leaf) for leaf in pytree.tree_leaves([others, rest]))
+
+    def logits(self, rows: Rows, deferred: bool) -> Any:
+        """What the network makes of the masked rows, its encoders answering for them."""
+        place = _deferred if deferred else _written
+        inputs = {name: place(rows, bit, few) for bit, (name, few) in enumerate(self.few.items())}
+        return self._run(rows, inputs, deferred=deferred)
+
+    def checked(self, rows: Rows) -> tuple[bool, Any]:
+        """`logits` of written rows, with a look at what the encoders are given; whether its origin was looked at."""
+        inputs = {name: _written(rows, bit, few) for bit, (name, few) in enumerate(self.few.items())}
+        probes = _probe(inputs) if torch.is_grad_enabled() else {}
+        logits = self._run(rows, inputs, probes, check=True)
+        return bool(probes), logits.detach() if isinstance(logits, Tensor) else logits
+
+    def _run(
+        self,
+        rows: Rows,
+        inputs: dict[str, Any],
+        probes: Mapping[str, list[Tensor]] | None = None,
+        *,
+        check: bool = False,
+        deferred: bool = False,
+    ) -> Any:
+        others, rest = self.others, self.rest
+        if self.extra_rows:
+            everywhere = [True] * len(rows.subsets)
+            others, rest = (combine(tree, tree, everywhere) for tree in (others, rest))
+        answers = {}
+        for name, recorder in self.recorders.items():
+            exact = recorder.is_whole and not self.passes.shared
+            compares = check and exact and recorder.encoder not in _compared
+            shares = recorder.is_whole and (not exact or _compared.get(recorder.encoder, "") is None)
+            encoded = self._rows(name, rows, shares)
+            foreign = [probe for other, found in (probes or {}).items() if other != name for probe in found]
+            answers[name] = _Answer(recorder, encoded, shares, check, foreign, compares, deferred)
+        network = self.passes.network
+        with evaluation(network), answering({answer.encoder: answer for answer in answers.values()}):
+            logits = self.passes.binding.call(Arguments(inputs, others, rest, self.placed))
+        for answer in answers.values():
+            answer.finish()
+        self.compared.update({name: answer for name, answer in answers.items() if answer.compares})
+        return logits
+
+    def _rows(self, name: str, rows: Rows, shares: bool) -> "_Rows":
+        leaves = [leaf for leaf in pytree.tree_leaves(self.few[name]) if is_rows(leaf)]
+        own = any(leaf.shape[0] == 2 * rows.batch for leaf in leaves) and rows.batch > 1
+        here = None if self.here is None else self.here[name]
+        return _Rows(name, self.passes.modalities.index(name), rows, self.extra_rows or own, shares, here)
+
+
+def _few(present: Any, absent: Any) -> Any:
+    """(B, ...) and (1 or B, ...) one after another."""
+    return pytree.tree_map(lambda leaf, row: torch.cat([leaf, row]) if is_rows(leaf) else leaf, present, absent)
+
+
+def _written(rows: Rows, bit: int, few: Any) -> Any:
+    return pytree.tree_map(lambda leaf: rows.expanded(bit, leaf) if is_rows(leaf) else leaf, few)
+
+
+def _deferred(rows: Rows, bit: int, few: Any) -> Any:
+    return pytree.tree_map(lambda leaf: Deferred.of(rows, bit, leaf) if is_rows(leaf) else leaf, few)
 
 
 class _Recorder:
@@ -251,7 +358,8 @@ class _Answer:
         shared: bool,
         check: bool,
         foreign: list[Tensor],
-        compares: bool = False,
+        compares: bool,
+        deferred: bool,
     ) -> None:
         self.encoder = recorder.encoder
         self.forward = recorder.forward
@@ -261,6 +369,7 @@ class _Answer:
         self.foreign = foreign  # inputs of the other modalities, which must not reach the encoder
         self.compares = compares  # what is encoded here with what the joint pass had
         self.differs: str | None = None
+        self.deferred = deferred
         self.pending = list(reversed(recorder.calls))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -272,6 +381,12 @@ class _Answer:
             raise self.rows.refusal("takes other arguments in the masked pass than in the joint pass")
         picked, found = [], False
         for leaf, size in zip(leaves, call.input_sizes, strict=True):
+            own = leaf.alone(self.rows.bit) if isinstance(leaf, Deferred) else None
+            if own is not None:
+                picked.append(self.rows.pick_few(*own))
+                found = True
+                continue
+            leaf = written(leaf)
             dim, rows_a_sample = self.rows.find(leaf, size)
             if dim is None:
                 picked.append(leaf)
@@ -294,7 +409,8 @@ class _Answer:
             self.differs = "its features are others in eval mode"
         joint = pytree.tree_leaves(call.output) if self.shared else [None] * len(leaves)
         expanded = [
-            self.rows.expand(leaf, size, own) for leaf, size, own in zip(leaves, call.output_sizes, joint, strict=True)
+            self.rows.expand(leaf, size, own, self.deferred)
+            for leaf, size, own in zip(leaves, call.output_sizes, joint, strict=True)
         ]
         return pytree.tree_unflatten(expanded, structure)
 
@@ -326,14 +442,23 @@ class _Rows:
     rows (frames, patches) a sample has.
     """
 
-    def __init__(self, name: str, batch: int, is_present: list[bool], per_sample: bool, shared: bool) -> None:
+    def __init__(
+        self, name: str, bit: int, rows: Rows, per_sample: bool, shared: bool, here: Tensor | None = None
+    ) -> None:
+        batch = rows.batch
         self.name = name
+        self.bit = bit
+        self.all = rows
+        self.here = here  # (B,), the samples that have the modality, if what the others have is not to be shared
         self.batch = batch
-        self.is_present = is_present
         self.absent = batch if per_sample else 1
         self.present = 0 if shared else batch
         # As many rows as in the joint pass would hide the dimension of the samples: then one more is encoded.
         self.spare = int(self.present + self.absent == batch)
+
+    @cached_property
+    def is_present(self) -> list[bool]:
+        return blocks(self.bit, self.all.subsets)
 
     def refusal(self, what: str) -> ValueError:
         return ValueError(
@@ -346,9 +471,9 @@ class _Rows:
         if joint is None or not is_rows(leaf) or leaf.shape == joint:
             return None, 0
         grown = _changed(leaf.shape, joint)
-        if len(grown) != 1 or leaf.shape[grown[0]] != joint[grown[0]] * len(self.is_present):
+        if len(grown) != 1 or leaf.shape[grown[0]] != joint[grown[0]] * len(self.all.subsets):
             raise self.refusal(
-                f"is given {tuple(leaf.shape)} for {len(self.is_present)} times the samples of {tuple(joint)}"
+                f"is given {tuple(leaf.shape)} for {len(self.all.subsets)} times the samples of {tuple(joint)}"
             )
         if joint[grown[0]] % self.batch:
             raise self.refusal(f"is given {joint[grown[0]]} rows for {self.batch} samples")
@@ -367,6 +492,12 @@ class _Rows:
         ]
         return torch.cat(parts, dim)
 
+    def pick_few(self, few: Tensor, rows: int) -> Tensor:
+        """`pick` from rows that are deferred."""
+        present, absent = few[: self.batch * rows], few[self.batch * rows :]
+        absent = tile(absent, self.absent * rows)
+        return torch.cat([present[: self.present * rows], absent, absent[: self.spare * rows]])
+
     def verify(self, leaf: Tensor, dim: int, rows: int) -> None:
         """That the rows are what `pick` takes them for; the only synchronisation, on the first batch."""
         present = self._block(leaf, dim, self.is_present.index(True), rows, self.batch)
@@ -378,8 +509,8 @@ class _Rows:
                     "is given rows that depend on the other modalities, or in another order than the samples'"
                 )
 
-    def expand(self, leaf: Any, joint: torch.Size | None, shared: Tensor | None) -> Any:
-        """What the encoder returned for the picked rows, put in place for every row.
+    def expand(self, leaf: Any, joint: torch.Size | None, shared: Tensor | None, deferred: bool) -> Any:
+        """What the encoder returned for the picked rows, put in place for every row, or deferred.
 
         `joint` is the size of the joint pass's output and `shared` that output, if it serves the present rows.
         """
@@ -394,7 +525,13 @@ class _Rows:
         dim = changed[0]
         rows = joint[dim] // self.batch
         present = leaf.narrow(dim, 0, joint[dim]) if shared is None else shared
-        absent = tile(leaf.narrow(dim, self.present * rows, self.absent * rows), joint[dim], dim)
+        absent = leaf.narrow(dim, self.present * rows, self.absent * rows)
+        if self.here is not None:
+            here = self.here.repeat_interleave(rows).view([-1 if d == dim else 1 for d in range(leaf.dim())])
+            present = torch.where(here, present, tile(absent, joint[dim], dim))
+        if deferred and dim == 0:
+            return Deferred.of(self.all, self.bit, torch.cat([present, absent]), rows)
+        absent = tile(absent, joint[dim], dim)
         return torch.cat([present if here else absent for here in self.is_present], dim)
 
     def is_same(self, leaf: Any, joint: Any) -> bool:

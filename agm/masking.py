@@ -5,17 +5,22 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from agm.absent import Absent, absent_input, batch_size, check_absent
+from agm.additive import AdditiveLogits
 from agm.binding import Arguments, Binding
 from agm.chunks import Chunks
+from agm.deferred import Rows
 from agm.factorised import FactorisedPasses, is_factorised
 from agm.interception import InterceptedPasses
 from agm.modes import evaluation, mixes_samples, mode_dependent_layers, unfrozen
 from agm.onepass import Passes, check_passes, refused
 from agm.ops._checks import check_modalities
 from agm.plan import Plan, fusion_lines
-from agm.subsets import check_others, copied, masked_arguments
+from agm.sampling import SubsetSample
+from agm.stepcheck import check_presence
+from agm.subsets import check_others, copied, lacking, masked_arguments, proper_subsets
 
 __all__ = ["MaskedPasses", "masked_logits"]
 
@@ -88,35 +93,81 @@ class MaskedPasses:
         elif passes == "one":
             raise refused(self.modalities[0], "no encoder is known in a network of one piece. Name them in `encoders`")
 
-    def __call__(self, arguments: Arguments) -> Tensor:
-        """Masked logits (2**M - 1, B, C)."""
-        joint, masked = self.apart(arguments)
-        return self.stack(joint, masked, batch_size(arguments.inputs))
+    def __call__(
+        self, arguments: Arguments, present: Tensor | None = None, sample: SubsetSample | None = None
+    ) -> Tensor | AdditiveLogits:
+        """Masked logits (2**M - 1, B, C), or (R, B, C) of a sample of subsets; of a sum what it is made of.
 
-    def apart(self, arguments: Arguments) -> tuple[Tensor, Tensor]:
-        """The joint logits (B, C), and those of the masked rows ((2**M - 2) * B, C), each with a graph of its own."""
-        run = self._parted or self._whole
-        return run(arguments, batch_size(arguments.inputs))
-
-    def stack(self, joint: Tensor, masked: Tensor, batch: int) -> Tensor:
-        """What `apart` gives for a batch of B as masked logits (2**M - 1, B, C).
-
-        Raises:
-            ValueError: they are not logits.
+        Args:
+            arguments: of forward.
+            present: (B, M) bool, which samples have which modalities.
+            sample: the subsets that are wanted; None: all.
         """
-        return _stack(joint, masked, batch, len(self.modalities))
+        return self.put_together(*self.apart(arguments, present, sample))
+
+    def apart(
+        self, arguments: Arguments, present: Tensor | None = None, sample: SubsetSample | None = None
+    ) -> tuple[Tensor, Tensor | Mapping[int, Tensor], Rows]:
+        """Of a call the joint logits, and what the masked passes gave, each with the graph of its own passes."""
+        batch = batch_size(arguments.inputs)
+        modalities = len(self.modalities)
+        here = None
+        if present is not None:
+            here = self._here(present, arguments, batch)
+            arguments = self.lacking(arguments, here)
+        subsets = proper_subsets(modalities) if sample is None else sample.subsets[:-1]
+        rows = Rows(batch, modalities, subsets)
+        run = self._parted or self._whole
+        joint, masked = run(arguments, rows, here)
+        return joint, masked, rows
+
+    @staticmethod
+    def put_together(joint: Tensor, masked: Tensor | Mapping[int, Tensor], rows: Rows) -> Tensor | AdditiveLogits:
+        """What a call returns, from what `apart` does."""
+        if isinstance(masked, Tensor):
+            return _stack(joint, masked, rows)
+        return _summands(joint, masked, rows)
+
+    def stacked(
+        self, arguments: Arguments, present: Tensor | None = None, sample: SubsetSample | None = None
+    ) -> Tensor:
+        """As a call, but always (2**M - 1, B, C), or (R, B, C)."""
+        logits = self(arguments, present, sample)
+        return logits if isinstance(logits, Tensor) else logits.stacked(sample)
+
+    def joint(self, arguments: Arguments, present: Tensor | None = None) -> Any:
+        """The network's output, with absent inputs where samples lack a modality."""
+        if present is not None:
+            here = self._here(present, arguments, batch_size(arguments.inputs))
+            arguments = self.lacking(arguments, here)
+        return self.binding.call(arguments)
+
+    def _here(self, present: Tensor, arguments: Arguments, batch: int) -> dict[str, Tensor]:
+        """Modality -> (B,), which samples have it."""
+        device = next(leaf.device for leaf in pytree.tree_leaves(arguments.inputs) if isinstance(leaf, Tensor))
+        check_presence("present", present, batch, len(self.modalities), device)
+        return dict(zip(self.modalities, present.unbind(1), strict=True))
+
+    def lacking(self, arguments: Arguments, here: Mapping[str, Tensor]) -> Arguments:
+        """The arguments with absent inputs where samples lack a modality."""
+        inputs = {
+            name: lacking(x, absent_input(name, x, self.absent.get(name)), here[name])
+            for name, x in arguments.inputs.items()
+        }
+        return arguments._replace(inputs=inputs)
 
     def encoders(self) -> dict[str, nn.Module]:
         """Modality -> its encoder, of those whose encoder is known."""
         return self._parted.encoders() if self._parted else {}
 
-    def plan(self) -> Plan:
-        """What a training step computes.
+    def plan(self, subsets: int | None = None) -> Plan:
+        """What a training step computes, with all subsets or so many drawn ones.
 
         Raises:
             ValueError: it would refuse the network.
         """
         masked = "shared" if self.shared else "exact"
+        subsets = 2 ** len(self.modalities) - 2 if subsets is None else subsets
         if self._parted:
             note = (
                 "Where an absent input is not the same for every sample (a padding mask that stays, a callable that "
@@ -124,16 +175,19 @@ class MaskedPasses:
                 "instead."
             )
             with unfrozen(self.network):
-                return Plan(self.modalities, masked, tuple(self._parted.plan()), (note,))
+                return Plan(self.modalities, masked, tuple(self._parted.plan(subsets)), (note,))
         note = (
             'No encoders are named, so all masked inputs go through the whole network. Name them, encoders={"audio": '
             '"path.in.the.network", ...}, or give the network `encoders` and `fuse`: then each encoder sees 2 B + 1 '
             "rows, or B + 1 with masked='shared' or where nothing depends on the mode, for any number of modalities."
         )
-        lines = fusion_lines("network", self.modalities, self.chunks.describe(self.network))
+        lines = fusion_lines("network", self.modalities, self.chunks.describe(self.network), subsets)
         return Plan(self.modalities, masked, tuple(lines), (note,))
 
-    def _whole(self, arguments: Arguments, batch: int) -> tuple[Tensor, Tensor]:
+    def _whole(
+        self, arguments: Arguments, rows: Rows, here: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        batch, subsets = rows.batch, rows.subsets
         if self.shared and (layers := mode_dependent_layers(self.network)):
             raise ValueError(
                 "Expected `encoders` with masked='shared': there are no features to share in a network that is one "
@@ -143,32 +197,46 @@ class MaskedPasses:
         absent = {name: absent_input(name, x, self.absent.get(name)) for name, x in arguments.inputs.items()}
         if self.chunks or mixes_samples(self.network):
             check_others(arguments, batch)
-            parts = self.chunks.parts(self.network, batch, 2 ** len(self.modalities) - 2)
+            parts = self.chunks.parts(self.network, batch, len(subsets))
             # Copies, since the network may write to its inputs in the joint pass, after which the chunks are built.
             inputs, others, rest = copied(tuple(arguments[:3]))
             kept, kept_absent = Arguments(inputs, others, rest, arguments.placed), copied(absent)
             joint = self.binding.call(arguments)
 
             def call(part: range | None) -> Any:
-                return self.binding.call(masked_arguments(kept, kept_absent, batch, part))
+                return self.binding.call(masked_arguments(kept, kept_absent, batch, subsets, part))
 
             return joint, self.chunks.run(self.network, call, parts)
-        masked = masked_arguments(arguments, absent, batch)
+        masked = masked_arguments(arguments, absent, batch, subsets)
         joint = self.binding.call(arguments)
         with evaluation(self.network):
             return joint, self.binding.call(masked)
 
 
-def _stack(joint: Tensor, masked: Tensor, batch: int, modalities: int) -> Tensor:
-    for logits, rows in ((joint, batch), (masked, (2**modalities - 2) * batch)):
-        if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != rows:
-            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(
-                f"Expected the network to return logits of shape (batch, classes) with {rows} rows, but got {got}. "
-                "If it returns more than logits, wrap it in a module that returns them alone."
-            )
+def _check_logits(logits: object, rows: int) -> None:
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != rows:
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(
+            f"Expected the network to return logits of shape (batch, classes) with {rows} rows, but got {got}. "
+            "If it returns more than logits, wrap it in a module that returns them alone."
+        )
+
+
+def _stack(joint: Tensor, masked: Tensor, rows: Rows) -> Tensor:
+    _check_logits(joint, rows.batch)
+    _check_logits(masked, len(rows))
     # One copy of all rows; autocast may have left the two passes in different dtypes.
-    return torch.cat([masked.to(joint.dtype), joint]).view(2**modalities - 1, batch, joint.shape[1])
+    return torch.cat([masked.to(joint.dtype), joint]).view(len(rows.subsets) + 1, rows.batch, joint.shape[1])
+
+
+def _summands(joint: Tensor, terms: Mapping[int, Tensor], rows: Rows) -> AdditiveLogits:
+    """Of the terms (B + 1, C) of a sum those of the present rows, and those of the absent ones."""
+    _check_logits(joint, rows.batch)
+    for few in terms.values():
+        _check_logits(few, rows.batch + 1)
+    nothing = joint.new_zeros(rows.batch + 1, joint.shape[1])
+    ordered = [terms[bit].to(joint.dtype) if bit in terms else nothing for bit in range(rows.modalities)]
+    return AdditiveLogits([few[:-1] for few in ordered], [few[-1:] for few in ordered], joint)
 
 
 def masked_logits(
@@ -182,6 +250,8 @@ def masked_logits(
     max_rows: int | None = None,
     checkpoint: bool = False,
     arguments: Mapping[str, Any] | None = None,
+    present: Tensor | None = None,
+    sample: SubsetSample | None = None,
 ) -> Tensor:
     """The network's logits for every non-empty subset of its modalities, in one batched masked pass.
 
@@ -239,10 +309,13 @@ def masked_logits(
             with the same running statistics: together with `max_rows` only one chunk's activations live at a time,
             for one more forward of the masked rows. In a compiled graph this is left to the compiler.
         arguments: other keyword arguments of forward. Tensors in them have one row a sample.
+        present: (B, M) bool on the device of the inputs, which samples have which modalities; None: all have all.
+            Where a sample lacks one, the input is replaced by an absent one, in the joint pass too, whatever it holds.
+        sample: subsets that `agm.sample_subsets` drew, to be computed instead of all.
 
     Returns:
         (2**M - 1, B, C): row i holds the logits of the subset with bitmask i + 1 (bit m set: modality m present), the
-        last row the joint logits.
+        last row the joint logits. (R, B, C) with a `sample` of R subsets, in its order.
 
     Raises:
         ValueError: a modality that forward does not take, a path that does not exist, inputs of different lengths, an
@@ -267,4 +340,9 @@ def masked_logits(
         max_rows=max_rows,
         checkpoint=checkpoint,
     )
-    return run(run.binding.split((), {**inputs, **(arguments or {})}))
+    if sample is not None and sample.modalities != len(run.modalities):
+        raise ValueError(
+            f"Expected argument `sample` to be of the {len(run.modalities)} modalities of `inputs`, but got one of "
+            f"{sample.modalities}."
+        )
+    return run.stacked(run.binding.split((), {**inputs, **(arguments or {})}), present, sample)

@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from agm.additive import AdditiveLogits, fused_modulate_additive
 from agm.functional import fused_modulate
 from agm.ops import _checks
 from agm.ops._backends import BACKENDS
+from agm.sampling import SubsetSample
 from agm.state import ModulationState
 
 __all__ = ["Modulator"]
@@ -73,27 +76,47 @@ class Modulator(nn.Module):
         stop = math.inf if self.stop is None else self.stop
         return self.training and torch.is_grad_enabled() and self.start <= self.epoch < stop
 
-    def forward(self, masked_logits: Tensor, target: Tensor | None = None) -> Tensor:
-        """Joint logits (B, C) of `masked_logits` (2**M - 1, B, C), modulated when `active`.
+    def forward(
+        self,
+        masked_logits: Tensor | AdditiveLogits,
+        target: Tensor | None = None,
+        *,
+        present: Tensor | None = None,
+        sample: SubsetSample | None = None,
+    ) -> Tensor:
+        """Joint logits (B, C) of masked logits, modulated when `active`.
+
+        Args:
+            masked_logits: (2**M - 1, B, C), or (R, B, C) of a sample of subsets, or the parts of a sum.
+            target: (B,) class indices.
+            present: (B, M) bool, which samples have which modalities, as in `agm.fused_modulate`.
+            sample: of whose subsets the masked logits are, as there; a sum needs none.
 
         Raises:
-            ValueError: `target` (B,) is missing although the call modulates; otherwise as `agm.fused_modulate`.
+            ValueError: `target` is missing although the call modulates; otherwise as `agm.fused_modulate` and
+                `agm.fused_modulate_additive`.
         """
         if not self.active:
-            _checks.check_masked_logits(masked_logits, len(self.modalities))
+            if isinstance(masked_logits, AdditiveLogits):
+                return masked_logits.joint
+            if sample is None:
+                _checks.check_masked_logits(masked_logits, len(self.modalities))
             return masked_logits[-1]
         if target is None:
             raise ValueError("Expected argument `target` to hold the class indices in training mode, but got None.")
-        return fused_modulate(
-            masked_logits,
-            target,
-            self.state,
-            alpha=self.alpha,
-            max_gap=self.max_gap,
-            floor=self.floor,
-            ignore_index=self.ignore_index,
-            backend=self.backend,
-        )
+        settings: dict[str, Any] = {
+            "alpha": self.alpha,
+            "max_gap": self.max_gap,
+            "floor": self.floor,
+            "ignore_index": self.ignore_index,
+            "backend": self.backend,
+        }
+        if isinstance(masked_logits, AdditiveLogits):
+            parts, absent, joint = masked_logits
+            return fused_modulate_additive(
+                parts, absent, target, self.state, joint_logits=joint, available=present, **settings
+            )
+        return fused_modulate(masked_logits, target, self.state, present=present, sample=sample, **settings)
 
     def report(self) -> dict[str, dict[str, float]]:
         """The last step in numbers, by modality; reading them synchronises with the device.

@@ -102,12 +102,11 @@ def encoder_lines(network: nn.Module, name: str, encoder: nn.Module, choice: Cho
     return [joint, Line(part, "eval", 1, 1, f"{note}; a pass of their own: {choice.why}")]
 
 
-def fusion_lines(part: str, modalities: Sequence[str], note: str) -> list[Line]:
-    """The passes of what runs on every subset: the joint one, and all other subsets as one batch."""
-    return [
-        Line(part, "training", 1, 0, "the joint pass"),
-        Line(part, "eval", 2 ** len(modalities) - 2, 0, f"all proper subsets of the modalities{note}"),
-    ]
+def fusion_lines(part: str, modalities: Sequence[str], note: str, subsets: int) -> list[Line]:
+    """The passes of what runs on every subset: the joint one, and the other `subsets` as one batch."""
+    every = subsets == 2 ** len(modalities) - 2
+    which = "all proper subsets of the modalities" if every else f"{subsets} drawn subsets of the modalities"
+    return [Line(part, "training", 1, 0, "the joint pass"), Line(part, "eval", subsets, 0, f"{which}{note}")]
 
 
 def _mode_dependent(network: nn.Module, part: nn.Module) -> str:

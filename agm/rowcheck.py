@@ -15,7 +15,7 @@ from agm.modes import evaluation
 from agm.rowsplit import row_split
 from agm.subsets import copied, stacked
 
-__all__ = ["close", "disagreement", "split_features"]
+__all__ = ["close", "disagreement", "split_features", "untouched"]
 
 # What equal numbers may differ by, relative to the largest: kernels sum in another order for other numbers of rows.
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}
@@ -67,7 +67,7 @@ def disagreement(encoder: nn.Module, present: Any, absent: Any, shares: bool) ->
 
 
 def _shared_differs(encoder: nn.Module, present: Any, absent: Any) -> str | None:
-    with _untouched(encoder, present) as before:
+    with untouched(encoder, present) as before:
         joint = encoder(copied(present))
         watch = _Watch()
         with evaluation(encoder), watch:
@@ -82,7 +82,7 @@ def _shared_differs(encoder: nn.Module, present: Any, absent: Any) -> str | None
 
 def _split_differs(encoder: nn.Module, present: Any, absent: Any) -> str | None:
     rows = stacked(present, absent)
-    with _untouched(encoder, present):
+    with untouched(encoder, present):
         joint = encoder(copied(present))
         after = _state(encoder, present)
         watch = _Watch()
@@ -93,10 +93,10 @@ def _split_differs(encoder: nn.Module, present: Any, absent: Any) -> str | None:
     if watch.reason is not None:
         return watch.reason
     try:
-        with _untouched(encoder, present):
+        with untouched(encoder, present):
             one = split_features(encoder, present, rows)
             after_one = _state(encoder, present)
-        with _untouched(encoder, present):
+        with untouched(encoder, present):
             # Nothing of the eval rows may reach the train rows: of what is not a number the least trace shows.
             poisoned = split_features(encoder, present, pytree.tree_map(_poison, rows))[0]
             after_poisoned = _state(encoder, present)
@@ -143,7 +143,7 @@ class _Watch(TorchDispatchMode):
 
 
 @contextmanager
-def _untouched(module: nn.Module, inputs: Any) -> Iterator[dict[str, Tensor]]:
+def untouched(module: nn.Module, inputs: Any) -> Iterator[dict[str, Tensor]]:
     """Buffers and random numbers are as before afterwards; gives what they are.
 
     Buffers are replaced rather than written to: an earlier forward may still have its backward before it.

@@ -1,7 +1,7 @@
 """The masked logits by their definition: the whole network once for every subset, one after another."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -20,8 +20,10 @@ from agm.subsets import copied, tile
 __all__ = ["eval_mode", "separate_passes"]
 
 
-def separate_passes(passes: MaskedPasses, arguments: Arguments) -> Tensor:
-    """What `passes(arguments)` must equal: (2**M - 1, B, C), by 2**M - 1 passes of the whole network.
+def separate_passes(passes: MaskedPasses, arguments: Arguments, subsets: Sequence[int]) -> Tensor:
+    """What the masked logits must equal: (2**M - 1, B, C), by as many passes of the whole network.
+
+    There is a row for each of `subsets`, and a last one for the joint pass.
 
     The joint pass runs first, in the network's mode. Each other subset then has a pass of its own in eval mode, on B
     rows. In "shared" mode the encoders of present modalities answer there with what they returned in the joint pass:
@@ -49,7 +51,7 @@ def separate_passes(passes: MaskedPasses, arguments: Arguments) -> Tensor:
     np.random.seed(0)
     random.seed(0)
     masked = []
-    for subset in range(1, 2 ** len(passes.modalities) - 1):
+    for subset in subsets:
         present = {name for bit, name in enumerate(passes.modalities) if subset >> bit & 1}
         inputs = {name: x if name in present else absent[name] for name, x in arguments.inputs.items()}
         replies = {encoder: _replying(answers[name]) for name, encoder in encoders.items() if name in present}

@@ -1,6 +1,6 @@
 """The batch of masked rows: for every proper subset a block of B rows, in the order of the bitmasks."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,12 +10,28 @@ from torch.utils import _pytree as pytree
 from agm.absent import is_rows
 from agm.binding import Arguments
 
-__all__ = ["aligned", "blocks", "check_others", "combine", "copied", "masked_arguments", "stacked", "tile"]
+__all__ = [
+    "aligned",
+    "blocks",
+    "check_others",
+    "combine",
+    "copied",
+    "lacking",
+    "masked_arguments",
+    "proper_subsets",
+    "stacked",
+    "tile",
+]
 
 
-def blocks(modality: int, modalities: int) -> list[bool]:
-    """For each of the 2**M - 2 proper non-empty subsets, whether `modality` is present in it."""
-    return [bool(subset >> modality & 1) for subset in range(1, 2**modalities - 1)]
+def proper_subsets(modalities: int) -> range:
+    """The bitmasks of all non-empty subsets but that of all modalities: the blocks of the masked rows, in order."""
+    return range(1, 2**modalities - 1)
+
+
+def blocks(modality: int, subsets: Sequence[int]) -> list[bool]:
+    """For each subset whether `modality` is present in it."""
+    return [bool(subset >> modality & 1) for subset in subsets]
 
 
 def tile(absent: Tensor, rows: int, dim: int = 0) -> Tensor:
@@ -47,7 +63,7 @@ def copied(tree: Any) -> Any:
 
 
 def combine(present: Any, absent: Any, is_present: list[bool], part: range | None = None) -> Any:
-    """Pytrees of (B, ...) and of (1 or B, ...) -> one of ((2**M - 2) * B, ...), or of the rows in `part` of these."""
+    """Pytrees of (B, ...) and of (1 or B, ...) -> one of (blocks * B, ...), or of the rows in `part` of these."""
 
     def combined(row: Any, absent_row: Any) -> Any:
         if not is_rows(row):
@@ -59,6 +75,17 @@ def combine(present: Any, absent: Any, is_present: list[bool], part: range | Non
     return pytree.tree_map(combined, present, absent)
 
 
+def lacking(present: Any, absent: Any, here: Tensor) -> Any:
+    """Pytrees of (B, ...) and of (1 or B, ...): the latter's rows where `here` (B,) is False."""
+
+    def replaced(row: Any, absent_row: Any) -> Any:
+        if not is_rows(row):
+            return row
+        return torch.where(here.view(-1, *[1] * (row.dim() - 1)), row, absent_row)
+
+    return pytree.tree_map(replaced, present, absent)
+
+
 def _within(sources: list[Tensor], batch: int, part: range) -> Iterator[Tensor]:
     """What of the blocks lies in `part`, block by block."""
     for index in range(part.start // batch, (part.stop - 1) // batch + 1):
@@ -67,9 +94,9 @@ def _within(sources: list[Tensor], batch: int, part: range) -> Iterator[Tensor]:
 
 
 def masked_arguments(
-    arguments: Arguments, absent: Mapping[str, Any], batch: int, part: range | None = None
+    arguments: Arguments, absent: Mapping[str, Any], batch: int, subsets: Sequence[int], part: range | None = None
 ) -> Arguments:
-    """The arguments of one call with all masked inputs, or with the rows in `part` of them.
+    """The arguments of one call with the masked inputs of all `subsets`, or with the rows in `part` of them.
 
     What no mask touches is repeated for every block.
 
@@ -78,12 +105,9 @@ def masked_arguments(
     """
     check_others(arguments, batch)
     inputs, others, rest, placed = arguments
-    everywhere = [True] * (2 ** len(inputs) - 2)
+    everywhere = [True] * len(subsets)
     return Arguments(
-        {
-            name: combine(x, absent[name], blocks(bit, len(inputs)), part)
-            for bit, (name, x) in enumerate(inputs.items())
-        },
+        {name: combine(x, absent[name], blocks(bit, subsets), part) for bit, (name, x) in enumerate(inputs.items())},
         combine(others, others, everywhere, part),
         combine(rest, rest, everywhere, part),
         placed,

@@ -1,7 +1,7 @@
 """A self-check: what a model computes in a training step, against the whole network once for every subset."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,12 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from agm.additive import AdditiveLogits
 from agm.answering import answering
 from agm.binding import Arguments
 from agm.causes import causes
 from agm.checkpointing import without_checkpointing
 from agm.engine import AGM
 from agm.functional import fused_modulate
+from agm.general import restricted
+from agm.sampling import SubsetSample
 from agm.separate import separate_passes
 from agm.shapley import subset_weights
 from agm.snapshot import preserved
@@ -97,6 +100,7 @@ def verify(
     target: Tensor,
     *,
     arguments: Mapping[str, Any] | None = None,
+    present: Tensor | None = None,
     tolerance: float | None = None,
     double: bool = False,
 ) -> Verification:
@@ -124,6 +128,7 @@ def verify(
         inputs: modality -> its input, as in `agm.masked_logits`.
         target: (B,) class indices.
         arguments: other keyword arguments of the network's forward.
+        present: (B, M) bool, which samples have which modalities; in "exact" mode only.
         tolerance: largest relative difference that is taken for rounding. By default it goes by the coarsest dtype
             among parameters, inputs, logits and autocast: 1e-8 for float64, 1e-3 for float32, 5e-2 for float16, 1e-1
             for bfloat16. Rounding alone stays an order below this in deep networks, and what is wrong is far above,
@@ -147,12 +152,17 @@ def verify(
         raise ValueError("Expected argument `model` to be in training mode, but it is in eval mode: model.train().")
     if tolerance is not None and not tolerance > 0:
         raise ValueError(f"Expected argument `tolerance` to be positive, but got {tolerance!r}.")
+    if present is not None and model._passes.shared:
+        raise ValueError(
+            "Expected argument `present` to be None with masked='shared', but got a tensor: what the joint pass made "
+            "of a lacking input is not shared. Verify with samples that have all modalities."
+        )
     given = {**inputs, **(arguments or {})}
     if double:
         model, given = _double_copy(model), pytree.tree_map(_doubled, given)
     plainly = without_checkpointing(reentrant_alone=True)
     with torch.inference_mode(False), torch.enable_grad(), plainly, preserved(model) as restore:
-        result = _compare(model, given, target, restore, tolerance)
+        result = _compare(model, given, target, present, restore, tolerance)
         if result.ok:
             return result
         if result.worst < _FAR * result.tolerance and not double:
@@ -161,7 +171,7 @@ def verify(
 
         def is_right(changed: AGM) -> bool:
             with preserved(changed) as restore_changed:
-                other = _compare(changed, given, target, restore_changed, tolerance)
+                other = _compare(changed, given, target, present, restore_changed, tolerance)
             return other.ok and other.worst * _FAR < result.worst
 
         advice = causes(model, given, restore, is_right, result.tolerance)
@@ -172,14 +182,20 @@ def verify(
 class _Step:
     """What one way of taking a training step gives."""
 
-    masked: Tensor  # (2**M - 1, B, C)
+    subsets: Sequence[int]
+    masked: Tensor  # (2**M - 1, B, C), or a row for each of a sample of subsets
     gradients: dict[str, Tensor | None]
     coefficients: Tensor  # (M,)
     buffers: dict[str, Tensor]
 
 
 def _compare(
-    model: AGM, given: Mapping[str, Any], target: Tensor, restore: Callable[[], None], tolerance: float | None
+    model: AGM,
+    given: Mapping[str, Any],
+    target: Tensor,
+    present: Tensor | None,
+    restore: Callable[[], None],
+    tolerance: float | None,
 ) -> Verification:
     """The differences between the two steps; the model is restored after each."""
     steps = []
@@ -187,19 +203,20 @@ def _compare(
         modulator = model.modulator
         modulator.training, modulator.start, modulator.stop, modulator.epoch = True, 0, None, 0
         modulator.alpha = modulator.alpha or 1.0
-        steps.append(take(model, given, target))
+        steps.append(take(model, given, target, present))
         restore()
     own, separate = steps
     masked, expected = own.masked, separate.masked
     scale = _largest(expected)
     largest = max((_largest(x) for x in separate.gradients.values() if x is not None), default=0.0)
     options: Mapping[str, Any] = model._options
+    differences = [
+        (_words(subset, model.modalities), _difference(mine, its, scale))
+        for subset, mine, its in zip(own.subsets, masked, expected, strict=True)
+    ]
     return Verification(
         masked=options["masked"],
-        logits={
-            _words(subset, model.modalities): _difference(masked[subset - 1], expected[subset - 1], scale)
-            for subset in range(1, len(expected) + 1)
-        },
+        logits={words: max(d for other, d in differences if other == words) for words, _ in differences},
         gradients={
             name: _gradient_difference(own.gradients[name], x, _SMALL * largest)
             for name, x in separate.gradients.items()
@@ -215,28 +232,36 @@ def _compare(
     )
 
 
-def _own_step(model: AGM, given: Mapping[str, Any], target: Tensor) -> _Step:
+def _own_step(model: AGM, given: Mapping[str, Any], target: Tensor, present: Tensor | None) -> _Step:
     """As training takes it."""
     arguments, leaves = _tracked(model, given)
-    kept: list[Tensor] = []
+    kept: list[tuple[Tensor | AdditiveLogits, SubsetSample | None]] = []
     modulate = model.modulator.forward
 
-    def watched(masked_logits: Tensor, target: Tensor | None = None) -> Tensor:
-        kept.append(masked_logits.detach())
-        return modulate(masked_logits, target)
+    def watched(masked_logits: Tensor | AdditiveLogits, target: Tensor | None = None, **others: Any) -> Tensor:
+        kept.append((masked_logits, others["sample"]))
+        return modulate(masked_logits, target, **others)
 
     with answering({model.modulator: watched}):
-        logits = model(**arguments.inputs, **arguments.rest, target=target)
+        logits = model(**arguments.inputs, **arguments.rest, target=target, present=present)
     loss = _loss(model, logits, target)
     gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-    return _step(model, kept[0], dict(zip(leaves, gradients, strict=True)), model.modulator.state.coefficients)
+    masked, sample = kept[0]
+    masked = (masked if isinstance(masked, Tensor) else masked.stacked(sample)).detach()
+    subsets = _subsets(model, sample)
+    return _step(model, subsets, masked, leaves, gradients, model.modulator.state.coefficients)
 
 
-def _separate_step(model: AGM, given: Mapping[str, Any], target: Tensor) -> _Step:
+def _separate_step(model: AGM, given: Mapping[str, Any], target: Tensor, present: Tensor | None) -> _Step:
     """By the definition, with nothing of the above but the definition of an absent input."""
     model._follow()
     arguments, leaves = _tracked(model, given)
-    masked = separate_passes(model._passes, arguments)
+    sample = None if model.sampler is None else model.sampler()
+    subsets = _subsets(model, sample)
+    if present is not None:
+        here = dict(zip(model.modalities, present.unbind(1), strict=True))
+        arguments = model._passes.lacking(arguments, here)
+    masked = separate_passes(model._passes, arguments, subsets[:-1])
     settings, state = model.modulator, copy.deepcopy(model.modulator.state)
     with torch.no_grad():
         fused_modulate(
@@ -247,15 +272,22 @@ def _separate_step(model: AGM, given: Mapping[str, Any], target: Tensor) -> _Ste
             max_gap=settings.max_gap,
             floor=settings.floor,
             ignore_index=settings.ignore_index,
+            present=present,
+            sample=sample,
             backend="reference",
         )
     joint = masked[-1].detach().requires_grad_()
     (gradient,) = torch.autograd.grad(_loss(model, joint, target), joint)
-    weights = subset_weights(len(model.modalities)).to(state.coefficients)
-    scales = (state.coefficients @ weights).to(gradient.dtype)
+    weights = subset_weights(len(model.modalities)) if sample is None else sample.weights
+    scales = (state.coefficients @ weights.to(state.coefficients)).to(gradient.dtype)
     upstream = scales.view(-1, 1, 1) * gradient
-    gradients = torch.autograd.grad(masked, list(leaves.values()), upstream, allow_unused=True)
-    return _step(model, masked.detach(), dict(zip(leaves, gradients, strict=True)), state.coefficients)
+    rows = masked if present is None else restricted(masked, present, sample)
+    gradients = torch.autograd.grad(rows, list(leaves.values()), upstream, allow_unused=True)
+    return _step(model, subsets, masked.detach(), leaves, gradients, state.coefficients)
+
+
+def _subsets(model: AGM, sample: SubsetSample | None) -> Sequence[int]:
+    return range(1, 2 ** len(model.modalities)) if sample is None else sample.subsets
 
 
 def _tracked(model: AGM, given: Mapping[str, Any]) -> tuple[Arguments, dict[str, Tensor]]:
@@ -280,9 +312,17 @@ def _tracked(model: AGM, given: Mapping[str, Any]) -> tuple[Arguments, dict[str,
     return arguments._replace(inputs=inputs, rest=copied(arguments.rest)), leaves
 
 
-def _step(model: AGM, masked: Tensor, gradients: dict[str, Tensor | None], coefficients: Tensor) -> _Step:
+def _step(
+    model: AGM,
+    subsets: Sequence[int],
+    masked: Tensor,
+    leaves: Mapping[str, Tensor],
+    gradients: Sequence[Tensor | None],
+    coefficients: Tensor,
+) -> _Step:
     buffers = {name: buffer.detach().clone() for name, buffer in model.module.named_buffers()}
-    return _Step(masked, gradients, coefficients.clone(), buffers)
+    named = dict(zip(leaves, gradients, strict=True))
+    return _Step(subsets, masked, named, coefficients.clone(), buffers)
 
 
 def _loss(model: AGM, logits: Tensor, target: Tensor) -> Tensor:

@@ -188,7 +188,10 @@ def _input(
     with np.errstate(over="ignore"):  # what overflows float32 is reported below
         if scale is not None or offset is not None:
             step = _quantity(path, f"{key}.scale", 1.0 if scale is None else scale)
-            values = values * step + _quantity(path, f"{key}.offset", 0.0 if offset is None else offset)
+            # In float64 whatever they are stored in: float16 would be rounded twice.
+            values = values.astype(np.float64) * step + _quantity(
+                path, f"{key}.offset", 0.0 if offset is None else offset
+            )
         values = np.ascontiguousarray(values, dtype=np.float32)
     finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
     if not finite.all():

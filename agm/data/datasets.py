@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 from agm.data.arrays import load_arrays
 from agm.data.av_digits import load_av_digits
+from agm.data.avt_digits import load_avt_digits
 from agm.data.multimodal import MultimodalData
 
 __all__ = ["available", "load"]
 
-_BUNDLED: dict[str, Callable[[], MultimodalData]] = {"av-digits": load_av_digits}
+_BUNDLED: dict[str, Callable[[], MultimodalData]] = {"av-digits": load_av_digits, "avt-digits": load_avt_digits}
 
 
 def available() -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +42,18 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.target)
+
+    def batches(self, size: int) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+        """Inputs and target of `size` samples at a time, the last ones perhaps fewer, in the order of the split.
+
+        Raises:
+            ValueError: `size` < 1.
+        """
+        if size < 1:
+            raise ValueError(f"Expected argument `size` to be 1 or more, but got {size}. Give samples a batch.")
+        for begin in range(0, len(self), size):
+            rows = slice(begin, begin + size)
+            yield {name: values[rows] for name, values in self.inputs.items()}, self.target[rows]
 
 
 @dataclass(frozen=True, eq=False)

@@ -44,7 +44,8 @@ def _check_logits(name: str, logits: Tensor) -> None:
         raise ValueError(f"Expected argument `{name}` to have at least one class, but its last size is 0.")
 
 
-def check_masked_logits(masked_logits: Tensor, modalities: int) -> None:
+def check_logits_stack(masked_logits: Tensor) -> None:
+    """Masked logits of any subsets: (R, B, C)."""
     _check_tensor("masked_logits", masked_logits)
     if masked_logits.dim() != 3:
         raise ValueError(
@@ -52,6 +53,10 @@ def check_masked_logits(masked_logits: Tensor, modalities: int) -> None:
             f"but got {tuple(masked_logits.shape)}. Stack one (batch, classes) row a subset, the joint logits last."
         )
     _check_logits("masked_logits", masked_logits)
+
+
+def check_masked_logits(masked_logits: Tensor, modalities: int) -> None:
+    check_logits_stack(masked_logits)
     if num_modalities(masked_logits.shape[0]) != modalities:
         raise ValueError(
             f"Expected argument `masked_logits` to have {2**modalities - 1} rows for the {modalities} modalities of "
@@ -210,8 +215,9 @@ def check_modalities(modalities: Sequence[str]) -> tuple[str, ...]:
             f"Expected argument `modalities` to be two or more different names, but got {modalities!r}, "
             'for example ("audio", "visual").'
         )
-    if "target" in names:
-        raise ValueError("Expected argument `modalities` not to name one 'target': that is the class indices' name.")
+    taken = {"target": "the class indices' name", "present": "the name of which samples have which modalities"}
+    for name in taken.keys() & set(names):
+        raise ValueError(f"Expected argument `modalities` not to name one {name!r}: that is {taken[name]}.")
     return names
 
 

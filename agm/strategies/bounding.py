@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from agm.absent import batch_size
 from agm.masking import MaskedPasses
 from agm.modulator import Modulator
 from agm.strategies.parts import Parts
@@ -47,33 +47,33 @@ class BoundedPasses:
     ) -> None:
         self.parts, self.bound = parts, bound
         self._passes = MaskedPasses(parts.network, parts.modalities, masked=masked, encoders=encoders)
-        self._pending: tuple[Tensor, Tensor, Tensor] | None = None
+        self._pending: tuple[list[Tensor], list[Tensor], list[Tensor]] | None = None
 
     def forward(self, modulator: Modulator, inputs: Mapping[str, Any], target: Tensor) -> Tensor:
         """Joint logits (B, C), whose loss goes to `backward`."""
-        arguments = self._passes.binding.split((), inputs)
-        joint, masked = self._passes.apart(arguments)
-        batch = batch_size(arguments.inputs)
-        rows = self._passes.stack(joint, masked, batch).detach().requires_grad_()  # here both graphs are cut off
-        self._pending = (joint, masked, rows)
-        logits: Tensor = modulator(rows, target)
+        joint, masked, rows = self._passes.apart(self._passes.binding.split((), inputs))
+        # Here the graphs are cut off, so that each can be gone through by itself.
+        leaf = joint.detach().requires_grad_()
+        cut = pytree.tree_map(lambda tensor: tensor.detach().requires_grad_(), masked)
+        self._pending = ([joint], pytree.tree_leaves(masked), [leaf, *pytree.tree_leaves(cut)])
+        logits: Tensor = modulator(self._passes.put_together(leaf, cut, rows), target)
         return logits
 
     def backward(self, loss: Tensor) -> None:
         """Leaves the gradients of a loss of the last forward's logits in the parameters."""
         if self._pending is None:
             raise RuntimeError("Expected a forward before each backward, but there was none.")
-        (joint, masked, rows), self._pending = self._pending, None
-        (scaled,) = torch.autograd.grad(loss, rows)
+        (joint, masked, leaves), self._pending = self._pending, None
+        scaled = torch.autograd.grad(loss, leaves)
         parameters = [p for p in self.parts.network.parameters() if p.requires_grad]
         # The graphs may have nodes in common, which the second one needs as well.
-        of_joint = _gradients(joint, parameters, scaled[-1], retain=True)
-        of_masked = _gradients(masked, parameters, scaled[:-1].reshape(masked.shape).to(masked.dtype), retain=False)
+        of_joint = _gradients(joint, parameters, scaled[:1], retain=True)
+        of_masked = _gradients(masked, parameters, scaled[1:], retain=False)
         place = {id(p): number for number, p in enumerate(parameters)}
         for group in self.parts.parameters():
             numbers = [place[id(p)] for p in group]
-            large = _norm([of_joint[number] for number in numbers], scaled)
-            share = self.bound * large / _norm([of_masked[number] for number in numbers], scaled)
+            large = _norm([of_joint[number] for number in numbers], loss)
+            share = self.bound * large / _norm([of_masked[number] for number in numbers], loss)
             bounded = [g for number in numbers if (g := of_masked[number]) is not None]
             if bounded:
                 # 0 / 0, where there is nothing to bound, is no number.
@@ -87,9 +87,13 @@ class BoundedPasses:
 
 
 def _gradients(
-    logits: Tensor, parameters: Sequence[nn.Parameter], scaled: Tensor, *, retain: bool
+    outputs: Sequence[Tensor], parameters: Sequence[nn.Parameter], scaled: Sequence[Tensor], *, retain: bool
 ) -> list[Tensor | None]:
-    found = torch.autograd.grad(logits, parameters, scaled, retain_graph=retain, allow_unused=True)
+    pairs = [(output, grad) for output, grad in zip(outputs, scaled, strict=True) if output.requires_grad]
+    if not pairs:
+        return [None] * len(parameters)
+    trained, grads = zip(*pairs, strict=True)
+    found = torch.autograd.grad(trained, parameters, grads, retain_graph=retain, allow_unused=True)
     # A copy of what autograd may have handed out twice, since it is scaled in place.
     return [None if gradient is None else gradient.clone() for gradient in found]
 

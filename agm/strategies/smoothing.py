@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agm.additive import AdditiveLogits
 from agm.functional import _ScaleSubsets
 from agm.modulator import Modulator
 from agm.ops.reference import subset_scales
+from agm.sampling import SubsetSample
 
 __all__ = ["SmoothedModulator"]
 
@@ -37,13 +39,23 @@ class SmoothedModulator(Modulator):
         self.smoothing = smoothing
         self.register_buffer("smoothed", torch.ones(len(self.modalities), dtype=torch.float64))
 
-    def forward(self, masked_logits: Tensor, target: Tensor | None = None) -> Tensor:
-        """Joint logits (B, C), as `agm.Modulator`."""
+    def forward(
+        self,
+        masked_logits: Tensor | AdditiveLogits,
+        target: Tensor | None = None,
+        *,
+        present: Tensor | None = None,
+        sample: SubsetSample | None = None,
+    ) -> Tensor:
+        """Joint logits (B, C), as `agm.Modulator`, of all subsets and samples that have every modality."""
         if not self.active:
-            return super().forward(masked_logits, target)
-        super().forward(masked_logits.detach(), target)
+            return super().forward(masked_logits, target, present=present, sample=sample)
+        if present is not None or sample is not None:
+            raise ValueError("Expected neither `present` nor `sample` with smoothed coefficients. Leave smoothing out.")
+        rows = masked_logits if isinstance(masked_logits, Tensor) else masked_logits.stacked()
+        super().forward(rows.detach(), target)
         with torch.no_grad():
             self.smoothed.lerp_(self.state.coefficients, 1 - self.smoothing)
             scales = subset_scales(self.smoothed)
-        logits: Tensor = _ScaleSubsets.apply(masked_logits, scales, self.backend)
+        logits: Tensor = _ScaleSubsets.apply(rows, scales, self.backend)
         return logits

@@ -5,6 +5,7 @@ Writing a run's settings, drawing and comparing need the extra "train": pip inst
 
 from agm.training.compare import Comparison, compare_methods
 from agm.training.config import Config, read_config
+from agm.training.contributions import measure_contributions
 from agm.training.errors import UserError
 from agm.training.evaluation import Evaluation, evaluate
 from agm.training.trainer import DivergedError, Observer, Result, load_run, train
@@ -20,6 +21,7 @@ __all__ = [
     "compare_methods",
     "evaluate",
     "load_run",
+    "measure_contributions",
     "read_config",
     "train",
 ]

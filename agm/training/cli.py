@@ -24,6 +24,7 @@ from agm.training import plots, report, tables
 from agm.training.compare import compare_methods
 from agm.training.config import COMPARE, Config, kind_of, read_config, read_table_of
 from agm.training.config import settings as all_settings
+from agm.training.contributions import measure_contributions
 from agm.training.errors import UserError
 from agm.training.records import RunFolder
 from agm.training.trainer import DivergedError, Result, load_run, recorded_config, train
@@ -316,8 +317,14 @@ def _choice(name: str, value: str, recorded: Mapping[str, Any], read: Callable[[
 @cli.command("evaluate")
 @click.argument("run_folder", metavar="RUN")
 def evaluate_command(run_folder: str) -> None:
-    """Evaluate RUN on the test split again."""
-    Console().print(report.result_table(load_run(run_folder)))
+    """Evaluate RUN on the test split again.
+
+    Also shows what each modality contributes to the accuracy, where there are two or more.
+    """
+    console, result = Console(), load_run(run_folder)
+    console.print(report.result_table(result))
+    if len(result.modalities) > 1:
+        console.print(report.contribution_table(measure_contributions(result)))
 
 
 @cli.command("plot")
@@ -373,8 +380,7 @@ def build_av_digits_command(image_noise: float, snr: tuple[float, float], seed: 
     """Spoken digits (espeak-ng) paired with noisy images of handwritten ones (scikit-learn)."""
     from agm.data.build_av_digits import build_av_digits
 
-    if Path(output).exists():
-        raise UserError(f"Expected --output to be a new file, but got {output!r}, which exists. Choose another.")
+    _require_new(output)
     console = Console()
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("samples", total=None)
@@ -388,7 +394,24 @@ def build_av_digits_command(image_noise: float, snr: tuple[float, float], seed: 
             )
         except (ImportError, OSError, RuntimeError, ValueError) as error:
             raise UserError(str(error)) from error
-    console.print(f"wrote {path}: agm train --dataset {shlex.quote(str(path))}", highlight=False, soft_wrap=True)
+    _wrote(console, path)
+
+
+@build_group.command("avt-digits")
+@click.option("--av-digits", metavar="FILE.npz", help="Sounds and images: a file of agm data build av-digits.")
+@click.option("--typos", type=float, default=0.15, show_default=True, help="Share of the letters that are mistyped.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of words, their split and typos.")
+@click.option("--output", required=True, metavar="FILE.npz", help="The file to write; train with --dataset FILE.npz.")
+def build_avt_digits_command(av_digits: str | None, typos: float, seed: int, output: str) -> None:
+    """AV-Digits, and as a third modality the digits written out in forty languages, with typing mistakes."""
+    from agm.data.build_avt_digits import build_avt_digits
+
+    _require_new(output)
+    try:
+        path = build_avt_digits(output, av_digits=av_digits, typos=typos, seed=seed)
+    except (OSError, ValueError) as error:
+        raise UserError(str(error).replace("`av_digits`", "--av-digits")) from error
+    _wrote(Console(), path)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -430,6 +453,15 @@ def _require(*packages: str) -> None:
     missing = [name.replace("_", "-") for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"This command needs {', '.join(missing)}. Install with: pip install 'agm[train]'")
+
+
+def _require_new(output: str) -> None:
+    if Path(output).exists():
+        raise UserError(f"Expected --output to be a new file, but got {output!r}, which exists. Choose another.")
+
+
+def _wrote(console: Console, path: Path) -> None:
+    console.print(f"wrote {path}: agm train --dataset {shlex.quote(str(path))}", highlight=False, soft_wrap=True)
 
 
 def _new_folder(config: Config) -> Path:

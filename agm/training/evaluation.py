@@ -77,12 +77,12 @@ def _batch_totals(network: nn.Module, inputs: dict[str, Tensor], target: Tensor)
     """(2 + 2 M,) float64: summed loss, then hits: joint, each response, without each modality."""
     if len(inputs) == 1:
         joint = network(**inputs)
-        predicted = joint.argmax(-1).expand(3, -1)  # one modality is its own response
+        guesses = joint.expand(3, -1, -1)  # one modality is its own response
     else:
         masked = masked_logits(network, inputs)  # (2**M - 1, B, C), row i of the subset with bitmask i + 1
         joint = masked[-1]
         without = [len(masked) - 1 - 2**m for m in range(len(inputs))]
         guesses = torch.cat([masked[-1:], responses(masked).to(masked.dtype), masked[without]])
-        predicted = guesses.argmax(-1)
+    largest, predicted = guesses.max(-1)  # NaN is larger than all, and no answer
     loss = F.cross_entropy(joint.double(), target, reduction="sum")
-    return torch.cat([loss.unsqueeze(0), predicted.eq(target).sum(1)])
+    return torch.cat([loss.unsqueeze(0), (predicted.eq(target) & ~largest.isnan()).sum(1)])

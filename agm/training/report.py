@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from agm import Contributions
 from agm.ops import Service
 from agm.training.compare import Comparison
 from agm.training.config import Config
@@ -19,7 +20,15 @@ from agm.training.tables import interval, remark, spread, title_of
 from agm.training.trainer import Observer, Result
 from agm.training.tune import Trial, best
 
-__all__ = ["Progressing", "comparison_table", "key_value_table", "result_table", "service_table", "trials_table"]
+__all__ = [
+    "Progressing",
+    "comparison_table",
+    "contribution_table",
+    "key_value_table",
+    "result_table",
+    "service_table",
+    "trials_table",
+]
 
 
 class Progressing(Observer):
@@ -164,6 +173,26 @@ def trials_table(trials: Sequence[Trial]) -> Group:
         table,
         f"{seeds} seed{'s' if seeds > 1 else ''}, last epoch. The highest mean accuracy is chosen; its own figure "
         "here is too high, since it was chosen by it. The test split was not looked at.",
+    )
+
+
+def contribution_table(figures: Contributions) -> Group:
+    """What each modality contributes to the test accuracy, one row a modality."""
+    table = Table()
+    for name in ("", "alone", "contribution", "value"):
+        table.add_column(name, justify="left" if name == "" else "right")
+    for name in figures.modalities:
+        contribution = f"[bold]{100 * figures.contributions[name]:+.1f}[/bold]"
+        table.add_row(Text(name), _percent(figures.alone[name]), contribution, f"{figures.values[name]:+.2f}")
+    table.add_section()
+    table.add_row("cooperation", "", f"{100 * figures.cooperation:+.1f}", "")
+    return _framed(
+        f"contributions: from {100 * figures.empty:.1f} % (the most frequent class) to {100 * figures.accuracy:.1f} %",
+        table,
+        "Alone: percent correct with only this modality present. Contributions: points of accuracy that it adds, on "
+        "average over all orders of adding modalities. Cooperation: points that they achieve together beyond the sum "
+        "of what each achieves alone; below 0 they know the same. Values: means over the samples; they sum to the "
+        "number of modalities where every sample is right.",
     )
 
 

@@ -80,8 +80,9 @@ def test_is_masked_logits_and_modulator() -> None:
         torch.manual_seed(seed)
         logits = modulator(agm.masked_logits(network, inputs, encoders=PATHS), target)
         F.cross_entropy(logits, target).backward()
-        assert_equal(step(model, seed), gradients(network))
-    assert torch.equal(model.modulator.state.values, modulator.state.values)
+        # To rounding: the model knows that this fusion is a sum, and adds up no masked logits.
+        torch.testing.assert_close(step(model, seed), gradients(network))
+    torch.testing.assert_close(model.modulator.state.values, modulator.state.values, rtol=1e-5, atol=0)
 
 
 def test_modulation_changes_the_gradient() -> None:
@@ -99,9 +100,12 @@ def test_modulation_changes_the_gradient() -> None:
 
 def test_outside_the_window_no_masked_pass_runs() -> None:
     model = engine(start=1)
+    inputs, target = batch()
+    model.epoch = 1
+    model(**inputs, target=target)  # the batch that verifies
+    model.epoch = 0
     calls = []
     model.module.head.register_forward_hook(lambda *_: calls.append(1))
-    inputs, target = batch()
     model(**inputs, target=target)
     assert len(calls) == 1
     model.epoch = 1
@@ -166,7 +170,7 @@ def test_gradient_accumulation_takes_a_step_a_micro_batch() -> None:
         torch.manual_seed(seed)
         F.cross_entropy(modulator(agm.masked_logits(network, inputs, encoders=PATHS), target), target).backward()
     assert model.modulator.state.step.item() == 2
-    assert_equal(gradients(model), gradients(network))
+    torch.testing.assert_close(gradients(model), gradients(network))
 
 
 @pytest.mark.parametrize("encoders", [None, PATHS])

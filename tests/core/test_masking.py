@@ -159,10 +159,12 @@ def test_an_encoder_sees_present_rows_and_one_absent_row(
     kind: type[Three], masked: Any, expected: list[tuple[int, bool]]
 ) -> None:
     network = kind().double()
+    encoders = PATHS if kind is Three else None
+    agm.masked_logits(network, three_inputs(), masked=masked, encoders=encoders)  # the batch that verifies
     # Inside the encoder: hooks on the encoder itself see what the network's forward gives it.
     counters = [Counter(network.encoders_[name][0]) for name in MODALITIES]
     head = Counter(network.head)
-    agm.masked_logits(network, three_inputs(), masked=masked, encoders=PATHS if kind is Three else None)
+    agm.masked_logits(network, three_inputs(), masked=masked, encoders=encoders)
     assert all(counter.rows == expected for counter in counters)
     assert head.rows == [(5, True), (30, False)]
 

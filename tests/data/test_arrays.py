@@ -92,6 +92,14 @@ def test_dtypes_and_quantisation(tmp_path):
     assert floats == ["sound", "raw", "flag", "fine"]
 
 
+def test_quantised_halves_are_computed_in_double(tmp_path):
+    sound = np.array([1.0, 2.0, 3.0, 4.0, 2048.0], dtype=np.float16)
+    arrays = _arrays(sound=sound) | {"sound.scale": np.float64(0.125), "sound.offset": np.float64(70000.0)}
+    data = agm.data.load(_write(tmp_path / "set.npz", arrays))
+    # As float16 the offset is infinite, and 0.125 is below half a step of its largest numbers.
+    assert data.train.inputs["sound"].tolist() == [70000.125, 70000.375, 70256.0]
+
+
 def test_bfloat16_and_gradients_in_pt(tmp_path):
     sound = torch.tensor([1.5, 2.5, 3.5, 4.5, 5.5], dtype=torch.bfloat16, requires_grad=True)
     torch.save({"sound": sound, "target": [0, 0, 1, 1, 0], "split": [b.item() for b in SPLIT]}, tmp_path / "set.pt")
@@ -248,7 +256,7 @@ def test_paths_that_lead_nowhere(tmp_path):
     (tmp_path / "set.csv").write_text("1,2\n")
     with pytest.raises(ValueError, match=r"to end in .npz or .pt, but got '.csv'"):
         agm.data.load(tmp_path / "set.csv")
-    with pytest.raises(ValueError, match=r"a known dataset \(av-digits\) .* but got 'av-digts'"):
+    with pytest.raises(ValueError, match=r"a known dataset \(av-digits, avt-digits\) .* but got 'av-digts'"):
         agm.data.load("av-digts")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="to hold `target`, but got nothing"):

@@ -76,3 +76,14 @@ def test_split_refuses(inputs, target, error, message):
 def test_data_refuses(changes, error, message):
     with pytest.raises(error, match=message):
         _data(**changes)
+
+
+def test_batches_of_a_split_are_all_its_samples_in_order():
+    split = Split({"a": torch.arange(7.0).unsqueeze(1), "b": torch.arange(7)}, torch.arange(7) % 3)
+    batches = list(split.batches(3))
+    assert [len(target) for _, target in batches] == [3, 3, 1]
+    assert torch.equal(torch.cat([target for _, target in batches]), split.target)
+    for name, values in split.inputs.items():
+        assert torch.equal(torch.cat([inputs[name] for inputs, _ in batches]), values)
+    with pytest.raises(ValueError, match="`size` to be 1 or more, but got 0"):
+        next(split.batches(0))

@@ -5,7 +5,8 @@ import torch
 from matplotlib import image
 
 import agm.training
-from agm.training import cli, trainer
+from agm.data.av_digits import read_build_settings
+from agm.training import cli, load_run, measure_contributions, trainer
 from agm.training.__main__ import main
 from agm.training.config import read_config, settings
 from agm.training.records import RunFolder, read_table
@@ -141,10 +142,28 @@ def test_evaluate_and_plot_a_run(options, tmp_path, capsys):
     assert main(["train", *options, "--out", "run"]) == 0
     table = capsys.readouterr().out.split("agm, early fusion")[1].split("picture,")[0]
     assert main(["evaluate", "run"]) == 0
-    assert capsys.readouterr().out.split("agm, early fusion")[1].split() == table.split()
+    again, contributions = capsys.readouterr().out.split("agm, early fusion")[1].split("contributions:")
+    assert again.split() == table.split()
+    figures = measure_contributions(load_run("run"))
+    assert f"to {100 * figures.accuracy:.1f} %" in contributions
+    for name in ("audio", "image"):
+        shown = next(line for line in contributions.splitlines() if name in line.split())
+        assert f"{100 * figures.alone[name]:.1f}" in shown
+        assert f"{100 * figures.contributions[name]:+.1f}" in shown
+        assert f"{figures.values[name]:+.2f}" in shown
+    assert f"{100 * figures.cooperation:+.1f}" in contributions.split("cooperation")[1].splitlines()[0]
     (tmp_path / "run/training.png").unlink()
     assert main(["plot", "run"]) == 0
     assert (tmp_path / "run/training.png").exists()
+
+
+def test_a_run_of_one_modality_has_no_contributions(options, capsys):
+    assert main(["train", *options, "--method", "unimodal:image", "--out", "run"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "run"]) == 0
+    output = capsys.readouterr().out
+    assert "unimodal:image, early fusion" in output
+    assert "contributions" not in output
 
 
 @pytest.mark.parametrize(
@@ -238,6 +257,30 @@ def test_data_build_hands_its_options_to_the_builder(tmp_path, capsys, monkeypat
     (tmp_path / "hard.npz").write_text("")
     assert "exists" in failure(capsys, *command.split())
     assert len(calls) == 1
+
+
+def test_three_modalities_are_built_and_trained(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", "build", "avt-digits", "--typos", "0.4", "--seed", "3", "--output", "three.npz"]) == 0
+    assert "wrote three.npz: agm train --dataset three.npz" in capsys.readouterr().out
+    settings = read_build_settings("three.npz")
+    assert (settings["typos"], settings["seed"]) == (0.4, 3)
+    again = "data build avt-digits --output three.npz"
+    assert "exists" in failure(capsys, *again.split())
+    assert "--av-digits" in failure(
+        capsys, *["data", "build", "avt-digits", "--av-digits", "none.npz", "--output", "x.npz"]
+    )
+    assert "`typos`" in failure(capsys, *["data", "build", "avt-digits", "--typos", "2", "--output", "x.npz"])
+
+    settings = ["--width", "8", "--epochs", "1", "--batch-size", "256", "--threads", "1", "--out", "run"]
+    assert main(["train", "--dataset", "avt-digits", "--masked", "shared", *settings]) == 0
+    result = RunFolder(tmp_path / "run").read_result()
+    assert result["modalities"] == ["audio", "image", "text"]
+    assert {f"coefficient_{name}" for name in result["modalities"]} < set(result)
+    assert image.imread(tmp_path / "run/training.png").ndim == 3
+    capsys.readouterr()
+    assert main(["evaluate", "run"]) == 0
+    assert "text" in capsys.readouterr().out.split("contributions:")[1]
 
 
 @pytest.mark.parametrize("package", ["click", "rich"])

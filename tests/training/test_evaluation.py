@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from agm import models
 from agm.data import Split
-from agm.training import evaluate
+from agm.training import evaluate, measure_contributions, train
 
 SHAPES = {"audio": (6,), "image": (1, 4, 4), "text": (5,)}
 
@@ -80,3 +80,25 @@ def test_modes_and_weights_are_left_alone():
     evaluate(network, split, ("audio", "image"))
     assert [module.training for module in network.modules()] == modes
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_contributions_of_a_run_are_those_of_its_test_split(settings, tmp_path, data):
+    result = train(settings(epochs=1, method="joint"), tmp_path / "run")
+    figures = measure_contributions(result, batch_size=7)
+    assert figures.samples == 30
+    assert figures.accuracy == pytest.approx(result.evaluation.accuracy)
+    assert figures.responses == pytest.approx(result.evaluation.responses)
+    assert figures.alone["image"] == pytest.approx(result.evaluation.absent["audio"])
+    assert figures.empty == max(torch.bincount(data.test.target).tolist()) / 30
+    assert sum(figures.contributions.values()) == pytest.approx(figures.accuracy - figures.empty)
+
+
+@pytest.mark.parametrize("names", [("image",), ("audio", "image")])
+def test_logits_that_are_no_numbers_are_wrong(names):
+    network, split = network_and_split(names)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.fill_(torch.nan)
+    figures = evaluate(network, Split(split.inputs, torch.zeros(41, dtype=torch.long)), names)  # argmax gives class 0
+    assert figures.accuracy == 0.0
+    assert set(figures.responses.values()) | set(figures.absent.values()) == {0.0}

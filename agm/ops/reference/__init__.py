@@ -6,7 +6,11 @@ discrepancy ratio, tau_m reference ratio, kappa_m modulation coefficient, R_m ru
 """
 
 from agm.ops.reference.expand_subsets import expand_subsets, expand_subsets_backward
-from agm.ops.reference.modulate import (
+from agm.ops.reference.modulate import accumulation_dtype, modulate, modulate_backward, responses, subset_scales
+from agm.ops.reference.modulate_additive import additive_responses, modulate_additive, modulate_additive_backward
+from agm.ops.reference.modulate_cross_entropy import modulate_cross_entropy, modulate_cross_entropy_backward
+from agm.ops.reference.scale_gradients import philox_normal, scale_gradients_
+from agm.ops.reference.steps import (
     COEFFICIENTS,
     JOINT_CORRECT,
     RATIOS,
@@ -16,17 +20,11 @@ from agm.ops.reference.modulate import (
     SCORES,
     SKIPPED,
     STEP,
-    accumulation_dtype,
     discrepancy_ratios,
-    modulate,
-    modulate_backward,
-    responses,
+    finish_step,
     sample_scores,
-    subset_scales,
+    step_totals,
 )
-from agm.ops.reference.modulate_additive import additive_responses, modulate_additive, modulate_additive_backward
-from agm.ops.reference.modulate_cross_entropy import modulate_cross_entropy, modulate_cross_entropy_backward
-from agm.ops.reference.scale_gradients import philox_normal, scale_gradients_
 
 __all__ = [
     "COEFFICIENTS",
@@ -43,6 +41,7 @@ __all__ = [
     "discrepancy_ratios",
     "expand_subsets",
     "expand_subsets_backward",
+    "finish_step",
     "modulate",
     "modulate_additive",
     "modulate_additive_backward",
@@ -53,5 +52,6 @@ __all__ = [
     "responses",
     "sample_scores",
     "scale_gradients_",
+    "step_totals",
     "subset_scales",
 ]

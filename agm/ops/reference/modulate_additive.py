@@ -7,7 +7,8 @@ Where `z_S = b + sum_{m in S} p_m + sum_{m not in S} q_m`, the Shapley values ne
 import torch
 from torch import Tensor
 
-from agm.ops.reference.modulate import accumulation_dtype, make_step, modulate_backward
+from agm.ops.reference.modulate import accumulation_dtype, modulate_backward
+from agm.ops.reference.steps import make_step
 
 
 def additive_responses(present: Tensor, absent: Tensor, joint: Tensor) -> Tensor:

@@ -1,0 +1,126 @@
+"""The modulation in plain torch where the kernels do not reach: sampled subsets, samples that lack modalities."""
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from agm import ops
+from agm.ops import reference
+from agm.sampling import SubsetSample
+from agm.shapley import weights_on
+
+__all__ = ["Settings", "modulate_responses", "modulate_rows", "restricted"]
+
+
+class Settings(NamedTuple):
+    """Those of one step, checked."""
+
+    alpha: float
+    max_gap: float
+    floor: float
+    ignore_index: int
+    update: bool
+
+
+def restricted(masked_logits: Tensor, present: Tensor, sample: SubsetSample | None = None) -> Tensor:
+    """Masked logits (R, B, C) of the game that each sample's own modalities play; `present` is (B, M) bool.
+
+    A subset that holds all modalities of a sample is worth its joint logits there, and one that holds none of them
+    nothing. All other rows are what they were: in them a modality that the sample lacks is absent either way. Then
+    lacking modalities are null players, whose responses are 0, and the others' are their Shapley values among
+    themselves.
+    """
+    modalities = present.shape[1]
+    bits = (
+        _bits_on(masked_logits.device, modalities)
+        if sample is None
+        else _moved(_bits(sample.subsets, modalities), masked_logits.device)
+    )
+    own = present.float()
+    shared = bits @ own.T  # (R, B), modalities of the subset that the sample has
+    covers = shared == own.sum(1)
+    rows = torch.where((shared == 0).unsqueeze(-1), 0.0, masked_logits)
+    return torch.where(covers.unsqueeze(-1), masked_logits[-1], rows)
+
+
+def modulate_rows(
+    masked_logits: Tensor,  # (R, B, C)
+    target: Tensor,  # (B,) int64
+    values: Tensor,
+    counts: Tensor,
+    settings: Settings,
+    present: Tensor | None,  # (B, M) bool
+    sample: SubsetSample | None,
+) -> Tensor:
+    """One step of the modulation on `restricted` rows; returns the scales c_S (R,) float64 of their gradients."""
+    with torch.no_grad():
+        if sample is None:
+            weights = weights_on(masked_logits.device, values.shape[1])
+        else:
+            weights = _moved(sample.weights, masked_logits.device)
+        response = reference.responses(masked_logits, weights)
+        coefficients = _step(response, masked_logits[-1], target, values, counts, settings, present)
+        return reference.subset_scales(coefficients, weights)
+
+
+def modulate_responses(
+    response: Tensor,  # (M, B, C), which carry the gradient
+    joint: Tensor,  # (B, C), their sum
+    target: Tensor,  # (B,) int64
+    values: Tensor,
+    counts: Tensor,
+    settings: Settings,
+    present: Tensor | None,  # (B, M) bool
+) -> Tensor:
+    """One step of the modulation on mono-modal responses; returns the joint logits, modulated."""
+    with torch.no_grad():
+        coefficients = _step(response, joint, target, values, counts, settings, present)
+    logits: Tensor = _ScaleResponses.apply(response, joint.detach(), coefficients)
+    return logits
+
+
+def _step(
+    response: Tensor,
+    joint: Tensor,
+    target: Tensor,
+    values: Tensor,
+    counts: Tensor,
+    settings: Settings,
+    present: Tensor | None,
+) -> Tensor:
+    totals = reference.step_totals(response, joint, target, present, settings.floor, settings.ignore_index)
+    return reference.finish_step(totals, values, counts, settings.alpha, settings.max_gap, settings.update)
+
+
+class _ScaleResponses(torch.autograd.Function):
+    """The joint logits forward; backward, kappa_m times their gradient into every mono-modal response."""
+
+    @staticmethod
+    def forward(ctx: Any, response: Tensor, joint: Tensor, coefficients: Tensor) -> Tensor:
+        ctx.save_for_backward(coefficients)
+        ctx.dtype = response.dtype
+        return joint.view_as(joint)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (coefficients,) = ctx.saved_tensors
+        return ops.modulate_backward(grad.to(ctx.dtype), coefficients), None, None
+
+
+def _bits(subsets: tuple[int, ...], modalities: int) -> Tensor:
+    """(R, M) float32: 1 where the subset holds the modality."""
+    return (torch.tensor(subsets).unsqueeze(1) >> torch.arange(modalities) & 1).float()
+
+
+@lru_cache(maxsize=64)
+def _bits_on(device: torch.device, modalities: int) -> Tensor:
+    return _bits(tuple(range(1, 2**modalities)), modalities).to(device)
+
+
+def _moved(table: Tensor, device: torch.device) -> Tensor:
+    """A table of this step on the device, without waiting for it."""
+    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table.to(device)
