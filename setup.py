@@ -142,6 +142,7 @@ def build_arguments() -> dict[str, object]:
 setup(
     packages=[
         "agm",
+        "agm.competition",
         "agm.data",
         "agm.kernels",
         "agm.models",

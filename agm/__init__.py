@@ -1,5 +1,6 @@
 """Adaptive Gradient Modulation: balanced multimodal training, fast."""
 
+from agm import competition
 from agm.additive import fused_modulate_additive
 from agm.contribution import ContributionMeter, Contributions, contributions, modality_values
 from agm.engine import AGM
@@ -25,6 +26,7 @@ __all__ = [
     "SubsetSample",
     "Verification",
     "backends",
+    "competition",
     "contributions",
     "expand_subsets",
     "fused_modulate",

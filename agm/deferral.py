@@ -7,7 +7,8 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from agm.deferred import CannotDefer, Deferred, Rows, written
+from agm.compiled import compiled_part
+from agm.deferred import Deferred, Rows, written
 from agm.plan import Line, fusion_lines
 from agm.rowcheck import close, untouched
 from agm.subsets import proper_subsets
@@ -52,16 +53,17 @@ def noted(network: nn.Module, key: object, expected: Any, run: Callable[[], Any]
     return found
 
 
-def refused(network: nn.Module, key: object, error: CannotDefer) -> None:
-    """Remembers that a network takes a way on which its rows cannot be deferred."""
-    _found.setdefault(network, {})[key] = Deferral("rows", str(error))
+def refused(network: nn.Module, key: object, why: str) -> Deferral:
+    """Remembers that a network's rows cannot be deferred."""
+    found = _found.setdefault(network, {})[key] = Deferral("rows", why)
+    return found
 
 
 def deferral(network: nn.Module, fuse: Callable[[Rows, bool], Any], rows: Rows) -> Deferral:
     """What has been found for a network, or is found now on a few samples and subsets.
 
     Args:
-        network: in eval mode.
+        network: in eval mode, with `encoders`.
         fuse: what its fusion makes of rows, deferred or written out.
         rows: of this step.
     """
@@ -70,6 +72,8 @@ def deferral(network: nn.Module, fuse: Callable[[Rows, bool], Any], rows: Rows) 
     weights = list(network.parameters())
     if rows.batch == 0 or any(weight.is_meta for weight in weights):
         return Deferral("rows", "without numbers nothing can be verified")
+    if (part := compiled_part(network, network.encoders.values())) is not None:  # type: ignore[operator]
+        return refused(network, None, f"`{part}` is compiled")
     some = replace(rows, batch=min(rows.batch, 2), subsets=some_subsets(rows.modalities))
     with untouched(network, weights):
         expected = fuse(some, False)

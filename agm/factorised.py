@@ -14,10 +14,11 @@ from agm.absent import Absent, absent_input, is_rows
 from agm.answering import answering
 from agm.binding import Arguments
 from agm.chunks import Chunks
+from agm.compiled import is_compiled
 from agm.deferral import Deferral, declares_sum, deferral, fusion_line, refused
 from agm.deferred import CannotDefer, Deferred, Rows, written
 from agm.modes import evaluation, mixes_samples
-from agm.onepass import OWN_WAY, Choice, Choices, JointCall, Passes, check_apart, checked, choose, in_common
+from agm.onepass import OWN_WAY, Choice, Choices, JointCall, Passes, apart, check_apart, checked, choose, in_common
 from agm.plan import Line, encoder_lines
 from agm.subsets import aligned, blocks, combine, copied, lacking, stacked
 
@@ -132,7 +133,7 @@ class FactorisedPasses:
         try:
             return self._fuse(parted, rows, True)
         except CannotDefer as error:  # on a way through `fuse` that it has not taken before
-            refused(self.network, None, error)
+            refused(self.network, None, str(error))
             return self._fuse(parted, rows, False)
 
     def _written(self, parted: Mapping[str, tuple[Any, Any]], rows: Rows, found: Deferral) -> Tensor:
@@ -168,6 +169,8 @@ class FactorisedPasses:
             return Choice("shared", "masked='shared'")
         encoders = self.encoders()
         check_apart(name, mixes_samples(encoders[name]))
+        if is_compiled(self.network):
+            return apart(name, self.passes, "the network is compiled as a whole, for encoders as they are")
         return choose(name, encoders[name], self.passes, device, lambda: in_common(self.network, encoders, name))
 
     def _joint_call(self, name: str, inputs: Any, absent: Any, batch: int) -> JointCall | None:

@@ -21,6 +21,7 @@ from agm.absent import Absent, absent_input, is_opaque, is_rows
 from agm.answering import answering
 from agm.binding import Arguments, Binding
 from agm.checkpointing import without_checkpointing
+from agm.compiled import compiled_part, is_compiled
 from agm.deferral import fusion_line, known, noted, some_subsets
 from agm.deferral import refused as cannot_defer
 from agm.deferred import CannotDefer, Deferred, Rows, written
@@ -131,6 +132,12 @@ class InterceptedPasses:
         return [*lines, *rest]
 
     def _choose(self, encoders: Mapping[str, nn.Module], device: torch.device) -> dict[str, Choice]:
+        if is_compiled(self.network):
+            raise ValueError(
+                "Expected a network with the paths of `encoders` not to be compiled as a whole, since its encoders "
+                "answer with what they have computed before, for which it would be compiled anew each time. Compile "
+                "the encoders (network.audio_net.compile()), or give it `encoders` and `fuse` and compile the model."
+            )
         self._check_apart(encoders)
         if self.shared:
             return {name: Choice("shared", "masked='shared'") for name in encoders}
@@ -188,7 +195,7 @@ class InterceptedPasses:
         try:
             logits = given.logits(rows, deferred=True)
         except CannotDefer as error:  # on a way through the network that it has not taken before
-            cannot_defer(self.network, self._key, error)
+            cannot_defer(self.network, self._key, str(error))
             return cast(Tensor, given.logits(rows, deferred=False))
         terms = logits.summands() if isinstance(logits, Deferred) else None
         return cast(Tensor, written(logits)) if terms is None else terms
@@ -204,6 +211,9 @@ class InterceptedPasses:
         if probed and some.batch > 1:
             _verified.setdefault(self.network, set()).add(self._key)
         if not some.batch or any(weight.is_meta for weight in weights):
+            return
+        if (part := compiled_part(self.network, self.encoders().values())) is not None:
+            cannot_defer(self.network, self._key, f"`{part}` is compiled")
             return
         with untouched(self.network, weights):
             noted(self.network, self._key, expected, lambda: given.logits(some, deferred=True))

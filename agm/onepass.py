@@ -20,6 +20,7 @@ __all__ = [
     "Choices",
     "JointCall",
     "Passes",
+    "apart",
     "check_apart",
     "check_passes",
     "checked",
@@ -118,13 +119,22 @@ def choose(
     elif depends:
         reason = unsplit()
     reason = reason or _why_not(encoder, device)
-    if reason is not None and passes == "one":
-        raise refused(name, reason)
     if reason is not None:
-        return Choice("two", reason)
+        return apart(name, passes, reason)
     if not depends:
         return Choice("shared", "no layer depends on the mode")
     return Choice("split", "passes='one'" if passes == "one" else "half the kernel launches")
+
+
+def apart(name: str, passes: Passes, reason: str) -> Choice:
+    """Two passes.
+
+    Raises:
+        ValueError: one is asked for.
+    """
+    if passes == "one":
+        raise refused(name, reason)
+    return Choice("two", reason)
 
 
 def in_common(network: nn.Module, encoders: Mapping[str, nn.Module], name: str) -> str | None:

@@ -84,11 +84,11 @@ class AGM(Strategy):
         self.module.epoch = epoch
 
     def run(self, batch: Batch) -> tuple[dict[str, Any] | None, Tensor]:
-        if batch.present is not None:
-            raise ValueError("Expected no argument `present`: AGM masks modalities itself. Leave it out.")
         if self._bounded is not None and self.module.modulator.active:
+            if batch.present is not None:
+                raise ValueError("Expected no argument `present` with a bound. Leave either out.")
             return None, self._bounded.forward(self.module.modulator, batch.inputs, batch.target)
-        return None, self.module(**batch.inputs, target=batch.target)
+        return None, self.module(**batch.inputs, target=batch.target, present=batch.present)
 
     def backward(self, batch: Batch) -> None:
         loss = self.loss(batch)

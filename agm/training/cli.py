@@ -22,10 +22,13 @@ import agm
 from agm.ops._backends import BACKENDS
 from agm.training import plots, report, tables
 from agm.training.compare import compare_methods
+from agm.training.competition import run_competition
 from agm.training.config import COMPARE, Config, kind_of, read_config, read_table_of
 from agm.training.config import settings as all_settings
 from agm.training.contributions import measure_contributions
 from agm.training.errors import UserError
+from agm.training.measurement import Measurement
+from agm.training.methods import OF_ONE
 from agm.training.records import RunFolder
 from agm.training.trainer import DivergedError, Result, load_run, recorded_config, train
 from agm.training.tune import best, parse_setting, tune_method, write_trials
@@ -44,6 +47,15 @@ class _NoneOr(click.ParamType):  # type: ignore[type-arg]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return None if value == "none" else self._kind.convert(value, param, ctx)
+
+
+class _Penalty(click.ParamType):  # type: ignore[type-arg]
+    """A number, or the word cv."""
+
+    name = "float|cv"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "cv" else click.FLOAT.convert(value, param, ctx)
 
 
 def _setting_options(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -99,6 +111,7 @@ def cli() -> None:
     agm compare --methods joint,agm --seeds 5     what AGM changes, with confidence intervals
     agm tune --setting alpha=0.5,1,1.5 --validation 0.2
                                                   choose a setting without looking at the test split
+    agm competition --methods joint,agm           what each modality loses to the competition
     agm info                                      versions, devices, backends
     """
 
@@ -156,18 +169,30 @@ def train_command(
 )
 @click.option("--fusion", default="late", show_default=True, help="Fusions, by commas (agm.models.fusions).")
 @click.option("--seeds", type=int, default=5, show_default=True, help="Runs a method: --seed, --seed + 1, ...")
+@click.option(
+    "--strength/--no-strength", default=False, show_default=True, help="Also measure each run's competition strength."
+)
 @click.option("--jobs", type=int, default=1, show_default=True, help="Runs at a time, on the CPU, a thread each.")
 @_setting_options("method", "fusion")
 @_CONFIG_FILE
 @click.option("--out", metavar="FOLDER", default="runs/compare", show_default=True, help="Folder of the runs' folders.")
 def compare_command(
-    methods: str, fusion: str, seeds: int, jobs: int, settings: dict[str, Any], config_file: str | None, out: str
+    methods: str,
+    fusion: str,
+    seeds: int,
+    strength: bool,
+    jobs: int,
+    settings: dict[str, Any],
+    config_file: str | None,
+    out: str,
 ) -> None:
     """Train methods with the same seeds and compare them.
 
     Prints mean, standard deviation and the paired difference to the first method with its 95 % confidence
     interval; writes compare.csv, compare.md, compare.png and compare.toml, from which --config repeats it. Runs
-    that are finished are not repeated, so the same command continues an interrupted comparison.
+    that are finished are not repeated, so the same command continues an interrupted comparison. With --strength
+    networks of one modality each are trained beside them, and the data need a validation split, which --validation
+    holds out.
 
     \b
     agm compare --methods "joint,agm(alpha=0.5,masked=shared),ogm-ge(alpha=0.3)" --fusion late,early
@@ -179,17 +204,19 @@ def compare_command(
     given = fusion if _was_given("fusion") or not config_file else config.fusion
     fusions = _choice("fusion", given, recorded, split_variants)
     seeds = seeds if _was_given("seeds") else recorded.get("seeds", seeds)
+    strength = strength if _was_given("strength") else recorded.get("strength", strength)
     folder, console = Path(out), Console()
-    config = replace(config, fusion=fusions[0] if fusions else config.fusion)
+    fusions = [replace(config, fusion=name).fusion for name in fusions] or [config.fusion]
+    config = replace(config, fusion=fusions[0])
     with _Runs(console, ahead=jobs > 1) as runs:
         comparisons = compare_methods(
-            config, names, seeds, folder, runs.observer, runs.finished, fusions=fusions, jobs=jobs
+            config, names, seeds, folder, runs.observer, runs.finished, fusions=fusions, jobs=jobs, strength=strength
         )
-    command = tables.command_line(config, names, seeds, fusions)
+    command = tables.command_line(config, names, seeds, fusions, strength)
     wide = len(fusions) > 1 or len(names) > 4
     tables.write_csv(folder / "compare.csv", comparisons, config.seed)
     (tables.write_wide_markdown if wide else tables.write_markdown)(folder / "compare.md", comparisons, command)
-    tables.write_settings(folder / "compare.toml", config, names, seeds, fusions)
+    tables.write_settings(folder / "compare.toml", config, names, seeds, fusions, strength)
     plots.draw_comparison(
         folder / "compare.png", comparisons, f"{Path(config.dataset).stem}, {', '.join(fusions)} fusion, {seeds} seeds"
     )
@@ -242,76 +269,50 @@ def tune_command(
     console.print(f"chosen: {best(trials).variant.label}  (tune.csv: {folder})", highlight=False, soft_wrap=True)
 
 
-class _Runs:
-    """Shows many runs, a line each, and draws those that have no picture. Use as a context.
+@cli.command("competition")
+@click.option("--methods", default="joint,agm", show_default=True, help="Methods to measure, by commas.")
+@click.option(
+    "--ridge",
+    type=_Penalty(),
+    default="cv",
+    show_default=True,
+    help="Penalty of the regression; cv chooses it at each measurement, the paper has 120.",
+)
+@click.option(
+    "--holdout",
+    type=float,
+    default=0.2,
+    show_default=True,
+    help="Share of the training split for the regression alone, if there is no validation split.",
+)
+@click.option("--every", type=int, default=1, show_default=True, help="Epochs between two measurements.")
+@click.option("--resamples", type=int, default=1000, show_default=True, help="Of the bootstrap.")
+@_setting_options("method", "validation")
+@_CONFIG_FILE
+@click.option(
+    "--out", metavar="FOLDER", default="runs/competition", show_default=True, help="Folder of the runs' folders."
+)
+def competition_command(
+    methods: str, settings: dict[str, Any], config_file: str | None, out: str, **options: Any
+) -> None:
+    """Measure what each modality loses to the competition with the others.
 
-    Args:
-        console: where they are shown.
-        ahead: whether other processes train them, so that they are finished when this one comes to them.
+    Trains each modality's concept (what a network learns from it alone), then the methods, and measures after each
+    epoch how much of a concept cannot be read from the fused features: the competition strength. Writes
+    competition.csv, competition.png, and the settings. Runs that are finished are not repeated, so the same command
+    continues an interrupted measurement.
     """
-
-    def __init__(self, console: Console, ahead: bool = False) -> None:
-        self._console, self._ahead = console, ahead
-        self._shown: report.Progressing | None = None
-
-    def __enter__(self) -> _Runs:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._close()
-        if kind is not None and issubclass(kind, KeyboardInterrupt):
-            _interrupted("Interrupted.", "the same command: finished runs are not repeated")
-
-    def observer(self, method: str, seed: int) -> report.Progressing:
-        self._shown = report.Progressing(self._console, f"{method} seed {seed}", brief=True)
-        return self._shown.__enter__()
-
-    def finished(self, result: Result) -> None:
-        if (shown := self._close()) is not None:
-            shown.summarise(result, whole=self._ahead)
-        if not RunFolder(result.folder).picture.exists():
-            _draw(result)
-
-    def _close(self) -> report.Progressing | None:
-        shown, self._shown = self._shown, None
-        if shown is not None:
-            shown.__exit__()
-        return shown
-
-
-def _given_options(options: Sequence[str]) -> dict[str, Any]:
-    """{"options": ...} from NAME=VALUE, if there are any."""
-    found = {}
-    for text in options:
-        name, equals, value = text.partition("=")
-        if not equals or not name.strip() or not value.strip():
-            raise UserError(f"Expected --option to be NAME=VALUE, but got {text!r}. For example: --option alpha=0.3.")
-        found[name.strip().replace("-", "_")] = parse_value(value.strip())
-    return {"options": found} if found else {}
-
-
-def _refuse_unused(settings: Mapping[str, Any], method: str) -> None:
-    """A setting of AGM that was given for another strategy would silently do nothing."""
-    if method in ("agm", "joint") or method.startswith("unimodal"):
-        return
-    for name in ("alpha", "max_gap", "masked"):
-        if name in settings:
-            raise UserError(
-                f"Expected setting `{name}` with method agm alone, but got it with {method!r}. "
-                f"Its own settings are options: --option {name}=VALUE."
-            )
-
-
-def _was_given(name: str) -> bool:
-    source = click.get_current_context().get_parameter_source(name)
-    return source is not click.core.ParameterSource.DEFAULT
-
-
-def _choice(name: str, value: str, recorded: Mapping[str, Any], read: Callable[[str], list[str]]) -> list[str]:
-    """A list from the command line, from the file of a comparison, or the default, in this order."""
-    if not _was_given(name) and name in recorded:
-        return [str(entry) for entry in recorded[name]]
-    return read(value)
+    _require("matplotlib", "tomli_w")
+    measurement = Measurement(**options)
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    config = read_config(config_file, settings) if config_file else Config(**settings)
+    folder, console = Path(out), Console()
+    with _Runs(console) as runs:
+        competition = run_competition(config, names, folder, measurement, runs.observer, runs.finished)
+    title = f"{Path(config.dataset).stem}, {config.fusion} fusion, seed {config.seed}"
+    plots.draw_competition(folder / "competition.png", competition, title)
+    console.print(report.competition_table(competition))
+    console.print(f"competition.csv, competition.png, settings: {folder}", highlight=False, soft_wrap=True)
 
 
 @cli.command("evaluate")
@@ -441,6 +442,78 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def _fail(message: str, status: int) -> int:
     print("agm: error: " + " ".join(message.split()), file=sys.stderr)
     return status
+
+
+class _Runs:
+    """Shows many runs, a line each, and draws those that have no picture. Use as a context.
+
+    Args:
+        console: where they are shown.
+        ahead: whether other processes train them, so that they are finished when this one comes to them.
+    """
+
+    def __init__(self, console: Console, ahead: bool = False) -> None:
+        self._console, self._ahead = console, ahead
+        self._shown: report.Progressing | None = None
+
+    def __enter__(self) -> _Runs:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._close()
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            _interrupted("Interrupted.", "the same command: finished runs are not repeated")
+
+    def observer(self, method: str, seed: int) -> report.Progressing:
+        self._shown = report.Progressing(self._console, f"{method} seed {seed}", brief=True)
+        return self._shown.__enter__()
+
+    def finished(self, result: Result) -> None:
+        if (shown := self._close()) is not None:
+            shown.summarise(result, whole=self._ahead)
+        if not RunFolder(result.folder).picture.exists():
+            _draw(result)
+
+    def _close(self) -> report.Progressing | None:
+        shown, self._shown = self._shown, None
+        if shown is not None:
+            shown.__exit__()
+        return shown
+
+
+def _given_options(options: Sequence[str]) -> dict[str, Any]:
+    """{"options": ...} from NAME=VALUE, if there are any."""
+    found = {}
+    for text in options:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip() or not value.strip():
+            raise UserError(f"Expected --option to be NAME=VALUE, but got {text!r}. For example: --option alpha=0.3.")
+        found[name.strip().replace("-", "_")] = parse_value(value.strip())
+    return {"options": found} if found else {}
+
+
+def _refuse_unused(settings: Mapping[str, Any], method: str) -> None:
+    """A setting of AGM that was given for another strategy would silently do nothing."""
+    if method in ("agm", "joint") or method.partition(":")[0] in OF_ONE:
+        return
+    for name in ("alpha", "max_gap", "masked"):
+        if name in settings:
+            raise UserError(
+                f"Expected setting `{name}` with method agm alone, but got it with {method!r}. "
+                f"Its own settings are options: --option {name}=VALUE."
+            )
+
+
+def _was_given(name: str) -> bool:
+    source = click.get_current_context().get_parameter_source(name)
+    return source is not click.core.ParameterSource.DEFAULT
+
+
+def _choice(name: str, value: str, recorded: Mapping[str, Any], read: Callable[[str], list[str]]) -> list[str]:
+    """A list from the command line, from the file of a comparison, or the default, in this order."""
+    if not _was_given(name) and name in recorded:
+        return [str(entry) for entry in recorded[name]]
+    return read(value)
 
 
 def _interrupted(what: str, how: str | None) -> None:

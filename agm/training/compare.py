@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -12,24 +11,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from agm.data import MultimodalData
+from agm.training.apart import APART, ApartRuns, with_fitting_split
 from agm.training.config import Config
 from agm.training.errors import UserError
-from agm.training.records import RunFolder
+from agm.training.records import RunFolder, run_name
 from agm.training.trainer import Observer, Result, check_settings, train
 from agm.training.variants import Variant, parse_variant
 
 __all__ = [
     "CONFIDENCE",
     "Comparison",
-    "Strength",
     "compare_methods",
     "mean_interval",
     "paired_comparisons",
-    "run_name",
     "seconds_per_step",
 ]
-
-Strength = Callable[[Result], Mapping[str, float]]  # a finished run -> modality -> its competition strength
 
 CONFIDENCE = 0.95
 
@@ -117,12 +114,6 @@ def paired_comparisons(figures: Mapping[str, Sequence[Mapping[str, float]]], fus
     return comparisons
 
 
-def run_name(method: str, seed: int) -> str:
-    """Name of the folder of one run of a comparison; different methods have different ones."""
-    name = re.sub(r"[(,]", "-", method.replace(":", "-")).replace(")", "")
-    return f"{re.sub(r'[^A-Za-z0-9._=+-]', '_', name)}-seed{seed}"
-
-
 def seconds_per_step(result: Result) -> float | None:
     """Time of a step of a run: the median epoch's mean, and an even share of what was done between the epochs.
 
@@ -140,7 +131,7 @@ def seconds_per_step(result: Result) -> float | None:
 class _Request:
     """A run that a comparison asks for."""
 
-    variant: Variant
+    label: str
     config: Config
     folder: Path
 
@@ -155,7 +146,7 @@ def compare_methods(
     *,
     fusions: Sequence[str] = (),
     jobs: int = 1,
-    strength: Strength | None = None,
+    strength: bool = False,
 ) -> list[Comparison]:
     """Train every method with the seeds `config.seed`, `config.seed + 1`, ... and compare them on the test split.
 
@@ -172,10 +163,14 @@ def compare_methods(
         finished: called after each run.
         fusions: names of fusions, each compared by itself; that of `config` by default.
         jobs: processes that train at the same time, on the CPU, with one thread each.
-        strength: gives the competition strength of a run, for a column.
+        strength: also measure the competition strength of every run. It is fitted on one validation split for all
+            seeds, the data's own or a share that `config.validation` holds out of all trainings; its concepts, and the
+            networks that are called "apart" in the place of a method, are networks of one modality each, of these
+            seeds and one more (`agm.training.apart`).
 
     Raises:
-        UserError: methods or settings that do not fit, also with the runs that are in `folder` already.
+        UserError: methods or settings that do not fit, also with the runs that are in `folder` already; a strength
+            that cannot be measured.
     """
     _check_request(methods, seeds, jobs)
     variants = [parse_variant(method) for method in methods]
@@ -186,51 +181,114 @@ def compare_methods(
         )
     if jobs > 1:
         config = _for_jobs(config)
-    several = len(fusions) > 1
-    networks = list(dict.fromkeys(fusions)) or [config.fusion]
-    # Seed by seed, so that an interrupted comparison has all methods for the seeds that it has.
-    requests = [
-        _request(replace(config, fusion=fusion), variant, number, folder / fusion if several else folder)
-        for number in range(seeds)
-        for fusion in networks
-        for variant in variants
-    ]
-    for request in requests[: len(networks) * len(variants)]:
-        check_settings(request.config)
-
-    figures: dict[str, dict[str, list[Mapping[str, float]]]] = {
-        fusion: {variant.label: [] for variant in variants} for fusion in networks
+    # A name and its alias are one fusion.
+    bases = list(dict.fromkeys(replace(config, fusion=fusion).fusion for fusion in fusions)) or [config.fusion]
+    for fusion in bases:
+        for variant in variants:
+            check_settings(variant.config(replace(config, fusion=fusion)))
+    data = None
+    if strength:
+        config, data = with_fitting_split(config, folder)
+    numbers = range(config.seed, config.seed + seeds)
+    sessions = {
+        fusion: _Session(replace(config, fusion=fusion), variants, folder / fusion if len(bases) > 1 else folder, data)
+        for fusion in bases
     }
-    seen = ""
-    with _trained_ahead(requests, jobs) as ahead:
-        for request in requests:
-            if request.folder in ahead:
-                ahead[request.folder].result()
-            label, run = request.variant.label, RunFolder(request.folder)
-            watching = observer(label, request.config.seed)
-            result = train(request.config, run.path, resume=run.holds_run(), observer=watching)
-            if result.data != (seen := seen or result.data):
-                raise UserError(
-                    f"Expected the data {config.dataset!r} to stay as they were at the first run, but their contents "
-                    "changed meanwhile. Compare again into another folder with --out."
-                )
-            finished(result)
-            figures[request.config.fusion][label].append(_figures(result, strength))
+    # Seed by seed, so that an interrupted comparison has all methods for the seeds that it has.
+    requests = [request for seed in numbers for session in sessions.values() for request in session.requests(seed)]
+    with _trained_ahead(list({request.folder: request for request in requests}.values()), jobs) as ahead:
+        runs = _Runs(ahead, observer, finished)
+        for seed in numbers:
+            for session in sessions.values():
+                session.compare(seed, runs)
     comparisons = []
-    for fusion, found in figures.items():
-        comparisons += paired_comparisons(_with_cost(found), fusion if several else "")
+    for fusion, session in sessions.items():
+        comparisons += paired_comparisons(_with_cost(session.figures), fusion if len(bases) > 1 else "")
     return comparisons
 
 
-def _request(base: Config, variant: Variant, number: int, folder: Path) -> _Request:
-    config = variant.config(replace(base, seed=base.seed + number))
-    return _Request(variant, config, folder / run_name(variant.label, config.seed))
+class _Runs:
+    """The runs of a comparison, each trained (or taken as it is) once.
+
+    Args:
+        ahead: those that other processes train.
+        observer, finished: as of `compare_methods`.
+    """
+
+    def __init__(
+        self,
+        ahead: Mapping[Path, Future[None]],
+        observer: Callable[[str, int], Observer],
+        finished: Callable[[Result], None],
+    ) -> None:
+        self._ahead, self._observer, self._finished = ahead, observer, finished
+        self._results: dict[Path, Result] = {}
+        self._data = ""
+
+    def result(self, request: _Request) -> Result:
+        if request.folder in self._results:
+            return self._results[request.folder]
+        if request.folder in self._ahead:
+            self._ahead[request.folder].result()
+        run, watching = RunFolder(request.folder), self._observer(request.label, request.config.seed)
+        result = train(request.config, run.path, resume=run.holds_run(), observer=watching)
+        self._data = self._data or result.data
+        if result.data != self._data:
+            raise UserError(
+                f"Expected the data {request.config.dataset!r} to stay as they were at the first run, but their "
+                "contents changed meanwhile. Compare again into another folder with --out."
+            )
+        self._finished(result)
+        self._results[request.folder] = result
+        return result
 
 
-def _figures(result: Result, strength: Strength | None) -> dict[str, float]:
+class _Session:
+    """The methods of one fusion against each other.
+
+    Args:
+        config: its settings.
+        variants: the methods.
+        folder: of its runs.
+        data: with a validation split, for the competition strength; None to leave it out.
+
+    Attributes:
+        figures: method -> one mapping a seed, metric -> value.
+    """
+
+    def __init__(self, config: Config, variants: Sequence[Variant], folder: Path, data: MultimodalData | None) -> None:
+        self._config, self._variants, self._folder, self._data = config, variants, folder, data
+        self.figures: dict[str, list[Mapping[str, float]]] = {variant.label: [] for variant in variants}
+
+    def requests(self, seed: int) -> list[_Request]:
+        """The runs of a seed; those of one modality, which others are measured with, are the next seed's as well."""
+        own = [self._request(variant, seed) for variant in self._variants]
+        if self._data is None:
+            return own
+        apart = ApartRuns.requests(self._config.fusion, self._data.modalities, seed)
+        return [*(self._request(Variant(method, method), of) for method, of in apart), *own]
+
+    def compare(self, seed: int, runs: _Runs) -> None:
+        """Adds the figures of a seed."""
+        apart = None
+        if self._data is not None:
+            apart = ApartRuns(
+                self._config, self._data, lambda method, of: runs.result(self._request(Variant(method, method), of))
+            )
+            self.figures.setdefault(APART, []).append(apart.figures(seed))
+        for variant in self._variants:
+            result = runs.result(self._request(variant, seed))
+            strengths = apart.strengths(result) if apart is not None and len(result.modalities) > 1 else {}
+            self.figures[variant.label].append(_figures(result, strengths))
+
+    def _request(self, variant: Variant, seed: int) -> _Request:
+        config = variant.config(replace(self._config, seed=seed))
+        return _Request(variant.label, config, self._folder / run_name(variant.label, seed))
+
+
+def _figures(result: Result, strengths: Mapping[str, float]) -> dict[str, float]:
     figures = {name: value for name, value in result.evaluation.columns().items() if name != "loss"}
-    if strength is not None:
-        figures |= {f"strength_{name}": value for name, value in strength(result).items()}
+    figures |= {f"strength_{name}": value for name, value in strengths.items()}
     if (seconds := seconds_per_step(result)) is not None:
         figures["step_seconds"] = seconds
     return figures

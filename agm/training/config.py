@@ -14,6 +14,7 @@ from typing import Any, get_args, get_type_hints
 import torch
 
 from agm.data import available
+from agm.models import aliases
 from agm.training.errors import UserError
 
 __all__ = [
@@ -80,7 +81,9 @@ class Config:
         lambda value: 0 <= value < 1,
     )
     method: str = setting(
-        "agm", "a strategy (agm, joint, ogm-ge ...), or unimodal:NAME for the modality NAME alone", *_TEXT
+        "agm",
+        "a strategy (agm, joint ...); unimodal:NAME, a network of this modality; alone:NAME, the whole one on it",
+        *_TEXT,
     )
     alpha: float = setting(1.5, "method agm: strength of the modulation; 0 is joint training", *_NOT_NEGATIVE)
     max_gap: float = setting(
@@ -130,6 +133,7 @@ class Config:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, OPTIONS, _plain_options(self.options))
+        object.__setattr__(self, "fusion", aliases.get(self.fusion, self.fusion))
         for spec in settings():
             value = _typed(spec.name, getattr(self, spec.name))
             object.__setattr__(self, spec.name, value)

@@ -13,15 +13,17 @@ from torch import nn
 from agm import models
 from agm.models.factorised import FactorisedNetwork
 from agm.strategies import AGM, Joint, Strategy, linear_heads, options_of, strategies
+from agm.training.alone import Alone
 from agm.training.config import Config
 from agm.training.errors import UserError
 
-__all__ = ["METHODS", "Method", "build_method", "check_method", "own_options"]
+__all__ = ["METHODS", "OF_ONE", "Method", "build_method", "check_method", "own_options"]
 
 Shapes = Mapping[str, tuple[int, ...]]  # modality -> shape of one sample
 
-UNIMODAL = "unimodal"
-METHODS = (*strategies, f"{UNIMODAL}:NAME")
+# Joint training on one modality: of a network that has its encoder alone, or of the whole one with the others absent.
+OF_ONE = ("unimodal", "alone")
+METHODS = (*strategies, *(f"{kind}:NAME" for kind in OF_ONE))
 
 # Options that are settings of a run already, or that the trainer fills in.
 _SETTINGS = {"agm": ("alpha", "max_gap", "masked")}
@@ -52,13 +54,13 @@ class Method:
 
 
 def check_method(name: str) -> tuple[str, str]:
-    """The strategy (or "unimodal") that `name` asks for, and what follows its colon.
+    """The strategy (or one of `OF_ONE`) that `name` asks for, and what follows its colon.
 
     Raises:
         UserError: there is none.
     """
     kind, colon, argument = name.partition(":")
-    if bool(colon) != (kind == UNIMODAL) or (kind not in strategies and kind != UNIMODAL):
+    if bool(colon) != (kind in OF_ONE) or kind not in (*strategies, *OF_ONE):
         raise UserError(
             f"Expected setting `method` to be one of {', '.join(METHODS)}, but got {name!r}. Set it with --method."
         )
@@ -67,7 +69,7 @@ def check_method(name: str) -> tuple[str, str]:
 
 def own_options(kind: str) -> dict[str, Any]:
     """The options of a method, with their defaults."""
-    if kind == UNIMODAL:
+    if kind in OF_ONE:
         return {}
     hidden = (*_SETTINGS.get(kind, ()), *_FILLED_IN)
     return {name: default for name, default in options_of(kind).items() if name not in hidden}
@@ -81,14 +83,9 @@ def build_method(config: Config, shapes: Shapes, num_classes: int) -> Method:
     """
     kind, argument = check_method(config.method)
     _check_options(kind, config.options)
-    if kind == UNIMODAL:
-        if argument not in shapes:
-            raise UserError(
-                f"Expected the method unimodal:NAME to name one of {_listed(shapes)}, but got {argument!r}. "
-                f"Use for example --method unimodal:{next(iter(shapes))}."
-            )
-        kind, shapes = "joint", {argument: shapes[argument]}
-    elif kind != "joint" and len(shapes) < 2:
+    if kind in OF_ONE:
+        return _of_one(kind, argument, config, shapes, num_classes)
+    if kind != "joint" and len(shapes) < 2:
         raise UserError(
             f"Expected the data to have two modalities or more for method {kind!r}, but got {_listed(shapes)}. "
             "Use --method joint."
@@ -97,6 +94,21 @@ def build_method(config: Config, shapes: Shapes, num_classes: int) -> Method:
     strategy = _strategy(kind, config, network, num_classes)
     # Neither has state beside that of what it trains, whose names in a checkpoint are those of a loop by hand.
     return Method(strategy, strategy.module if isinstance(strategy, (Joint, AGM)) else strategy)
+
+
+def _of_one(kind: str, name: str, config: Config, shapes: Shapes, num_classes: int) -> Method:
+    """Joint training on the modality `name`."""
+    if name not in shapes:
+        raise UserError(
+            f"Expected the method {kind}:NAME to name one of {_listed(shapes)}, but got {name!r}. "
+            f"Use for example --method {kind}:{next(iter(shapes))}."
+        )
+    if kind == "unimodal":
+        strategy = Joint(_network(config, {name: shapes[name]}, num_classes))
+    else:
+        whole = Alone(_network(config, shapes, num_classes), name, shapes)
+        strategy = Joint(whole, modalities=(name,), encoders={name: f"network.encoders.{name}"})
+    return Method(strategy, strategy.module)
 
 
 def _strategy(kind: str, config: Config, network: FactorisedNetwork, num_classes: int) -> Strategy:

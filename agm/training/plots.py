@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from agm.training.apart import APART
 from agm.training.compare import Comparison, mean_interval
+from agm.training.competition import Competition
 from agm.training.records import RunFolder, read_table
 from agm.training.tables import is_share, title_of
 
@@ -17,10 +19,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["comparison_figure", "draw_comparison", "draw_run", "training_figure"]
+__all__ = [
+    "comparison_figure",
+    "competition_figure",
+    "draw_comparison",
+    "draw_competition",
+    "draw_run",
+    "training_figure",
+]
 
 # Okabe and Ito's palette, told apart under every common colour blindness.
 JOINT = "#222222"
+_APART_COLOUR = "#999999"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 STYLE: dict[Any, Any] = {
@@ -63,6 +73,11 @@ def draw_run(folder: str | Path, title: str) -> Path:
 def draw_comparison(path: Path, comparisons: Sequence[Comparison], title: str) -> None:
     """Write the picture of a comparison to `path`."""
     comparison_figure(comparisons, title).savefig(path, dpi=150)
+
+
+def draw_competition(path: Path, competition: Competition, title: str) -> None:
+    """Write the picture of a measurement of competition strength to `path`."""
+    competition_figure(competition, title).savefig(path, dpi=150)
 
 
 def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -147,6 +162,34 @@ def comparison_figure(comparisons: Sequence[Comparison], title: str) -> Figure:
 def _broken(method: str) -> str:
     """A method's label over several lines, so that its neighbours have room."""
     return method.replace(":", "\n").replace("(", "\n").replace(",", "\n").replace(")", "")
+
+
+@_styled
+def competition_figure(competition: Competition, title: str) -> Figure:
+    """Strength over the epochs, a panel a modality and a line a method, with intervals; dotted: trained apart."""
+    methods, count = competition.methods, len(competition.modalities)
+    colours = {method: COLOURS[place % len(COLOURS)] for place, method in enumerate(m for m in methods if m != "joint")}
+    colours = {method: colours.get(method, JOINT) for method in methods}
+    figure, grid = _grid(1, count, max(3.2 * count, 5.5), 3.4, sharex=True, sharey=True)
+    for axes, modality in zip(grid[0], competition.modalities, strict=True):
+        axes.set_title(modality)
+        axes.set_xlabel("epochs")
+        apart = competition.last(APART, modality)
+        axes.axhspan(apart["low"], apart["high"], color=_APART_COLOUR, alpha=0.18, linewidth=0)
+        axes.axhline(apart["strength"], color=_APART_COLOUR, linestyle=":")
+        for method, colour in colours.items():
+            rows = [row for row in competition.rows if (row["method"], row["modality"]) == (method, modality)]
+            epochs = _column(rows, "epochs")
+            axes.fill_between(
+                epochs, _column(rows, "low"), _column(rows, "high"), color=colour, alpha=0.18, linewidth=0
+            )
+            axes.plot(epochs, _column(rows, "strength"), color=colour)
+        axes.set_xlim(left=0)
+    grid[0][0].set_ylabel("competition strength")
+    grid[0][0].set_ylim(bottom=0)
+    _title(figure, title)
+    _key(figure, {**colours, "trained apart": _APART_COLOUR})
+    return figure
 
 
 def _grid(

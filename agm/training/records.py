@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +14,18 @@ from typing import Any, cast
 
 from agm.training.errors import UserError
 
-__all__ = ["STATISTICS", "Row", "RunFolder", "Table", "metric_columns", "read_table", "step_columns"]
+__all__ = ["STATISTICS", "Row", "RunFolder", "Table", "metric_columns", "read_table", "run_name", "step_columns"]
 
 Row = dict[str, Any]  # column -> number, text or None
 
 # What strategies tell of a step, one number a modality.
 STATISTICS = ("score", "ratio", "reference_ratio", "coefficient")
+
+
+def run_name(method: str, seed: int) -> str:
+    """Name of the folder of one run among several; different methods have different ones."""
+    name = re.sub(r"[(,]", "-", method.replace(":", "-")).replace(")", "")
+    return f"{re.sub(r'[^A-Za-z0-9._=+-]', '_', name)}-seed{seed}"
 
 
 @dataclass(frozen=True)

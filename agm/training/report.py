@@ -14,7 +14,9 @@ from rich.text import Text
 
 from agm import Contributions
 from agm.ops import Service
+from agm.training.apart import APART
 from agm.training.compare import Comparison
+from agm.training.competition import Competition
 from agm.training.config import Config
 from agm.training.tables import interval, remark, spread, title_of
 from agm.training.trainer import Observer, Result
@@ -23,6 +25,7 @@ from agm.training.tune import Trial, best
 __all__ = [
     "Progressing",
     "comparison_table",
+    "competition_table",
     "contribution_table",
     "key_value_table",
     "result_table",
@@ -193,6 +196,31 @@ def contribution_table(figures: Contributions) -> Group:
         "average over all orders of adding modalities. Cooperation: points that they achieve together beyond the sum "
         "of what each achieves alone; below 0 they know the same. Values: means over the samples; they sum to the "
         "number of modalities where every sample is right.",
+    )
+
+
+def competition_table(competition: Competition) -> Group:
+    """The strengths of the trained networks, a row a method."""
+    table = Table()
+    table.add_column("method", no_wrap=True)
+    table.add_column("joint, %", justify="right", no_wrap=True)
+    for name in competition.modalities:
+        table.add_column(Text(name), justify="right", no_wrap=True)
+    for method in (*competition.methods, APART):
+        rows = [competition.last(method, name) for name in competition.modalities]
+        cells = [f"{row['strength']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" for row in rows]
+        table.add_row(Text(method), _percent(competition.accuracies.get(method)), *map(Text, cells))
+    concepts = [_percent(competition.concepts[name]) for name in competition.modalities]
+    table.add_section()
+    table.add_row("concept, %", "", *concepts)
+    samples = rows[0]["samples"]
+    return _framed(
+        f"competition strength of the trained networks: test split, {samples} samples",
+        table,
+        "0: all that a modality could teach alone can be read from the fused features; near 1: nothing of it. "
+        f"With 95 % intervals over the samples, for these networks. {APART}: networks of one modality each, side "
+        "by side, without competition: what the measurement itself leaves. Concept: percent correct of the "
+        "network that the strength refers to.",
     )
 
 

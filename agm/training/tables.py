@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from agm.training.apart import APART
 from agm.training.compare import Comparison
 from agm.training.config import COMPARE, Config, config_text, settings
 
@@ -128,6 +129,12 @@ def remark(comparisons: Sequence[Comparison]) -> str:
         f"{seeds} seed{'s' if seeds > 1 else ''}, last epoch, test split. The difference is paired by seed with a "
         "t-interval. Each row stands for itself: among many rows, some leave 0 out by chance."
     )
+    if any(c.method == APART for c in comparisons):
+        text += (
+            " Competition strength: 0 where all that a modality could teach alone can be read from the fused features, "
+            f"near 1 for nothing of it; {APART} are networks of one modality each, side by side: their accuracies, and "
+            "the strength that is left without competition."
+        )
     if any(c.metric in TIMES for c in comparisons):
         text += (
             f" The cost is the time of a step over {comparisons[0].method}'s, with what is done between epochs shared "
@@ -136,11 +143,15 @@ def remark(comparisons: Sequence[Comparison]) -> str:
     return text
 
 
-def command_line(config: Config, methods: Sequence[str], seeds: int, fusions: Sequence[str] = ()) -> str:
+def command_line(
+    config: Config, methods: Sequence[str], seeds: int, fusions: Sequence[str] = (), strength: bool = False
+) -> str:
     """The command of a comparison, with the options that differ from their defaults."""
     words = ["agm compare", "--methods", shlex.quote(",".join(methods)), "--seeds", str(seeds)]
     if len(fusions) > 1:
         words += ["--fusion", ",".join(fusions)]
+    if strength:
+        words += ["--strength"]
     for spec in settings():
         value = getattr(config, spec.name)
         replaced = spec.name == "method" or (spec.name == "fusion" and len(fusions) > 1)
@@ -149,8 +160,10 @@ def command_line(config: Config, methods: Sequence[str], seeds: int, fusions: Se
     return " ".join(words)
 
 
-def write_settings(path: Path, config: Config, methods: Sequence[str], seeds: int, fusions: Sequence[str]) -> None:
+def write_settings(
+    path: Path, config: Config, methods: Sequence[str], seeds: int, fusions: Sequence[str], strength: bool = False
+) -> None:
     """The file from which `agm compare --config` repeats a comparison."""
-    table = {"methods": list(methods), "fusion": list(fusions) or [config.fusion], "seeds": seeds}
+    table = {"methods": list(methods), "fusion": list(fusions) or [config.fusion], "seeds": seeds, "strength": strength}
     text = config_text(config, "agm compare --config THIS_FILE", {COMPARE: table}, without=("method", "fusion"))
     path.write_text(text, encoding="utf-8")

@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from agm.training.compare import run_name
 from agm.training.config import Config
 from agm.training.errors import UserError
-from agm.training.records import RunFolder
+from agm.training.records import RunFolder, run_name
 from agm.training.trainer import Observer, Result, check_settings, train
 from agm.training.variants import Variant, parse_value, split_variants, variant_of
 

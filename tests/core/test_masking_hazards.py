@@ -398,3 +398,73 @@ def test_no_sample_at_all() -> None:
     network = Pairs()
     for options in ({}, {"encoders": BOTH}):
         assert agm.masked_logits(network, inputs(0), **options).shape == (3, 0, 3)
+
+
+COMPILED_INPUTS = {"audio": rows(5, 4, seed=1), "visual": rows(5, 4, seed=2)}
+COMPILED_PATHS = {"audio": "audio_net", "visual": "visual_net"}
+
+
+class TestCompiledParts:
+    """Each either computes what the network does or says what to do; none is compiled anew from step to step."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.audio_net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6))
+            self.visual_net = nn.Sequential(nn.Linear(4, 6), nn.ReLU())
+            self.head = nn.Sequential(nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 3))
+
+        def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+            return self.head(torch.cat([self.audio_net(audio), self.visual_net(visual)], 1))
+
+    class Fusing(Net):
+        @property
+        def encoders(self) -> dict[str, nn.Module]:
+            return {"audio": self.audio_net, "visual": self.visual_net}
+
+        def fuse(self, features: dict[str, Tensor]) -> Tensor:
+            return self.head(torch.cat([features["audio"], features["visual"]], 1))
+
+        def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+            return self.fuse({"audio": self.audio_net(audio), "visual": self.visual_net(visual)})
+
+    @pytest.mark.parametrize(
+        ("kind", "part", "by_path"),
+        [
+            (Net, "", False),
+            (Fusing, "", False),
+            (Net, "audio_net", True),
+            (Fusing, "audio_net", False),
+            (Net, "head", True),
+            (Fusing, "head", False),
+        ],
+    )
+    def test_step(self, kind: type[nn.Module], part: str, by_path: bool) -> None:
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        network, counted = kind().double(), 0
+
+        def counting(graph: Any, example: Any) -> Any:
+            nonlocal counted
+            counted += 1
+            return graph
+
+        if part:
+            setattr(network, part, torch.compile(network.get_submodule(part), backend=counting))
+        else:
+            network.compile(backend=counting)
+        model = agm.AGM(network, tuple(COMPILED_PATHS), encoders=COMPILED_PATHS if by_path else None)
+        target = torch.tensor([0, 1, 2, 0, 1])
+        for number in range(5):
+            model(**COMPILED_INPUTS, target=target).sum().backward()
+            if number == 1:
+                compiled = counted
+        assert counted == compiled > 0
+        result = agm.verify(model, COMPILED_INPUTS, target)
+        assert result.ok, result
+
+    @pytest.mark.parametrize("compile_", [lambda net: torch.compile(net), lambda net: net.compile() or net])
+    def test_a_compiled_network_whose_encoders_are_named_by_path(self, compile_: Any) -> None:
+        model = agm.AGM(compile_(self.Net()), tuple(COMPILED_PATHS), encoders=COMPILED_PATHS)
+        with pytest.raises(ValueError, match=r"Compile the encoders"):
+            model(**COMPILED_INPUTS, target=torch.zeros(5).long())

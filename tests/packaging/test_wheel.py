@@ -65,7 +65,7 @@ def test_sdist_can_build_everything(build: Build) -> None:
 
 def test_import_is_light(installed: Install) -> None:
     """Importing agm needs none of the extras, and none of them slows it down."""
-    heavy = ["triton", "matplotlib", "sklearn", "click", "rich", "tomli_w", "lightning", "accelerate"]
+    heavy = ["triton", "matplotlib", "scipy", "sklearn", "click", "rich", "tomli_w", "lightning", "accelerate"]
     code = f"""
 import torch
 before = set(sys.modules)

@@ -79,9 +79,9 @@ def true_class_probabilities(network: LateFusion, inputs: dict[str, Tensor], tar
     return found
 
 
-def take(strategy: Any, inputs: dict[str, Tensor], target: Tensor) -> Any:
+def take(strategy: Any, inputs: dict[str, Tensor], target: Tensor, **settings: Any) -> Any:
     """The one update of a batch."""
-    (outcome,) = list(strategy.steps(inputs, target))
+    (outcome,) = list(strategy.steps(inputs, target, **settings))
     return outcome
 
 

@@ -37,6 +37,24 @@ def test_it_is_agm(build, masked):
     assert strategy.module.state_dict().keys() == model.state_dict().keys()
 
 
+@pytest.mark.parametrize("stop", [None, 0])
+def test_samples_that_lack_modalities(stop):
+    first, second = twins(late)
+    strategy, model = AGM(first, alpha=1.5), agm.AGM(second, alpha=1.5)
+    if stop == 0:
+        strategy, model = AGM(first, start=1), agm.AGM(second, start=1)
+    inputs, target = batch_of()
+    present = torch.ones(len(target), 2, dtype=torch.bool)
+    present[::3, 0] = present[1::3, 1] = False
+    outcome = take(strategy, inputs, target, present=present)
+    loss = F.cross_entropy(model(**inputs, target=target, present=present), target)
+    loss.backward()
+    assert_same(gradients(first), gradients(second))
+    torch.testing.assert_close(outcome.loss, loss.detach())
+    whole = F.cross_entropy(second(**inputs), target)
+    assert not torch.isclose(loss, whole)
+
+
 def test_the_window():
     network, (inputs, target) = late(), batch_of()
     strategy = AGM(network, start=1, stop=2)
@@ -81,6 +99,7 @@ def test_what_cannot_be():
     with pytest.raises(ValueError, match="`smoothing` to be a number >= 0 and below 1"):
         AGM(network, smoothing=1.0)
     inputs, target = batch_of()
-    steps = AGM(network).steps(inputs, target, present=torch.ones(8, 2, dtype=torch.bool))
-    with pytest.raises(ValueError, match="`present`"):
-        next(steps)
+    for settings in ({"bound": 0.9}, {"smoothing": 0.9}):
+        steps = AGM(network, **settings).steps(inputs, target, present=torch.ones(8, 2, dtype=torch.bool))
+        with pytest.raises(ValueError, match="`present`"):
+            next(steps)

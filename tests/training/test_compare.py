@@ -6,10 +6,10 @@ from scipy import stats
 
 from agm import data as datasets
 from agm.data import Split
-from agm.training import UserError, compare_methods, train
-from agm.training.compare import Comparison, mean_interval, paired_comparisons, run_name, seconds_per_step
+from agm.training import UserError, apart, compare_methods, concepts_of, load_run, strength_apart, strength_of, train
+from agm.training.compare import Comparison, mean_interval, paired_comparisons, seconds_per_step
 from agm.training.config import Config, read_config, read_table_of
-from agm.training.records import RunFolder
+from agm.training.records import RunFolder, run_name
 from agm.training.tables import (
     command_line,
     interval,
@@ -160,12 +160,9 @@ def test_a_mistake_shows_before_the_first_run(settings, tmp_path):
 METHODS = ["joint", "agm(alpha=0.5,masked=shared)", "agm(alpha=2)", "mslr(initial={audio=0.5,image=1.5})"]
 
 
-def test_fusions_variants_strength_and_cost(settings, tmp_path):
-    def strength(result):
-        return {"audio": 0.5 + result.config.seed, "image": 0.25}
-
+def test_fusions_variants_and_cost(settings, tmp_path):
     config = settings(epochs=1, validation=0.3)
-    found = compare_methods(config, METHODS, 2, tmp_path, fusions=["late", "early"], strength=strength)
+    found = compare_methods(config, METHODS, 2, tmp_path, fusions=["late", "early"])
     assert {(c.fusion, c.method) for c in found} == {(f, m) for f in ("late", "early") for m in METHODS}
     for fusion in ("late", "early"):
         names = {path.name for path in (tmp_path / fusion).iterdir()}
@@ -179,7 +176,6 @@ def test_fusions_variants_strength_and_cost(settings, tmp_path):
         paired = mean_interval([a - b for a, b in zip(accuracy[METHODS[2]].values, joint, strict=True)])
         assert accuracy[METHODS[2]].difference == paired
         figures = {(c.metric, c.method): c.values for c in own}
-        assert figures["strength_audio", "joint"] == (0.5, 1.5)
         seconds = [figures["step_seconds", method] for method in (METHODS[1], "joint")]
         assert figures["cost", METHODS[1]] == tuple(a / b for a, b in zip(*seconds, strict=True))
         assert figures["cost", "joint"] == (1.0, 1.0)
@@ -192,10 +188,57 @@ def test_fusions_variants_strength_and_cost(settings, tmp_path):
     assert lines[:2] == ["**late**", ""]
     assert "**early**" in lines
     assert lines[2].startswith("| test split, accuracies in % | joint | audio response |")
-    assert "audio competition strength | image competition strength | ms a step | cost of a step |" in lines[2]
+    assert "| image absent | ms a step | cost of a step |" in lines[2]
     assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
     assert [line.split(" | ")[0] for line in lines[4:8]] == [f"| {method}" for method in METHODS]
     assert "did not take turns" in lines[-3]
+
+
+def test_the_strength_of_every_run_against_networks_of_one_modality(settings, tmp_path, monkeypatch):
+    config = settings(epochs=1, validation=0.4, seed=3)
+    methods = ["joint", "agm", "alone:image"]
+    found = compare_methods(config, methods, 2, tmp_path, strength=True)
+    divided = datasets.load(tmp_path / "data.npz")
+    assert [len(split) for split in divided.splits.values()] == [29, 20, 30]
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {
+        *(f"{method}-seed{seed}" for method in ("joint", "agm") for seed in (3, 4)),
+        *(f"alone-{name}-seed{seed}" for name in ("audio", "image") for seed in (3, 4, 5)),
+    }
+    network = {path.name: load_run(path).network for path in tmp_path.iterdir() if path.is_dir()}
+    figures = {(c.metric, c.method): c.values for c in found}
+    for place, seed in enumerate((3, 4)):
+        splits = divided.validation, divided.test
+        own, others = (
+            {name: network[f"alone-{name}-seed{s}"] for name in divided.modalities} for s in (seed, seed + 1)
+        )
+        concepts = concepts_of(others, *splits)
+        expected = {"apart": strength_apart(own, *splits, concepts)}
+        for method in ("joint", "agm"):
+            expected[method] = strength_of(network[f"{method}-seed{seed}"], *splits, concepts)
+        for method, strengths in expected.items():
+            for name, strength in strengths.items():
+                assert figures[f"strength_{name}", method][place] == pytest.approx(strength.value, rel=1e-6)
+        accuracy = RunFolder(tmp_path / f"alone-audio-seed{seed}").read_result()["accuracy"]
+        assert figures["response_audio", "apart"][place] == accuracy
+    assert ("strength_image", "alone:image") not in figures
+    write_markdown(tmp_path / "c.md", found, "agm compare")
+    text = (tmp_path / "c.md").read_text()
+    assert "| image competition strength | apart |" in text
+    assert "without competition" in text
+
+    # What was measured is not measured again, but for concepts that are others.
+    monkeypatch.setattr(apart, "strength_of", None)
+    assert compare_methods(config, methods, 2, tmp_path, strength=True) == found
+    kept = tmp_path / "agm-seed4" / "strength.json"
+    kept.write_text(kept.read_text().replace("alone-audio-seed5", "alone-audio-seed9"))
+    with pytest.raises(TypeError):
+        compare_methods(config, methods, 2, tmp_path, strength=True)
+
+
+def test_a_strength_needs_samples_that_nobody_was_trained_on(settings, tmp_path):
+    with pytest.raises(UserError, match=r"validation split to measure the competition strength.*--validation 0.2"):
+        compare_methods(settings(epochs=1), ["joint", "agm"], 1, tmp_path / "out", strength=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_seconds_of_a_step_are_the_median_and_a_share_of_what_is_between(settings, tmp_path):
@@ -237,5 +280,6 @@ def test_the_file_of_a_comparison_holds_its_settings(settings, tmp_path):
         "methods": METHODS,
         "fusion": ["late", "early"],
         "seeds": 3,
+        "strength": False,
     }
     assert read_config(tmp_path / "compare.toml") == replace(config, fusion="late")
