@@ -1,12 +1,13 @@
-# `make demo` trains a network with AGM on the bundled data; `make test` runs the tests.
-# Both set up everything they need in .venv. PYTHON=... chooses the interpreter (3.11 or newer).
+# `make demo` trains a network with AGM on the bundled data; `make test` runs the tests; `make bench-check` measures
+# whether the bounds of bench/thresholds.toml hold. They set up everything they need in .venv. PYTHON=... chooses the
+# interpreter (3.11 or newer).
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 NATIVE := $(shell find csrc -type f) setup.py pyproject.toml
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format bench-check clean
 
 demo: .venv/agm
 	$(BIN)/agm train --dataset av-digits --fusion late --method agm --alpha 1.5 --masked shared --epochs 40 --seed 0
@@ -24,6 +25,10 @@ format: .venv/test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	find csrc -name '*.h' -o -name '*.cpp' -o -name "*.cu" -o -name "*.cuh" | xargs $(BIN)/clang-format -i
+
+# Measures for some minutes: nothing else should run meanwhile.
+bench-check: .venv/test
+	$(BIN)/python bench check --rounds 9
 
 clean:
 	rm -rf .venv build dist *.egg-info agm/*.so agm/_native.txt bench/out

@@ -144,6 +144,7 @@ setup(
         "agm",
         "agm.competition",
         "agm.data",
+        "agm.integrations",
         "agm.kernels",
         "agm.models",
         "agm.ops",

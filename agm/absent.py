@@ -40,16 +40,18 @@ def batch_size(inputs: Mapping[str, Any]) -> int:
                 f"Expected argument `{name}` to be made of tensors in tuples, lists and dicts, but got a "
                 f"{type(opaque).__name__}. Take it apart, or build it inside the network from tensors."
             )
-        rows = {leaf.shape[0] for leaf in leaves if is_rows(leaf)}
-        if len(rows) != 1:
+        # Compared and not hashed, which would bind a compiled graph to this number of samples.
+        rows = [leaf.shape[0] for leaf in leaves if is_rows(leaf)]
+        if not rows or any(size != rows[0] for size in rows):
             raise ValueError(
                 f"Expected argument `{name}` to be a tensor, or a pytree of tensors, with the samples in the first "
-                f"dimension, but got {f'sizes {sorted(rows)}' if rows else type(value).__name__}."
+                f"dimension, but got {f'sizes {sorted(set(rows))}' if rows else type(value).__name__}."
             )
-        sizes[name] = rows.pop()
-    if len(set(sizes.values())) != 1:
+        sizes[name] = rows[0]
+    batch: int = next(iter(sizes.values()))
+    if any(size != batch for size in sizes.values()):
         raise ValueError(f"Expected all inputs to have the same number of samples, but got {sizes}.")
-    return next(iter(sizes.values()))
+    return batch
 
 
 def check_absent(absent: Mapping[str, Absent] | None, modalities: tuple[str, ...]) -> dict[str, Absent]:

@@ -13,6 +13,7 @@ from agm.general import Settings
 from agm.ops import _checks
 from agm.ops.reference import accumulation_dtype
 from agm.sampling import SubsetSample
+from agm.scores import ScoreName, find_score
 from agm.state import ModulationState
 from agm.stepcheck import check_backend, check_presence, check_state, check_step
 from agm.subsets import proper_subsets
@@ -27,9 +28,9 @@ class AdditiveLogits(NamedTuple):
     masked logits.
 
     Attributes:
-        present: p_m (B, C), one a modality.
-        absent: q_m (1, C), one a modality.
-        joint: (B, C), the joint logits.
+        present: p_m (B, ..., C), one a modality.
+        absent: q_m (1, ..., C), one a modality.
+        joint: (B, ..., C), the joint logits.
     """
 
     present: list[Tensor]
@@ -37,7 +38,7 @@ class AdditiveLogits(NamedTuple):
     joint: Tensor
 
     def stacked(self, sample: SubsetSample | None = None) -> Tensor:
-        """(2**M - 1, B, C), as `agm.masked_logits` returns it; (R, B, C) of a sample of subsets."""
+        """(2**M - 1, B, ..., C), as `agm.masked_logits` returns it; (R, B, ..., C) of a sample of subsets."""
         subsets = proper_subsets(len(self.present)) if sample is None else sample.subsets[:-1]
         pairs = list(enumerate(zip(self.present, self.absent, strict=True)))
         rows = [reduce(torch.add, (one if subset >> m & 1 else none for m, (one, none) in pairs)) for subset in subsets]
@@ -83,7 +84,7 @@ class _ScaleParts(torch.autograd.Function):
 def fused_modulate_additive(
     present: Tensor | Sequence[Tensor],  # (M, B, C), or M of (B, C)
     absent: Tensor | Sequence[Tensor],  # (M, C) or (M, 1, C), or M of (C,) or (1, C)
-    target: Tensor,  # (B,)
+    target: Tensor,  # (B,), or as `score` takes it
     state: ModulationState,
     *,
     bias: Tensor | None = None,  # (C,)
@@ -92,6 +93,7 @@ def fused_modulate_additive(
     max_gap: float | None = 10.0,
     floor: float = 1e-8,
     ignore_index: int = -100,
+    score: ScoreName = "cross_entropy",
     update: bool = True,
     available: Tensor | None = None,  # (B, M)
     backend: str = "auto",
@@ -124,14 +126,17 @@ def fused_modulate_additive(
         present: (M, B, C), or a sequence of M tensors (B, C), which are stacked: p_m, any floating dtype (float64 is
             computed in float64, everything else in float32).
         absent: (M, C) or (M, 1, C), or a sequence of M tensors (C,) or (1, C): q_m, cast to the dtype of `present`.
-        target: (B,) class indices in [0, C), or `ignore_index`. A wrong index is an error on a CPU; on a GPU, and
-            in a compiled graph, it makes the step a skipped one.
+        target: (B,) class indices in [0, C), or `ignore_index`, or what `score` takes. A wrong index is an error on a
+            CPU; on a GPU, and in a compiled graph, it makes the step a skipped one.
         state: the running scores, written in place, of as many modalities.
         bias: (C,), cast to the dtype of `present`; None for none, and where `joint_logits` are given.
         joint_logits: (B, C) of the dtype of `present`: the logits of the joint pass, where it used other features.
-        alpha, max_gap, floor, ignore_index, update, backend: as in `fused_modulate`.
+        alpha, max_gap, floor, ignore_index, score, update, backend: as in `fused_modulate`.
         available: (B, M) bool, which samples have which modalities: what `present` is to `fused_modulate`. Where a
             sample lacks one, its p_m is not looked at, q_m stands for it, and it takes no part.
+
+    Logits may have more dimensions between B and C (tokens, segments): `present` is then (M, B, ..., C), `absent`
+    (M, ..., C) or (M, 1, ..., C), `joint_logits` (B, ..., C) and `target` (B, ...). The kernels do not serve these.
 
     Returns:
         (B, C) of the dtype of `present`, the joint logits.
@@ -152,19 +157,25 @@ def fused_modulate_additive(
         _checks.check_bias(bias, first, joint_logits is not None)
     if joint_logits is not None:
         _checks.check_joint_logits(joint_logits, first)
-    check_step(target, state, first, ignore_index)
+    scored = find_score(score)
+    check_step(target, state, first, ignore_index, scored)
+    if not scored.served:
+        check_backend(backend, "score")
+    if first.dim() > 3:
+        check_backend(backend, "(M, B, ..., C)")
     if available is not None:
-        check_presence("available", available, first.shape[-2], state.num_modalities, first.device)
+        check_presence("available", available, first.shape[1], state.num_modalities, first.device)
         check_backend(backend, "available")
 
     stacked = present if isinstance(present, Tensor) else torch.stack(list(present))
-    rows = absent if isinstance(absent, Tensor) else torch.stack([row.view(-1) for row in absent])
-    rows = rows.reshape(stacked.shape[0], -1).to(stacked.dtype)
+    shape = stacked.shape[2:]
+    rows = absent if isinstance(absent, Tensor) else torch.stack([row.view(shape) for row in absent])
+    rows = rows.reshape(stacked.shape[0], *shape).to(stacked.dtype)
     bias = None if bias is None else bias.to(stacked.dtype)
     settings = Settings(float(alpha), max_gap, float(floor), ignore_index, update)
-    if available is not None:
+    if available is not None or not scored.served or first.dim() > 3:
         own, joint = _available_responses(stacked, rows, bias, joint_logits, available)
-        return general.modulate_responses(own, joint, target.long(), state.values, state.counts, settings, available)
+        return general.modulate_responses(own, joint, target, state.values, state.counts, settings, scored, available)
     computed, scales = ops.modulate_additive(
         stacked,
         rows,
@@ -185,14 +196,17 @@ def fused_modulate_additive(
 
 
 def _available_responses(
-    present: Tensor, absent: Tensor, bias: Tensor | None, joint_logits: Tensor | None, available: Tensor
+    present: Tensor, absent: Tensor, bias: Tensor | None, joint_logits: Tensor | None, available: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Mono-modal responses (M, B, C), with gradients, and the joint logits (B, C) that they sum to.
+    """Mono-modal responses (M, B, ..., C), with gradients, and the joint logits (B, ..., C) that they sum to.
 
     What no modality adds is shared by those that a sample has; by all if it has none.
     """
     wide = accumulation_dtype(present.dtype)
-    here = available.T.unsqueeze(-1)  # (M, B, 1)
+    if available is None:
+        here = torch.ones_like(present[:, :1], dtype=torch.bool)
+    else:
+        here = available.T.reshape(*available.T.shape, *[1] * (present.dim() - 2))  # (M, B, 1, ...)
     added = torch.where(here, present.to(wide) - absent.to(wide).unsqueeze(1), 0.0)
     if joint_logits is None:
         common = absent.to(wide).sum(0) if bias is None else absent.to(wide).sum(0) + bias.to(wide)

@@ -126,7 +126,7 @@ def _is_right_with(
     options = {**model._options, "encoders": paths, "max_rows": max_rows, "checkpoint": False, "passes": "two"}
     try:
         changed = AGM(network, alpha=settings.alpha, max_gap=settings.max_gap, floor=settings.floor, **options)
-        changed.modulator.ignore_index = settings.ignore_index
+        changed.modulator.ignore_index, changed.modulator.score = settings.ignore_index, settings.score
         return is_right(changed)
     except (RuntimeError, TypeError, ValueError):
         return False

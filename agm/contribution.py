@@ -124,7 +124,7 @@ class ContributionMeter:
         """
         check_masked_logits(masked_logits, len(self.modalities))
         _, batch, classes = masked_logits.shape
-        check_target(target, batch, masked_logits.device)
+        check_target(target, (batch,), masked_logits.device)
         check_classes(target, classes, self.ignore_index)
         target = target.long()
         if self._counts is not None and (len(self._counts[1]), self._counts[1].device) != (classes, target.device):
@@ -215,7 +215,7 @@ def modality_values(masked_logits: Tensor, target: Tensor, *, ignore_index: int 
     """
     check_ignore_index(ignore_index)
     check_masked_logits(masked_logits, num_modalities(len(masked_logits)))
-    check_target(target, masked_logits.shape[1], masked_logits.device)
+    check_target(target, masked_logits.shape[1:2], masked_logits.device)
     check_classes(target, masked_logits.shape[2], ignore_index)
     target = target.long()
     return _values(_correct(masked_logits.detach(), target), target != ignore_index)

@@ -125,9 +125,9 @@ class Deferred(Tensor):
         return content.terms[modality], content.fold
 
     def summands(self) -> Mapping[int, Tensor] | None:
-        """Modality -> (B + 1, C), where logits (rows, C) are a sum of these; None where they are not."""
+        """Modality -> (B + 1, ..., C), where logits (rows, ..., C) are a sum of these; None where they are not."""
         content = self.content
-        if content is None or content.dim is not None or content.fold > 1 or len(self.shape) != 2:
+        if content is None or content.dim is not None or content.fold > 1 or len(self.shape) < 2:
             return None
         one_absent = all(few.shape[0] == self.rows.batch + 1 for few in content.terms.values())
         return content.terms if one_absent and self.is_floating_point() else None

@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any, Literal, cast
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -13,9 +14,10 @@ from agm.absent import Absent, batch_size
 from agm.masking import MaskedPasses
 from agm.modulator import Modulator
 from agm.onepass import Passes
-from agm.ops._checks import check_classes, check_target
 from agm.plan import Plan
 from agm.sampling import SubsetSampler
+from agm.scores import ScoreName, find_score
+from agm.surroundings import check_surroundings
 
 __all__ = ["AGM"]
 
@@ -23,8 +25,8 @@ __all__ = ["AGM"]
 class AGM(nn.Module):
     """A network under Adaptive Gradient Modulation (Li et al., ICCV 2023); the training loop stays as it is.
 
-    In training mode `model(**inputs, target=y)` returns the joint logits (B, C) of the network, and whatever loss is
-    built on them, its gradient flows back modulated: `agm.masked_logits` computes the logits of every subset of
+    In training mode `model(**inputs, target=y)` returns the joint logits (B, ..., C) of the network, and whatever loss
+    is built on them, its gradient flows back modulated: `agm.masked_logits` computes the logits of every subset of
     modalities and `agm.fused_modulate` the coefficients. In eval mode, outside `start <= epoch < stop`, and under
     `torch.no_grad()`, the call is the plain network (`target` is then ignored and may be left out) and the state stays.
 
@@ -44,7 +46,7 @@ class AGM(nn.Module):
         network: any module that `agm.masked_logits` takes.
         modalities: their names, in bit order; may be left out for a network that offers `encoders` and `fuse`.
         alpha: strength of the modulation, >= 0; 0 is plain joint training.
-        max_gap, floor, ignore_index, backend: as in `agm.fused_modulate`.
+        max_gap, floor, ignore_index, score, backend: as in `agm.fused_modulate`.
         masked: "exact" (masked passes in eval mode, as published) or "shared" (the joint pass's own features).
         absent: modality -> what an absent input is, as in `agm.masked_logits`.
         encoders: modality -> path of its encoder in the network, as in `agm.masked_logits`.
@@ -75,6 +77,7 @@ class AGM(nn.Module):
         max_gap: float | None = 10.0,
         floor: float = 1e-8,
         ignore_index: int = -100,
+        score: ScoreName = "cross_entropy",
         masked: Literal["exact", "shared"] = "exact",
         absent: Mapping[str, Absent] | None = None,
         encoders: Mapping[str, str] | None = None,
@@ -98,7 +101,7 @@ class AGM(nn.Module):
         }
         self._passes = MaskedPasses(network, modalities, **self._options)
         self._options["modalities"] = self._passes.modalities
-        taken = {"target": "the class indices", "present": "which samples have which modalities"}
+        taken = {"target": "the targets", "present": "which samples have which modalities"}
         for name in taken.keys() & inspect.signature(network.forward).parameters.keys():
             raise ValueError(
                 f"Expected the network's forward to have no parameter `{name}`, since AGM takes {taken[name]} under "
@@ -123,6 +126,7 @@ class AGM(nn.Module):
             max_gap=max_gap,
             floor=floor,
             ignore_index=ignore_index,
+            score=score,
             start=start,
             stop=stop,
             backend=backend,
@@ -148,11 +152,11 @@ class AGM(nn.Module):
         self.modulator.epoch = epoch
 
     def forward(self, *args: Any, target: Tensor | None = None, present: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Joint logits (B, C).
+        """Joint logits (B, ..., C).
 
         Args:
             args, kwargs: what the network's forward takes; the modalities by keyword, or by position as there.
-            target: (B,) class indices; needed in training.
+            target: (B,) class indices, or what `score` takes; needed in training.
             present: (B, M) bool, which samples have which modalities, a column each in their order; None: all have all.
                 Where a sample lacks one, whatever its input holds is replaced by an absent one, in eval mode too; in
                 training it counts in no score of that modality, as in `agm.fused_modulate`. Batch norm in training mode
@@ -174,7 +178,10 @@ class AGM(nn.Module):
         self._check(arguments.inputs, target)
         sample = None if self.sampler is None else self.sampler()
         masked = self._passes(arguments, present, sample)
-        self._classes = (masked if isinstance(masked, Tensor) else masked.joint).shape[-1]
+        joint = masked[-1] if isinstance(masked, Tensor) else masked.joint
+        if not torch.compiler.is_compiling():  # the second step would not be served by the first one's graph
+            # Of tokens there may be another number in every batch.
+            self._classes = joint.shape[1] if joint.dim() == 2 else None
         logits = self.modulator(masked, target, present=present, sample=sample)
         if self.sampler is not None:
             self.sampler.draws += 1
@@ -207,11 +214,12 @@ class AGM(nn.Module):
     def _check(self, inputs: Mapping[str, Any], target: Tensor | None) -> None:
         """What can be wrong with a batch, found before the joint pass updates any running statistic.
 
-        The number of classes is known from the second batch on.
+        The number of classes is known from the second batch on if there is one prediction a sample.
         """
+        check_surroundings()
         if target is None:
             raise ValueError(
-                "Expected argument `target` to hold the class indices in training mode, but got None. "
+                "Expected argument `target` to hold the batch's targets in training mode, but got None. "
                 "Call model(..., target=y), or model.eval() for inference."
             )
         device = next((leaf.device for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)), None)
@@ -221,6 +229,7 @@ class AGM(nn.Module):
                 f"Expected the inputs to be on {state.device}, where the state of AGM is, but they are on {device}. "
                 "Move the whole model with model.to(device), or the inputs."
             )
-        check_target(target, batch_size(inputs), state.device)
-        if self._classes is not None:
-            check_classes(target, self._classes, self.modulator.ignore_index)
+        score, batch = find_score(self.modulator.score), batch_size(inputs)
+        score.check_batch(target, batch, state.device)
+        if not torch.compiler.is_compiling() and self._classes is not None:
+            score.check(target, (batch, self._classes), state.device, self.modulator.ignore_index)

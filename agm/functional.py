@@ -12,6 +12,7 @@ from agm.general import Settings
 from agm.ops import _checks
 from agm.ops.reference import accumulation_dtype
 from agm.sampling import SubsetSample
+from agm.scores import Score, ScoreName, find_score
 from agm.state import ModulationState
 from agm.stepcheck import check_backend, check_presence, check_sample, check_state, check_step
 
@@ -79,6 +80,7 @@ def _check(
     max_gap: float | None,
     floor: float,
     ignore_index: int,
+    score: Score,
     present: Tensor | None,
     sample: SubsetSample | None,
     backend: str,
@@ -92,7 +94,9 @@ def _check(
     else:
         check_sample(sample, masked_logits, state.num_modalities)
         check_backend(backend, "sample")
-    check_step(target, state, masked_logits, ignore_index)
+    check_step(target, state, masked_logits, ignore_index, score)
+    if not score.served:
+        check_backend(backend, "score")
     if present is not None:
         check_presence("present", present, masked_logits.shape[1], state.num_modalities, masked_logits.device)
         check_backend(backend, "present")
@@ -100,14 +104,15 @@ def _check(
 
 
 def fused_modulate(
-    masked_logits: Tensor,  # (2**M - 1, B, C)
-    target: Tensor,  # (B,)
+    masked_logits: Tensor,  # (2**M - 1, B, ..., C)
+    target: Tensor,  # (B, ...), or as `score` takes it
     state: ModulationState,
     *,
     alpha: float = 1.0,
     max_gap: float | None = 10.0,
     floor: float = 1e-8,
     ignore_index: int = -100,
+    score: ScoreName = "cross_entropy",
     update: bool = True,
     present: Tensor | None = None,  # (B, M)
     sample: SubsetSample | None = None,
@@ -131,15 +136,22 @@ def fused_modulate(
 
     Args:
         masked_logits: (2**M - 1, B, C), any floating dtype (float64 is computed in float64, everything else in
-            float32): row i holds the logits of the subset with bitmask i + 1, the last row the joint logits.
-        target: (B,) class indices in [0, C), or `ignore_index`. A wrong index is an error on a CPU; on a GPU, and
-            in a compiled graph, it makes the step a skipped one.
+            float32): row i holds the logits of the subset with bitmask i + 1, the last row the joint logits. There may
+            be more dimensions between B and C: tokens, segments, pixels, each of which is scored.
+        target: (B,) class indices in [0, C), or `ignore_index`; (B, ...) where the logits have more dimensions. What
+            another `score` takes is said there. A wrong index is an error on a CPU; on a GPU, and in a compiled graph,
+            it makes the step a skipped one.
         state: the running scores, written in place; the last step's scores, ratios, coefficients and counts can
             be read there.
         alpha: strength of the modulation, >= 0; the paper uses 2.5 (AV-MNIST), 4.0 (UR-Funny), 1.5 (CREMA-D).
         max_gap: bound of `tau_m - r_m`; None for none. The paper uses 10 (two modalities) and 7 (three).
-        floor: smallest probability in the scores, in [0, 1): a sample's score is at most -log(floor).
-        ignore_index: rows with this target count in no score.
+        floor: smallest probability in the scores, in [0, 1): a sample's cross-entropy is at most -log(floor).
+        ignore_index: what has this target counts in no score.
+        score: what the responses are scored by, whose mean over the batch is a modality's score: "cross_entropy" (class
+            indices, the only one that kernels serve), "soft_cross_entropy" (probabilities: soft labels, mixup),
+            "binary_cross_entropy" (several labels, or a single logit), "ordinal" (ranks), "squared_error" and
+            "absolute_error" (regression), or a function of a response and the target that returns a cost for each
+            sample. `agm.scores` says what they compute, and why. The loss remains the user's.
         update: False leaves `state` as it is, its statistics too.
         present: (B, M) bool, which samples have which modalities; None: all have all. The rows must have been computed
             with absent inputs where a sample lacks a modality, as `agm.masked_logits(present=...)` does. There it
@@ -151,34 +163,39 @@ def fused_modulate(
         backend: "auto", or the name of one in `agm.backends()`, which is then used or raises.
 
     Returns:
-        (B, C), the joint logits.
+        (B, ..., C), the joint logits.
 
     Raises:
-        TypeError: `masked_logits` is not floating or `target` not integer, or `state` is not a `ModulationState`.
+        TypeError: `masked_logits` is not floating or `target` not what `score` takes, or `state` is not a
+            `ModulationState`.
         ValueError: a shape, device, class index or setting that cannot be; nothing has been computed then.
         RuntimeError: a backend asked for by name cannot serve here.
     """
-    max_gap = _check(masked_logits, target, state, alpha, max_gap, floor, ignore_index, present, sample, backend)
+    scored = find_score(score)
+    max_gap = _check(
+        masked_logits, target, state, alpha, max_gap, floor, ignore_index, scored, present, sample, backend
+    )
     settings = Settings(float(alpha), max_gap, float(floor), ignore_index, update)
     if present is not None:
         masked_logits = general.restricted(masked_logits, present, sample)
-    if present is not None or sample is not None:
+    rows = masked_logits.flatten(1, -2)
+    if present is not None or sample is not None or not scored.served:
         subset_scales = general.modulate_rows(
-            masked_logits, target.long(), state.values, state.counts, settings, present, sample
+            masked_logits, target, state.values, state.counts, settings, scored, present, sample
         )
     else:
         subset_scales = ops.modulate(
-            masked_logits, target.long(), state.values, state.counts, **settings._asdict(), backend=backend
+            rows, target.long().flatten(), state.values, state.counts, **settings._asdict(), backend=backend
         )
     if not (torch.is_grad_enabled() and masked_logits.requires_grad):
         return masked_logits[-1]
-    logits: Tensor = _ScaleSubsets.apply(masked_logits, subset_scales, backend)
-    return logits
+    logits: Tensor = _ScaleSubsets.apply(rows, subset_scales, backend)
+    return logits if masked_logits.dim() == 3 else logits.view(masked_logits.shape[1:])
 
 
 def fused_modulate_cross_entropy(
-    masked_logits: Tensor,  # (2**M - 1, B, C)
-    target: Tensor,  # (B,)
+    masked_logits: Tensor,  # (2**M - 1, B, ..., C)
+    target: Tensor,  # (B, ...)
     state: ModulationState,
     *,
     alpha: float = 1.0,
@@ -204,7 +221,7 @@ def fused_modulate_cross_entropy(
         label_smoothing: in [0, 1], as there.
 
     Returns:
-        The loss, () float32 (float64 for float64 logits), and the joint logits (B, C). Both lead the modulated
+        The loss, () float32 (float64 for float64 logits), and the joint logits (B, ..., C). Both lead the modulated
         gradient back into the masked logits. If every target is ignored the loss is NaN, as in torch, and its gradient
         0. Where a wrong class index is no error (on a GPU, in a compiled graph) it makes the loss NaN.
 
@@ -213,7 +230,10 @@ def fused_modulate_cross_entropy(
             cannot be.
     """
     _checks.check_label_smoothing(label_smoothing)
-    max_gap = _check(masked_logits, target, state, alpha, max_gap, floor, ignore_index, present, sample, backend)
+    scored = find_score("cross_entropy")
+    max_gap = _check(
+        masked_logits, target, state, alpha, max_gap, floor, ignore_index, scored, present, sample, backend
+    )
     wide = accumulation_dtype(masked_logits.dtype)
     if weight is not None:
         _checks.check_class_weight(weight, masked_logits)
@@ -232,10 +252,10 @@ def fused_modulate_cross_entropy(
             present=present,
             sample=sample,
         )
-        mean = F.cross_entropy(
-            logits.to(wide), target, weight, ignore_index=ignore_index, label_smoothing=label_smoothing
-        )
-        return mean, logits
+        options: dict[str, Any] = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
+        return F.cross_entropy(logits.to(wide).flatten(0, -2), target.flatten(), weight, **options), logits
+    shape = masked_logits.shape[1:]
+    masked_logits, target = masked_logits.flatten(1, -2), target.flatten()
     loss, subset_scales, normalizer, sums = ops.modulate_cross_entropy(
         masked_logits,
         target,
@@ -251,8 +271,8 @@ def fused_modulate_cross_entropy(
         backend=backend,
     )
     if not (torch.is_grad_enabled() and masked_logits.requires_grad):
-        return loss, masked_logits[-1]
+        return loss, masked_logits[-1] if len(shape) == 2 else masked_logits[-1].view(shape)
     saved = (target, weight, normalizer, sums, subset_scales)
     settings = (ignore_index, float(label_smoothing), backend)
-    result: tuple[Tensor, Tensor] = _CrossEntropyOfSubsets.apply(masked_logits, loss, *saved, *settings)
-    return result
+    loss, logits = _CrossEntropyOfSubsets.apply(masked_logits, loss, *saved, *settings)
+    return loss, logits if len(shape) == 2 else logits.view(shape)

@@ -1,4 +1,4 @@
-"""The modulation in plain torch where the kernels do not reach: sampled subsets, samples that lack modalities."""
+"""The modulation in plain torch where the kernels do not reach: sampled subsets, lacking modalities, other scores."""
 
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 from agm import ops
 from agm.ops import reference
 from agm.sampling import SubsetSample
+from agm.scores import Score
 from agm.shapley import weights_on
 
 __all__ = ["Settings", "modulate_responses", "modulate_rows", "restricted"]
@@ -26,7 +27,7 @@ class Settings(NamedTuple):
 
 
 def restricted(masked_logits: Tensor, present: Tensor, sample: SubsetSample | None = None) -> Tensor:
-    """Masked logits (R, B, C) of the game that each sample's own modalities play; `present` is (B, M) bool.
+    """Masked logits (R, B, ..., C) of the game that each sample's own modalities play; `present` is (B, M) bool.
 
     A subset that holds all modalities of a sample is worth its joint logits there, and one that holds none of them
     nothing. All other rows are what they were: in them a modality that the sample lacks is absent either way. Then
@@ -42,42 +43,50 @@ def restricted(masked_logits: Tensor, present: Tensor, sample: SubsetSample | No
     own = present.float()
     shared = bits @ own.T  # (R, B), modalities of the subset that the sample has
     covers = shared == own.sum(1)
-    rows = torch.where((shared == 0).unsqueeze(-1), 0.0, masked_logits)
-    return torch.where(covers.unsqueeze(-1), masked_logits[-1], rows)
+    shape = (*shared.shape, *[1] * (masked_logits.dim() - 2))
+    rows = torch.where((shared == 0).view(shape), 0.0, masked_logits)
+    return torch.where(covers.view(shape), masked_logits[-1], rows)
 
 
 def modulate_rows(
-    masked_logits: Tensor,  # (R, B, C)
-    target: Tensor,  # (B,) int64
+    masked_logits: Tensor,  # (R, B, ..., C)
+    target: Tensor,
     values: Tensor,
     counts: Tensor,
     settings: Settings,
+    score: Score,
     present: Tensor | None,  # (B, M) bool
     sample: SubsetSample | None,
 ) -> Tensor:
-    """One step of the modulation on `restricted` rows; returns the scales c_S (R,) float64 of their gradients."""
+    """One step of the modulation; returns the scales c_S (R,) float64 of the rows' gradients.
+
+    With `present` the rows are `restricted` ones.
+    """
     with torch.no_grad():
         if sample is None:
             weights = weights_on(masked_logits.device, values.shape[1])
         else:
             weights = _moved(sample.weights, masked_logits.device)
-        response = reference.responses(masked_logits, weights)
-        coefficients = _step(response, masked_logits[-1], target, values, counts, settings, present)
+        shape = masked_logits.shape[1:]
+        response = reference.responses(masked_logits.flatten(1, -2), weights)
+        response = response.view(len(weights), *shape)
+        coefficients = _step(response, masked_logits[-1], target, values, counts, settings, score, present)
         return reference.subset_scales(coefficients, weights)
 
 
 def modulate_responses(
-    response: Tensor,  # (M, B, C), which carry the gradient
-    joint: Tensor,  # (B, C), their sum
-    target: Tensor,  # (B,) int64
+    response: Tensor,  # (M, B, ..., C), which carry the gradient
+    joint: Tensor,  # (B, ..., C), their sum
+    target: Tensor,
     values: Tensor,
     counts: Tensor,
     settings: Settings,
+    score: Score,
     present: Tensor | None,  # (B, M) bool
 ) -> Tensor:
     """One step of the modulation on mono-modal responses; returns the joint logits, modulated."""
     with torch.no_grad():
-        coefficients = _step(response, joint, target, values, counts, settings, present)
+        coefficients = _step(response.detach(), joint.detach(), target, values, counts, settings, score, present)
     logits: Tensor = _ScaleResponses.apply(response, joint.detach(), coefficients)
     return logits
 
@@ -89,10 +98,13 @@ def _step(
     values: Tensor,
     counts: Tensor,
     settings: Settings,
+    score: Score,
     present: Tensor | None,
 ) -> Tensor:
-    totals = reference.step_totals(response, joint, target, present, settings.floor, settings.ignore_index)
-    return reference.finish_step(totals, values, counts, settings.alpha, settings.max_gap, settings.update)
+    totals = score.totals(response, joint, target, present, settings.floor, settings.ignore_index)
+    return reference.finish_step(
+        totals, values, counts, settings.alpha, settings.max_gap, settings.update, score.of_mean
+    )
 
 
 class _ScaleResponses(torch.autograd.Function):
@@ -108,7 +120,8 @@ class _ScaleResponses(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (coefficients,) = ctx.saved_tensors
-        return ops.modulate_backward(grad.to(ctx.dtype), coefficients), None, None
+        rows = ops.modulate_backward(grad.to(ctx.dtype).flatten(0, -2), coefficients)
+        return rows.view(len(coefficients), *grad.shape), None, None
 
 
 def _bits(subsets: tuple[int, ...], modalities: int) -> Tensor:

@@ -29,7 +29,7 @@ class MaskedPasses:
     """How a network's masked logits are computed: chosen and checked once, then called with every batch.
 
     Args:
-        network: any module whose forward takes the modalities and returns logits (B, C).
+        network: any module whose forward takes the modalities and returns logits (B, ..., C).
         modalities: their names, in bit order; None: those of a network that offers `encoders` and `fuse`.
         masked: "exact" or "shared", see `masked_logits`.
         absent: modality -> what an absent input is, see `masked_logits`.
@@ -102,6 +102,8 @@ class MaskedPasses:
             arguments: of forward.
             present: (B, M) bool, which samples have which modalities.
             sample: the subsets that are wanted; None: all.
+
+        Logits may have more dimensions between B and C.
         """
         return self.put_together(*self.apart(arguments, present, sample))
 
@@ -213,28 +215,35 @@ class MaskedPasses:
             return joint, self.binding.call(masked)
 
 
-def _check_logits(logits: object, rows: int) -> None:
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != rows:
+def _check_logits(logits: object, rows: int, outputs: Sequence[int] | None = None) -> None:
+    """That there are so many rows of logits, or of other outputs, each of the shape `outputs`.
+
+    Raises:
+        ValueError: there are not.
+    """
+    fits = isinstance(logits, Tensor) and logits.dim() >= 2 and logits.shape[0] == rows
+    if not fits or (outputs is not None and logits.shape[1:] != outputs):  # type: ignore[attr-defined]
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        inner = "..., classes" if outputs is None else ", ".join(map(str, outputs))
         raise ValueError(
-            f"Expected the network to return logits of shape (batch, classes) with {rows} rows, but got {got}. "
-            "If it returns more than logits, wrap it in a module that returns them alone."
+            f"Expected the network to return logits of shape (batch, classes) with {rows} rows, or of shape (batch, "
+            f"{inner}), but got {got}. If it returns more than logits, wrap it in a module that returns them alone."
         )
 
 
 def _stack(joint: Tensor, masked: Tensor, rows: Rows) -> Tensor:
     _check_logits(joint, rows.batch)
-    _check_logits(masked, len(rows))
+    _check_logits(masked, len(rows), joint.shape[1:])
     # One copy of all rows; autocast may have left the two passes in different dtypes.
-    return torch.cat([masked.to(joint.dtype), joint]).view(len(rows.subsets) + 1, rows.batch, joint.shape[1])
+    return torch.cat([masked.to(joint.dtype), joint]).view(len(rows.subsets) + 1, *joint.shape)
 
 
 def _summands(joint: Tensor, terms: Mapping[int, Tensor], rows: Rows) -> AdditiveLogits:
-    """Of the terms (B + 1, C) of a sum those of the present rows, and those of the absent ones."""
+    """Of the terms (B + 1, ..., C) of a sum those of the present rows, and those of the absent ones."""
     _check_logits(joint, rows.batch)
     for few in terms.values():
-        _check_logits(few, rows.batch + 1)
-    nothing = joint.new_zeros(rows.batch + 1, joint.shape[1])
+        _check_logits(few, rows.batch + 1, joint.shape[1:])
+    nothing = joint.new_zeros(rows.batch + 1, *joint.shape[1:])
     ordered = [terms[bit].to(joint.dtype) if bit in terms else nothing for bit in range(rows.modalities)]
     return AdditiveLogits([few[:-1] for few in ordered], [few[-1:] for few in ordered], joint)
 
@@ -266,8 +275,12 @@ def masked_logits(
 
     - a network that offers `encoders` (a mapping of modules) and `fuse(features) -> logits`, or whose encoders are
       named in `encoders`: each encoder runs on the B rows of the joint pass and then (exact) on the B present rows
-      and one absent row, or (shared) on the absent row alone; only the rest runs on every subset. Where an absent
-      input is not the same for every sample (a padding mask that stays, say) it runs on B absent rows;
+      and one absent row, or (shared) on the absent row alone. Where an absent input is not the same for every sample
+      (a padding mask that stays, say) it runs on B absent rows. Of the rest, what acts on one modality, or linearly on
+      several (a layer on their concatenation, a sum), runs on these few rows too; every subset is written out only
+      where modalities meet in another way, and from there on. If the logits are a sum over the modalities (late fusion)
+      that is nowhere, for up to 16 of them. A first batch compares this with rows written out. Compiled, a fusion is
+      known to be a sum only if the network declares it by `unimodal_logits(features)`, modality -> its term;
     - any other network: one pass on the (2**M - 2) * B masked inputs (one a subset, if a batch norm without running
       statistics would mix them).
 
@@ -289,7 +302,7 @@ def masked_logits(
 
     Args:
         network: a module whose forward takes the modalities by keyword, or by position in the order of `inputs` if
-            it bears none of their names, and returns logits (B, C).
+            it bears none of their names, and returns logits (B, C), or (B, ..., C).
         inputs: modality -> tensor (B, ...) or pytree of tensors (features with a padding mask, ids with lengths).
         masked: "exact" or "shared"; for a modality without a named encoder the latter is the former.
         absent: modality -> what an absent input is: a number (a pad id), a tensor (one row), a callable of the
@@ -315,7 +328,8 @@ def masked_logits(
 
     Returns:
         (2**M - 1, B, C): row i holds the logits of the subset with bitmask i + 1 (bit m set: modality m present), the
-        last row the joint logits. (R, B, C) with a `sample` of R subsets, in its order.
+        last row the joint logits. (R, B, C) with a `sample` of R subsets, in its order. Logits of more dimensions keep
+        them: (2**M - 1, B, ..., C).
 
     Raises:
         ValueError: a modality that forward does not take, a path that does not exist, inputs of different lengths, an

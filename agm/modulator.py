@@ -12,7 +12,9 @@ from agm.functional import fused_modulate
 from agm.ops import _checks
 from agm.ops._backends import BACKENDS
 from agm.sampling import SubsetSample
+from agm.scores import ScoreName, find_score
 from agm.state import ModulationState
+from agm.stepcheck import check_backend
 
 __all__ = ["Modulator"]
 
@@ -25,7 +27,7 @@ class Modulator(nn.Module):
 
     Args:
         modalities: their names, in bit order (the first is bit 0 of a subset); two or more.
-        alpha, max_gap, floor, ignore_index, backend: as in `agm.fused_modulate`.
+        alpha, max_gap, floor, ignore_index, score, backend: as in `agm.fused_modulate`.
         start: first epoch that is modulated.
         stop: first epoch that no longer is; None for no end.
 
@@ -45,6 +47,7 @@ class Modulator(nn.Module):
         max_gap: float | None = 10.0,
         floor: float = 1e-8,
         ignore_index: int = -100,
+        score: ScoreName = "cross_entropy",
         start: int = 0,
         stop: int | None = None,
         backend: str = "auto",
@@ -60,21 +63,53 @@ class Modulator(nn.Module):
             raise ValueError(
                 f"Expected argument `backend` to be 'auto' or one of {sorted(BACKENDS)}, but got {backend!r}."
             )
+        if not find_score(score).served:
+            check_backend(backend, "score")
         self.alpha = alpha
         self.max_gap = max_gap
         self.floor = floor
         self.ignore_index = ignore_index
-        self.start = start
-        self.stop = stop
+        self._window = start, stop
+        self.score = score
         self.backend = backend
         self.epoch = 0
         self.state = ModulationState(len(self.modalities))
 
     @property
+    def start(self) -> int:
+        """First epoch that is modulated."""
+        return self._window[0]
+
+    @start.setter
+    def start(self, start: int) -> None:
+        self._window = start, self.stop
+        self.epoch = self._epoch
+
+    @property
+    def stop(self) -> int | None:
+        """First epoch that no longer is; None for no end."""
+        return self._window[1]
+
+    @stop.setter
+    def stop(self, stop: int | None) -> None:
+        self._window = self.start, stop
+        self.epoch = self._epoch
+
+    @property
+    def epoch(self) -> int:
+        """The current epoch, from 0; set it at the start of each epoch if there is a window."""
+        return self._epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+        # A graph is guarded by what `active` reads: by the number of the epoch, each epoch would be compiled anew.
+        self._within = self.start <= epoch < (math.inf if self.stop is None else self.stop)
+
+    @property
     def active(self) -> bool:
         """Whether a call modulates: training mode, gradients enabled, and the epoch inside the window."""
-        stop = math.inf if self.stop is None else self.stop
-        return self.training and torch.is_grad_enabled() and self.start <= self.epoch < stop
+        return self.training and torch.is_grad_enabled() and self._within
 
     def forward(
         self,
@@ -84,11 +119,11 @@ class Modulator(nn.Module):
         present: Tensor | None = None,
         sample: SubsetSample | None = None,
     ) -> Tensor:
-        """Joint logits (B, C) of masked logits, modulated when `active`.
+        """Joint logits (B, ..., C) of masked logits, modulated when `active`.
 
         Args:
-            masked_logits: (2**M - 1, B, C), or (R, B, C) of a sample of subsets, or the parts of a sum.
-            target: (B,) class indices.
+            masked_logits: (2**M - 1, B, ..., C), or (R, B, ..., C) of a sample of subsets, or the parts of a sum.
+            target: (B,) class indices, or what `score` takes.
             present: (B, M) bool, which samples have which modalities, as in `agm.fused_modulate`.
             sample: of whose subsets the masked logits are, as there; a sum needs none.
 
@@ -103,12 +138,13 @@ class Modulator(nn.Module):
                 _checks.check_masked_logits(masked_logits, len(self.modalities))
             return masked_logits[-1]
         if target is None:
-            raise ValueError("Expected argument `target` to hold the class indices in training mode, but got None.")
+            raise ValueError("Expected argument `target` to hold the batch's targets in training mode, but got None.")
         settings: dict[str, Any] = {
             "alpha": self.alpha,
             "max_gap": self.max_gap,
             "floor": self.floor,
             "ignore_index": self.ignore_index,
+            "score": self.score,
             "backend": self.backend,
         }
         if isinstance(masked_logits, AdditiveLogits):
@@ -123,20 +159,23 @@ class Modulator(nn.Module):
 
         Returns:
             modality -> {"score", "running_score", "ratio", "reference_ratio", "coefficient", "accuracy"}; the last is
-            the accuracy of the mono-modal response on the last batch, NaN before the first step.
+            the accuracy of the mono-modal response on the last batch, NaN before the first step, and where the score
+            does not tell what is right.
         """
         state = self.state
+        right = state.mono_correct.double() if find_score(self.score).has_hits else torch.nan
         columns = {
             "score": state.scores,
             "running_score": state.running_scores,
             "ratio": state.ratios,
             "reference_ratio": state.reference_ratios,
             "coefficient": state.coefficients,
-            "accuracy": state.mono_correct.double() / state.samples,
+            "accuracy": right / state.samples.expand(len(self.modalities)),
         }
         rows = torch.stack([column.double() for column in columns.values()]).cpu().T.tolist()
         return {name: dict(zip(columns, row, strict=True)) for name, row in zip(self.modalities, rows, strict=True)}
 
     def extra_repr(self) -> str:
         window = "" if (self.start, self.stop) == (0, None) else f", start={self.start}, stop={self.stop}"
-        return f"{', '.join(self.modalities)}, alpha={self.alpha}, max_gap={self.max_gap}{window}"
+        score = "" if self.score == "cross_entropy" else f", score={self.score!r}"
+        return f"{', '.join(self.modalities)}, alpha={self.alpha}, max_gap={self.max_gap}{score}{window}"

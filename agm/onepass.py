@@ -62,7 +62,8 @@ class Choices:
         return self._found.get((name, chosen), chosen)
 
     def note(self, name: str, chosen: Choice, found: Choice) -> None:
-        self._found[name, chosen] = found
+        if not torch.compiler.is_compiling():  # a graph would be guarded by all that was noted
+            self._found[name, chosen] = found
 
 
 def check_passes(passes: object) -> None:

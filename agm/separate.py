@@ -21,7 +21,7 @@ __all__ = ["eval_mode", "separate_passes"]
 
 
 def separate_passes(passes: MaskedPasses, arguments: Arguments, subsets: Sequence[int]) -> Tensor:
-    """What the masked logits must equal: (2**M - 1, B, C), by as many passes of the whole network.
+    """What the masked logits must equal: (2**M - 1, B, ..., C), by as many passes of the whole network.
 
     There is a row for each of `subsets`, and a last one for the joint pass.
 

@@ -28,13 +28,14 @@ class ModulationState(nn.Module):
         step: () int64, steps taken, skipped ones left out.
         skipped: () int64, steps whose scores or coefficients were not finite: they used kappa = 1 and left
             `running_scores` and `step` alone.
-        scores: (M,) float64, s_m of the last step, in nats.
+        scores: (M,) float64, s_m of the last step, in nats; of errors the logarithm (see `agm.scores`).
         ratios: (M,) float64, discrepancy ratios r_m of the last step.
         reference_ratios: (M,) float64, tau_m of the last step.
         coefficients: (M,) float64, modulation coefficients kappa_m of the last step.
-        mono_correct: (M,) int64, samples of the last step that the mono-modal response alone got right.
-        joint_correct: () int64, samples that the joint logits got right.
-        samples: () int64, samples of the last step that were not ignored.
+        mono_correct: (M,) int64, samples of the last step that the mono-modal response alone got right; 0 where the
+            score does not tell what is right.
+        joint_correct: () int64, samples that the joint logits got right, or 0.
+        samples: () int64, samples (or tokens, segments) of the last step that were not ignored.
 
     Args:
         num_modalities: M, from 2 to 16.

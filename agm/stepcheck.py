@@ -5,7 +5,9 @@ from torch import Tensor
 
 from agm.ops import _checks
 from agm.sampling import SubsetSample
+from agm.scores import Score
 from agm.state import ModulationState
+from agm.surroundings import check_surroundings
 
 __all__ = ["check_backend", "check_presence", "check_sample", "check_state", "check_step"]
 
@@ -13,13 +15,12 @@ __all__ = ["check_backend", "check_presence", "check_sample", "check_state", "ch
 def check_state(state: ModulationState) -> None:
     if not isinstance(state, ModulationState):
         raise TypeError(f"Expected argument `state` to be an agm.ModulationState, but got {type(state).__name__}.")
+    check_surroundings()
 
 
-def check_step(target: Tensor, state: ModulationState, logits: Tensor, ignore_index: int) -> None:
-    """The target and the state beside logits (..., B, C)."""
-    batch, classes = logits.shape[-2:]
-    _checks.check_target(target, batch, logits.device)
-    _checks.check_classes(target, classes, ignore_index)
+def check_step(target: Tensor, state: ModulationState, logits: Tensor, ignore_index: int, score: Score) -> None:
+    """The target and the state beside logits (R, B, ..., C)."""
+    score.check(target, logits.shape[1:], logits.device, ignore_index)
     if state.values.device != logits.device:
         raise ValueError(
             f"Expected argument `state` to be on {logits.device}, where the logits are, but it is on "
@@ -49,7 +50,7 @@ def check_presence(name: str, present: Tensor, batch: int, modalities: int, devi
 
 
 def check_sample(sample: SubsetSample, masked_logits: Tensor, modalities: int) -> None:
-    """A sample of subsets, of which the masked logits (R, B, C) hold a row each."""
+    """A sample of subsets, of which the masked logits (R, B, ..., C) hold a row each."""
     if not isinstance(sample, SubsetSample):
         raise TypeError(
             f"Expected argument `sample` to be what agm.sample_subsets returns, but got {type(sample).__name__}."

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -19,6 +18,7 @@ from agm.engine import AGM
 from agm.functional import fused_modulate
 from agm.general import restricted
 from agm.sampling import SubsetSample
+from agm.scores import find_score
 from agm.separate import separate_passes
 from agm.shapley import subset_weights
 from agm.snapshot import preserved
@@ -109,8 +109,9 @@ def verify(
     The library answers for a subset with features that it has computed once, and sends all subsets through the rest
     of the network as one batch. That is right for a network whose encoders and fusion treat samples apart, draw no
     random numbers in eval mode and keep no state from call to call. This checks it, once and on one batch: the logits
-    of every subset, the gradient of the modulated cross-entropy in every parameter and floating input, the buffers
-    (running statistics) after the step, and the modulation coefficients.
+    of every subset, the gradient of the modulated loss in every parameter and floating input, the buffers (running
+    statistics) after the step, and the modulation coefficients. The loss is the mean of what the model scores by
+    (cross-entropy, by default), or of the squared logits where that is a function of the user's.
 
     The definition in "exact" mode is a joint pass in the network's mode, then a pass in eval mode for every other
     subset; in "shared" mode the encoders of present modalities answer in those passes with what they returned in the
@@ -126,7 +127,7 @@ def verify(
         model: in training mode, as it is trained. A window of epochs does not count, and alpha = 0, with which no
             gradient would reach the masked passes, is taken as 1.
         inputs: modality -> its input, as in `agm.masked_logits`.
-        target: (B,) class indices.
+        target: (B,) class indices, or what the model's `score` takes.
         arguments: other keyword arguments of the network's forward.
         present: (B, M) bool, which samples have which modalities; in "exact" mode only.
         tolerance: largest relative difference that is taken for rounding. By default it goes by the coarsest dtype
@@ -183,7 +184,7 @@ class _Step:
     """What one way of taking a training step gives."""
 
     subsets: Sequence[int]
-    masked: Tensor  # (2**M - 1, B, C), or a row for each of a sample of subsets
+    masked: Tensor  # (2**M - 1, B, ..., C), or a row for each of a sample of subsets
     gradients: dict[str, Tensor | None]
     coefficients: Tensor  # (M,)
     buffers: dict[str, Tensor]
@@ -272,6 +273,7 @@ def _separate_step(model: AGM, given: Mapping[str, Any], target: Tensor, present
             max_gap=settings.max_gap,
             floor=settings.floor,
             ignore_index=settings.ignore_index,
+            score=settings.score,
             present=present,
             sample=sample,
             backend="reference",
@@ -280,7 +282,7 @@ def _separate_step(model: AGM, given: Mapping[str, Any], target: Tensor, present
     (gradient,) = torch.autograd.grad(_loss(model, joint, target), joint)
     weights = subset_weights(len(model.modalities)) if sample is None else sample.weights
     scales = (state.coefficients @ weights.to(state.coefficients)).to(gradient.dtype)
-    upstream = scales.view(-1, 1, 1) * gradient
+    upstream = scales.view(-1, *[1] * gradient.dim()) * gradient
     rows = masked if present is None else restricted(masked, present, sample)
     gradients = torch.autograd.grad(rows, list(leaves.values()), upstream, allow_unused=True)
     return _step(model, subsets, masked.detach(), leaves, gradients, state.coefficients)
@@ -327,7 +329,7 @@ def _step(
 
 def _loss(model: AGM, logits: Tensor, target: Tensor) -> Tensor:
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(wide, target.long(), ignore_index=model.modulator.ignore_index)
+    return find_score(model.modulator.score).loss(wide, target, model.modulator.ignore_index)
 
 
 def _double_copy(model: AGM) -> AGM:

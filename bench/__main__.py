@@ -1,32 +1,31 @@
-"""What modulation costs: `python bench {step,head} [--rounds N] [--device D] [--json FILE]`.
+"""Entry of `python bench`: loads this folder as the package `bench`, whatever else is on the path."""
 
-step: a whole training step over a joint one. head: each op alone, on every backend that serves it here. The variants
-take turns in one run; ratios are taken round by round.
-"""
-
-import argparse
+import importlib.util
+import os
+import sys
 from pathlib import Path
 
-import head
-import step
-import torch
-from measure import environment, write
-
-SUITES = {"step": step.run, "head": head.run}
+FOLDER = Path(__file__).resolve().parent
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python bench", description=__doc__)
-    parser.add_argument("suite", choices=SUITES)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, help="append the rows to this file, one a line")
-    options = parser.parse_args()
-    device = torch.device(options.device)
-    rows = SUITES[options.suite](options.rounds, device)
-    if options.json:
-        write(options.json, environment(device), rows)
+def load() -> None:
+    """Not by way of `sys.path`: the folder above holds an `agm` too, and which one is measured is for the user to say
+    (PYTHONPATH, or what is installed).
+    """
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != FOLDER]
+    spec = importlib.util.spec_from_file_location(
+        "bench", FOLDER / "__init__.py", submodule_search_locations=[str(FOLDER)]
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["bench"] = module
+    spec.loader.exec_module(module)
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler, which counts memory, would talk between the figures
+    load()
+    from bench.cli import main
+
     main()

@@ -1,118 +1,258 @@
-"""What each op costs alone, on every backend that serves it here: microseconds, and the ratio to the reference."""
+"""What each op costs alone: forward, backward, and both by way of the public function.
 
-from collections.abc import Callable, Iterator
-from functools import partial
+Inputs and tolerances are those of the tests. Before it is timed, every variant is compared with the reference.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
 
 import torch
-from measure import interleaved, summary
-from torch import Tensor
+from torch import Tensor, nn
 
-from agm.ops import _backends
-from agm.ops.reference import accumulation_dtype
+import agm
+from agm.ops import _backends, reference
+from bench.cases import Built, Case, Notes, Options
+from bench.measure import copy_bandwidth
+from bench.rivals import Compiled, Constant, Sequential, Vectorised
+from bench.shared import additive_steps, losses, samples, steps
+
+BASELINE = "reference"
+OWN = ("cuda", "triton", "cpp", "reference", "auto")
 
 # (M, B, C): few numbers, where calls cost more than work; the paper's datasets; large batches; large vocabularies
 SHAPES = ((2, 64, 10), (2, 64, 309), (3, 64, 101), (6, 64, 101), (2, 4096, 309), (2, 64, 10000))
 LARGE_SHAPES = ((2, 16384, 1024), (3, 8192, 1024), (2, 2048, 32768))  # on a GPU: beyond its caches
-# Features of each modality (B, D_m) for the expansion, and shapes of parameters for the gradients.
+COMPILED_SHAPES = ((2, 64, 10), (2, 4096, 309))  # a compilation takes longer than all measurements of a shape
+QUICK_SHAPES = ((2, 64, 10), (2, 64, 309))
+# Features of each modality (B, D_m) for the expansion.
 FEATURES = ((64, (512, 512)), (16, (768, 768, 768)), (4096, (128, 128)), (2, (8, 8)))
-SETTINGS = (1.5, 10.0, 1e-8, -100)
 
 
-def _numbers(*shape: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(*shape, generator=generator).to(device, dtype)
+@dataclass(frozen=True)
+class Op:
+    """One op on one shape.
+
+    Attributes:
+        prepared: its arguments, of its own, and so a state that nobody else writes to.
+        check: compares what a backend's room computes with the reference.
+        moved: bytes that have to be moved, each once.
+        compile: whether `torch.compile` of the reference takes part.
+    """
+
+    name: str
+    shape: str
+    prepared: Callable[[], tuple[Any, ...]]
+    check: Callable[[samples.Room], object]
+    moved: int
+    compile: bool = False
 
 
-def _state(modalities: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    values = torch.ones(5, modalities, dtype=torch.float64, device=device)
-    return values, torch.ones(modalities + 4, dtype=torch.int64, device=device)
-
-
-def modulation_cases(
-    shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device
-) -> Iterator[tuple[str, tuple[Any, ...], int]]:
-    """(op, arguments, bytes that have to be moved)."""
+def modulation_ops(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> Iterator[Op]:
     modalities, batch, classes = shape
     rows, size = 2**modalities - 1, batch * classes * dtype.itemsize
-    masked = _numbers(rows, batch, classes, device=device, dtype=dtype)
-    target = torch.randint(classes, (batch,), generator=torch.Generator().manual_seed(0)).to(device)
-    grad, scales = masked[-1].clone(), torch.linspace(-1, 1, rows, dtype=torch.float64, device=device)
-    yield "modulate", (masked, target, *_state(modalities, device), *SETTINGS, True), rows * size
-    yield "modulate_backward", (grad, scales), (rows + 1) * size
-    step = (masked, target, *_state(modalities, device), None, *SETTINGS, 0.1, True)
-    yield "modulate_cross_entropy", step, rows * size
-    wide = accumulation_dtype(dtype)
-    loss, normalizer = torch.ones((), device=device, dtype=wide), torch.zeros(2, batch, device=device, dtype=wide)
-    normalizer[0], normalizer[1] = masked[-1].amax(1), torch.logsumexp(masked[-1].to(wide), 1) - masked[-1].amax(1)
-    sums = torch.tensor([batch, classes], dtype=torch.float64, device=device)
-    backward = (loss, None, grad, target, None, normalizer, sums, scales, -100, 0.1)
-    yield "modulate_cross_entropy_backward", backward, (rows + 1) * size
-    present, absent = masked[:modalities].clone(), masked[:modalities, 0].clone()
-    additive = (present, absent, absent[0].clone(), None, target, *_state(modalities, device), *SETTINGS, True)
-    yield "modulate_additive", additive, (modalities + 1) * size
+    text, compiled = f"M={modalities} B={batch} C={classes}", shape in COMPILED_SHAPES
+    step, loss = given_step(shape, dtype), losses.loss_of(*shape, dtype, label_smoothing=0.1)
+    loss = replace(loss, step=step)
+    additive = all_used(additive_steps.additive_step(*shape, dtype))
+    grad = step.masked_logits[-1].clone().to(device)
+    scales = torch.linspace(-1, 1, rows, dtype=torch.float64, device=device)
     both = torch.linspace(-1, 1, 2 * modalities + 2, dtype=torch.float64, device=device).view(2, -1)
-    yield "modulate_additive_backward", (grad, both, False), (modalities + 1) * size
+
+    def modulate() -> tuple[Any, ...]:
+        arguments: tuple[Any, ...] = tuple(vars(step.on(device.type)).values())
+        return arguments
+
+    yield Op("modulate", text, modulate, partial(_check_step, step), rows * size, compiled)
+    backward = grad, scales
+    check = partial(_check_close, "modulate_backward", backward)
+    yield Op("modulate_backward", text, lambda: backward, check, (rows + 1) * size, compiled)
+
+    def cross_entropy() -> tuple[Any, ...]:
+        arguments: tuple[Any, ...] = loss.on(device.type).forward_arguments()
+        return arguments
+
+    check = partial(losses.check_loss, given=loss)
+    yield Op("modulate_cross_entropy", text, cross_entropy, check, rows * size, compiled)
+    name = "modulate_cross_entropy_backward"
+    loss_backward = cache(lambda: _loss_backward(loss, device, scales))
+    yield Op(name, text, loss_backward, check, (rows + 1) * size, compiled)
+
+    def additive_arguments() -> tuple[Any, ...]:
+        arguments: tuple[Any, ...] = tuple(vars(additive.on(device.type)).values())
+        return arguments
+
+    check = partial(additive_steps.check, given=additive)
+    yield Op("modulate_additive", text, additive_arguments, check, (modalities + 1) * size, compiled)
+    backward_parts = grad, both, False
+    check = partial(_check_close, "modulate_additive_backward", backward_parts)
+    yield Op("modulate_additive_backward", text, lambda: backward_parts, check, (modalities + 1) * size, compiled)
 
 
-def expansion_cases(
-    batch: int, widths: tuple[int, ...], dtype: torch.dtype, device: torch.device
-) -> Iterator[tuple[str, tuple[Any, ...], int]]:
-    present = [_numbers(batch, width, device=device, dtype=dtype) for width in widths]
-    absent = [_numbers(1, width, device=device, dtype=dtype) for width in widths]
-    rows = 2 ** len(widths) - 2
+def given_step(shape: tuple[int, int, int], dtype: torch.dtype) -> steps.Step:
+    return all_used(steps.step(*shape, dtype))
+
+
+def all_used(step: Any) -> Any:
+    """Of the tests' samples every fourth is ignored, which would cost less; here none is."""
+    return replace(step, target=step.target.clamp(min=0))
+
+
+def _check_step(given: steps.Step, room: samples.Room) -> None:
+    steps.check(room, given)
+
+
+def _check_close(name: str, arguments: tuple[Any, ...], room: samples.Room) -> None:
+    """A backward is a product of float32 numbers, or a sum of as many as there are rows."""
+    results, wanted = room.op(name)(*arguments), getattr(reference, name)(*arguments)
+    results, wanted = [value if isinstance(value, tuple) else (value,) for value in (results, wanted)]
+    for result, expected in zip(results, wanted, strict=True):
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+
+
+def _loss_backward(loss: losses.Loss, device: torch.device, scales: Tensor) -> tuple[Any, ...]:
+    given = loss.on(device.type)
+    _, _, normalizer, sums = reference.modulate_cross_entropy(*given.forward_arguments())
+    arguments: tuple[Any, ...] = given.backward_arguments(normalizer, sums, scales)
+    return arguments
+
+
+def expansion_ops(batch: int, widths: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Iterator[Op]:
+    numbers = partial(samples.logits, dtype=dtype, device=device.type)
+    present, absent = [numbers(batch, width) for width in widths], [numbers(1, width) for width in widths]
+    rows, text = 2 ** len(widths) - 2, f"B={batch} D={'+'.join(map(str, widths))}"
     size = (rows + 1) * batch * sum(widths) * dtype.itemsize
-    yield "expand_subsets", (present, absent, True), size
-    grad = _numbers(rows * batch, sum(widths), device=device, dtype=dtype)
-    yield "expand_subsets_backward", (grad, list(widths), batch, True), size
+    forward, backward = (present, absent, True), (numbers(rows * batch, sum(widths)), list(widths), batch, True)
+    for name, arguments in (("expand_subsets", forward), ("expand_subsets_backward", backward)):
+        yield Op(name, text, partial(_same, arguments), partial(_check_close, name, arguments), size)
 
 
-def gradient_cases(dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, str, tuple[Any, ...], int]]:
-    """The gradients of two ResNet-18."""
-    from agm.models import ResNet18
-
-    shapes = [tuple(parameter.shape) for _ in range(2) for parameter in ResNet18(1).parameters()]
-    grads = [_numbers(*shape, device=device, dtype=dtype) for shape in shapes]
-    groups = [2 * number // len(grads) for number in range(len(grads))]
-    coefficients = torch.tensor([1.0, 1.0], dtype=torch.float64, device=device)
-    size = 2 * sum(grad.numel() for grad in grads) * dtype.itemsize
-    yield "scale_gradients_", "2 x ResNet-18", (grads, groups, coefficients, None), size
-    seed = torch.ones(1, dtype=torch.int64, device=device)
-    yield "scale_gradients_", "2 x ResNet-18, noise", (grads, groups, coefficients, seed), size
+def _same(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    return arguments
 
 
-def cases(dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, str, tuple[Any, ...], int]]:
-    """(op, shape in words, arguments, bytes that have to be moved)."""
-    for shape in SHAPES + (LARGE_SHAPES if device.type == "cuda" else ()):
-        for op, arguments, size in modulation_cases(shape, dtype, device):
-            yield op, "M={} B={} C={}".format(*shape), arguments, size
-    for batch, widths in FEATURES:
-        for op, arguments, size in expansion_cases(batch, widths, dtype, device):
-            yield op, f"B={batch} D={'+'.join(map(str, widths))}", arguments, size
-    yield from gradient_cases(dtype, device)
+def ops(options: Options, dtype: torch.dtype = torch.float32) -> Iterator[Op]:
+    device = options.device
+    shapes = QUICK_SHAPES if options.quick else SHAPES + (LARGE_SHAPES if device.type == "cuda" else ())
+    for shape in shapes:
+        yield from modulation_ops(shape, dtype, device)
+    for batch, widths in FEATURES[: 1 if options.quick else None]:
+        yield from expansion_ops(batch, widths, dtype, device)
 
 
-def variants(op: str, arguments: tuple[Any, ...], device: torch.device) -> dict[str, Callable[[], object]]:
-    """Each backend that serves the op here, by name; the interpreter is none of them."""
-    serving = [
-        name
+def cases(options: Options) -> Iterator[Case]:
+    for op in ops(options):
+        if not options.ops or op.name in options.ops:
+            yield _case(op, options)
+    shapes = QUICK_SHAPES if options.quick else SHAPES + (LARGE_SHAPES if options.device.type == "cuda" else ())
+    for shape in shapes:
+        if not options.ops or "fused_modulate" in options.ops:
+            yield _both(shape, options)
+
+
+def _case(op: Op, options: Options) -> Case:
+    def build() -> Built:
+        compiled = op.compile and not options.quick and options.takes("compiled")
+        calls = {}
+        for name, room in rooms(op.name, options, compiled).items():
+            op.check(room)
+            calls[name] = partial(room.op(op.name), *op.prepared())
+        return Built(calls, lambda: rates(calls, op.moved, options.device))
+
+    facts = {"op": op.name, "shape": op.shape, "dtype": "float32"}
+    return Case(facts, BASELINE, OWN, build)
+
+
+class _CompiledLibrary:
+    """Stands where a test's library stands: the reference's functions, compiled."""
+
+    def __init__(self) -> None:
+        self._functions: dict[str, Constant] = {}
+
+    def op(self, name: str) -> Constant:
+        if name not in self._functions:
+            self._functions[name] = Constant(getattr(reference, name))
+        return self._functions[name]
+
+
+def rooms(op: str, options: Options, compiled: bool) -> dict[str, samples.Room]:
+    """Each backend that serves the op here, and the compiled reference; the interpreter is none of them."""
+    device = options.device.type
+    found = {
+        name: samples.Room(name, device)
         for name, backend in _backends.BACKENDS.items()
-        if backend.why_not(op, device.type) is None and not (name == "triton" and device.type == "cpu")
-    ]
-    return {name: partial(_backends.select(op, device, name), *arguments) for name in serving}
+        if backend.why_not(op, device) is None
+        and not (name == "triton" and device == "cpu")
+        and (name == BASELINE or options.takes(name))
+    }
+    if compiled:
+        torch.compiler.reset()  # which otherwise gives up after a few shapes of one function
+        found["compiled"] = samples.Room("compiled", device, _CompiledLibrary())
+    return found
 
 
-def run(rounds: int, device: torch.device, dtype: torch.dtype = torch.float32) -> list[dict[str, Any]]:
-    """Prints the table and returns its rows."""
-    rows = []
-    print(f"{'op':32} {'shape':24} {'backend':10} {'us':>9} {'GB/s':>7} {'over reference':>15} {'20 %':>6} {'80 %':>6}")
-    for op, shape, arguments, size in cases(dtype, device):
-        seconds = interleaved(variants(op, arguments, device), rounds, device)
-        for name, values in seconds.items():
-            row = {"suite": "head", "op": op, "shape": shape, "dtype": str(dtype), "backend": name, "bytes": size}
-            row |= summary(values, seconds["reference"])
-            rows.append(row)
-            ratios = f"{row['ratio']:15.3f} {row['ratio_20']:6.3f} {row['ratio_80']:6.3f}"
-            rate = size / row["seconds"] / 1e9
-            print(f"{op:32} {shape:24} {name:10} {1e6 * row['seconds']:9.1f} {rate:7.1f} {ratios}", flush=True)
-    return rows
+def rates(calls: Mapping[str, Callable[[], object]], moved: int, device: torch.device) -> Notes:
+    """Bytes and the measured copy bandwidth; on a GPU launches."""
+    notes: Notes = {name: {"bytes": moved, "copy_bandwidth": copy_bandwidth(device)} for name in calls}
+    if device.type == "cuda":
+        for name, call in calls.items():
+            notes[name]["launches"] = len(samples.kernels_of(call))
+    return notes
+
+
+def _both(shape: tuple[int, int, int], options: Options) -> Case:
+    """`agm.fused_modulate` and its backward, against the same in the rivals' ways."""
+    modalities, batch, classes = shape
+    facts = {"op": "fused_modulate", "shape": f"M={modalities} B={batch} C={classes}", "dtype": "float32"}
+    moved = (2 * (2**modalities - 1) + 1) * batch * classes * 4
+
+    def build() -> Built:
+        calls = both_calls(shape, options)
+        return Built(calls, lambda: rates(calls, moved, options.device))
+
+    return Case(facts, BASELINE, OWN, build)
+
+
+def both_calls(shape: tuple[int, int, int], options: Options) -> Mapping[str, Callable[[], Tensor]]:
+    """Forward and backward of one step from masked logits; each returns the gradient of the masked logits."""
+    device = options.device
+    given = given_step(shape, torch.float32).on(device.type)
+    masked, grad = given.masked_logits.requires_grad_(), given.masked_logits[-1].detach().clone()
+    forwards: dict[str, Callable[[], Tensor]] = {}
+    for name in rooms("modulate", options, False):
+        forwards[name] = partial(_fused, masked, given.target, agm.ModulationState(shape[0], device), name)
+    compiled = shape in COMPILED_SHAPES and not options.quick
+    for name, kind in (("sequential", Sequential), ("vectorised", Vectorised), ("compiled", Compiled)):
+        if options.takes(name) and (name != "compiled" or compiled):
+            torch.compiler.reset()
+            rival = kind(nn.Linear(1, 1).to(device), tuple("abcdef"[: shape[0]]), given.alpha, given.max_gap)
+            forwards[name] = partial(_rival, rival, masked, given.target)
+    calls = {name: partial(_with_backward, forward, masked, grad) for name, forward in forwards.items()}
+    wanted = calls[BASELINE]()
+    for name, call in calls.items():
+        if name != BASELINE:
+            message = partial("{1}\n{0} does not compute what the reference does".format, name)
+            torch.testing.assert_close(call(), wanted, rtol=1e-3, atol=1e-4, msg=message)
+    return calls
+
+
+def _fused(masked: Tensor, target: Tensor, state: agm.ModulationState, backend: str) -> Tensor:
+    return agm.fused_modulate(masked, target, state, alpha=1.1, backend=backend)
+
+
+def _rival(rival: Any, masked: Tensor, target: Tensor) -> Tensor:
+    rows = list(masked.unbind()) if not isinstance(rival, Compiled) else list(masked)
+    result: Tensor = rival.modulate(rows, target)
+    return result
+
+
+def _with_backward(forward: Callable[[], Tensor], masked: Tensor, grad: Tensor) -> Tensor:
+    (result,) = torch.autograd.grad(forward(), masked, grad)
+    return result
+
+
+def extras(row: Mapping[str, Any]) -> str:
+    rate = row["bytes"] / row["seconds"]
+    launches = f"  {row['launches']} launches" if "launches" in row else ""
+    return f"{rate / 1e9:7.1f} GB/s, {100 * rate / row['copy_bandwidth']:4.0f} % of a copy{launches}"

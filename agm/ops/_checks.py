@@ -12,7 +12,7 @@ from agm.shapley import num_modalities
 
 def check_modulation(alpha: float, max_gap: float | None, floor: float) -> float:
     """Checks the settings of the modulation; returns `max_gap` as a float (None: infinite)."""
-    if not (_is_number(alpha) and math.isfinite(alpha) and alpha >= 0):
+    if not (_is_number(alpha) and 0 <= alpha < math.inf):  # a compiler that makes it a symbol cannot ask isfinite
         raise ValueError(
             f"Expected argument `alpha` to be a finite number >= 0, but got {alpha!r}. "
             "0 is plain joint training; the paper uses 1.5 to 4."
@@ -45,11 +45,11 @@ def _check_logits(name: str, logits: Tensor) -> None:
 
 
 def check_logits_stack(masked_logits: Tensor) -> None:
-    """Masked logits of any subsets: (R, B, C)."""
+    """Masked logits of any subsets: (R, B, ..., C)."""
     _check_tensor("masked_logits", masked_logits)
-    if masked_logits.dim() != 3:
+    if masked_logits.dim() < 3:
         raise ValueError(
-            "Expected argument `masked_logits` to have shape (2**M - 1, batch, classes), "
+            "Expected argument `masked_logits` to have shape (2**M - 1, batch, ..., classes), "
             f"but got {tuple(masked_logits.shape)}. Stack one (batch, classes) row a subset, the joint logits last."
         )
     _check_logits("masked_logits", masked_logits)
@@ -65,12 +65,15 @@ def check_masked_logits(masked_logits: Tensor, modalities: int) -> None:
 
 
 def check_present(present: Tensor | Sequence[Tensor], modalities: int) -> Tensor:
-    """What each modality adds to the logits; returns the tensor, or the first of the sequence: (..., B, C)."""
+    """What each modality adds to the logits; returns the tensor, or the first of the sequence stacked alone.
+
+    That is (M or 1, B, ..., C).
+    """
     if not isinstance(present, Tensor):
         parts = _check_parts("present", present)
-        if parts[0].dim() != 2 or any(part.shape != parts[0].shape for part in parts):
+        if parts[0].dim() < 2 or any(part.shape != parts[0].shape for part in parts):
             raise ValueError(
-                "Expected argument `present` to hold tensors of one shape (batch, classes), "
+                "Expected argument `present` to hold tensors of one shape (batch, ..., classes), "
                 f"but got {[tuple(part.shape) for part in parts]}."
             )
         for part in parts:
@@ -81,7 +84,7 @@ def check_present(present: Tensor | Sequence[Tensor], modalities: int) -> Tensor
                 f"Expected argument `present` to hold tensors of one dtype, but got {[part.dtype for part in parts]}. "
                 "Cast them with .to(dtype)."
             )
-    elif present.dim() != 3:
+    elif present.dim() < 3:
         raise ValueError(
             f"Expected argument `present` to have shape (M, batch, classes), but got {tuple(present.shape)}. "
             "Stack what each modality adds to the logits, or pass a list of them."
@@ -93,33 +96,33 @@ def check_present(present: Tensor | Sequence[Tensor], modalities: int) -> Tensor
             f"Expected argument `present` to have one row for each of the {modalities} modalities of the state, "
             f"but got {len(present)}."
         )
-    return present if isinstance(present, Tensor) else parts[0]
+    return present if isinstance(present, Tensor) else parts[0].unsqueeze(0)
 
 
 def check_absent(absent: Tensor | Sequence[Tensor], modalities: int, present: Tensor) -> None:
-    """What each modality adds when it is absent, beside `present` (..., B, C)."""
+    """What each modality adds when it is absent, beside `present` (..., B, *rest), rest = (..., C)."""
     parts = [absent] if isinstance(absent, Tensor) else _check_parts("absent", absent)
     for part in parts:
         if not part.is_floating_point():
             raise TypeError(f"Expected argument `absent` to have a floating dtype, but got {part.dtype}.")
         _check_device("absent", part, present.device)
-    classes = present.shape[-1]
+    rest = tuple(present.shape[2:])
     if isinstance(absent, Tensor):
-        right = absent.shape == (modalities, classes) or absent.shape == (modalities, 1, classes)
+        right = absent.shape == (modalities, *rest) or absent.shape == (modalities, 1, *rest)
     else:
-        right = len(parts) == modalities and all(part.shape in ((classes,), (1, classes)) for part in parts)
+        right = len(parts) == modalities and all(part.shape in (rest, (1, *rest)) for part in parts)
     if not right:
         got = [tuple(part.shape) for part in parts]
         raise ValueError(
-            f"Expected argument `absent` to have shape ({modalities}, {classes}), one row a modality, or to be a "
-            f"sequence of {modalities} tensors ({classes},), "
+            f"Expected argument `absent` to have shape {(modalities, *rest)}, one row a modality, or to be a "
+            f"sequence of {modalities} tensors {rest}, "
             f"but got {got[0] if isinstance(absent, Tensor) else f'a sequence of {got}'}. "
             "What a modality adds when it is absent is the same for every sample."
         )
 
 
 def check_bias(bias: Tensor, present: Tensor, given_joint: bool) -> None:
-    """The bias of the joint logits, beside `present` (..., B, C)."""
+    """The bias of the joint logits, beside `present` (..., B, ..., C)."""
     _check_tensor("bias", bias)
     if given_joint:
         raise ValueError(
@@ -137,11 +140,11 @@ def check_bias(bias: Tensor, present: Tensor, given_joint: bool) -> None:
 
 
 def check_joint_logits(joint_logits: Tensor, present: Tensor) -> None:
-    """The logits of a joint pass of its own, beside `present` (..., B, C)."""
+    """The logits of a joint pass of its own, beside `present` (M or 1, B, ..., C)."""
     _check_tensor("joint_logits", joint_logits)
-    if joint_logits.shape != present.shape[-2:]:
+    if joint_logits.shape != present.shape[1:]:
         raise ValueError(
-            f"Expected argument `joint_logits` to have shape {tuple(present.shape[-2:])}, (batch, classes) as in "
+            f"Expected argument `joint_logits` to have shape {tuple(present.shape[1:])}, (batch, classes) as in "
             f"`present`, but got {tuple(joint_logits.shape)}."
         )
     if joint_logits.dtype != present.dtype:
@@ -169,8 +172,8 @@ def _check_device(name: str, tensor: Tensor, device: torch.device) -> None:
         )
 
 
-def check_target(target: Tensor, batch: int, device: torch.device) -> None:
-    """The target's type, shape and device."""
+def check_target(target: Tensor, shape: Sequence[int], device: torch.device) -> None:
+    """The type, shape (B, ...) and device of class indices."""
     if not isinstance(target, Tensor):
         raise TypeError(f"Expected argument `target` to be a tensor of class indices, but got {type(target).__name__}.")
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
@@ -178,11 +181,15 @@ def check_target(target: Tensor, batch: int, device: torch.device) -> None:
             f"Expected argument `target` to hold class indices (int64), but got {target.dtype}. "
             "For one-hot or soft targets pass target.argmax(-1)."
         )
-    if target.shape != (batch,):
+    if target.shape != tuple(shape):
         raise ValueError(
-            f"Expected argument `target` to have shape ({batch},), one class index a sample, "
+            f"Expected argument `target` to have shape {tuple(shape)}, one class index a sample, "
             f"but got {tuple(target.shape)}."
         )
+    check_target_device(target, device)
+
+
+def check_target_device(target: Tensor, device: torch.device) -> None:
     if target.device != device:
         raise ValueError(
             f"Expected argument `target` to be on {device}, where the logits are, but it is on {target.device}. "
@@ -201,10 +208,10 @@ def check_classes(target: Tensor, classes: int, ignore_index: int) -> None:
     target = target.long()  # a narrow dtype would wrap the numbers that it is compared with
     wrong = (target != ignore_index) & ((target < 0) | (target >= classes))
     if bool(wrong.any()):
-        row = int(wrong.nonzero()[0])
+        place = tuple(wrong.nonzero()[0].tolist())
         raise ValueError(
             f"Expected argument `target` to hold class indices in [0, {classes}), or ignore_index={ignore_index}, "
-            f"but got {int(target[row])} at row {row}."
+            f"but got {int(target[place])} at row {place[0] if len(place) == 1 else list(place)}."
         )
 
 
@@ -232,7 +239,7 @@ def check_ignore_index(ignore_index: int) -> None:
 
 
 def check_class_weight(weight: Tensor, masked_logits: Tensor) -> None:
-    classes = masked_logits.shape[2]
+    classes = masked_logits.shape[-1]
     if not isinstance(weight, Tensor):
         raise TypeError(f"Expected argument `weight` to be a tensor, but got {type(weight).__name__}.")
     if not weight.is_floating_point() or weight.shape != (classes,) or weight.device != masked_logits.device:

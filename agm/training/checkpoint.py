@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +13,9 @@ import torch
 
 from agm.training.errors import UserError
 
-__all__ = ["load_checkpoint", "random_state", "restore_random_state", "save_checkpoint"]
+__all__ = ["fitting", "load_checkpoint", "random_state", "restore_random_state", "save_checkpoint"]
 
-FORMAT = 1
+FORMAT = 2
 
 
 def save_checkpoint(path: Path, contents: dict[str, Any]) -> None:
@@ -29,12 +32,15 @@ def save_checkpoint(path: Path, contents: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what `save_checkpoint` wrote, onto the CPU; runs no code from the file.
+    """Read what `save_checkpoint` wrote, onto the CPU; runs no code from the file, whoever wrote it.
 
     Raises:
         UserError: no such file, or not a checkpoint of this version of the format.
     """
     try:
+        with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums that it writes
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(f"the checksum of {damaged} in it is wrong.")
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(
@@ -67,3 +73,22 @@ def restore_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["cpu"])
     if state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """What is read inside comes from the checkpoint at `path`, which may be another network's, or made by hand.
+
+    Raises:
+        UserError: something in it is missing, or is not what it should be.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(
+            f"Expected {str(path)!r} to be a checkpoint of this run, but what is in it does not fit: "
+            f"{type(error).__name__}: {reason} Train again into another folder with --out."
+        ) from error

@@ -122,8 +122,16 @@ def cli() -> None:
 @_CONFIG_FILE
 @click.option("--out", metavar="FOLDER", help="Run folder.  [default: runs/ and a name from the settings]")
 @click.option("--resume", metavar="RUN", help="Go on with the interrupted run in this folder, exactly.")
+@click.option(
+    "--checkpoint-every", type=int, metavar="STEPS", help="Checkpoints inside epochs too.  [default: at their ends]"
+)
 def train_command(
-    settings: dict[str, Any], options: tuple[str, ...], config_file: str | None, out: str | None, resume: str | None
+    settings: dict[str, Any],
+    options: tuple[str, ...],
+    config_file: str | None,
+    out: str | None,
+    resume: str | None,
+    checkpoint_every: int | None,
 ) -> None:
     """Train a network.
 
@@ -149,7 +157,9 @@ def train_command(
     progress = report.Progressing(console)
     try:
         with progress:
-            result = train(config, folder.path, resume=resume is not None, observer=progress)
+            result = train(
+                config, folder.path, resume=resume is not None, checkpoint_every=checkpoint_every, observer=progress
+            )
     except KeyboardInterrupt:
         _interrupted(
             f"Interrupted after {progress.epochs} of {progress.total or config.epochs} epochs.",

@@ -7,14 +7,14 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from agm.data import MultimodalData
 from agm.strategies import Draw
-from agm.training.checkpoint import load_checkpoint, random_state, restore_random_state, save_checkpoint
+from agm.training.checkpoint import fitting, load_checkpoint, random_state, restore_random_state, save_checkpoint
 from agm.training.clipping import clip_gradients_, head_weights
 from agm.training.config import Config, differences, read_config, write_config
 from agm.training.environment import backend, environment, reproducible
@@ -23,6 +23,7 @@ from agm.training.evaluation import Evaluation, evaluate
 from agm.training.methods import Method, build_method, check_method, new_optimizer
 from agm.training.records import STATISTICS, Row, RunFolder, Table, metric_columns, read_table, step_columns
 from agm.training.samples import Passes, batches, cut, fingerprint, hold_out, load_data, on_device
+from agm.training.unfinished import Taken
 
 __all__ = [
     "DivergedError",
@@ -50,7 +51,10 @@ class Observer:
         """Training begins at `epoch` (0, or later in a resumed run), with `steps` steps an epoch."""
 
     def stepped(self) -> None:
-        """A step was queued; nothing of it has been read from the device."""
+        """A step was queued; nothing of it has been read from the device.
+
+        Called as often in a resumed run: at once for the steps that its unfinished epoch had taken.
+        """
 
     def epoch_finished(self, row: Row) -> None:
         """`row` of metrics.csv and the checkpoint are written."""
@@ -84,13 +88,14 @@ def train(
     folder: str | os.PathLike[str],
     *,
     resume: bool = False,
+    checkpoint_every: int | None = None,
     observer: Observer | None = None,
     final: Final = "test",
 ) -> Result:
     """Train as `config` says and leave config.toml, metrics.csv, steps.csv, checkpoint.pt and result.json.
 
     The same configuration gives the same weights bit for bit on the same machine and versions, also when the
-    run was interrupted anywhere and resumed: it goes on from its last finished epoch. The figures of a result
+    run was interrupted anywhere and resumed: it goes on from its last checkpoint. The figures of a result
     are those of the last epoch on the test split, never those of the epoch that did best on it.
 
     Torch's generators, thread count and determinism flags are as before afterwards.
@@ -99,6 +104,8 @@ def train(
         config: the settings.
         folder: made if it does not exist; must not hold a run, unless `resume`.
         resume: go on with the run in `folder`, which must have the same settings.
+        checkpoint_every: steps between two checkpoints inside an epoch, each of which waits for the device; None: at
+            the ends of epochs alone. It changes no number.
         observer: is told about every step and epoch.
         final: the split of the result: "test", or "validation" for choosing among settings, which must never look at
             the test split.
@@ -107,6 +114,11 @@ def train(
         UserError: settings, data or a folder that do not fit; the message says what to do.
         DivergedError: a loss or a weight is not finite. The last checkpoint is from before.
     """
+    if checkpoint_every is not None and checkpoint_every < 1:
+        raise UserError(
+            f"Expected `checkpoint_every` to be a number of steps >= 1, or none, but got {checkpoint_every}. "
+            "Set it with --checkpoint-every."
+        )
     run = RunFolder(Path(folder))
     _check_folder(run, config, resume)
     config = config.resolved()
@@ -114,7 +126,7 @@ def train(
     with reproducible(config):
         data = load_data(config)
         method = _new_method(config, data, final)
-        trainer = _Trainer(config, run, data, method, observer or Observer(), final)
+        trainer = _Trainer(config, run, data, method, observer or Observer(), final, checkpoint_every)
         if resume:
             trainer.restore()
         else:
@@ -174,6 +186,7 @@ class _Trainer:
         method: Method,
         observer: Observer,
         final: Final,
+        checkpoint_every: int | None = None,
     ) -> None:
         device = torch.device(config.device)
         self.config, self.run, self.observer, self.final = config, run, observer, final
@@ -191,7 +204,9 @@ class _Trainer:
         self.strategy.optimizer = self.optimizer
         self.head = head_weights(method.network)
         self.epoch = 0  # finished epochs
-        self.step = 0  # steps taken
+        self.step = 0  # steps taken in them
+        self.checkpoint_every = checkpoint_every
+        self.unfinished: dict[str, Any] | None = None  # a checkpoint from the midst of this epoch
         self.history: list[Row] = []
 
     def fit(self) -> Result:
@@ -242,24 +257,26 @@ class _Trainer:
         rate = learning_rate(self.config, epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        taken = self._begin_taking()
         self.strategy.train()
         splits = self._splits(epoch)
         self.strategy.begin_epoch(epoch, **splits)
         draw, order = self._draw(epoch)
+        self._go_on(taken)
 
         # What a step leaves stays on the device until the epoch's end, so that no step waits for it.
-        stepping = time.perf_counter()
-        losses, hits, statistics = [], [], []
-        for places in order:
+        stepping, before = time.perf_counter(), len(taken)
+        for places in order[before:]:
             loss, hit = self._take_step(draw.take(places))
-            losses.append(loss)
-            hits.append(hit)
-            statistics.append(self.strategy.statistics())
+            taken.losses.append(loss)
+            taken.hits.append(hit)
+            taken.statistics.append(self.strategy.statistics())
+            self._save_inside(taken, len(order))
             self.observer.stepped()
 
-        step_losses = torch.stack(losses).double().cpu()
+        step_losses = torch.stack(taken.losses).double().cpu()
         stepped = time.perf_counter()
-        rows = self._step_rows(step_losses.tolist(), statistics)
+        rows = self._step_rows(step_losses.tolist(), taken.statistics)
         steps.append(rows)
         self._require_finite(step_losses)
         self.step += len(order)
@@ -275,10 +292,10 @@ class _Trainer:
             "split": self.watched_name,
             "lr": rate,
             "train_loss": float(step_losses @ sizes / sizes.sum()),
-            "train_accuracy": int(torch.stack(hits).sum()) / len(draw.index),
+            "train_accuracy": int(torch.stack(taken.hits).sum()) / len(draw.index),
             **evaluation.columns(),
             **self._epoch_means(rows),
-            "step_seconds": (stepped - stepping) / len(order),
+            "step_seconds": (stepped - stepping) / (len(order) - before),
             "between_seconds": between,
             "seconds": time.perf_counter() - began,
         }
@@ -297,6 +314,33 @@ class _Trainer:
         order = torch.cat(batches(len(self.train_split), size, self.config.seed, epoch))
         draw = self.strategy.draw(order.to(device))  # one transfer an epoch
         return draw, cut(torch.arange(len(draw.index), device=device), size)
+
+    def _begin_taking(self) -> Taken:
+        """The steps of this epoch so far; generators and weights are as before it, also in a resumed run."""
+        if self.unfinished is None:
+            weights = {} if self.checkpoint_every is None else self.method.model.state_dict()
+            return Taken(random_state(), {name: value.clone() for name, value in weights.items()})
+        with fitting(self.run.checkpoint):
+            taken = Taken.read(self.unfinished["unfinished"], self.train_split.target.device)
+            # What a strategy measures as it begins an epoch, it measures before the first step.
+            self.method.model.load_state_dict(taken.model)
+            restore_random_state(taken.random)
+        return taken
+
+    def _go_on(self, taken: Taken) -> None:
+        """Behind the steps that were taken before."""
+        if self.unfinished is not None:
+            self._load_state(self.unfinished)
+            self.unfinished = None
+            for _ in range(len(taken)):
+                self.observer.stepped()
+
+    def _save_inside(self, taken: Taken, steps: int) -> None:
+        """A checkpoint if one is due; behind the last step comes that of the epoch."""
+        every, step = self.checkpoint_every, self.step + len(taken)
+        if every is not None and step % every == 0 and len(taken) < steps:
+            self._require_finite(torch.stack(taken.losses).double().cpu())
+            self._save_checkpoint(taken)
 
     def _take_step(self, samples: Draw) -> tuple[Tensor, Tensor]:
         """All updates of one batch; returns the loss and the number of hits before the last one, on the device."""
@@ -340,13 +384,14 @@ class _Trainer:
             what = "a weight is not finite"
         else:
             return
-        saved = f"The checkpoint of the {self.epoch} epochs before is unharmed. " if self.epoch else ""
+        saved = "The last checkpoint, from before, is unharmed. " if self.run.checkpoint.exists() else ""
         raise DivergedError(
             f"Training diverged in epoch {self.epoch}: {what}. {saved}"
             "Train again into another folder with a lower --lr, or with --clip-norm 1."
         )
 
-    def _save_checkpoint(self) -> None:
+    def _save_checkpoint(self, taken: Taken | None = None) -> None:
+        """After an epoch, or inside one whose steps so far are `taken`."""
         save_checkpoint(
             self.run.checkpoint,
             {
@@ -358,31 +403,39 @@ class _Trainer:
                 "step": self.step,
                 "random": random_state(),
                 "history": self.history,
+                "unfinished": None if taken is None else taken.contents(),
             },
         )
 
     def restore(self) -> None:
-        """Go back to the last finished epoch; to the beginning if there is none."""
+        """Go back to the last checkpoint; to the beginning if there is none."""
         if self.run.checkpoint.exists():
             self.load_checkpoint()
 
     def load_checkpoint(self) -> None:
         contents = load_checkpoint(self.run.checkpoint)
-        recorded = Config(**contents["config"])
+        with fitting(self.run.checkpoint):
+            recorded = Config(**contents["config"])
         if changed := differences(self.config, recorded):
             raise UserError(
                 f"Expected {str(self.run.config)!r} to be as when the run began, but got other settings than in "
                 f"its checkpoint: {', '.join(changed)}. Put them back, or train into another folder with --out."
             )
-        if contents["data"] != self.fingerprint:
+        if contents.get("data") != self.fingerprint:
             raise UserError(
                 f"Expected the data {self.config.dataset!r} to be those that the run began with, "
                 "but their contents changed. Put them back, or train into another folder with --out."
             )
-        self.method.model.load_state_dict(contents["model"])
-        self.optimizer.load_state_dict(contents["optimizer"])
-        self.epoch, self.step, self.history = contents["epoch"], contents["step"], contents["history"]
-        restore_random_state(contents["random"])
+        self._load_state(contents)
+        with fitting(self.run.checkpoint):
+            self.epoch, self.step, self.history = contents["epoch"], contents["step"], contents["history"]
+            self.unfinished = None if contents["unfinished"] is None else contents
+
+    def _load_state(self, contents: dict[str, Any]) -> None:
+        with fitting(self.run.checkpoint):
+            self.method.model.load_state_dict(contents["model"])
+            self.optimizer.load_state_dict(contents["optimizer"])
+            restore_random_state(contents["random"])
 
 
 def _check_folder(run: RunFolder, config: Config, resume: bool) -> None:

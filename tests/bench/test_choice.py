@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from agm.ops import _backends
+from agm.ops._library import OPS
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
 NOISE = 1.25  # a median may be off by as much on a machine that others use too
@@ -15,9 +16,14 @@ NOISE = 1.25  # a median may be off by as much on a machine that others use too
 def measured(device: str) -> dict[tuple[str, str, str], dict[str, float]]:
     """(op, shape, dtype) -> seconds of each backend."""
     seconds: dict[tuple[str, str, str], dict[str, float]] = defaultdict(dict)
-    for line in (RESULTS / f"head-{device}.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        seconds[row["op"], row["shape"], row["dtype"]][row["backend"]] = row["seconds"]
+    lines = [
+        line
+        for suite in ("head", "grads")
+        for line in (RESULTS / f"{suite}-{device}.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    for row in map(json.loads, lines):
+        if row["variant"] in _backends.BACKENDS and row["op"] in OPS:  # rivals are not to choose from
+            seconds[row["op"], row["shape"], row["dtype"]][row["variant"]] = row["seconds"]
     return seconds
 
 

@@ -279,7 +279,6 @@ def test_a_step_reads_nothing_from_the_device(monkeypatch: pytest.MonkeyPatch) -
 
     # The range of the class indices is read on a CPU alone, the encoders' rows in the first step alone.
     monkeypatch.setattr("agm.ops._checks.check_classes", lambda *_: None)
-    monkeypatch.setattr("agm.engine.check_classes", lambda *_: None)
     for encoders in (None, PATHS):
         model = engine(encoders=encoders)
         step(model)

@@ -502,7 +502,6 @@ def test_a_step_reads_nothing_from_the_device(monkeypatch: pytest.MonkeyPatch) -
             return func(*args, **kwargs or {})
 
     monkeypatch.setattr("agm.ops._checks.check_classes", lambda *_: None)
-    monkeypatch.setattr("agm.engine.check_classes", lambda *_: None)
     encoders = {"audio": normed(4), "visual": plain(6)}
     model = agm.AGM(LateFusion(encoders, CLASSES, num_features=FEATURES).double(), passes="one")
     model(**vectors(0), target=target()).sum().backward()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-SOURCES = ("agm", "kernels", "csrc", "bench", "docs", "tests", ".ci")
+SOURCES = ("agm", "kernels", "csrc", "bench", "docs", "examples", "tests", ".ci")
 
 Python = Callable[..., subprocess.CompletedProcess[str]]
 

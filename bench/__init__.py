@@ -1,0 +1,1 @@
+"""What modulation costs, measured: `python bench --help`. README.md beside this file says how to read the figures."""
