@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from agm.compiled import compiled_part
-from agm.deferred import Deferred, Rows, written
+from agm.deferred import Deferred, Rows, current, written
 from agm.plan import Line, fusion_lines
 from agm.rowcheck import close, untouched
 from agm.subsets import proper_subsets
@@ -41,7 +41,7 @@ def known(network: nn.Module, key: object = None) -> Deferral | None:
 def noted(network: nn.Module, key: object, expected: Any, run: Callable[[], Any]) -> Deferral:
     """Finds whether `run` makes of deferred rows what written ones came to."""
     try:
-        logits = run()
+        logits = current(run())
         is_sum = isinstance(logits, Deferred) and logits.summands() is not None
         same = close(written(logits), expected)
     except Exception as error:  # of any kind: written rows have just shown that the network is not to blame

@@ -8,13 +8,15 @@ what it returns is a sum over the modalities (`AdditiveLogits`), of which no sub
 is given the rows themselves: the features of every subset, as one batch.
 
 This works on the level of torch functions, above autograd, so gradients are those of the operations that run. What
-cannot be followed there (an operator called past them, an autograd function of the user's) raises `CannotDefer`.
+cannot be followed there (an operator called past them, an autograd function of the user's, a tensor used after its
+view has been written to) raises `CannotDefer`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,11 +27,11 @@ from torch.utils import _pytree as pytree
 from agm.expansion import expand_subsets
 from agm.subsets import blocks, combine, proper_subsets
 
-__all__ = ["CannotDefer", "Deferred", "Rows", "written"]
+__all__ = ["CannotDefer", "Deferred", "Rows", "current", "written"]
 
 
 class CannotDefer(RuntimeError):
-    """Something was done with a deferred tensor that goes past torch's functions."""
+    """Something was done with a deferred tensor that cannot be followed."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,10 @@ class _Content:
     fold: int = 1
 
     @property
+    def dtype(self) -> torch.dtype:
+        return next(iter(self.terms.values())).dtype
+
+    @property
     def is_one(self) -> bool:
         return self.dim is None and not self.is_sum
 
@@ -104,12 +110,28 @@ class _Content:
         return torch.Size(size)
 
 
+@dataclass(eq=False)
+class _Memory:
+    """What a tensor has in common with its views: to torch whoever writes to one writes to all.
+
+    Here each of them is written out by itself, so that none may be used once another has been written to.
+
+    Attributes:
+        has_views: whether there are others.
+        copies: those that are written out, and their versions then.
+    """
+
+    has_views: bool = False
+    copies: list[tuple[Tensor, int]] = field(default_factory=list)
+
+
 class Deferred(Tensor):
     """A tensor of shape (rows, ...), by its look and to Python; see above. Made by `Deferred.of`."""
 
     rows: Rows
     content: _Content | None  # None once it is written out
     plain: Tensor
+    memory: _Memory
     has_gradients: bool  # whether they were enabled when it was made
 
     @staticmethod
@@ -142,12 +164,15 @@ class Deferred(Tensor):
             deferred = args[0]
             few = [deferred.plain] if deferred.content is None else deferred.content.terms.values()
             return any(one.requires_grad for one in few)
+        if func in _ON_GRADIENTS:
+            raise CannotDefer(f"{func} wants the gradients of all rows")
         # With gradients off it may be inside an autograd function's forward, whose backward would never be known.
         for leaf in pytree.tree_leaves((args, kwargs)):
             if isinstance(leaf, Deferred) and leaf.has_gradients != torch.is_grad_enabled():
                 raise CannotDefer(f"{func} was called with gradients switched {'off' if leaf.has_gradients else 'on'}")
+            current(leaf)
         handler = _HANDLERS.get(func)
-        if handler is not None:
+        if handler is not None and args:  # none is written for an input that is named
             result = handler(func, args, kwargs)
             if result is not None:
                 return result
@@ -162,7 +187,8 @@ class Deferred(Tensor):
         raise CannotDefer(f"{func} was called past torch's functions")
 
 
-def _make(rows: Rows, content: _Content) -> Deferred:
+def _make(rows: Rows, content: _Content, memory: _Memory | None = None) -> Deferred:
+    """Rows of their own, or a view of those of `memory`."""
     few = next(iter(content.terms.values()))
     with torch._C.DisableTorchFunctionSubclass():
         made: Deferred = Tensor._make_wrapper_subclass(
@@ -170,17 +196,35 @@ def _make(rows: Rows, content: _Content) -> Deferred:
         )
     made.rows = rows
     made.content = content
+    made.memory = _Memory() if memory is None else memory
+    made.memory.has_views |= memory is not None
     made.has_gradients = torch.is_grad_enabled()
     return made
+
+
+def current(value: Any) -> Any:
+    """The value itself, if it is not a deferred tensor whose rows have been written to through a view of it.
+
+    Raises:
+        CannotDefer: it is.
+    """
+    if isinstance(value, Deferred):
+        own = None if value.content is not None else value.plain
+        if any(copy is not own and copy._version != version for copy, version in value.memory.copies):
+            raise CannotDefer("a tensor was written to, and one that shares its memory was used")
+    return value
 
 
 def written(value: Any) -> Any:
     """A deferred tensor written out row by row, once: who changes it in place finds it changed. Others as they are."""
     if not isinstance(value, Deferred):
         return value
+    current(value)
     if value.content is not None:
-        value.plain = _write(value.rows, value.content)
+        with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():  # for the version
+            value.plain = _write(value.rows, value.content)
         value.content = None
+        value.memory.copies.append((value.plain, value.plain._version))
     return value.plain
 
 
@@ -264,17 +308,21 @@ def _elementwise(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
     in_place = options.pop("inplace", False)
     if content is None or content.is_sum or _any_deferred(others, options) or any(one is True for one in others):
         return None
+    if in_place and x.memory.has_views:
+        return None
     made = content.each(lambda few: func(few, *others, **options))
     if in_place:
         x.content = made
         return x
-    return _make(x.rows, made)
+    return _make(x.rows, made, x.memory if func in _SAME and made.dtype == content.dtype else None)
 
 
 def _linear(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     x, weight, bias = _bound(("input", "weight", "bias"), args, kwargs)
     content = _content(x)
-    if content is None or len(x.shape) < 2 or isinstance(weight, Deferred) or isinstance(bias, Deferred):
+    if content is None or isinstance(weight, Deferred) or isinstance(bias, Deferred):
+        return None
+    if len(x.shape) < 2 or weight.dim() < 2:
         return None
     if content.dim is None:
         weights = [weight] * len(content.terms)
@@ -359,8 +407,8 @@ def _add(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     content = _content(left)
     if content is None or content.dim is not None or not _without_rows(right, left):
         return None
-    if isinstance(right, (int, float)) and right == 0:  # sum([...]) begins with it
-        return left
+    if isinstance(right, (int, float)) and right == 0 and left.is_floating_point():  # sum([...]) begins with it
+        return _make(left.rows, content)
     first = next(iter(content.terms))
     few = func(content.terms[first], right)
     if few.dtype != left.dtype:
@@ -373,6 +421,8 @@ def _added(left: Deferred, right: Deferred) -> Any:
     assert one is not None
     assert other is not None
     joined = one.dim is not None or other.dim is not None
+    if not left.is_floating_point():  # True and True is True, of which a multiple is no sum of multiples
+        return None
     if joined or left.shape != right.shape or left.dtype != right.dtype or one.fold != other.fold:
         return None
     terms = dict(one.terms)
@@ -409,7 +459,7 @@ def _apart(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     ndim = len(x.shape) + (func in _UNSQUEEZES)
     if not dims or not all(isinstance(d, int) and not isinstance(d, bool) and d % ndim for d in dims):
         return None
-    return _make(x.rows, content.each(lambda few: func(few, *others, **kwargs)))
+    return _make(x.rows, content.each(lambda few: func(few, *others, **kwargs)), x.memory if func in _VIEWS else None)
 
 
 def _reshaped(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -426,7 +476,7 @@ def _reshaped(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     if fold == 0 or shape[0] % len(x.rows) or fold * shape[1:].numel() != each:
         return None
     terms = {m: few.reshape(few.shape[0] // content.fold * fold, *shape[1:]) for m, few in content.terms.items()}
-    return _make(x.rows, replace(content, terms=terms, fold=fold))
+    return _make(x.rows, replace(content, terms=terms, fold=fold), x.memory)
 
 
 def _permuted(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -435,7 +485,7 @@ def _permuted(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     dims = list(dims[0]) if len(dims) == 1 and isinstance(dims[0], (list, tuple)) else dims
     if kwargs or content is None or not content.is_one or not dims or dims[0] != 0:
         return None
-    return _make(x.rows, content.each(lambda few: few.permute(dims)))
+    return _make(x.rows, content.each(lambda few: few.permute(dims)), x.memory)
 
 
 def _by_sample(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -455,7 +505,7 @@ def _getitem(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     plain = isinstance(index, tuple) and all(isinstance(one, (slice, int)) for one in index)
     if content is None or not content.is_one or not plain or not index or index[0] != slice(None):
         return None
-    return _make(x.rows, content.each(lambda few: few[index]))
+    return _make(x.rows, content.each(lambda few: few[index]), x.memory)
 
 
 def _layer_norm(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -476,12 +526,23 @@ def _bound(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any],
 _PRODUCTS = (torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__)
 _QUOTIENTS = (torch.div, torch.divide, torch.true_divide, Tensor.div, Tensor.divide, Tensor.__truediv__)
 _UNSQUEEZES = (torch.unsqueeze, Tensor.unsqueeze)
+_TRANSPOSES = (torch.transpose, Tensor.transpose)
+_VIEWS = _UNSQUEEZES + _TRANSPOSES  # of what is taken along given dimensions
+_SAME = (Tensor.contiguous, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16)  # itself, if it is so
+
+# What reads or changes the gradient of a tensor: of few rows it is another one.
+_ON_GRADIENTS = {
+    Tensor.register_hook,
+    Tensor.register_post_accumulate_grad_hook,
+    Tensor.retain_grad,
+    torch.autograd.grad,
+}
 
 # Function -> names of its dimensions, in their order behind the input, and what they are by default (None: all).
 _DIMENSIONS: dict[Any, tuple[tuple[str, ...], int | None]] = {
     **dict.fromkeys((torch.mean, Tensor.mean, torch.sum, Tensor.sum, torch.amax, Tensor.amax), (("dim",), None)),
     **dict.fromkeys((F.softmax, torch.softmax, Tensor.softmax, F.log_softmax, torch.log_softmax), (("dim",), None)),
-    **dict.fromkeys((torch.transpose, Tensor.transpose), (("dim0", "dim1"), None)),
+    **dict.fromkeys(_TRANSPOSES, (("dim0", "dim1"), None)),
     **dict.fromkeys(_UNSQUEEZES, (("dim",), None)),
 }
 
@@ -496,8 +557,8 @@ _ELEMENTWISE = (
     *(F.relu, F.relu6, F.gelu, F.silu, F.mish, F.elu, F.selu, F.celu, F.leaky_relu, F.softplus, F.softsign, F.hardtanh),
     *(F.hardswish, F.hardsigmoid, F.logsigmoid, F.tanhshrink, F.tanh, F.sigmoid, torch.relu, torch.tanh, torch.sigmoid),
     *(torch.exp, torch.abs, torch.neg, torch.square, Tensor.relu, Tensor.tanh, Tensor.sigmoid, Tensor.exp, Tensor.abs),
-    *(Tensor.neg, Tensor.__neg__, Tensor.square, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16),
-    *(Tensor.contiguous, Tensor.clone, torch.clone),
+    *(Tensor.neg, Tensor.__neg__, Tensor.square, Tensor.clone, torch.clone),
+    *_SAME,
 )
 
 _HANDLERS: dict[Any, _Handler] = {

@@ -16,7 +16,7 @@ from agm.binding import Arguments
 from agm.chunks import Chunks
 from agm.compiled import is_compiled
 from agm.deferral import Deferral, declares_sum, deferral, fusion_line, refused
-from agm.deferred import CannotDefer, Deferred, Rows, written
+from agm.deferred import CannotDefer, Deferred, Rows, current, written
 from agm.modes import evaluation, mixes_samples
 from agm.onepass import OWN_WAY, Choice, Choices, JointCall, Passes, apart, check_apart, checked, choose, in_common
 from agm.plan import Line, encoder_lines
@@ -131,7 +131,7 @@ class FactorisedPasses:
 
     def _deferred(self, parted: Mapping[str, tuple[Any, Any]], rows: Rows) -> Any:
         try:
-            return self._fuse(parted, rows, True)
+            return current(self._fuse(parted, rows, True))
         except CannotDefer as error:  # on a way through `fuse` that it has not taken before
             refused(self.network, None, str(error))
             return self._fuse(parted, rows, False)

@@ -24,7 +24,7 @@ from agm.checkpointing import without_checkpointing
 from agm.compiled import compiled_part, is_compiled
 from agm.deferral import fusion_line, known, noted, some_subsets
 from agm.deferral import refused as cannot_defer
-from agm.deferred import CannotDefer, Deferred, Rows, written
+from agm.deferred import CannotDefer, Deferred, Rows, current, written
 from agm.modes import evaluation, mixes_samples
 from agm.onepass import OWN_WAY, Choice, Choices, Passes, choose, refused, surroundings
 from agm.plan import Line, encoder_lines
@@ -193,7 +193,7 @@ class InterceptedPasses:
         if found is None or found.how == "rows":
             return cast(Tensor, given.logits(rows, deferred=False))
         try:
-            logits = given.logits(rows, deferred=True)
+            logits = current(given.logits(rows, deferred=True))
         except CannotDefer as error:  # on a way through the network that it has not taken before
             cannot_defer(self.network, self._key, str(error))
             return cast(Tensor, given.logits(rows, deferred=False))

@@ -17,6 +17,7 @@ from agm.checkpointing import without_checkpointing
 from agm.engine import AGM
 from agm.functional import fused_modulate
 from agm.general import restricted
+from agm.modulator import Modulator
 from agm.sampling import SubsetSample
 from agm.scores import find_score
 from agm.separate import separate_passes
@@ -120,7 +121,8 @@ def verify(
 
     Nothing remains of it, also if something raises: parameters, gradients, buffers, attributes and modes of all
     modules, the state of the modulation, and the generators of torch, numpy and Python are as before. If something
-    is wrong, further passes find out what. It needs the time and memory of 2**M passes of the network, so take a
+    is wrong, further passes find out what. With drawn `subsets` the passes are of these, but of all where the
+    fusion is a sum, whose responses are exact. It needs the time and memory of 2**M passes of the network, so take a
     batch like those of training, but a small one, of samples that differ from one another.
 
     Args:
@@ -184,6 +186,7 @@ class _Step:
     """What one way of taking a training step gives."""
 
     subsets: Sequence[int]
+    sample: SubsetSample | None  # None: all subsets
     masked: Tensor  # (2**M - 1, B, ..., C), or a row for each of a sample of subsets
     gradients: dict[str, Tensor | None]
     coefficients: Tensor  # (M,)
@@ -199,14 +202,12 @@ def _compare(
     tolerance: float | None,
 ) -> Verification:
     """The differences between the two steps; the model is restored after each."""
-    steps = []
-    for take in (_own_step, _separate_step):
-        modulator = model.modulator
-        modulator.training, modulator.start, modulator.stop, modulator.epoch = True, 0, None, 0
-        modulator.alpha = modulator.alpha or 1.0
-        steps.append(take(model, given, target, present))
-        restore()
-    own, separate = steps
+    _set_in_motion(model.modulator)
+    own = _own_step(model, given, target, present)
+    restore()
+    _set_in_motion(model.modulator)
+    separate = _separate_step(model, given, target, present, own.sample)
+    restore()
     masked, expected = own.masked, separate.masked
     scale = _largest(expected)
     largest = max((_largest(x) for x in separate.gradients.values() if x is not None), default=0.0)
@@ -233,6 +234,11 @@ def _compare(
     )
 
 
+def _set_in_motion(modulator: Modulator) -> None:
+    modulator.training, modulator.start, modulator.stop, modulator.epoch = True, 0, None, 0
+    modulator.alpha = modulator.alpha or 1.0
+
+
 def _own_step(model: AGM, given: Mapping[str, Any], target: Tensor, present: Tensor | None) -> _Step:
     """As training takes it."""
     arguments, leaves = _tracked(model, given)
@@ -248,16 +254,17 @@ def _own_step(model: AGM, given: Mapping[str, Any], target: Tensor, present: Ten
     loss = _loss(model, logits, target)
     gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     masked, sample = kept[0]
-    masked = (masked if isinstance(masked, Tensor) else masked.stacked(sample)).detach()
-    subsets = _subsets(model, sample)
-    return _step(model, subsets, masked, leaves, gradients, model.modulator.state.coefficients)
+    if isinstance(masked, AdditiveLogits):  # from which the responses of all subsets follow, whatever was drawn
+        masked, sample = masked.stacked(), None
+    return _step(model, sample, masked.detach(), leaves, gradients, model.modulator.state.coefficients)
 
 
-def _separate_step(model: AGM, given: Mapping[str, Any], target: Tensor, present: Tensor | None) -> _Step:
+def _separate_step(
+    model: AGM, given: Mapping[str, Any], target: Tensor, present: Tensor | None, sample: SubsetSample | None
+) -> _Step:
     """By the definition, with nothing of the above but the definition of an absent input."""
     model._follow()
     arguments, leaves = _tracked(model, given)
-    sample = None if model.sampler is None else model.sampler()
     subsets = _subsets(model, sample)
     if present is not None:
         here = dict(zip(model.modalities, present.unbind(1), strict=True))
@@ -285,7 +292,7 @@ def _separate_step(model: AGM, given: Mapping[str, Any], target: Tensor, present
     upstream = scales.view(-1, *[1] * gradient.dim()) * gradient
     rows = masked if present is None else restricted(masked, present, sample)
     gradients = torch.autograd.grad(rows, list(leaves.values()), upstream, allow_unused=True)
-    return _step(model, subsets, masked.detach(), leaves, gradients, state.coefficients)
+    return _step(model, sample, masked.detach(), leaves, gradients, state.coefficients)
 
 
 def _subsets(model: AGM, sample: SubsetSample | None) -> Sequence[int]:
@@ -316,7 +323,7 @@ def _tracked(model: AGM, given: Mapping[str, Any]) -> tuple[Arguments, dict[str,
 
 def _step(
     model: AGM,
-    subsets: Sequence[int],
+    sample: SubsetSample | None,
     masked: Tensor,
     leaves: Mapping[str, Tensor],
     gradients: Sequence[Tensor | None],
@@ -324,7 +331,7 @@ def _step(
 ) -> _Step:
     buffers = {name: buffer.detach().clone() for name, buffer in model.module.named_buffers()}
     named = dict(zip(leaves, gradients, strict=True))
-    return _Step(subsets, masked, named, coefficients.clone(), buffers)
+    return _Step(_subsets(model, sample), sample, masked, named, coefficients.clone(), buffers)
 
 
 def _loss(model: AGM, logits: Tensor, target: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import agm
+import agm.models
 
 MODALITIES = ("audio", "visual", "text")
 PATHS = {name: f"nets.{name}" for name in MODALITIES}
@@ -233,6 +234,9 @@ def test_a_sum_needs_no_draws() -> None:
         for model in (exact, drawn):
             model(**inputs, target=target)
         assert torch.equal(exact.modulator.state.values, drawn.modulator.state.values)
+    result = agm.verify(drawn, inputs, target)
+    assert result.ok, result
+    assert len(result.logits) == 7
 
 
 @pytest.mark.parametrize(
