@@ -149,11 +149,12 @@ setup(
         "agm.models",
         "agm.ops",
         "agm.ops.reference",
+        "agm.strategies",
         "agm.training",
     ],
     # The folder kernels/ stays at the top, but nothing of that name lands in site-packages.
     package_dir={"agm": "agm", "agm.kernels": "kernels"},
-    package_data={"agm": ["py.typed"], "agm.data": ["*.npz", "licenses/*"]},
+    package_data={"agm": ["py.typed"], "agm.data": ["*.npz", "licenses/*"], "agm.strategies": ["README.md"]},
     include_package_data=False,
     **build_arguments(),
 )

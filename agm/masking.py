@@ -110,6 +110,12 @@ class MaskedPasses:
 
         Logits may have more dimensions between B and C.
         """
+        return self.put_together(*self.apart(arguments, present, sample))
+
+    def apart(
+        self, arguments: Arguments, present: Tensor | None = None, sample: SubsetSample | None = None
+    ) -> tuple[Tensor, Tensor | Mapping[int, Tensor], Rows]:
+        """Of a call the joint logits, and what the masked passes gave, each with the graph of its own passes."""
         batch = batch_size(arguments.inputs)
         modalities = len(self.modalities)
         here = None
@@ -120,6 +126,11 @@ class MaskedPasses:
         rows = Rows(batch, modalities, subsets)
         run = self._parted or self._whole
         joint, masked = run(arguments, rows, here)
+        return joint, masked, rows
+
+    @staticmethod
+    def put_together(joint: Tensor, masked: Tensor | Mapping[int, Tensor], rows: Rows) -> Tensor | AdditiveLogits:
+        """What a call returns, from what `apart` does."""
         if isinstance(masked, Tensor):
             return _stack(joint, masked, rows)
         return _summands(joint, masked, rows)

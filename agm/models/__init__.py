@@ -14,7 +14,7 @@ from agm.models.late import LateFusion, LateSumFusion
 from agm.models.lstm import LSTMEncoder
 from agm.models.maxout import Maxout
 from agm.models.mlp import MLPEncoder
-from agm.models.registry import build, fusions
+from agm.models.registry import aliases, build, fusions
 from agm.models.resnet import ResNet18
 from agm.models.transformer import TransformerEncoder
 
@@ -32,6 +32,7 @@ __all__ = [
     "ResNet18",
     "SmallCNN",
     "TransformerEncoder",
+    "aliases",
     "build",
     "fusions",
 ]

@@ -68,6 +68,18 @@ class LateFusion(FactorisedNetwork):
             return {name: head(vectors[name]) for name, head in self.heads.items()}
         return {name: F.linear(vectors[name], weight, bias) for name, (weight, bias) in self.split_head().items()}
 
+    def head_gradients(self) -> dict[str, Tensor | None]:
+        """Modality name -> gradient of its W_m (C, D_m), which may be written in place; None where there is none.
+
+        Under "concat" it is a view of columns of the gradient of `classifier.weight`.
+        """
+        if self.combine == "sum":
+            return {name: cast(nn.Linear, head).weight.grad for name, head in self.heads.items()}
+        gradient = cast(nn.Linear, self.classifier).weight.grad
+        if gradient is None:
+            return dict.fromkeys(self.widths)
+        return dict(zip(self.widths, gradient.split(list(self.widths.values()), dim=1), strict=True))
+
     def fused_features(self, features: Mapping[str, Tensor]) -> Tensor:
         """The concatenated features (B, sum D_m)."""
         return concatenate(self.vectors(features))

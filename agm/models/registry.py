@@ -16,7 +16,7 @@ from agm.models.late import LateFusion, LateSumFusion
 from agm.models.mlp import MLPEncoder
 from agm.models.transformer import TransformerEncoder
 
-__all__ = ["build", "fusions"]
+__all__ = ["aliases", "build", "fusions"]
 
 fusions: dict[str, type[FactorisedNetwork]] = {
     "late": LateFusion,
@@ -27,6 +27,8 @@ fusions: dict[str, type[FactorisedNetwork]] = {
     "cross-attention": CrossAttentionFusion,
 }
 
+aliases = {"attention": "cross-attention"}  # other names of fusions
+
 
 def build(fusion: str, shapes: Mapping[str, Sequence[int]], num_classes: int, width: int = 64) -> FactorisedNetwork:
     """A small network for samples of the given shapes.
@@ -36,7 +38,7 @@ def build(fusion: str, shapes: Mapping[str, Sequence[int]], num_classes: int, wi
     sequences and images give tokens, vectors one token.
 
     Args:
-        fusion: a key of `fusions`.
+        fusion: a key of `fusions`, or of `aliases`.
         shapes: modality name -> shape of one sample, without the batch.
         num_classes: C.
         width: of every encoder's feature. "early" gets hidden widths of twice and once the concatenation, the
@@ -46,6 +48,7 @@ def build(fusion: str, shapes: Mapping[str, Sequence[int]], num_classes: int, wi
         ValueError: an unknown fusion, a shape of another rank or with a side below 1, `width` < 4; and as
             `FactorisedNetwork`.
     """
+    fusion = aliases.get(fusion, fusion)
     if fusion not in fusions:
         raise ValueError(f"Expected argument `fusion` to be one of {', '.join(fusions)}, but got {fusion!r}.")
     check_count("width", width, least=4)

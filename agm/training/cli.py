@@ -7,8 +7,8 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,19 @@ from rich.progress import Progress
 
 import agm
 from agm.ops._backends import BACKENDS
-from agm.training import plots, report
-from agm.training.compare import command_line, compare_methods, write_csv, write_markdown
+from agm.training import plots, report, tables
+from agm.training.compare import compare_methods
 from agm.training.competition import run_competition
-from agm.training.config import Config, kind_of, read_config
+from agm.training.config import COMPARE, Config, kind_of, read_config, read_table_of
+from agm.training.config import settings as all_settings
 from agm.training.contributions import measure_contributions
 from agm.training.errors import UserError
 from agm.training.measurement import Measurement
+from agm.training.methods import OF_ONE
 from agm.training.records import RunFolder
 from agm.training.trainer import DivergedError, Result, load_run, recorded_config, train
+from agm.training.tune import best, parse_setting, tune_method, write_trials
+from agm.training.variants import parse_value, split_variants
 
 __all__ = ["cli", "run"]
 
@@ -56,7 +60,7 @@ class _Penalty(click.ParamType):  # type: ignore[type-arg]
 
 def _setting_options(*left_out: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """An option for every setting of `Config`; those that the user gave arrive together as `settings`."""
-    specs = [spec for spec in fields(Config) if spec.name not in left_out]
+    specs = [spec for spec in all_settings() if spec.name not in left_out]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
@@ -88,6 +92,13 @@ def _setting_options(*left_out: str) -> Callable[[Callable[..., None]], Callable
 _CONFIG_FILE = click.option(
     "--config", "config_file", metavar="FILE", help="TOML file of settings; options given here win over it."
 )
+_OPTION = click.option(
+    "--option",
+    "options",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="Setting of the method's own, such as alpha=0.3 for ogm-ge; may be given several times.",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -98,6 +109,8 @@ def cli() -> None:
     \b
     agm train --fusion late --method agm          train on the bundled dataset
     agm compare --methods joint,agm --seeds 5     what AGM changes, with confidence intervals
+    agm tune --setting alpha=0.5,1,1.5 --validation 0.2
+                                                  choose a setting without looking at the test split
     agm competition --methods joint,agm           what each modality loses to the competition
     agm info                                      versions, devices, backends
     """
@@ -105,6 +118,7 @@ def cli() -> None:
 
 @cli.command("train")
 @_setting_options()
+@_OPTION
 @_CONFIG_FILE
 @click.option("--out", metavar="FOLDER", help="Run folder.  [default: runs/ and a name from the settings]")
 @click.option("--resume", metavar="RUN", help="Go on with the interrupted run in this folder, exactly.")
@@ -113,6 +127,7 @@ def cli() -> None:
 )
 def train_command(
     settings: dict[str, Any],
+    options: tuple[str, ...],
     config_file: str | None,
     out: str | None,
     resume: str | None,
@@ -129,6 +144,7 @@ def train_command(
             f"Expected either --resume or --out, but got both ({resume}, {out}). "
             "A resumed run stays in its folder: leave --out away."
         )
+    settings |= _given_options(options)
     if resume is not None:
         folder = RunFolder(Path(resume))
         recorded_config(folder)
@@ -136,6 +152,7 @@ def train_command(
     else:
         config = read_config(config_file, settings) if config_file else Config(**settings)
         folder = RunFolder(Path(out) if out else _new_folder(config))
+    _refuse_unused(settings, config.method)
     console = Console()
     progress = report.Progressing(console)
     try:
@@ -155,49 +172,111 @@ def train_command(
 
 @cli.command("compare")
 @click.option(
-    "--methods", default="joint,agm", show_default=True, help="Methods, by commas; the first is the baseline."
+    "--methods",
+    default="joint,agm",
+    show_default=True,
+    help="Methods, by commas, each with settings of its own if wanted, NAME(KEY=VALUE,...); the first is the baseline.",
 )
+@click.option("--fusion", default="late", show_default=True, help="Fusions, by commas (agm.models.fusions).")
 @click.option("--seeds", type=int, default=5, show_default=True, help="Runs a method: --seed, --seed + 1, ...")
-@_setting_options("method")
+@click.option(
+    "--strength/--no-strength", default=False, show_default=True, help="Also measure each run's competition strength."
+)
+@click.option("--jobs", type=int, default=1, show_default=True, help="Runs at a time, on the CPU, a thread each.")
+@_setting_options("method", "fusion")
 @_CONFIG_FILE
 @click.option("--out", metavar="FOLDER", default="runs/compare", show_default=True, help="Folder of the runs' folders.")
-def compare_command(methods: str, seeds: int, settings: dict[str, Any], config_file: str | None, out: str) -> None:
+def compare_command(
+    methods: str,
+    fusion: str,
+    seeds: int,
+    strength: bool,
+    jobs: int,
+    settings: dict[str, Any],
+    config_file: str | None,
+    out: str,
+) -> None:
     """Train methods with the same seeds and compare them.
 
     Prints mean, standard deviation and the paired difference to the first method with its 95 % confidence
-    interval; writes compare.csv, compare.md and compare.png. Runs that are finished are not repeated, so the
-    same command continues an interrupted comparison.
+    interval; writes compare.csv, compare.md, compare.png and compare.toml, from which --config repeats it. Runs
+    that are finished are not repeated, so the same command continues an interrupted comparison. With --strength
+    networks of one modality each are trained beside them, and the data need a validation split, which --validation
+    holds out.
+
+    \b
+    agm compare --methods "joint,agm(alpha=0.5,masked=shared),ogm-ge(alpha=0.3)" --fusion late,early
     """
     _require("matplotlib", "tomli_w", "scipy")
-    names = [name.strip() for name in methods.split(",") if name.strip()]
     config = read_config(config_file, settings) if config_file else Config(**settings)
+    recorded = read_table_of(config_file, COMPARE) if config_file else {}
+    names = _choice("methods", methods, recorded, split_variants)
+    given = fusion if _was_given("fusion") or not config_file else config.fusion
+    fusions = _choice("fusion", given, recorded, split_variants)
+    seeds = seeds if _was_given("seeds") else recorded.get("seeds", seeds)
+    strength = strength if _was_given("strength") else recorded.get("strength", strength)
     folder, console = Path(out), Console()
-    opened: list[report.Progressing] = []
-
-    def observer(method: str, seed: int) -> report.Progressing:
-        opened.append(report.Progressing(console, f"{method} seed {seed}"))
-        return opened[-1].__enter__()
-
-    def finished(result: Result) -> None:
-        opened[-1].__exit__()
-        if not RunFolder(result.folder).picture.exists():
-            _draw(result)
-
-    try:
-        comparisons = compare_methods(config, names, seeds, folder, observer, finished)
-    except KeyboardInterrupt:
-        _interrupted("Interrupted.", "the same command: finished runs are not repeated")
-    finally:
-        if opened:
-            opened[-1].__exit__()
-    command = command_line(config, names, seeds)
-    write_csv(folder / "compare.csv", comparisons, config.seed)
-    write_markdown(folder / "compare.md", comparisons, command)
+    fusions = [replace(config, fusion=name).fusion for name in fusions] or [config.fusion]
+    config = replace(config, fusion=fusions[0])
+    with _Runs(console, ahead=jobs > 1) as runs:
+        comparisons = compare_methods(
+            config, names, seeds, folder, runs.observer, runs.finished, fusions=fusions, jobs=jobs, strength=strength
+        )
+    command = tables.command_line(config, names, seeds, fusions, strength)
+    wide = len(fusions) > 1 or len(names) > 4
+    tables.write_csv(folder / "compare.csv", comparisons, config.seed)
+    (tables.write_wide_markdown if wide else tables.write_markdown)(folder / "compare.md", comparisons, command)
+    tables.write_settings(folder / "compare.toml", config, names, seeds, fusions, strength)
     plots.draw_comparison(
-        folder / "compare.png", comparisons, f"{Path(config.dataset).stem}, {config.fusion} fusion, {seeds} seeds"
+        folder / "compare.png", comparisons, f"{Path(config.dataset).stem}, {', '.join(fusions)} fusion, {seeds} seeds"
     )
     console.print(report.comparison_table(comparisons))
-    console.print(f"compare.csv, compare.md, compare.png: {folder}", highlight=False, soft_wrap=True)
+    console.print(f"compare.csv, compare.md, compare.png, compare.toml: {folder}", highlight=False, soft_wrap=True)
+
+
+@cli.command("tune")
+@click.option(
+    "--setting",
+    "choices",
+    metavar="NAME=VALUE,...",
+    multiple=True,
+    required=True,
+    help="Values to choose from, of a setting or an option of the method; several make a grid.",
+)
+@click.option("--seeds", type=int, default=3, show_default=True, help="Runs a choice: --seed, --seed + 1, ...")
+@_setting_options()
+@_OPTION
+@_CONFIG_FILE
+@click.option("--out", metavar="FOLDER", default="runs/tune", show_default=True, help="Folder of the runs' folders.")
+def tune_command(
+    choices: tuple[str, ...],
+    seeds: int,
+    settings: dict[str, Any],
+    options: tuple[str, ...],
+    config_file: str | None,
+    out: str,
+) -> None:
+    """Choose settings of a method on a validation split.
+
+    Trains on the rest of the training split and never looks at the test split. Writes tune.csv; finished runs are
+    not repeated.
+
+    \b
+    agm tune --method agm --setting alpha=0.25,0.5,1,1.5,2.5 --seeds 3 --validation 0.2
+    """
+    _require("matplotlib", "tomli_w")
+    settings |= _given_options(options)
+    config = read_config(config_file, settings) if config_file else Config(**settings)
+    _refuse_unused(settings, config.method)
+    grid = dict(parse_setting(choice) for choice in choices)
+    if len(grid) != len(choices):
+        raise UserError(f"Expected every --setting to have its own name, but got {', '.join(choices)}. Merge them.")
+    folder, console = Path(out), Console()
+    with _Runs(console) as runs:
+        trials = tune_method(config, grid, seeds, folder, runs.observer, runs.finished)
+    write_trials(folder / "tune.csv", trials, config.seed)
+    console.print(report.trials_table(trials))
+    console.print(f"chosen: {best(trials).variant.label}  (tune.csv: {folder})", highlight=False, soft_wrap=True)
 
 
 @cli.command("competition")
@@ -218,7 +297,7 @@ def compare_command(methods: str, seeds: int, settings: dict[str, Any], config_f
 )
 @click.option("--every", type=int, default=1, show_default=True, help="Epochs between two measurements.")
 @click.option("--resamples", type=int, default=1000, show_default=True, help="Of the bootstrap.")
-@_setting_options("method")
+@_setting_options("method", "validation")
 @_CONFIG_FILE
 @click.option(
     "--out", metavar="FOLDER", default="runs/competition", show_default=True, help="Folder of the runs' folders."
@@ -376,29 +455,75 @@ def _fail(message: str, status: int) -> int:
 
 
 class _Runs:
-    """Shows runs that follow one another, each with its progress, and draws those that finish. Use as a context."""
+    """Shows many runs, a line each, and draws those that have no picture. Use as a context.
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._opened: list[report.Progressing] = []
+    Args:
+        console: where they are shown.
+        ahead: whether other processes train them, so that they are finished when this one comes to them.
+    """
+
+    def __init__(self, console: Console, ahead: bool = False) -> None:
+        self._console, self._ahead = console, ahead
+        self._shown: report.Progressing | None = None
 
     def __enter__(self) -> _Runs:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._opened:
-            self._opened[-1].__exit__()
+        self._close()
         if kind is not None and issubclass(kind, KeyboardInterrupt):
             _interrupted("Interrupted.", "the same command: finished runs are not repeated")
 
     def observer(self, method: str, seed: int) -> report.Progressing:
-        self._opened.append(report.Progressing(self._console, f"{method} seed {seed}"))
-        return self._opened[-1].__enter__()
+        self._shown = report.Progressing(self._console, f"{method} seed {seed}", brief=True)
+        return self._shown.__enter__()
 
     def finished(self, result: Result) -> None:
-        self._opened[-1].__exit__()
+        if (shown := self._close()) is not None:
+            shown.summarise(result, whole=self._ahead)
         if not RunFolder(result.folder).picture.exists():
             _draw(result)
+
+    def _close(self) -> report.Progressing | None:
+        shown, self._shown = self._shown, None
+        if shown is not None:
+            shown.__exit__()
+        return shown
+
+
+def _given_options(options: Sequence[str]) -> dict[str, Any]:
+    """{"options": ...} from NAME=VALUE, if there are any."""
+    found = {}
+    for text in options:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip() or not value.strip():
+            raise UserError(f"Expected --option to be NAME=VALUE, but got {text!r}. For example: --option alpha=0.3.")
+        found[name.strip().replace("-", "_")] = parse_value(value.strip())
+    return {"options": found} if found else {}
+
+
+def _refuse_unused(settings: Mapping[str, Any], method: str) -> None:
+    """A setting of AGM that was given for another strategy would silently do nothing."""
+    if method in ("agm", "joint") or method.partition(":")[0] in OF_ONE:
+        return
+    for name in ("alpha", "max_gap", "masked"):
+        if name in settings:
+            raise UserError(
+                f"Expected setting `{name}` with method agm alone, but got it with {method!r}. "
+                f"Its own settings are options: --option {name}=VALUE."
+            )
+
+
+def _was_given(name: str) -> bool:
+    source = click.get_current_context().get_parameter_source(name)
+    return source is not click.core.ParameterSource.DEFAULT
+
+
+def _choice(name: str, value: str, recorded: Mapping[str, Any], read: Callable[[str], list[str]]) -> list[str]:
+    """A list from the command line, from the file of a comparison, or the default, in this order."""
+    if not _was_given(name) and name in recorded:
+        return [str(entry) for entry in recorded[name]]
+    return read(value)
 
 
 def _interrupted(what: str, how: str | None) -> None:

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import csv
 import math
-import shlex
+import multiprocessing
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from agm.data import MultimodalData
+from agm.training.apart import APART, ApartRuns, with_fitting_split
 from agm.training.config import Config
 from agm.training.errors import UserError
-from agm.training.methods import check_method
-from agm.training.records import RunFolder
+from agm.training.records import RunFolder, run_name
 from agm.training.trainer import Observer, Result, check_settings, train
+from agm.training.variants import Variant, parse_variant
 
 __all__ = [
     "CONFIDENCE",
     "Comparison",
-    "command_line",
     "compare_methods",
-    "interval",
     "mean_interval",
     "paired_comparisons",
-    "remark",
-    "run_name",
-    "spread",
-    "title_of",
-    "write_csv",
-    "write_markdown",
+    "seconds_per_step",
 ]
 
 CONFIDENCE = 0.95
@@ -40,18 +36,21 @@ class Comparison:
     """One figure of one method over the seeds, and its paired difference to the first method.
 
     Args:
-        metric: a column of metrics.csv, such as accuracy or response_audio.
-        method: as given to `--method`.
-        values: one a seed, shares from 0 to 1.
+        metric: a column of metrics.csv, such as accuracy or response_audio; strength_audio; step_seconds; or cost,
+            the seconds of a step over those of the first method at the same seed.
+        method: as given to `--methods`.
+        values: one a seed; accuracies are shares from 0 to 1.
         difference: (mean, low, high) of value minus the first method's value at the same seed, with the paired
             t-interval; low and high are None for a single seed. None for the first method, and where the first
             method has no such figure.
+        fusion: of the network, where several are compared.
     """
 
     metric: str
     method: str
     values: tuple[float, ...]
     difference: tuple[float, float | None, float | None] | None
+    fusion: str = ""
 
     @property
     def mean(self) -> float:
@@ -89,11 +88,12 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float |
     return mean, mean - reach, mean + reach
 
 
-def paired_comparisons(figures: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Comparison]:
+def paired_comparisons(figures: Mapping[str, Sequence[Mapping[str, float]]], fusion: str = "") -> list[Comparison]:
     """Compare methods by their figures.
 
     Args:
         figures: method -> one mapping a seed, metric -> value; the seeds in the same order for every method.
+        fusion: the network's, where several are compared.
 
     Returns:
         One `Comparison` for each metric and each method that has it, by metric.
@@ -103,20 +103,37 @@ def paired_comparisons(figures: Mapping[str, Sequence[Mapping[str, float]]]) -> 
     comparisons = []
     for metric in metrics:
         for method, runs in figures.items():
-            if metric not in runs[0]:
+            if any(metric not in run for run in runs):
                 continue
             values = tuple(run[metric] for run in runs)
             difference = None
-            if method != first and metric in figures[first][0]:
+            if method != first and all(metric in run for run in figures[first]):
                 baseline = [run[metric] for run in figures[first]]
                 difference = mean_interval([a - b for a, b in zip(values, baseline, strict=True)])
-            comparisons.append(Comparison(metric, method, values, difference))
+            comparisons.append(Comparison(metric, method, values, difference, fusion))
     return comparisons
 
 
-def run_name(method: str, seed: int) -> str:
-    """Name of the folder of one run of a comparison."""
-    return f"{method.replace(':', '-')}-seed{seed}"
+def seconds_per_step(result: Result) -> float | None:
+    """Time of a step of a run: the median epoch's mean, and an even share of what was done between the epochs.
+
+    Runs of different methods do not take turns, so it is only as good as the machine was quiet. None for a run that
+    was recorded without times.
+    """
+    rows = result.history
+    if not all(row.get("step_seconds") is not None for row in rows):
+        return None
+    between = math.fsum(row["between_seconds"] for row in rows)
+    return float(statistics.median(row["step_seconds"] for row in rows)) + between / int(rows[-1]["step"])
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A run that a comparison asks for."""
+
+    label: str
+    config: Config
+    folder: Path
 
 
 def compare_methods(
@@ -126,56 +143,202 @@ def compare_methods(
     folder: Path,
     observer: Callable[[str, int], Observer] = lambda method, seed: Observer(),
     finished: Callable[[Result], None] = lambda result: None,
+    *,
+    fusions: Sequence[str] = (),
+    jobs: int = 1,
+    strength: bool = False,
 ) -> list[Comparison]:
     """Train every method with the seeds `config.seed`, `config.seed + 1`, ... and compare them on the test split.
 
-    Every run has an ordinary run folder in `folder`: one that is finished is not repeated, one that was
-    interrupted goes on.
+    Every run has an ordinary run folder in `folder`, or in a folder of the fusion's name there where several are
+    compared: one that is finished is not repeated, one that was interrupted goes on.
 
     Args:
-        config: the settings; method and seed are replaced.
-        methods: two or more; the first one is the baseline.
+        config: the settings; method, seed and fusion are replaced.
+        methods: two or more, each with settings of its own if wanted, as `parse_variant` reads them; the first one is
+            the baseline.
         seeds: how many.
         folder: made if it does not exist.
-        observer: (method, seed) -> who is told about that run.
+        observer: (method, seed) -> who is told about that run; not told of its epochs where `jobs` > 1.
         finished: called after each run.
+        fusions: names of fusions, each compared by itself; that of `config` by default.
+        jobs: processes that train at the same time, on the CPU, with one thread each.
+        strength: also measure the competition strength of every run. It is fitted on one validation split for all
+            seeds, the data's own or a share that `config.validation` holds out of all trainings; its concepts, and the
+            networks that are called "apart" in the place of a method, are networks of one modality each, of these
+            seeds and one more (`agm.training.apart`).
 
     Raises:
-        UserError: methods or settings that do not fit, also with the runs that are in `folder` already.
+        UserError: methods or settings that do not fit, also with the runs that are in `folder` already; a strength
+            that cannot be measured.
     """
-    _check_request(methods, seeds)
-    # Seed by seed, so that an interrupted comparison has all methods for the seeds that it has.
-    requests = [
-        (method, replace(config, method=method, seed=config.seed + number))
-        for number in range(seeds)
-        for method in methods
-    ]
-    for _, request in requests[: len(methods)]:
-        check_settings(request)
-    figures: dict[str, list[Mapping[str, float]]] = {method: [] for method in methods}
-    seen = ""
-    for method, request in requests:
-        run = folder / run_name(method, request.seed)
-        result = train(
-            request,
-            run,
-            resume=RunFolder(run).holds_run(),
-            observer=observer(method, request.seed),
+    _check_request(methods, seeds, jobs)
+    variants = [parse_variant(method) for method in methods]
+    names = [run_name(variant.label, 0) for variant in variants]
+    if len(set(names)) != len(names):
+        raise UserError(
+            f"Expected --methods to be different methods, but got {', '.join(methods)}. Leave out what is twice there."
         )
-        if result.data != (seen := seen or result.data):
+    if jobs > 1:
+        config = _for_jobs(config)
+    # A name and its alias are one fusion.
+    bases = list(dict.fromkeys(replace(config, fusion=fusion).fusion for fusion in fusions)) or [config.fusion]
+    for fusion in bases:
+        for variant in variants:
+            check_settings(variant.config(replace(config, fusion=fusion)))
+    data = None
+    if strength:
+        config, data = with_fitting_split(config, folder)
+    numbers = range(config.seed, config.seed + seeds)
+    sessions = {
+        fusion: _Session(replace(config, fusion=fusion), variants, folder / fusion if len(bases) > 1 else folder, data)
+        for fusion in bases
+    }
+    # Seed by seed, so that an interrupted comparison has all methods for the seeds that it has.
+    requests = [request for seed in numbers for session in sessions.values() for request in session.requests(seed)]
+    with _trained_ahead(list({request.folder: request for request in requests}.values()), jobs) as ahead:
+        runs = _Runs(ahead, observer, finished)
+        for seed in numbers:
+            for session in sessions.values():
+                session.compare(seed, runs)
+    comparisons = []
+    for fusion, session in sessions.items():
+        comparisons += paired_comparisons(_with_cost(session.figures), fusion if len(bases) > 1 else "")
+    return comparisons
+
+
+class _Runs:
+    """The runs of a comparison, each trained (or taken as it is) once.
+
+    Args:
+        ahead: those that other processes train.
+        observer, finished: as of `compare_methods`.
+    """
+
+    def __init__(
+        self,
+        ahead: Mapping[Path, Future[None]],
+        observer: Callable[[str, int], Observer],
+        finished: Callable[[Result], None],
+    ) -> None:
+        self._ahead, self._observer, self._finished = ahead, observer, finished
+        self._results: dict[Path, Result] = {}
+        self._data = ""
+
+    def result(self, request: _Request) -> Result:
+        if request.folder in self._results:
+            return self._results[request.folder]
+        if request.folder in self._ahead:
+            self._ahead[request.folder].result()
+        run, watching = RunFolder(request.folder), self._observer(request.label, request.config.seed)
+        result = train(request.config, run.path, resume=run.holds_run(), observer=watching)
+        self._data = self._data or result.data
+        if result.data != self._data:
             raise UserError(
-                f"Expected the data {config.dataset!r} to stay as they were at the first run, but their contents "
-                "changed meanwhile. Compare again into another folder with --out."
+                f"Expected the data {request.config.dataset!r} to stay as they were at the first run, but their "
+                "contents changed meanwhile. Compare again into another folder with --out."
             )
-        finished(result)
-        columns = result.evaluation.columns()
-        figures[method].append({name: value for name, value in columns.items() if name != "loss"})
-    return paired_comparisons(figures)
+        self._finished(result)
+        self._results[request.folder] = result
+        return result
 
 
-def _check_request(methods: Sequence[str], seeds: int) -> None:
+class _Session:
+    """The methods of one fusion against each other.
+
+    Args:
+        config: its settings.
+        variants: the methods.
+        folder: of its runs.
+        data: with a validation split, for the competition strength; None to leave it out.
+
+    Attributes:
+        figures: method -> one mapping a seed, metric -> value.
+    """
+
+    def __init__(self, config: Config, variants: Sequence[Variant], folder: Path, data: MultimodalData | None) -> None:
+        self._config, self._variants, self._folder, self._data = config, variants, folder, data
+        self.figures: dict[str, list[Mapping[str, float]]] = {variant.label: [] for variant in variants}
+
+    def requests(self, seed: int) -> list[_Request]:
+        """The runs of a seed; those of one modality, which others are measured with, are the next seed's as well."""
+        own = [self._request(variant, seed) for variant in self._variants]
+        if self._data is None:
+            return own
+        apart = ApartRuns.requests(self._config.fusion, self._data.modalities, seed)
+        return [*(self._request(Variant(method, method), of) for method, of in apart), *own]
+
+    def compare(self, seed: int, runs: _Runs) -> None:
+        """Adds the figures of a seed."""
+        apart = None
+        if self._data is not None:
+            apart = ApartRuns(
+                self._config, self._data, lambda method, of: runs.result(self._request(Variant(method, method), of))
+            )
+            self.figures.setdefault(APART, []).append(apart.figures(seed))
+        for variant in self._variants:
+            result = runs.result(self._request(variant, seed))
+            strengths = apart.strengths(result) if apart is not None and len(result.modalities) > 1 else {}
+            self.figures[variant.label].append(_figures(result, strengths))
+
+    def _request(self, variant: Variant, seed: int) -> _Request:
+        config = variant.config(replace(self._config, seed=seed))
+        return _Request(variant.label, config, self._folder / run_name(variant.label, seed))
+
+
+def _figures(result: Result, strengths: Mapping[str, float]) -> dict[str, float]:
+    figures = {name: value for name, value in result.evaluation.columns().items() if name != "loss"}
+    figures |= {f"strength_{name}": value for name, value in strengths.items()}
+    if (seconds := seconds_per_step(result)) is not None:
+        figures["step_seconds"] = seconds
+    return figures
+
+
+def _with_cost(figures: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, list[Mapping[str, float]]]:
+    """The figures, and the cost of a step over the first method's at the same seed."""
+    first = next(iter(figures.values()))
+    found: dict[str, list[Mapping[str, float]]] = {}
+    for method, runs in figures.items():
+        found[method] = []
+        for run, baseline in zip(runs, first, strict=True):
+            timed = "step_seconds" in run and "step_seconds" in baseline
+            cost = {"cost": run["step_seconds"] / baseline["step_seconds"]} if timed else {}
+            found[method].append({**run, **cost})
+    return found
+
+
+@contextmanager
+def _trained_ahead(requests: Sequence[_Request], jobs: int) -> Iterator[dict[Path, Future[None]]]:
+    """Folder -> the run in another process that will leave it finished."""
+    if jobs == 1:
+        yield {}
+        return
+    # A forked child would inherit the threads' locks of torch.
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        unfinished = [request for request in requests if not RunFolder(request.folder).result.exists()]
+        try:
+            yield {r.folder: pool.submit(_train_quietly, r.config, r.folder) for r in unfinished}
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _train_quietly(config: Config, folder: Path) -> None:
+    train(config, folder, resume=RunFolder(folder).holds_run())
+
+
+def _for_jobs(config: Config) -> Config:
+    if config.resolved().device != "cpu":
+        raise UserError(
+            f"Expected --jobs 1 on {config.resolved().device!r}, whose runs would share one device. "
+            "Leave --jobs out, or use --device cpu."
+        )
+    return replace(config, device="cpu", threads=1)
+
+
+def _check_request(methods: Sequence[str], seeds: int, jobs: int) -> None:
     for method in methods:
-        check_method(method)
+        parse_variant(method)
     if len(methods) < 2 or len(set(methods)) != len(methods):
         raise UserError(
             f"Expected --methods to be two or more different methods, but got {', '.join(methods) or 'none'}. "
@@ -183,68 +346,5 @@ def _check_request(methods: Sequence[str], seeds: int) -> None:
         )
     if seeds < 1:
         raise UserError(f"Expected --seeds to be an integer >= 1, but got {seeds}. Use for example --seeds 5.")
-
-
-def write_csv(path: Path, comparisons: Sequence[Comparison], first_seed: int) -> None:
-    """One row a metric and method: its statistics, then its value at each seed."""
-    seeds = [f"seed_{first_seed + number}" for number in range(len(comparisons[0].values))]
-    head = ["metric", "method", "mean", "deviation", "difference", "low", "high", "verdict", *seeds]
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(head)
-        for c in comparisons:
-            difference = c.difference or (None, None, None)
-            row = [c.metric, c.method, c.mean, c.deviation, *difference, c.verdict, *c.values]
-            writer.writerow(["" if value is None else value for value in row])
-
-
-def write_markdown(path: Path, comparisons: Sequence[Comparison], command: str) -> None:
-    """A table for a README, with the command that made it and what its figures are."""
-    first = comparisons[0].method
-    lines = [
-        f"| test accuracy, % | method | mean ± sd | difference to {first} [95 % interval] | |",
-        "|---|---|---|---|---|",
-    ]
-    for c in comparisons:
-        lines.append(f"| {title_of(c.metric)} | {c.method} | {spread(c)} | {interval(c)} | {c.verdict} |")
-    lines += ["", remark(len(comparisons[0].values)), "", f"    {command}", ""]
-    path.write_text("\n".join(lines), encoding="utf-8")
-
-
-def title_of(metric: str) -> str:
-    """accuracy -> joint, response_audio -> audio response, absent_audio -> audio absent."""
-    kind, _, name = metric.partition("_")
-    return {"accuracy": "joint", "response": f"{name} response", "absent": f"{name} absent"}[kind]
-
-
-def spread(comparison: Comparison) -> str:
-    """Mean and standard deviation in percent."""
-    deviation = "" if comparison.deviation is None else f" ± {100 * comparison.deviation:.1f}"
-    return f"{100 * comparison.mean:.1f}{deviation}"
-
-
-def interval(comparison: Comparison) -> str:
-    """Paired difference and its interval in percentage points."""
-    if comparison.difference is None:
-        return ""
-    mean, low, high = comparison.difference
-    text = f"{100 * mean:+.1f}"
-    return text if low is None or high is None else f"{text} [{100 * low:+.1f}, {100 * high:+.1f}]"
-
-
-def remark(seeds: int) -> str:
-    """What the figures are, for below a table."""
-    return (
-        f"{seeds} seed{'s' if seeds > 1 else ''}, last epoch, test split. The difference is paired by seed with a "
-        "t-interval. Each row stands for itself: among many rows, some leave 0 out by chance."
-    )
-
-
-def command_line(config: Config, methods: Sequence[str], seeds: int) -> str:
-    """The command of a comparison, with the options that differ from their defaults."""
-    words = ["agm compare", "--methods", ",".join(methods), "--seeds", str(seeds)]
-    for spec in fields(Config):
-        value = getattr(config, spec.name)
-        if spec.name != "method" and value != spec.default:
-            words += ["--" + spec.name.replace("_", "-"), shlex.quote(str(value))]
-    return " ".join(words)
+    if jobs < 1:
+        raise UserError(f"Expected --jobs to be an integer >= 1, but got {jobs}. Use for example --jobs 2.")

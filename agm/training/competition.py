@@ -12,14 +12,14 @@ from torch import nn
 
 from agm.competition import Strength
 from agm.data import MultimodalData
-from agm.training.compare import run_name
+from agm.training.apart import APART
 from agm.training.config import Config
 from agm.training.environment import reproducible
 from agm.training.errors import UserError
 from agm.training.measurement import Measurement, held_out, keep_data, keep_settings
-from agm.training.measuring import APART, COLUMNS, Measuring, strength_rows
+from agm.training.measuring import COLUMNS, Measuring, strength_rows
 from agm.training.methods import check_method
-from agm.training.records import Row, RunFolder, Table
+from agm.training.records import Row, RunFolder, Table, run_name
 from agm.training.samples import fingerprint, load_data, on_device
 from agm.training.strengths import Concepts, concept_method, concepts_of, strength_apart, strength_of
 from agm.training.trainer import Observer, Result, check_settings, train
@@ -84,6 +84,11 @@ def run_competition(
             measured.
     """
     measurement = measurement or Measurement()
+    if config.validation:
+        raise UserError(
+            f"Expected setting `validation` to be 0 for a measurement of competition strength, but got "
+            f"{config.validation}. The share that is held out for it is --holdout."
+        )
     config = config.resolved()
     original = load_data(config)
     _check_request(methods, original)

@@ -7,23 +7,41 @@ import math
 import os
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import Field, asdict, dataclass, field, fields, replace
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 import torch
 
 from agm.data import available
+from agm.models import aliases
 from agm.training.errors import UserError
 
-__all__ = ["Config", "differences", "kind_of", "read_config", "write_config"]
+__all__ = [
+    "Config",
+    "config_text",
+    "differences",
+    "kind_of",
+    "read_config",
+    "read_table_of",
+    "settings",
+    "write_config",
+]
 
 ENVIRONMENT = "environment"  # the table of a run's config.toml that informs and is never read back
+COMPARE = "compare"  # the table of a comparison, which others read
+TABLES = (ENVIRONMENT, COMPARE)
+OPTIONS = "options"  # the table of the method's own settings
 
 
 def setting(default: Any, help: str, expected: str, valid: Callable[[Any], bool]) -> Any:
     """A field of `Config`: its default, what it does, and in words and in code which values it takes."""
     return field(default=default, metadata={"help": help, "expected": expected, "valid": valid})
+
+
+def settings() -> list[Field[Any]]:
+    """The fields of `Config` with one value each, which are all but `options`."""
+    return [spec for spec in fields(Config) if spec.name != OPTIONS]
 
 
 def _one_of(*names: str) -> tuple[str, Callable[[Any], bool]]:
@@ -56,19 +74,30 @@ class Config:
     dataset: str = setting("av-digits", "name of a bundled dataset, or path of your own data", *_TEXT)
     fusion: str = setting("late", "how the network joins the modalities (agm.models.fusions)", *_TEXT)
     width: int = setting(64, "features that each encoder gives", *_COUNT)
+    validation: float = setting(
+        0.0,
+        "share of the training split that is held out and watched; the seed draws it",
+        "a number from 0 to below 1",
+        lambda value: 0 <= value < 1,
+    )
     method: str = setting(
         "agm",
-        "agm, joint, unimodal:NAME for a network of the modality NAME, or alone:NAME for the whole one on it",
+        "a strategy (agm, joint ...); unimodal:NAME, a network of this modality; alone:NAME, the whole one on it",
         *_TEXT,
     )
-    alpha: float = setting(1.5, "strength of the modulation; 0 is joint training", *_NOT_NEGATIVE)
+    alpha: float = setting(1.5, "method agm: strength of the modulation; 0 is joint training", *_NOT_NEGATIVE)
     max_gap: float = setting(
-        10.0, "cap on the reference ratio minus the ratio; inf for none", "a number > 0", lambda value: value > 0
+        10.0,
+        "method agm: cap on the reference ratio minus the ratio; inf for none",
+        "a number > 0",
+        lambda value: value > 0,
     )
     masked: str = setting(
-        "exact", "how masked logits are computed while training: exact or shared", *_one_of("exact", "shared")
+        "exact",
+        "method agm: how masked logits are computed while training: exact or shared",
+        *_one_of("exact", "shared"),
     )
-    start: int = setting(0, "first epoch that is modulated", *_EPOCH)
+    start: int = setting(0, "first epoch in which the method modulates", *_EPOCH)
     stop: int | None = setting(None, "first epoch after the modulation; none for no end", *_EPOCH)
     epochs: int = setting(40, "passes over the training split", *_COUNT)
     batch_size: int = setting(
@@ -87,6 +116,11 @@ class Config:
         0.1, "schedule step: factor of a reduction", "a number > 0 and <= 1", lambda value: 0 < value <= 1
     )
     clip_norm: float | None = setting(None, "largest norm of the whole gradient; none for no limit", *_POSITIVE)
+    clip_above: float = setting(
+        0.0,
+        "clip only in steps in which an entry of the head's gradient is larger than this; AGM's authors have 1",
+        *_NOT_NEGATIVE,
+    )
     seed: int = setting(
         0,
         "of the weights, the dropout and the order of the samples",
@@ -95,9 +129,12 @@ class Config:
     )
     device: str = setting("auto", "cpu, cuda, cuda:1 ...; auto takes cuda where there is one", *_TEXT)
     threads: int | None = setting(None, "CPU threads of torch; none for torch's own choice", *_COUNT)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for spec in fields(self):
+        object.__setattr__(self, OPTIONS, _plain_options(self.options))
+        object.__setattr__(self, "fusion", aliases.get(self.fusion, self.fusion))
+        for spec in settings():
             value = _typed(spec.name, getattr(self, spec.name))
             object.__setattr__(self, spec.name, value)
             if value is not None and not spec.metadata["valid"](value):
@@ -118,6 +155,26 @@ class Config:
         dataset = os.path.abspath(self.dataset) if is_path else self.dataset
         threads = torch.get_num_threads() if self.threads is None else self.threads
         return replace(self, dataset=dataset, device=_device(self.device), threads=threads)
+
+
+def _plain_options(options: Any) -> dict[str, Any]:
+    """A copy that a TOML file can hold and no setting is none in."""
+    if not isinstance(options, Mapping):
+        raise UserError(
+            f"Expected the options of the method to be a table, but got {options!r}. Write [options] and below it a "
+            "line NAME = VALUE for each."
+        )
+    return {str(name): _plain_option(str(name), value) for name, value in options.items()}
+
+
+def _plain_option(name: str, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return _plain_options(value)
+    if isinstance(value, (str, bool, int, float)):
+        return value
+    raise UserError(
+        f"Expected option `{name}` to be a number, true or false, a text, or a table of them, but got {value!r}."
+    )
 
 
 def kind_of(name: str) -> tuple[type, bool]:
@@ -163,11 +220,24 @@ def _device(name: str) -> str:
     return str(device)
 
 
+def read_table_of(path: str | os.PathLike[str], name: str) -> dict[str, Any]:
+    """A table of a TOML file that `read_config` accepted; empty if it is not there.
+
+    Raises:
+        UserError: it is no table.
+    """
+    with open(path, "rb") as file:
+        table = tomllib.load(file).get(name, {})
+    if not isinstance(table, dict):
+        raise UserError(f"Expected [{name}] in {str(path)!r} to be a table, but got {table!r}. Correct the file.")
+    return table
+
+
 def read_config(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> Config:
     """Settings from a TOML file, as `write_config` writes it.
 
     Args:
-        path: the file; settings that it does not name have their defaults, its [environment] is not read.
+        path: the file; settings that it does not name have their defaults; [environment] and [compare] are not read.
         overrides: settings that win over the file.
 
     Raises:
@@ -183,7 +253,8 @@ def read_config(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"Expected {str(path)!r} to be a TOML file, but got: {error}. Correct the file.") from error
-    values.pop(ENVIRONMENT, None)
+    for table in TABLES:
+        values.pop(table, None)
     known = [spec.name for spec in fields(Config)]
     for key in values:
         if key not in known:
@@ -192,7 +263,9 @@ def read_config(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
         Config(**values)  # the file alone, so that its mistakes are not laid on the command line
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    return Config(**{**values, **(overrides or {})})
+    merged = {**values, **(overrides or {})}
+    merged[OPTIONS] = {**values.get(OPTIONS, {}), **(overrides or {}).get(OPTIONS, {})}
+    return Config(**merged)
 
 
 def _unknown(key: str, path: str | os.PathLike[str], known: list[str]) -> str:
@@ -209,19 +282,41 @@ def write_config(path: str | os.PathLike[str], config: Config, environment: Mapp
         config: its settings; those that are none are left out.
         environment: what the run met (versions, devices), for people to read.
     """
+    text = config_text(config, "agm train --config THIS_FILE", {ENVIRONMENT: dict(environment)})
+    with open(path, "x", encoding="utf-8") as file:
+        file.write(text)
+
+
+def config_text(
+    config: Config, command: str, tables: Mapping[str, Mapping[str, Any]], without: tuple[str, ...] = ()
+) -> str:
+    """`config` as TOML.
+
+    Args:
+        config: its settings; those that are none are left out.
+        command: what repeats the run.
+        tables: written behind the settings.
+        without: settings that are left out.
+    """
     import tomli_w
 
-    lines = ["# Repeat this run:  agm train --config THIS_FILE", ""]
-    for spec in fields(config):
+    lines = [f"# Repeat this run:  {command}", ""]
+    for spec in settings():
+        if spec.name in without:
+            continue
         value = getattr(config, spec.name)
         comment = "# " + spec.metadata["help"]
         if value is None:
             lines.append(f"# {spec.name}: none  {comment}")
         else:
             lines.append(f"{tomli_w.dumps({spec.name: value}).strip()}  {comment}")
-    lines += ["", "# For information only.", tomli_w.dumps({ENVIRONMENT: dict(environment)})]
-    with open(path, "x", encoding="utf-8") as file:
-        file.write("\n".join(lines))
+    if config.options:
+        options = tomli_w.dumps({OPTIONS: dict(config.options)}).strip()
+        lines += ["", "# Of the method; those that are not named have its defaults.", options]
+    for name, table in tables.items():
+        remark = ["# For information only."] if name == ENVIRONMENT else []
+        lines += ["", *remark, tomli_w.dumps({name: dict(table)}).rstrip()]
+    return "\n".join([*lines, ""])
 
 
 def differences(config: Config, other: Config) -> list[str]:

@@ -19,9 +19,8 @@ from agm.training.methods import build_method
 from agm.training.records import Row, RunFolder, Table, read_table
 from agm.training.trainer import Observer
 
-__all__ = ["APART", "COLUMNS", "Measuring", "strength_rows"]
+__all__ = ["COLUMNS", "Measuring", "strength_rows"]
 
-APART = "apart"  # in the place of a method: networks trained on one modality each, side by side
 COLUMNS = ("method", "epochs", "modality", "strength", "low", "high", "samples", "outputs", "rank", "ridge")
 
 

@@ -1,170 +1,165 @@
-"""How a network is trained: one small class a method, and the table by which the trainer finds it."""
+"""How a network is trained: a strategy over a new network, found by the name that a configuration gives."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Literal, Protocol, cast
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
-from agm import AGM, models
+from agm import models
+from agm.models.factorised import FactorisedNetwork
+from agm.strategies import AGM, Joint, Strategy, linear_heads, options_of, strategies
 from agm.training.alone import Alone
 from agm.training.config import Config
 from agm.training.errors import UserError
 
-__all__ = ["METHODS", "Method", "build_method"]
+__all__ = ["METHODS", "OF_ONE", "Method", "build_method", "check_method", "own_options"]
 
 Shapes = Mapping[str, tuple[int, ...]]  # modality -> shape of one sample
 
+# Joint training on one modality: of a network that has its encoder alone, or of the whole one with the others absent.
+OF_ONE = ("unimodal", "alone")
+METHODS = (*strategies, *(f"{kind}:NAME" for kind in OF_ONE))
 
-class Method(Protocol):
-    """What the trainer asks of a method.
+# Options that are settings of a run already, or that the trainer fills in.
+_SETTINGS = {"agm": ("alpha", "max_gap", "masked")}
+_FILLED_IN = ("make_optimizer",)
 
-    Attributes:
+
+@dataclass(frozen=True)
+class Method:
+    """What the trainer works with.
+
+    Args:
+        strategy: the network under a strategy.
         model: everything that training changes; its state_dict goes into the checkpoint.
-        network: the plain network inside it, for evaluation.
-        modalities: those that the network takes.
     """
 
-    @property
-    def model(self) -> nn.Module: ...
+    strategy: Strategy
+    model: nn.Module
 
     @property
-    def network(self) -> nn.Module: ...
+    def network(self) -> nn.Module:
+        """The plain network, for evaluation."""
+        return self.strategy.network
 
     @property
-    def modalities(self) -> tuple[str, ...]: ...
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Called before the first step of epoch 0, 1, ..."""
-        ...
-
-    def logits(self, inputs: dict[str, Tensor], target: Tensor) -> Tensor:
-        """(B, C) joint logits in train mode; the trainer takes their cross-entropy backward."""
-        ...
-
-    def statistics(self) -> Tensor | None:
-        """Rows of `ModulationState.values` (5, M) after a step, on the device; None where there are none."""
-        ...
-
-
-class Joint:
-    """Plain training on the joint logits."""
-
-    def __init__(self, config: Config, shapes: Shapes, num_classes: int) -> None:
-        self.modalities = tuple(shapes)
-        self.model = self.network = _network(config, shapes, num_classes)
-
-    def begin_epoch(self, epoch: int) -> None:
-        pass
-
-    def logits(self, inputs: dict[str, Tensor], target: Tensor) -> Tensor:
-        return cast(Tensor, self.network(**inputs))
-
-    def statistics(self) -> Tensor | None:
-        return None
-
-
-class Modulated:
-    """Adaptive Gradient Modulation."""
-
-    def __init__(self, config: Config, shapes: Shapes, num_classes: int) -> None:
-        if len(shapes) < 2:
-            raise UserError(
-                f"Expected the data to have two modalities or more for method 'agm', but got {_listed(shapes)}. "
-                "Use --method joint."
-            )
-        self.modalities = tuple(shapes)
-        self.network = _network(config, shapes, num_classes)
-        self.model = AGM(
-            self.network,
-            alpha=config.alpha,
-            max_gap=config.max_gap,
-            masked=cast(Literal["exact", "shared"], config.masked),
-            start=config.start,
-            stop=config.stop,
-        )
-        self._config = config
-        self._modulates = False
-
-    def begin_epoch(self, epoch: int) -> None:
-        stop = self._config.stop
-        self._modulates = self._config.start <= epoch and (stop is None or epoch < stop)
-        self.model.epoch = epoch
-
-    def logits(self, inputs: dict[str, Tensor], target: Tensor) -> Tensor:
-        return cast(Tensor, self.model(**inputs, target=target))
-
-    def statistics(self) -> Tensor | None:
-        # A copy on the device: the next step writes over the state, and reading it now would synchronise.
-        return self.model.modulator.state.values.clone() if self._modulates else None
-
-
-def _joint(config: Config, shapes: Shapes, num_classes: int, argument: str) -> Method:
-    return Joint(config, shapes, num_classes)
-
-
-def _agm(config: Config, shapes: Shapes, num_classes: int, argument: str) -> Method:
-    return Modulated(config, shapes, num_classes)
-
-
-def _unimodal(config: Config, shapes: Shapes, num_classes: int, argument: str) -> Method:
-    """Joint training of the same fusion over one encoder."""
-    _check_named("unimodal", shapes, argument)
-    return Joint(config, {argument: shapes[argument]}, num_classes)
-
-
-def _alone(config: Config, shapes: Shapes, num_classes: int, argument: str) -> Method:
-    """Joint training of the whole network on one modality, with the others absent."""
-    _check_named("alone", shapes, argument)
-    method = Joint(config, shapes, num_classes)
-    method.modalities = (argument,)
-    method.model = method.network = Alone(method.network, argument, shapes)
-    return method
-
-
-def _check_named(method: str, shapes: Shapes, argument: str) -> None:
-    if argument not in shapes:
-        raise UserError(
-            f"Expected the method {method}:NAME to name one of {_listed(shapes)}, but got {argument!r}. "
-            f"Use for example --method {method}:{next(iter(shapes))}."
-        )
-
-
-# Name -> builder from the settings, the shapes, the number of classes and what follows "NAME:".
-METHODS: Mapping[str, Callable[[Config, Shapes, int, str], Method]] = {
-    "agm": _agm,
-    "joint": _joint,
-    "unimodal": _unimodal,
-    "alone": _alone,
-}
-_TAKES_ARGUMENT = ("unimodal", "alone")
+    def modalities(self) -> tuple[str, ...]:
+        """Those that the network takes."""
+        return self.strategy.modalities
 
 
 def check_method(name: str) -> tuple[str, str]:
-    """The entry of `METHODS` that `name` asks for, and what follows its colon.
+    """The strategy (or one of `OF_ONE`) that `name` asks for, and what follows its colon.
 
     Raises:
         UserError: there is none.
     """
     kind, colon, argument = name.partition(":")
-    if kind not in METHODS or bool(colon) != (kind in _TAKES_ARGUMENT):
-        known = ", ".join(kind + (":NAME" if kind in _TAKES_ARGUMENT else "") for kind in METHODS)
-        raise UserError(f"Expected setting `method` to be one of {known}, but got {name!r}. Set it with --method.")
+    if bool(colon) != (kind in OF_ONE) or kind not in (*strategies, *OF_ONE):
+        raise UserError(
+            f"Expected setting `method` to be one of {', '.join(METHODS)}, but got {name!r}. Set it with --method."
+        )
     return kind, argument
+
+
+def own_options(kind: str) -> dict[str, Any]:
+    """The options of a method, with their defaults."""
+    if kind in OF_ONE:
+        return {}
+    hidden = (*_SETTINGS.get(kind, ()), *_FILLED_IN)
+    return {name: default for name, default in options_of(kind).items() if name not in hidden}
 
 
 def build_method(config: Config, shapes: Shapes, num_classes: int) -> Method:
     """The method that `config` names, over a new network with weights from torch's generator.
 
     Raises:
-        UserError: no such method or fusion, or data that the method cannot take.
+        UserError: no such method, fusion or option, or data that the method cannot take.
     """
     kind, argument = check_method(config.method)
-    return METHODS[kind](config, shapes, num_classes, argument)
+    _check_options(kind, config.options)
+    if kind in OF_ONE:
+        return _of_one(kind, argument, config, shapes, num_classes)
+    if kind != "joint" and len(shapes) < 2:
+        raise UserError(
+            f"Expected the data to have two modalities or more for method {kind!r}, but got {_listed(shapes)}. "
+            "Use --method joint."
+        )
+    network = _network(config, shapes, num_classes)
+    strategy = _strategy(kind, config, network, num_classes)
+    # Neither has state beside that of what it trains, whose names in a checkpoint are those of a loop by hand.
+    return Method(strategy, strategy.module if isinstance(strategy, (Joint, AGM)) else strategy)
 
 
-def _network(config: Config, shapes: Shapes, num_classes: int) -> nn.Module:
+def _of_one(kind: str, name: str, config: Config, shapes: Shapes, num_classes: int) -> Method:
+    """Joint training on the modality `name`."""
+    if name not in shapes:
+        raise UserError(
+            f"Expected the method {kind}:NAME to name one of {_listed(shapes)}, but got {name!r}. "
+            f"Use for example --method {kind}:{next(iter(shapes))}."
+        )
+    if kind == "unimodal":
+        strategy = Joint(_network(config, {name: shapes[name]}, num_classes))
+    else:
+        whole = Alone(_network(config, shapes, num_classes), name, shapes)
+        strategy = Joint(whole, modalities=(name,), encoders={name: f"network.encoders.{name}"})
+    return Method(strategy, strategy.module)
+
+
+def _strategy(kind: str, config: Config, network: FactorisedNetwork, num_classes: int) -> Strategy:
+    settings: dict[str, Any] = dict(config.options)
+    for name in _SETTINGS.get(kind, ()):
+        settings[name] = getattr(config, name)
+    if kind != "joint":
+        settings.update(start=config.start, stop=config.stop)
+    has_losses = strategies[kind].trains_heads or settings.get("multi_loss") is True
+    if has_losses and not hasattr(network, "unimodal_logits"):
+        settings["heads"] = linear_heads(network.widths, num_classes)
+
+    def present_optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.SGD:
+        """Like the run's own, at the learning rate that it has now."""
+        optimizer = new_optimizer(config, parameters)
+        if strategy.optimizer is not None:
+            optimizer.param_groups[0]["lr"] = strategy.optimizer.param_groups[0]["lr"]
+        return optimizer
+
+    if "make_optimizer" in options_of(kind):
+        settings["make_optimizer"] = present_optimizer
+    try:
+        strategy = strategies[kind](network, **settings)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{error} It was set for method {kind!r}, by --option or in [options].") from error
+    return strategy
+
+
+def new_optimizer(config: Config, parameters: Iterable[nn.Parameter]) -> torch.optim.SGD:
+    """SGD with the settings of a run, at its first learning rate."""
+    return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+def _check_options(kind: str, options: Mapping[str, Any]) -> None:
+    known = own_options(kind)
+    for name in options:
+        if name in _SETTINGS.get(kind, ()):
+            raise UserError(
+                f"Expected `{name}` of method {kind!r} among the settings, but got it among the options. "
+                f"Set it with --{name.replace('_', '-')}."
+            )
+        if name not in known:
+            near = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
+            hint = f"Did you mean `{near[0]}`? " if near else ""
+            raise UserError(
+                f"Expected the options of method {kind!r} to be {', '.join(known) or 'none'}, but got {name!r}. {hint}"
+                "Options are given by --option NAME=VALUE or in [options]."
+            )
+
+
+def _network(config: Config, shapes: Shapes, num_classes: int) -> FactorisedNetwork:
     if config.fusion not in models.fusions:
         raise UserError(
             f"Expected setting `fusion` to be one of {', '.join(models.fusions)}, but got {config.fusion!r}. "

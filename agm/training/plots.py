@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from agm.training.compare import Comparison, mean_interval, title_of
+from agm.training.apart import APART
+from agm.training.compare import Comparison, mean_interval
 from agm.training.competition import Competition
-from agm.training.measuring import APART
 from agm.training.records import RunFolder, read_table
+from agm.training.tables import is_share, title_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,7 +97,7 @@ def training_figure(metrics: Rows, steps: Rows, title: str) -> Figure:
 
     Args:
         metrics: rows of metrics.csv.
-        steps: rows of steps.csv; scores, ratios and coefficients have panels if the run was modulated.
+        steps: rows of steps.csv; scores, ratios and coefficients have panels if the run has them.
         title: of the whole figure.
     """
     names = [
@@ -104,7 +105,8 @@ def training_figure(metrics: Rows, steps: Rows, title: str) -> Figure:
     ]
     colours = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(names)}
     has_absent = any(_has(metrics, f"absent_{name}") for name in names)
-    modulated = any(_has(steps, f"score_{name}") for name in names)
+    scored = any(_has(steps, f"score_{name}") for name in names)
+    modulated = any(_has(steps, f"coefficient_{name}") for name in names)
     split = metrics[0]["split"] if metrics else "test"
 
     rows, columns = 1 + modulated, 2 + has_absent
@@ -113,10 +115,14 @@ def training_figure(metrics: Rows, steps: Rows, title: str) -> Figure:
     _draw_accuracies(grid[0][1], metrics, colours, split)
     if has_absent:
         _draw_absent(grid[0][2], metrics, colours, split)
-    if modulated:
+    if scored:
         _draw_scores(grid[1][0], steps, colours)
         _draw_ratios(grid[1][1], steps, colours)
         _draw_coefficients(grid[1][2], steps, colours)
+    elif modulated:
+        _draw_coefficients(grid[1][0], steps, colours)
+        for axes in grid[1][1:]:
+            axes.set_visible(False)
     for axes in grid[-1]:
         axes.set_xlabel("step")
         axes.set_xlim(left=0)
@@ -129,25 +135,33 @@ def training_figure(metrics: Rows, steps: Rows, title: str) -> Figure:
 def comparison_figure(comparisons: Sequence[Comparison], title: str) -> Figure:
     """Joint accuracy and responses side by side: a dot a seed, the mean with its 95 % confidence interval.
 
-    Thin lines join the runs of one seed, for the differences are paired.
+    Thin lines join the runs of one seed, for the differences are paired. A row a fusion, where several are compared.
     """
-    metrics = [name for name in dict.fromkeys(c.metric for c in comparisons) if not name.startswith("absent_")]
-    methods = list(dict.fromkeys(c.method for c in comparisons))
+    shown = [c for c in comparisons if is_share(c.metric) and not c.metric.startswith("absent_")]
+    metrics = list(dict.fromkeys(c.metric for c in shown))
+    methods = list(dict.fromkeys(c.method for c in shown))
+    fusions = list(dict.fromkeys(c.fusion for c in shown))
     width = 0.8 + len(metrics) * (0.9 + 0.8 * len(methods))
-    figure, grid = _grid(1, len(metrics), max(width, 5.5), 3.6, sharey=True)
-    for axes, metric in zip(grid[0], metrics, strict=True):
-        values = {c.method: 100 * np.array(c.values) for c in comparisons if c.metric == metric}
-        _draw_dots(axes, [values.get(method) for method in methods])
-        axes.set_title(title_of(metric))
-        axes.set_xticks(range(len(methods)), [method.replace(":", "\n") for method in methods], fontsize=9)
-        axes.set_xlim(-0.6, len(methods) - 0.4)
-        axes.grid(visible=False, axis="x")
-    grid[0][0].set_ylabel("test accuracy, %")
+    figure, grid = _grid(len(fusions), len(metrics), max(width, 5.5), 0.4 + 3.2 * len(fusions), sharey=True)
+    for fusion, row in zip(fusions, grid, strict=True):
+        for axes, metric in zip(row, metrics, strict=True):
+            values = {c.method: 100 * np.array(c.values) for c in shown if (c.metric, c.fusion) == (metric, fusion)}
+            _draw_dots(axes, [values.get(method) for method in methods])
+            axes.set_title(f"{fusion}: {title_of(metric)}" if fusion else title_of(metric))
+            axes.set_xticks(range(len(methods)), [_broken(method) for method in methods], fontsize=9)
+            axes.set_xlim(-0.6, len(methods) - 0.4)
+            axes.grid(visible=False, axis="x")
+        row[0].set_ylabel("test accuracy, %")
     # Intervals of few seeds reach far beyond what an accuracy can be.
     low, high = grid[0][0].get_ylim()
     grid[0][0].set_ylim(max(low, 0), min(high, 100))
     _title(figure, title)
     return figure
+
+
+def _broken(method: str) -> str:
+    """A method's label over several lines, so that its neighbours have room."""
+    return method.replace(":", "\n").replace("(", "\n").replace(",", "\n").replace(")", "")
 
 
 @_styled

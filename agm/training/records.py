@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,18 @@ from typing import Any, cast
 
 from agm.training.errors import UserError
 
-__all__ = ["Row", "RunFolder", "Table", "metric_columns", "read_table", "step_columns"]
+__all__ = ["STATISTICS", "Row", "RunFolder", "Table", "metric_columns", "read_table", "run_name", "step_columns"]
 
 Row = dict[str, Any]  # column -> number, text or None
+
+# What strategies tell of a step, one number a modality.
+STATISTICS = ("score", "ratio", "reference_ratio", "coefficient")
+
+
+def run_name(method: str, seed: int) -> str:
+    """Name of the folder of one run among several; different methods have different ones."""
+    name = re.sub(r"[(,]", "-", method.replace(":", "-")).replace(")", "")
+    return f"{re.sub(r'[^A-Za-z0-9._=+-]', '_', name)}-seed{seed}"
 
 
 @dataclass(frozen=True)
@@ -120,19 +130,22 @@ def read_table(path: Path, keep: Callable[[Row], bool] = lambda row: True) -> li
 
 
 def metric_columns(modalities: Sequence[str]) -> list[str]:
-    """Columns of metrics.csv, one row an epoch; epochs count from 0, `step` counts the steps taken so far."""
+    """Columns of metrics.csv, one row an epoch; epochs count from 0, `step` counts the steps taken so far.
+
+    `step_seconds` is the mean time of a step, `between_seconds` what the strategy took before the first and after the
+    last step, `seconds` all of the epoch with its evaluation.
+    """
     per_modality = ("response", "absent", "score", "ratio", "coefficient")
     return [
         *("epoch", "step", "split", "lr", "train_loss", "train_accuracy", "loss", "accuracy"),
         *(f"{kind}_{name}" for kind in per_modality for name in modalities),
-        "seconds",
+        *("step_seconds", "between_seconds", "seconds"),
     ]
 
 
 def step_columns(modalities: Sequence[str]) -> list[str]:
     """Columns of steps.csv, one row a step; steps count from 1, epochs from 0."""
-    per_modality = ("score", "ratio", "reference_ratio", "coefficient")
-    return ["step", "epoch", "loss", *(f"{kind}_{name}" for kind in per_modality for name in modalities)]
+    return ["step", "epoch", "loss", *(f"{kind}_{name}" for kind in STATISTICS for name in modalities)]
 
 
 def _written(row: Row) -> dict[str, str]:

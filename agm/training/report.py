@@ -14,11 +14,13 @@ from rich.text import Text
 
 from agm import Contributions
 from agm.ops import Service
-from agm.training.compare import Comparison, interval, remark, spread, title_of
+from agm.training.apart import APART
+from agm.training.compare import Comparison
 from agm.training.competition import Competition
 from agm.training.config import Config
-from agm.training.measuring import APART
+from agm.training.tables import interval, remark, spread, title_of
 from agm.training.trainer import Observer, Result
+from agm.training.tune import Trial, best
 
 __all__ = [
     "Progressing",
@@ -28,16 +30,24 @@ __all__ = [
     "key_value_table",
     "result_table",
     "service_table",
+    "trials_table",
 ]
 
 
 class Progressing(Observer):
-    """A progress bar on a terminal, a line an epoch elsewhere. Use as a context."""
+    """A progress bar on a terminal, a line an epoch elsewhere. Use as a context.
 
-    def __init__(self, console: Console, label: str = "") -> None:
+    Args:
+        console: where it is shown.
+        label: of the run.
+        brief: for one run of many: no lines of epochs, and one line for all of it by `summarise`.
+    """
+
+    def __init__(self, console: Console, label: str = "", brief: bool = False) -> None:
         self.epochs = 0  # finished ones, also of the run that is continued
         self.total = 0
-        self._console, self._label = console, label
+        self._began = 0
+        self._console, self._label, self._brief = console, label, brief
         self._bar: Progress | None = None
         if console.is_terminal:
             self._bar = Progress(
@@ -48,6 +58,7 @@ class Progressing(Observer):
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[figures]}"),
                 console=console,
+                transient=brief,
             )
 
     def __enter__(self) -> Progressing:
@@ -60,10 +71,12 @@ class Progressing(Observer):
             self._bar.stop()
 
     def started(self, folder: Path, config: Config, epoch: int, steps: int) -> None:
-        self.epochs, self.total = epoch, config.epochs
+        self.epochs, self.total, self._began = epoch, config.epochs, epoch
         if self._bar is not None:
             self._steps, self._done = steps, epoch * steps
             self._task = self._bar.add_task(self._label or "training", total=config.epochs, completed=epoch, figures="")
+        elif self._brief:
+            pass
         elif epoch == config.epochs:
             self._line("finished before")
         elif epoch:
@@ -79,11 +92,19 @@ class Progressing(Observer):
         figures = f"loss {row['train_loss']:.3f}  {row['split']} accuracy {100 * row['accuracy']:.1f} %"
         if self._bar is not None:
             self._bar.update(self._task, completed=self.epochs, figures=figures)
-        else:
+        elif not self._brief:
             self._line(f"epoch {self.epochs}/{self.total}  {figures}  {row['seconds']:.1f} s")
 
+    def summarise(self, result: Result, whole: bool = False) -> None:
+        """One line for a finished run, with the time of its epochs from here on, or of the `whole` of it."""
+        seconds = sum(row["seconds"] for row in result.history[0 if whole else self._began :])
+        time = f"{seconds:.1f} s" if whole or self.epochs > self._began else "finished before"
+        accuracy = f"accuracy {100 * result.evaluation.accuracy:.1f} %"
+        self._line(f"{accuracy} after epoch {len(result.history)}  {time}")
+
     def _line(self, text: str) -> None:
-        self._console.print(f"{self._label}  {text}" if self._label else text, highlight=False, markup=False)
+        line = f"{self._label}  {text}" if self._label else text
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def result_table(result: Result) -> Group:
@@ -112,30 +133,50 @@ def result_table(result: Result) -> Group:
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> Group:
-    """Mean, standard deviation and paired difference of every figure."""
+    """Mean, standard deviation and paired difference of every figure, a section a figure."""
     first = comparisons[0].method
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("figure", no_wrap=True)
     table.add_column("method", overflow="fold")
     table.add_column("mean ± sd", justify="right", no_wrap=True)
     table.add_column(Text(f"difference\nto {first} [95 %]", justify="right"), justify="right", no_wrap=True)
     table.add_column("claim", no_wrap=True)
-    shown = ""
+    shown = ("", "")
     for comparison in comparisons:
-        repeated = comparison.metric == shown
-        if shown and not repeated:
-            table.add_section()
-        shown = comparison.metric
+        place = (comparison.fusion, comparison.metric)
+        if place != shown:
+            if shown[1]:
+                table.add_section()
+            title = f"{comparison.fusion}: " if comparison.fusion else ""
+            table.add_row(Text(title + title_of(comparison.metric), style="bold"))
+        shown = place
         claims = comparison.verdict in ("", "higher", "lower")
         table.add_row(
-            Text("" if repeated else title_of(comparison.metric)),
-            Text(comparison.method),
+            Text("  " + comparison.method),
             spread(comparison),
             Text(interval(comparison)),
             comparison.verdict if claims else "none",
         )
     legend = "claim none: the interval holds 0 (or there is none), so no difference can be claimed. "
-    return _framed("test accuracy in percent", table, legend + remark(len(comparisons[0].values)))
+    return _framed("test split, accuracies in percent", table, legend + remark(comparisons))
+
+
+def trials_table(trials: Sequence[Trial]) -> Group:
+    """Settings by their accuracy on the validation split."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for name, justify in (("settings", "left"), ("accuracy ± sd", "right"), ("loss", "right"), ("", "left")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    chosen = best(trials)
+    for trial in sorted(trials, key=lambda trial: (-trial.accuracy, trial.loss)):
+        deviation = "" if trial.deviation is None else f" ± {100 * trial.deviation:.1f}"
+        mark = "chosen" if trial is chosen else ""
+        table.add_row(Text(trial.variant.label), f"{100 * trial.accuracy:.1f}{deviation}", f"{trial.loss:.3f}", mark)
+    seeds = len(trials[0].accuracies)
+    return _framed(
+        "validation split, in percent",
+        table,
+        f"{seeds} seed{'s' if seeds > 1 else ''}, last epoch. The highest mean accuracy is chosen; its own figure "
+        "here is too high, since it was chosen by it. The test split was not looked at.",
+    )
 
 
 def contribution_table(figures: Contributions) -> Group:

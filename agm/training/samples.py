@@ -1,9 +1,11 @@
-"""The data of a run: loaded, checked, on the device, and in the order in which an epoch takes them."""
+"""The data of a run: loaded, checked, split, on the device, and in the order in which an epoch takes them."""
 
 from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from agm.data import MultimodalData, Split
 from agm.training.config import Config
 from agm.training.errors import UserError
 
-__all__ = ["batches", "fingerprint", "load_data", "on_device"]
+__all__ = ["Passes", "batches", "cut", "fingerprint", "hold_out", "load_data", "on_device"]
 
 
 def load_data(config: Config) -> MultimodalData:
@@ -47,15 +49,71 @@ def fingerprint(data: MultimodalData) -> str:
     return digest.hexdigest()
 
 
-def batches(samples: int, batch_size: int, seed: int, epoch: int) -> list[Tensor]:
-    """Indices of each step's samples, every sample once, in an order that (seed, epoch) decides.
+def hold_out(data: MultimodalData, config: Config) -> MultimodalData:
+    """The data with `config.validation` of the training split, drawn by the seed, as their validation split.
 
-    The batches are of equal size but for one sample, and at most `batch_size`. A small remainder as a batch of its
-    own would be a full step on the noise of a few samples: for batch norm, and for the scores of AGM, which then
-    give coefficients far from 1. Only where a batch would be a single sample, which batch norm refuses, batches are
-    one larger.
+    Raises:
+        UserError: the data have a validation split already, or too few samples are left of either.
     """
-    entropy = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]
-    order = torch.randperm(samples, generator=torch.Generator().manual_seed(int(entropy)))
-    steps = min(math.ceil(samples / batch_size), max(samples // 2, 1))
-    return list(order.tensor_split(steps))
+    if not config.validation:
+        return data
+    if data.validation is not None:
+        raise UserError(
+            f"Expected setting `validation` to be 0 for data with a validation split of their own, but got "
+            f"{config.validation}. Leave --validation out."
+        )
+    held = round(config.validation * len(data.train))
+    if held < 1 or len(data.train) - held < 2:
+        raise UserError(
+            f"Expected setting `validation` to hold out 1 of the {len(data.train)} training samples or more and to "
+            f"leave 2 or more, but got {config.validation}. Set it with --validation."
+        )
+    order = _shuffled(len(data.train), config.seed, 0, 1)
+    # In their first order, so that what is left is the training split with some rows taken out.
+    chosen, rest = order[:held].sort().values, order[held:].sort().values
+    return replace(data, train=_rows(data.train, rest), validation=_rows(data.train, chosen))
+
+
+def _rows(split: Split, index: Tensor) -> Split:
+    return Split({name: values[index] for name, values in split.inputs.items()}, split.target[index])
+
+
+def _shuffled(samples: int, *entropy: int) -> Tensor:
+    state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
+    return torch.randperm(samples, generator=torch.Generator().manual_seed(int(state)))
+
+
+def batches(samples: int, batch_size: int, *entropy: int) -> list[Tensor]:
+    """Indices of each step's samples, every sample once, in an order that `entropy` (seed, epoch) decides."""
+    return list(cut(_shuffled(samples, *entropy), batch_size))
+
+
+def cut(order: Tensor, batch_size: int) -> tuple[Tensor, ...]:
+    """Samples in their order, cut into batches of equal size but for one sample, and at most `batch_size`.
+
+    A small remainder as a batch of its own would be a full step on the noise of a few samples: for batch norm, and for
+    the scores of AGM, which then give coefficients far from 1. Only where a batch would be a single sample, which
+    batch norm refuses, batches are one larger.
+    """
+    samples = len(order)
+    return order.tensor_split(min(math.ceil(samples / batch_size), max(samples // 2, 1)))
+
+
+@dataclass
+class Passes:
+    """A split in batches, as often as it is iterated: each pass in another order, which `entropy` decides.
+
+    Without entropy in its own order.
+    """
+
+    split: Split
+    batch_size: int
+    entropy: tuple[int, ...] = ()
+    _done: int = field(default=0, init=False)
+
+    def __iter__(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        samples = len(self.split)
+        order = _shuffled(samples, *self.entropy, self._done, 2) if self.entropy else torch.arange(samples)
+        self._done += 1
+        for index in cut(order.to(self.split.target.device), self.batch_size):
+            yield {name: values[index] for name, values in self.split.inputs.items()}, self.split.target[index]

@@ -7,22 +7,22 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agm.data import MultimodalData
-from agm.ops.reference import COEFFICIENTS, RATIOS, REFERENCE_RATIOS, SCORES
+from agm.strategies import Draw
 from agm.training.checkpoint import fitting, load_checkpoint, random_state, restore_random_state, save_checkpoint
+from agm.training.clipping import clip_gradients_, head_weights
 from agm.training.config import Config, differences, read_config, write_config
 from agm.training.environment import backend, environment, reproducible
 from agm.training.errors import UserError
 from agm.training.evaluation import Evaluation, evaluate
-from agm.training.methods import Method, build_method, check_method
-from agm.training.records import Row, RunFolder, Table, metric_columns, read_table, step_columns
-from agm.training.samples import batches, fingerprint, load_data, on_device
+from agm.training.methods import Method, build_method, check_method, new_optimizer
+from agm.training.records import STATISTICS, Row, RunFolder, Table, metric_columns, read_table, step_columns
+from agm.training.samples import Passes, batches, cut, fingerprint, hold_out, load_data, on_device
 from agm.training.unfinished import Taken
 
 __all__ = [
@@ -35,6 +35,9 @@ __all__ = [
     "recorded_config",
     "train",
 ]
+
+
+Final = Literal["test", "validation"]
 
 
 class DivergedError(UserError):
@@ -65,7 +68,7 @@ class Result:
         folder: where its files are.
         config: its settings, resolved.
         modalities: those that the network takes.
-        evaluation: figures of the last epoch on the test split.
+        evaluation: figures of the last epoch on the test split (or on the one that `train` was asked for).
         history: rows of metrics.csv.
         network: the trained network, not wrapped in AGM.
         data: digest of the values of the dataset.
@@ -87,6 +90,7 @@ def train(
     resume: bool = False,
     checkpoint_every: int | None = None,
     observer: Observer | None = None,
+    final: Final = "test",
 ) -> Result:
     """Train as `config` says and leave config.toml, metrics.csv, steps.csv, checkpoint.pt and result.json.
 
@@ -103,6 +107,8 @@ def train(
         checkpoint_every: steps between two checkpoints inside an epoch, each of which waits for the device; None: at
             the ends of epochs alone. It changes no number.
         observer: is told about every step and epoch.
+        final: the split of the result: "test", or "validation" for choosing among settings, which must never look at
+            the test split.
 
     Raises:
         UserError: settings, data or a folder that do not fit; the message says what to do.
@@ -119,8 +125,8 @@ def train(
     backend(config)
     with reproducible(config):
         data = load_data(config)
-        method = _new_method(config, data)
-        trainer = _Trainer(config, run, data, method, observer or Observer(), checkpoint_every)
+        method = _new_method(config, data, final)
+        trainer = _Trainer(config, run, data, method, observer or Observer(), final, checkpoint_every)
         if resume:
             trainer.restore()
         else:
@@ -139,7 +145,7 @@ def load_run(folder: str | os.PathLike[str]) -> Result:
     config = recorded_config(run).resolved()
     with reproducible(config):
         data = load_data(config)
-        trainer = _Trainer(config, run, data, _new_method(config, data), Observer())
+        trainer = _Trainer(config, run, data, _new_method(config, data), Observer(), "test")
         if not run.checkpoint.exists():
             raise UserError(
                 f"Expected {str(run.path)!r} to have finished an epoch, but got no checkpoint there. "
@@ -149,7 +155,7 @@ def load_run(folder: str | os.PathLike[str]) -> Result:
         return trainer.result()
 
 
-def check_settings(config: Config) -> None:
+def check_settings(config: Config, final: Final = "test") -> None:
     """Load the data and build the method once, so that a mistake shows before hours of other runs.
 
     Raises:
@@ -157,7 +163,7 @@ def check_settings(config: Config) -> None:
     """
     config = config.resolved()
     with reproducible(config):
-        _new_method(config, load_data(config))
+        _new_method(config, load_data(config), final)
 
 
 def learning_rate(config: Config, epoch: int) -> float:
@@ -179,25 +185,24 @@ class _Trainer:
         data: MultimodalData,
         method: Method,
         observer: Observer,
+        final: Final,
         checkpoint_every: int | None = None,
     ) -> None:
         device = torch.device(config.device)
-        self.config, self.run, self.observer = config, run, observer
+        self.config, self.run, self.observer, self.final = config, run, observer, final
         self.fingerprint = fingerprint(data)
+        data = hold_out(data, config)
         self.train_split = on_device(data.train, method.modalities, device)
         self.test_split = on_device(data.test, method.modalities, device)
         self.watched_name = "test" if data.validation is None else "validation"
         self.watched_split = (
             self.test_split if data.validation is None else on_device(data.validation, method.modalities, device)
         )
-        self.method = method
-        method.model.to(device)
-        self.optimizer = torch.optim.SGD(
-            method.model.parameters(),
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-        )
+        self.method, self.strategy = method, method.strategy
+        method.strategy.to(device)
+        self.optimizer = new_optimizer(config, method.strategy.parameters())
+        self.strategy.optimizer = self.optimizer
+        self.head = head_weights(method.network)
         self.epoch = 0  # finished epochs
         self.step = 0  # steps taken in them
         self.checkpoint_every = checkpoint_every
@@ -214,7 +219,7 @@ class _Trainer:
         try:
             per_epoch = len(batches(len(self.train_split), self.config.batch_size, 0, 0))
             self.observer.started(self.run.path, self.config, self.epoch, per_epoch)
-            while self.epoch < self.config.epochs:
+            while self.epoch < self.config.epochs and not self.strategy.finished:
                 row = self._run_epoch(steps)
                 metrics.append([row])
                 self.history.append(row)
@@ -227,7 +232,7 @@ class _Trainer:
         result = self.result()
         means = {name: value for name, value in self.history[-1].items() if name.startswith("coefficient_")}
         self.run.write_result(
-            {"split": "test", "epochs": self.epoch, "modalities": list(modalities)}
+            {"split": self.final, "epochs": self.epoch, "modalities": list(modalities)}
             | {"samples": result.evaluation.samples, **result.evaluation.columns(), **means}
         )
         return result
@@ -237,7 +242,11 @@ class _Trainer:
             folder=self.run.path,
             config=self.config,
             modalities=self.method.modalities,
-            evaluation=evaluate(self.method.network, self.test_split, self.method.modalities),
+            evaluation=evaluate(
+                self.method.network,
+                self.test_split if self.final == "test" else self.watched_split,
+                self.method.modalities,
+            ),
             history=self.history,
             network=self.method.network,
             data=self.fingerprint,
@@ -248,54 +257,78 @@ class _Trainer:
         rate = learning_rate(self.config, epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.method.model.train()
         taken = self._begin_taking()
-        self.method.begin_epoch(epoch)
-        indices = batches(len(self.train_split), self.config.batch_size, self.config.seed, epoch)
-        sizes = [len(index) for index in indices]
-        order = torch.cat(indices).to(self.train_split.target.device)  # one transfer an epoch
-
+        self.strategy.train()
+        splits = self._splits(epoch)
+        self.strategy.begin_epoch(epoch, **splits)
+        draw, order = self._draw(epoch)
         self._go_on(taken)
 
         # What a step leaves stays on the device until the epoch's end, so that no step waits for it.
-        for index in order.split(sizes)[len(taken) :]:
-            loss, hit = self._take_step(index)
+        stepping, before = time.perf_counter(), len(taken)
+        for places in order[before:]:
+            loss, hit = self._take_step(draw.take(places))
             taken.losses.append(loss)
             taken.hits.append(hit)
-            taken.statistics.append(self.method.statistics())
-            self._save_inside(taken, len(sizes))
+            taken.statistics.append(self.strategy.statistics())
+            self._save_inside(taken, len(order))
             self.observer.stepped()
 
         step_losses = torch.stack(taken.losses).double().cpu()
+        stepped = time.perf_counter()
         rows = self._step_rows(step_losses.tolist(), taken.statistics)
         steps.append(rows)
         self._require_finite(step_losses)
-        self.step += len(sizes)
+        self.step += len(order)
+        ending = time.perf_counter()
+        self.strategy.end_epoch(**splits)
+        # Whatever the strategy did between the epochs is its own cost, and no step's.
+        between = stepping - began + time.perf_counter() - ending
         evaluation = evaluate(self.method.network, self.watched_split, self.method.modalities)
-        weight = torch.tensor(sizes, dtype=torch.float64) / len(self.train_split)
+        sizes = torch.tensor([len(places) for places in order], dtype=torch.float64)
         return {
             "epoch": epoch,
             "step": self.step,
             "split": self.watched_name,
             "lr": rate,
-            "train_loss": float(step_losses @ weight),
-            "train_accuracy": int(torch.stack(taken.hits).sum()) / len(self.train_split),
+            "train_loss": float(step_losses @ sizes / sizes.sum()),
+            "train_accuracy": int(torch.stack(taken.hits).sum()) / len(draw.index),
             **evaluation.columns(),
             **self._epoch_means(rows),
+            "step_seconds": (stepped - stepping) / (len(order) - before),
+            "between_seconds": between,
             "seconds": time.perf_counter() - began,
         }
 
+    def _splits(self, epoch: int) -> dict[str, Passes]:
+        """What a strategy may look at between epochs: never the test split."""
+        size, seed = self.config.batch_size, self.config.seed
+        splits = {"train": Passes(self.train_split, size, (seed, epoch))}
+        if self.watched_name == "validation":
+            splits["validation"] = Passes(self.watched_split, max(size, 256))
+        return splits
+
+    def _draw(self, epoch: int) -> tuple[Draw, tuple[Tensor, ...]]:
+        """The samples of an epoch on the device, and which of them each step takes."""
+        device, size = self.train_split.target.device, self.config.batch_size
+        order = torch.cat(batches(len(self.train_split), size, self.config.seed, epoch))
+        draw = self.strategy.draw(order.to(device))  # one transfer an epoch
+        return draw, cut(torch.arange(len(draw.index), device=device), size)
+
     def _begin_taking(self) -> Taken:
-        """The steps of this epoch so far; the generators are as before it, also in a resumed run."""
+        """The steps of this epoch so far; generators and weights are as before it, also in a resumed run."""
         if self.unfinished is None:
-            return Taken(random_state())
+            weights = {} if self.checkpoint_every is None else self.method.model.state_dict()
+            return Taken(random_state(), {name: value.clone() for name, value in weights.items()})
         with fitting(self.run.checkpoint):
             taken = Taken.read(self.unfinished["unfinished"], self.train_split.target.device)
+            # What a strategy measures as it begins an epoch, it measures before the first step.
+            self.method.model.load_state_dict(taken.model)
             restore_random_state(taken.random)
         return taken
 
     def _go_on(self, taken: Taken) -> None:
-        """Behind the steps that were taken before: what beginning the epoch did is part of the checkpoint."""
+        """Behind the steps that were taken before."""
         if self.unfinished is not None:
             self._load_state(self.unfinished)
             self.unfinished = None
@@ -309,37 +342,31 @@ class _Trainer:
             self._require_finite(torch.stack(taken.losses).double().cpu())
             self._save_checkpoint(taken)
 
-    def _take_step(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """One update; returns the loss and the number of hits, both on the device."""
+    def _take_step(self, samples: Draw) -> tuple[Tensor, Tensor]:
+        """All updates of one batch; returns the loss and the number of hits before the last one, on the device."""
+        index = samples.index
         target = self.train_split.target[index]
         inputs = {name: values[index] for name, values in self.train_split.inputs.items()}
-        self.optimizer.zero_grad(set_to_none=True)
-        logits = self.method.logits(inputs, target)
-        loss = F.cross_entropy(logits, target)
-        loss.backward()
-        if self.config.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.method.model.parameters(), self.config.clip_norm)
-        self.optimizer.step()
-        return loss.detach(), logits.detach().argmax(-1).eq(target).sum()
+        for outcome in self.strategy.steps(inputs, target, index=index, present=samples.present):
+            if self.config.clip_norm is not None:
+                clip_gradients_(
+                    self.strategy.parameters(), self.config.clip_norm, self.head, above=self.config.clip_above
+                )
+            self.optimizer.step()
+            loss, hit = outcome.loss, outcome.logits.argmax(-1).eq(target).sum()
+        return loss, hit
 
-    def _step_rows(self, losses: list[float], statistics: list[Tensor | None]) -> list[Row]:
+    def _step_rows(self, losses: list[float], statistics: list[dict[str, Tensor]]) -> list[Row]:
         rows = [
             {"step": self.step + 1 + number, "epoch": self.epoch, "loss": loss} for number, loss in enumerate(losses)
         ]
-        known = [values for values in statistics if values is not None]
-        if not known:  # all of an epoch, or none
-            return rows
-        values = torch.stack(known).cpu()  # (steps, 5, M)
-        places = {
-            "score": SCORES,
-            "ratio": RATIOS,
-            "reference_ratio": REFERENCE_RATIOS,
-            "coefficient": COEFFICIENTS,
-        }
-        for row, step_values in zip(rows, values, strict=True):
-            for kind, place in places.items():
-                for name, value in zip(self.method.modalities, step_values[place].tolist(), strict=True):
-                    row[f"{kind}_{name}"] = value
+        for kind in STATISTICS:
+            known = [found[kind] for found in statistics if kind in found]
+            if not known:  # all of an epoch, or none
+                continue
+            values = torch.stack(known).double().cpu()  # (steps, M)
+            for row, step_values in zip(rows, values.tolist(), strict=True):
+                row |= {f"{kind}_{name}": v for name, v in zip(self.method.modalities, step_values, strict=True)}
         return rows
 
     def _epoch_means(self, rows: list[Row]) -> dict[str, float]:
@@ -444,7 +471,15 @@ def recorded_config(run: RunFolder) -> Config:
     return read_config(run.config)
 
 
-def _new_method(config: Config, data: MultimodalData) -> Method:
+def _new_method(config: Config, data: MultimodalData, final: Final = "test") -> Method:
     check_method(config.method)
+    data = hold_out(data, config)
     shapes = {name: tuple(data.train.inputs[name].shape[1:]) for name in data.modalities}
-    return build_method(config, shapes, data.num_classes)
+    method = build_method(config, shapes, data.num_classes)
+    if data.validation is None and ("validation" in method.strategy.needs or final == "validation"):
+        who = f"for method {config.method!r}" if final == "test" else "for choosing settings"
+        raise UserError(
+            f"Expected data with a validation split {who}, but got none. "
+            "Hold out a share of the training split, for example with --validation 0.2."
+        )
+    return method

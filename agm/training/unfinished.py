@@ -18,11 +18,13 @@ class Taken:
 
     Args:
         random: state of the generators before the epoch began, from which its order follows.
+        model: of what is trained, before the epoch began.
         losses, hits: of each step.
         statistics: what the method had to say after each step, alike in structure.
     """
 
     random: dict[str, Any]
+    model: dict[str, Tensor]
     losses: list[Tensor] = field(default_factory=list)
     hits: list[Tensor] = field(default_factory=list)
     statistics: list[Any] = field(default_factory=list)
@@ -35,6 +37,7 @@ class Taken:
         told = [values for values in self.statistics if values is not None]
         return {
             "random": self.random,
+            "model": self.model,
             "losses": torch.stack(self.losses),
             "hits": torch.stack(self.hits),
             "statistics": pytree.tree_map(lambda *steps: torch.stack(steps), *told) if told else None,
@@ -49,4 +52,4 @@ class Taken:
             None if told is None else pytree.tree_map(lambda leaf, step=step: leaf[step].to(device), told)
             for step in range(len(losses))
         ]
-        return cls(contents["random"], losses, hits, statistics)
+        return cls(contents["random"], contents["model"], losses, hits, statistics)

@@ -1,5 +1,4 @@
 import sys
-from dataclasses import fields
 
 import pytest
 import torch
@@ -7,9 +6,9 @@ from matplotlib import image
 
 import agm.training
 from agm.data.av_digits import read_build_settings
-from agm.training import Config, cli, load_run, measure_contributions, trainer
+from agm.training import cli, load_run, measure_contributions, trainer
 from agm.training.__main__ import main
-from agm.training.config import read_config
+from agm.training.config import read_config, settings
 from agm.training.records import RunFolder, read_table
 
 
@@ -95,6 +94,50 @@ def test_compare_prints_and_writes(options, tmp_path, capsys):
     assert again.count("finished before") == 4
 
 
+def test_compare_several_fusions_again_from_its_file(options, tmp_path, capsys):
+    shared = [*options[:2], *options[4:]]  # without --fusion
+    arguments = ["compare", "--methods", "joint,agm(alpha=2,lr=0.1)", "--fusion", "late,early", "--seeds", "1"]
+    assert main([*arguments, *shared, "--epochs", "1", "--out", "one"]) == 0
+    output = capsys.readouterr().out
+    lines = [line for line in output.splitlines() if " after epoch " in line]
+    assert [line.split("  ")[0] for line in lines] == ["joint seed 0", "agm(alpha=2,lr=0.1) seed 0"] * 2
+    assert image.imread("one/compare.png").shape[0] > 900
+    assert "**early**" in (tmp_path / "one/compare.md").read_text()
+    table = (tmp_path / "one/compare.csv").read_text()
+    assert main(["compare", "--config", "one/compare.toml", "--out", "one"]) == 0
+    assert capsys.readouterr().out.count("finished before") == 4
+    assert (tmp_path / "one/compare.csv").read_text() == table
+
+
+def test_ctrl_c_in_a_comparison_says_how_to_go_on(options, capsys, monkeypatch):
+    def interrupted(self, samples):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer._Trainer, "_take_step", interrupted)
+    message = failure(capsys, "compare", "--seeds", "1", *options, status=130)
+    assert message == "Interrupted. Continue with: the same command: finished runs are not repeated\n"
+
+
+def test_tune_prints_and_writes_what_it_chose(options, tmp_path, capsys):
+    arguments = ["tune", "--setting", "alpha=0,2", "--seeds", "1", "--validation", "0.3", *options, "--epochs", "1"]
+    assert main(arguments) == 0
+    output = capsys.readouterr().out
+    rows = read_table(tmp_path / "runs/tune/tune.csv")
+    (chosen,) = [row["method"] for row in rows if row["chosen"]]
+    assert f"chosen: {chosen}  (tune.csv" in output
+    assert "test split was not looked at" in " ".join(output.split())
+    assert {row["method"] for row in rows} == {"agm(alpha=0)", "agm(alpha=2)"}
+
+
+def test_options_of_a_strategy(options, tmp_path):
+    arguments = ["train", *options, "--epochs", "1", "--method", "ogm-ge", "--option", "alpha=0.9", "--out", "run"]
+    assert main([*arguments, "--option", "noise=false"]) == 0
+    assert read_config(tmp_path / "run/config.toml").options == {"alpha": 0.9, "noise": False}
+    assert image.imread(tmp_path / "run/training.png").ndim == 3
+    rows = read_table(tmp_path / "run/steps.csv")
+    assert all(min(row["coefficient_audio"], row["coefficient_image"]) < 1 for row in rows)
+
+
 def test_evaluate_and_plot_a_run(options, tmp_path, capsys):
     assert main(["train", *options, "--out", "run"]) == 0
     table = capsys.readouterr().out.split("agm, early fusion")[1].split("picture,")[0]
@@ -129,7 +172,21 @@ def test_a_run_of_one_modality_has_no_contributions(options, capsys):
         ("train --lr fast", "'--lr': 'fast' is not a valid float"),
         ("train --lr -1", "`lr` to be a positive number, but got -1.0"),
         ("train --stop later", "'--stop': 'later' is not a valid integer"),
-        ("train --method ogm", "one of agm, joint, unimodal:NAME, alone:NAME, but got 'ogm'"),
+        ("train --method amg", "one of joint, agm, ogm,"),
+        ("train --method ogm-ge --alpha 1", "`alpha` with method agm alone, but got it with 'ogm-ge'"),
+        ("train --method ogm --option noice=1", "but got 'noice'. Did you mean `noise`?"),
+        ("train --method ogm --option alpha=-1", "`alpha` to be a number >= 0 and finite, but got -1. It was set for"),
+        ("train --method agm --option alpha=1", "`alpha` of method 'agm' among the settings"),
+        ("train --method mslr", "validation split for method 'mslr', but got none. Hold out"),
+        ("train --option alpha", "--option to be NAME=VALUE, but got 'alpha'"),
+        ("tune --setting alpha=1,2", "validation split for choosing settings, but got none"),
+        ("tune --setting alpha", "--setting to be NAME=VALUE,VALUE"),
+        ("tune --setting alpha=1,1", "different values"),
+        ("tune", "Missing option '--setting'"),
+        ("compare --methods joint,agm(alpha=1", "'joint,agm(alpha=1'"),
+        ("compare --methods joint,agm --fusion late,lat", "one of late, late-sum"),
+        ("compare --methods joint,agm --jobs 0", "--jobs to be an integer >= 1"),
+        ("compare --methods joint,agm(lr=0)", "`lr` to be a positive number, but got 0"),
         ("train --dataset ./none.npz", "none.npz"),
         ("train --config none.toml", "none.toml"),
         ("train --resume none", "none"),
@@ -164,7 +221,7 @@ def test_a_run_that_diverges_has_its_own_status(options, capsys, monkeypatch):
 def test_help_names_every_setting_and_its_default(capsys):
     assert main(["train", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    for spec in fields(Config):
+    for spec in settings():
         assert "--" + spec.name.replace("_", "-") in text
         assert spec.metadata["help"] in text
         assert f"[default: {'none' if spec.default is None else spec.default}]" in text

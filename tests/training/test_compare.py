@@ -6,18 +6,21 @@ from scipy import stats
 
 from agm import data as datasets
 from agm.data import Split
-from agm.training import UserError, compare_methods
-from agm.training.compare import (
-    Comparison,
+from agm.training import UserError, apart, compare_methods, concepts_of, load_run, strength_apart, strength_of, train
+from agm.training.compare import Comparison, mean_interval, paired_comparisons, seconds_per_step
+from agm.training.config import Config, read_config, read_table_of
+from agm.training.records import RunFolder, run_name
+from agm.training.tables import (
     command_line,
-    mean_interval,
-    paired_comparisons,
-    run_name,
+    interval,
+    is_share,
+    spread,
+    title_of,
     write_csv,
     write_markdown,
+    write_settings,
+    write_wide_markdown,
 )
-from agm.training.config import Config
-from agm.training.records import RunFolder
 
 JOINT = [0.70, 0.72, 0.69, 0.71, 0.73]
 AGM = [0.74, 0.75, 0.70, 0.77, 0.74]
@@ -115,6 +118,9 @@ def test_runs_are_ordinary_and_finished_ones_are_not_repeated(settings, tmp_path
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == names
     assert "unimodal-image-seed5" in names
     for comparison in comparisons:
+        if comparison.metric in ("step_seconds", "cost"):
+            assert min(comparison.values) > 0
+            continue
         runs = [RunFolder(tmp_path / run_name(comparison.method, seed)).read_result() for seed in (4, 5)]
         assert comparison.values == tuple(run[comparison.metric] for run in runs)
     assert [(result.config.method, result.config.seed) for result in seen][:4] == [
@@ -142,10 +148,138 @@ def test_a_mistake_shows_before_the_first_run(settings, tmp_path):
     for methods, seeds, message in [
         (["joint"], 2, "two or more different"),
         (["joint", "joint"], 2, "two or more different"),
-        (["joint", "ogm"], 2, "agm, joint, unimodal:NAME"),
+        (["joint", "amg"], 2, "joint, agm, .*unimodal:NAME"),
         (["joint", "unimodal:text"], 2, "audio, image"),
         (["joint", "agm"], 0, "--seeds"),
     ]:
         with pytest.raises(UserError, match=message):
             compare_methods(settings(), methods, seeds, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+METHODS = ["joint", "agm(alpha=0.5,masked=shared)", "agm(alpha=2)", "mslr(initial={audio=0.5,image=1.5})"]
+
+
+def test_fusions_variants_and_cost(settings, tmp_path):
+    config = settings(epochs=1, validation=0.3)
+    found = compare_methods(config, METHODS, 2, tmp_path, fusions=["late", "early"])
+    assert {(c.fusion, c.method) for c in found} == {(f, m) for f in ("late", "early") for m in METHODS}
+    for fusion in ("late", "early"):
+        names = {path.name for path in (tmp_path / fusion).iterdir()}
+        assert names == {run_name(method, seed) for method in METHODS for seed in (0, 1)}
+        own = [c for c in found if c.fusion == fusion]
+        accuracy = {c.method: c for c in own if c.metric == "accuracy"}
+        for method in METHODS:
+            runs = [RunFolder(tmp_path / fusion / run_name(method, seed)).read_result() for seed in (0, 1)]
+            assert accuracy[method].values == tuple(run["accuracy"] for run in runs)
+        joint = accuracy["joint"].values
+        paired = mean_interval([a - b for a, b in zip(accuracy[METHODS[2]].values, joint, strict=True)])
+        assert accuracy[METHODS[2]].difference == paired
+        figures = {(c.metric, c.method): c.values for c in own}
+        seconds = [figures["step_seconds", method] for method in (METHODS[1], "joint")]
+        assert figures["cost", METHODS[1]] == tuple(a / b for a, b in zip(*seconds, strict=True))
+        assert figures["cost", "joint"] == (1.0, 1.0)
+    configs = [read_config(tmp_path / "late" / run_name(method, 1) / "config.toml") for method in METHODS]
+    assert [(c.method, c.alpha, c.masked) for c in configs[1:3]] == [("agm", 0.5, "shared"), ("agm", 2.0, "exact")]
+    assert configs[3].options == {"initial": {"audio": 0.5, "image": 1.5}}
+
+    write_wide_markdown(tmp_path / "c.md", found, "agm compare")
+    lines = (tmp_path / "c.md").read_text().splitlines()
+    assert lines[:2] == ["**late**", ""]
+    assert "**early**" in lines
+    assert lines[2].startswith("| test split, accuracies in % | joint | audio response |")
+    assert "| image absent | ms a step | cost of a step |" in lines[2]
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
+    assert [line.split(" | ")[0] for line in lines[4:8]] == [f"| {method}" for method in METHODS]
+    assert "did not take turns" in lines[-3]
+
+
+def test_the_strength_of_every_run_against_networks_of_one_modality(settings, tmp_path, monkeypatch):
+    config = settings(epochs=1, validation=0.4, seed=3)
+    methods = ["joint", "agm", "alone:image"]
+    found = compare_methods(config, methods, 2, tmp_path, strength=True)
+    divided = datasets.load(tmp_path / "data.npz")
+    assert [len(split) for split in divided.splits.values()] == [29, 20, 30]
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {
+        *(f"{method}-seed{seed}" for method in ("joint", "agm") for seed in (3, 4)),
+        *(f"alone-{name}-seed{seed}" for name in ("audio", "image") for seed in (3, 4, 5)),
+    }
+    network = {path.name: load_run(path).network for path in tmp_path.iterdir() if path.is_dir()}
+    figures = {(c.metric, c.method): c.values for c in found}
+    for place, seed in enumerate((3, 4)):
+        splits = divided.validation, divided.test
+        own, others = (
+            {name: network[f"alone-{name}-seed{s}"] for name in divided.modalities} for s in (seed, seed + 1)
+        )
+        concepts = concepts_of(others, *splits)
+        expected = {"apart": strength_apart(own, *splits, concepts)}
+        for method in ("joint", "agm"):
+            expected[method] = strength_of(network[f"{method}-seed{seed}"], *splits, concepts)
+        for method, strengths in expected.items():
+            for name, strength in strengths.items():
+                assert figures[f"strength_{name}", method][place] == pytest.approx(strength.value, rel=1e-6)
+        accuracy = RunFolder(tmp_path / f"alone-audio-seed{seed}").read_result()["accuracy"]
+        assert figures["response_audio", "apart"][place] == accuracy
+    assert ("strength_image", "alone:image") not in figures
+    write_markdown(tmp_path / "c.md", found, "agm compare")
+    text = (tmp_path / "c.md").read_text()
+    assert "| image competition strength | apart |" in text
+    assert "without competition" in text
+
+    # What was measured is not measured again, but for concepts that are others.
+    monkeypatch.setattr(apart, "strength_of", None)
+    assert compare_methods(config, methods, 2, tmp_path, strength=True) == found
+    kept = tmp_path / "agm-seed4" / "strength.json"
+    kept.write_text(kept.read_text().replace("alone-audio-seed5", "alone-audio-seed9"))
+    with pytest.raises(TypeError):
+        compare_methods(config, methods, 2, tmp_path, strength=True)
+
+
+def test_a_strength_needs_samples_that_nobody_was_trained_on(settings, tmp_path):
+    with pytest.raises(UserError, match=r"validation split to measure the competition strength.*--validation 0.2"):
+        compare_methods(settings(epochs=1), ["joint", "agm"], 1, tmp_path / "out", strength=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_seconds_of_a_step_are_the_median_and_a_share_of_what_is_between(settings, tmp_path):
+    result = train(settings(epochs=1), tmp_path / "run")
+    rows = [
+        {"step": 4 * (epoch + 1), "step_seconds": seconds, "between_seconds": 1.2}
+        for epoch, seconds in enumerate([9.0, 0.2, 0.1])
+    ]
+    assert seconds_per_step(replace(result, history=rows)) == pytest.approx(0.2 + 3.6 / 12)
+    assert seconds_per_step(replace(result, history=[*rows, {"step": 16}])) is None
+
+
+def test_runs_in_other_processes_are_the_same(settings, tmp_path):
+    config, methods = settings(epochs=1), ["joint", "ogm-ge"]
+    alone = compare_methods(config, methods, 1, tmp_path / "alone")
+    seen = []
+    together = compare_methods(config, methods, 1, tmp_path / "together", jobs=2, finished=seen.append)
+    values = [{(c.metric, c.method): c.values for c in found if is_share(c.metric)} for found in (alone, together)]
+    assert values[0] == values[1]
+    assert [result.config.method for result in seen] == methods
+
+
+def test_how_figures_are_written():
+    def shown(metric):
+        comparison = Comparison(metric, "agm", (0.0123, 0.0125), (0.0011, -0.0002, 0.0024))
+        return title_of(metric), spread(comparison), interval(comparison)
+
+    assert shown("accuracy") == ("joint", "1.2 ± 0.0", "+0.1 [-0.0, +0.2]")
+    assert shown("absent_audio")[0] == "audio absent"
+    assert shown("strength_audio") == ("audio competition strength", "0.012 ± 0.000", "+0.001 [-0.000, +0.002]")
+    assert shown("step_seconds") == ("ms a step", "12.4 ± 0.1", "+1.1 [-0.2, +2.4]")
+    assert shown("cost") == ("cost of a step", "0.01 ± 0.00", "+0.00 [-0.00, +0.00]")
+
+
+def test_the_file_of_a_comparison_holds_its_settings(settings, tmp_path):
+    config = settings(alpha=0.7, options={})
+    write_settings(tmp_path / "compare.toml", config, METHODS, 3, ["late", "early"])
+    assert read_table_of(tmp_path / "compare.toml", "compare") == {
+        "methods": METHODS,
+        "fusion": ["late", "early"],
+        "seeds": 3,
+        "strength": False,
+    }
+    assert read_config(tmp_path / "compare.toml") == replace(config, fusion="late")

@@ -299,7 +299,7 @@ def test_mistakes_show_before_the_first_run(settings, data, tmp_path):
         ([], "one or more different methods, but got none"),
         (["agm", "agm"], "one or more different methods, but got agm, agm"),
         (["joint", "unimodal:audio"], "train on all modalities, but got 'unimodal:audio'"),
-        (["ogm"], "but got 'ogm'"),
+        (["amg"], "but got 'amg'"),
     ]:
         with pytest.raises(UserError, match=message):
             run_competition(settings(), methods, out)
@@ -362,7 +362,7 @@ def test_the_command(dataset, tmp_path, monkeypatch, capsys):
     rows = read_table(folder / "competition.csv")
     assert [row["epochs"] for row in rows] == [2, 2, 0, 0, 2, 2]
     assert {row["ridge"] for row in rows} == {2.0}
-    assert "unimodal:image seed 1  epoch 2/2" in output
+    assert "unimodal:image seed 1  accuracy" in output
     assert f"{rows[-1]['strength']:.3f} [{rows[-1]['low']:.3f}, {rows[-1]['high']:.3f}]" in output
     assert image.imread(folder / "competition.png").ndim == 3
     assert (folder / "joint-seed0/training.png").exists()

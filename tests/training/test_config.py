@@ -1,18 +1,19 @@
 import math
 import os
 import tomllib
-from dataclasses import asdict, fields
+from dataclasses import fields
 
 import pytest
 import torch
 
-from agm.training.config import Config, differences, kind_of, read_config, write_config
+from agm.training.config import Config, differences, kind_of, read_config, settings, write_config
 from agm.training.errors import UserError
 
 OTHER = {
     "dataset": "C:\\data\\ä.npz",
     "fusion": "early",
     "width": 17,
+    "validation": 0.25,
     "method": "unimodal:audio",
     "alpha": 0.1 + 0.2,
     "max_gap": math.inf,
@@ -28,9 +29,11 @@ OTHER = {
     "step_epochs": 4,
     "step_factor": 1 / 3,
     "clip_norm": 5.0,
+    "clip_above": 1.0,
     "seed": 2**32 - 1,
     "device": "cuda:1",
     "threads": 3,
+    "options": {"alpha": 0.3, "noise": True, "initial": {"audio": 1.3, "image": 0.7}, "text": "x"},
 }
 
 
@@ -46,7 +49,7 @@ def test_every_setting_survives_the_file(tmp_path):
 def test_the_file_says_what_a_setting_does_and_where_it_ran(tmp_path):
     write_config(tmp_path / "c.toml", Config(), {"torch": "2.x"})
     text = (tmp_path / "c.toml").read_text()
-    assert all(spec.metadata["help"] in text for spec in fields(Config))
+    assert all(spec.metadata["help"] in text for spec in settings())
     assert tomllib.loads(text)["environment"] == {"torch": "2.x"}
 
 
@@ -69,6 +72,8 @@ def test_an_unknown_key_names_itself_the_file_and_what_was_meant(tmp_path):
     path.write_text("batch-sise = 3\n")
     with pytest.raises(UserError, match=r"mine\.toml.*`batch-sise`.*mean `batch_size`.*Known: dataset, fusion"):
         read_config(path)
+    path.write_text("[compare]\nseeds = 3\n[environment]\ntorch = 'x'\n")
+    assert read_config(path) == Config()
     path.write_text("[agm]\nalpha = 1.0\n")
     with pytest.raises(UserError, match="`agm`"):
         read_config(path)
@@ -113,6 +118,8 @@ def test_a_wrong_value_in_a_file_names_key_and_file(tmp_path, line, expected):
         ("schedule", "linear"),
         ("step_factor", 0.0),
         ("clip_norm", 0.0),
+        ("clip_above", -1.0),
+        ("validation", 1.0),
         ("seed", -1),
         ("threads", 0),
         ("dataset", ""),
@@ -151,7 +158,17 @@ def test_differences_name_the_settings_and_both_values():
 
 
 def test_every_setting_has_a_type_that_a_file_can_hold():
-    for name in asdict(Config()):
+    for name in (spec.name for spec in settings()):
         kind, optional = kind_of(name)
         assert kind in (str, int, float)
         assert optional == (getattr(Config(), name) is None)
+
+
+def test_options_are_plain_values_and_merge_with_those_of_the_file(tmp_path):
+    (tmp_path / "c.toml").write_text("[options]\nalpha = 0.3\nnoise = false\n")
+    assert read_config(tmp_path / "c.toml", {"options": {"alpha": 0.5}}).options == {"alpha": 0.5, "noise": False}
+    (tmp_path / "c.toml").write_text("[options]\ndates = [1979-05-27]\n")
+    with pytest.raises(UserError, match=r"c\.toml.*option `dates` to be a number"):
+        read_config(tmp_path / "c.toml")
+    with pytest.raises(UserError, match="to be a table"):
+        Config(options=3)

@@ -156,8 +156,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(settings, tmp_path, method, 
     assert (tmp_path / "whole/steps.csv").read_text() == (tmp_path / "parts/steps.csv").read_text()
     assert (tmp_path / "whole/result.json").read_text() == (tmp_path / "parts/result.json").read_text()
     rows = [read_table(tmp_path / name / "metrics.csv") for name in ("whole", "parts")]
-    for row in [*rows[0], *rows[1]]:
-        del row["seconds"]
+    rows = [[{k: v for k, v in row.items() if not k.endswith("seconds")} for row in table] for table in rows]
     assert rows[0] == rows[1]
     assert len(rows[0]) == 3
 
@@ -330,7 +329,8 @@ def test_a_mistake_in_data_or_method_leaves_no_folder(settings, tmp_path):
     for wrong, message in [
         ({"dataset": str(tmp_path / "none.npz")}, "none.npz"),
         ({"dataset": "mnist"}, "known dataset"),
-        ({"method": "ogm"}, "agm, joint, unimodal:NAME"),
+        ({"method": "amg"}, "joint, agm, ogm.*unimodal:NAME"),
+        ({"options": {"alpha": 1}}, "`alpha` of method 'agm' among the settings"),
         ({"method": "unimodal"}, "unimodal:NAME"),
         ({"method": "agm:audio"}, "unimodal:NAME"),
         ({"method": "unimodal:text"}, "one of audio, image, but got 'text'"),

@@ -1,0 +1,50 @@
+"""Ways to balance the modalities of a network while it trains, under one interface.
+
+`Strategy` says what a training loop calls and what a strategy fills in; README.md beside this file shows how to add
+one. `strategies` has them by name.
+"""
+
+from agm.strategies.agm import AGM
+from agm.strategies.batch import Batch
+from agm.strategies.bounding import BoundedPasses
+from agm.strategies.g_blending import GBlending
+from agm.strategies.heads import LinearHead, linear_heads
+from agm.strategies.inforeg import InfoReg
+from agm.strategies.joint import Joint
+from agm.strategies.measuring import Measured, measure
+from agm.strategies.mlb import MLB
+from agm.strategies.mses import MSES
+from agm.strategies.mslr import MSLR
+from agm.strategies.multi_loss import MultiLoss
+from agm.strategies.ogm import OGM, OGMGE
+from agm.strategies.parts import Parts
+from agm.strategies.registry import build, options_of, strategies
+from agm.strategies.smoothing import SmoothedModulator
+from agm.strategies.strategy import Draw, Outcome, Strategy
+
+__all__ = [
+    "AGM",
+    "MLB",
+    "MSES",
+    "MSLR",
+    "OGM",
+    "OGMGE",
+    "Batch",
+    "BoundedPasses",
+    "Draw",
+    "GBlending",
+    "InfoReg",
+    "Joint",
+    "LinearHead",
+    "Measured",
+    "MultiLoss",
+    "Outcome",
+    "Parts",
+    "SmoothedModulator",
+    "Strategy",
+    "build",
+    "linear_heads",
+    "measure",
+    "options_of",
+    "strategies",
+]

@@ -1,0 +1,109 @@
+"""Adaptive Gradient Modulation, under the interface of the others."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Unpack
+
+from torch import Tensor, nn
+
+from agm.engine import AGM as Engine
+from agm.ops.reference import COEFFICIENTS, RATIOS, REFERENCE_RATIOS, SCORES
+from agm.strategies._checks import check_number
+from agm.strategies.batch import Batch
+from agm.strategies.bounding import BoundedPasses
+from agm.strategies.measuring import Batches
+from agm.strategies.smoothing import SmoothedModulator
+from agm.strategies.strategy import Common, Strategy
+
+__all__ = ["AGM"]
+
+_SHOWN = {
+    "score": SCORES,
+    "ratio": RATIOS,
+    "reference_ratio": REFERENCE_RATIOS,
+    "coefficient": COEFFICIENTS,
+}
+
+
+class AGM(Strategy):
+    """AGM (Li et al., "Boosting Multi-modal Model Performance with Adaptive Gradient Modulation", ICCV 2023): the
+    strategy `agm.AGM`, which has the formulas. `module` is that wrapper.
+
+    It scales the gradient that flows into each modality's response, not those of parameters. `heads` have no part in
+    it.
+
+    Args:
+        network: see `Strategy`.
+        alpha, max_gap, floor, masked: as of `agm.AGM`. The authors' alpha: 2.5 on AV-MNIST, 1.5 on CREMA-D, 4.0 on
+            UR-Funny; their gap: none, 10 and 7.
+        smoothing: of the coefficients over the steps, in [0, 1), see `agm.strategies.SmoothedModulator`; 0 is the
+            published method.
+        bound: of what the masked passes may add to the gradient of an encoder, as a share of what the joint pass gives
+            it: below 1 no encoder's update turns around, and 0 leaves the joint pass's gradient times the mean
+            coefficient (`agm.strategies.BoundedPasses` has the formula). None, the published method, has no bound.
+        common: see `Strategy`.
+    """
+
+    module: Engine
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        alpha: float = 1.0,
+        max_gap: float | None = 10.0,
+        floor: float = 1e-8,
+        masked: Literal["exact", "shared"] = "exact",
+        smoothing: float = 0.0,
+        bound: float | None = None,
+        **common: Unpack[Common],
+    ) -> None:
+        super().__init__(network, **common)
+        if self.heads:
+            raise ValueError("Expected no argument `heads`, since AGM has no unimodal losses. Leave it out.")
+        check_number("smoothing", smoothing, below=1.0)
+        settings: dict[str, Any] = {
+            "alpha": alpha,
+            "max_gap": max_gap,
+            "floor": floor,
+            "start": self.start,
+            "stop": self.stop,
+        }
+        encoders = common.get("encoders")
+        self.module = Engine(network, self.modalities, masked=masked, encoders=encoders, **settings)
+        if smoothing:
+            modulator = SmoothedModulator(self.modalities, smoothing=smoothing, **settings)
+            self.module.modulator = modulator.to(self.module.modulator.state.values.device)
+        self._bounded: BoundedPasses | None = None
+        if bound is not None:
+            check_number("bound", bound)
+            self._bounded = BoundedPasses(self.parts, bound, masked=masked, encoders=encoders)
+
+    def begin_epoch(self, epoch: int, *, train: Batches | None = None, validation: Batches | None = None) -> None:
+        super().begin_epoch(epoch)
+        self.module.epoch = epoch
+
+    def run(self, batch: Batch) -> tuple[dict[str, Any] | None, Tensor]:
+        if self._bounded is not None and self.module.modulator.active:
+            if batch.present is not None:
+                raise ValueError("Expected no argument `present` with a bound. Leave either out.")
+            return None, self._bounded.forward(self.module.modulator, batch.inputs, batch.target)
+        return None, self.module(**batch.inputs, target=batch.target, present=batch.present)
+
+    def backward(self, batch: Batch) -> None:
+        loss = self.loss(batch)
+        if self._bounded is not None and self.module.modulator.active:
+            self._bounded.backward(loss)
+        else:
+            loss.backward()
+
+    def statistics(self) -> dict[str, Tensor]:
+        if not self.active:
+            return {}
+        modulator = self.module.modulator
+        # One copy on the device: the next step writes over the state, and reading it now would synchronise.
+        values = modulator.state.values.clone()
+        shown = {kind: values[row] for kind, row in _SHOWN.items()}
+        if isinstance(modulator, SmoothedModulator):
+            shown["coefficient"] = modulator.smoothed.clone()
+        return shown

@@ -1,0 +1,138 @@
+"""One batch, and the statistics that strategies ask of it: each is computed when it is first asked for, once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from agm.masking import masked_logits
+
+if TYPE_CHECKING:
+    from agm.strategies.parts import Parts
+
+__all__ = ["Batch", "Criterion"]
+
+Criterion = Callable[[Tensor, Tensor], Tensor]  # logits (B, C), target (B,) -> loss ()
+
+
+class Batch:
+    """Inputs and target of a step, and what the network says about them.
+
+    Everything stays on the device. What is called a statistic has no graph; `logits`, `features`, `unimodal` and the
+    losses have one.
+
+    Attributes:
+        inputs: modality -> its input.
+        target: (B,) class indices.
+        index: (B,) numbers of the samples in the training set, or None.
+        present: (B, M) bool, which modalities of each sample are to be used, or None for all.
+        parts: the network.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        inputs: Mapping[str, Any],
+        target: Tensor,
+        criterion: Criterion,
+        run: Callable[[Batch], tuple[dict[str, Any] | None, Tensor]],
+        index: Tensor | None = None,
+        present: Tensor | None = None,
+    ) -> None:
+        self.parts, self.inputs, self.target = parts, inputs, target
+        self.index, self.present = index, present
+        self._criterion, self._run = criterion, run
+
+    @cached_property
+    def _forward(self) -> tuple[dict[str, Any] | None, Tensor]:
+        return self._run(self)
+
+    @property
+    def logits(self) -> Tensor:
+        """(B, C) joint logits; the forward runs when they, or the features, are first asked for."""
+        return self._forward[1]
+
+    @property
+    def features(self) -> dict[str, Any]:
+        """Modality -> what its encoder returned in that forward.
+
+        Raises:
+            ValueError: the forward of this strategy does not give them.
+        """
+        if self._forward[0] is None:
+            raise ValueError(
+                "Expected a forward that gives the features of its encoders, but this strategy's does not."
+            )
+        return self._forward[0]
+
+    @cached_property
+    def joint_loss(self) -> Tensor:
+        """() criterion of the joint logits."""
+        return self._criterion(self.logits, self.target)
+
+    @cached_property
+    def unimodal(self) -> dict[str, Tensor]:
+        """Modality -> its logits (B, C) alone, with a graph."""
+        return self.parts.unimodal(self.inputs, self.features)
+
+    @cached_property
+    def unimodal_losses(self) -> dict[str, Tensor]:
+        """Modality -> () criterion of its logits alone, with a graph."""
+        return {name: self._criterion(logits, self.target) for name, logits in self.unimodal.items()}
+
+    @cached_property
+    def _unimodal_values(self) -> Tensor:
+        """(M, B, C) without a graph."""
+        with torch.no_grad():
+            known = "unimodal" in self.__dict__
+            logits = self.unimodal if known else self.parts.unimodal(self.inputs, self.features)
+            return torch.stack([logits[name].detach() for name in self.parts.modalities])
+
+    @cached_property
+    def _log_probabilities(self) -> Tensor:
+        """(M, B) log-probability of the true class by each modality alone."""
+        values = self._unimodal_values
+        logs = values.to(torch.promote_types(values.dtype, torch.float32)).log_softmax(-1)
+        return logs.gather(2, self.target.expand(len(values), -1).unsqueeze(2)).squeeze(2)
+
+    @cached_property
+    def confidences(self) -> Tensor:
+        """(M,) statistic: mean probability of the true class by each modality alone."""
+        return self._log_probabilities.exp().mean(1)
+
+    @cached_property
+    def cross_entropies(self) -> Tensor:
+        """(M,) statistic: mean cross-entropy of each modality alone."""
+        return -self._log_probabilities.mean(1)
+
+    @cached_property
+    def masked_logits(self) -> Tensor:
+        """(2**M - 1, B, C) statistic: the logits of every subset of modalities, in eval mode."""
+        network = self.parts.network
+        paths = {id(module): path for path, module in network.named_modules()}
+        encoders = {name: paths[id(module)] for name, module in self.parts.encoders.items()}
+        was_training = {module: module.training for module in network.modules()}
+        try:
+            network.eval()
+            with torch.no_grad():
+                return masked_logits(network, dict(self.inputs), encoders=encoders)
+        finally:
+            for module, mode in was_training.items():
+                module.training = mode
+
+    @cached_property
+    def gradient_traces(self) -> Tensor:
+        """(M,) statistic: squared norm of the gradient of each encoder, as it was when first asked for.
+
+        It is the trace of the empirical Fisher information of one batch. Ask for it after the backward.
+        """
+        rows = []
+        for parameters in self.parts.parameters():
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            norms = torch._foreach_norm(gradients) if gradients else [torch.zeros((), device=self.target.device)]
+            rows.append(torch.stack([norm.double() for norm in norms]).square().sum())
+        return torch.stack(rows)

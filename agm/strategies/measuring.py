@@ -1,0 +1,69 @@
+"""What a network and each of its modalities do on a split, between epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from agm.modes import evaluation
+from agm.strategies.parts import Parts
+
+__all__ = ["Batches", "Measured", "measure"]
+
+Batches = Iterable[tuple[Mapping[str, Any], Tensor]]  # (inputs by modality, target), as often as it is iterated
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Figures of a split; losses are mean cross-entropies, accuracies shares from 0 to 1.
+
+    Args:
+        loss, accuracy: of the joint logits.
+        losses, accuracies: modality -> of its logits alone (see `Parts.unimodal`).
+    """
+
+    loss: float
+    accuracy: float
+    losses: dict[str, float]
+    accuracies: dict[str, float]
+
+
+@torch.no_grad()
+def measure(parts: Parts, batches: Batches) -> Measured:
+    """Measure in eval mode; the modes are as before afterwards. Reads from the device once.
+
+    Raises:
+        ValueError: there is no sample.
+    """
+    names, totals, samples = parts.modalities, None, 0
+    modules = [parts.network, *parts.heads.values()]
+    for inputs, target in batches:
+        with evaluation(modules[0]):
+            was_training = [head.training for head in modules[1:]]
+            for head in modules[1:]:
+                head.eval()
+            features, joint = parts.run(inputs)
+            alone = parts.unimodal(inputs, features)
+            for head, mode in zip(modules[1:], was_training, strict=True):
+                head.train(mode)
+        rows = []
+        for logits in (joint, *(alone[name] for name in names)):
+            hits = logits.argmax(-1).eq(target).sum().double()
+            rows.append(torch.stack([F.cross_entropy(logits.double(), target, reduction="sum"), hits]))
+        figures = torch.stack(rows)
+        totals = figures if totals is None else totals + figures
+        samples += len(target)
+    if totals is None or not samples:
+        raise ValueError("Expected batches of one sample or more, but got none.")
+    (loss, accuracy), *others = (totals / samples).tolist()
+    return Measured(
+        loss=loss,
+        accuracy=accuracy,
+        losses={name: row[0] for name, row in zip(names, others, strict=True)},
+        accuracies={name: row[1] for name, row in zip(names, others, strict=True)},
+    )

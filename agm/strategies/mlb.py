@@ -1,0 +1,62 @@
+"""Multi-loss balancing."""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+import torch
+from torch import Tensor, nn
+
+from agm.strategies._checks import check_number
+from agm.strategies.batch import Batch
+from agm.strategies.multi_loss import MultiLoss
+from agm.strategies.strategy import Common
+
+__all__ = ["MLB"]
+
+
+class MLB(MultiLoss):
+    """MLB (Kontras et al., "Improving Multimodal Learning with Multi-Loss Gradient Modulation", BMVC 2024).
+
+        L    = CE(f, y) + sum_m CE(u_m, y)
+        s_m  = mean over the batch of softmax(u_m)_y
+        r_m  = mean over j != m of s_j, over s_m
+        k_m  = 1 + (beta_m - 1) * tanh(alpha * (r_m - 1)),    beta_m = beta_max if r_m > 1, else 2
+
+    so that 1 - tanh(alpha) < k_m < beta_max: a modality that is behind is accelerated, one ahead slowed down, and in
+    balance nothing happens. The gradients of encoder m and of the weights that its feature meets in the fusion's
+    linear layer are multiplied by k_m; no others are. Where the head does not split, the weights are those of the
+    modality's own head.
+
+    Args:
+        network: see `Strategy`.
+        alpha: >= 0; 0.8 in the released settings of CREMA-D, AVE and MOSEI, 1.0 for UCF101.
+        beta_max: largest acceleration, >= 1. Tuned for each dataset by the authors (10 on CREMA-D with ResNets; 1 on
+            AVE, which only slows down); 2 is symmetric.
+        weight: of the unimodal losses.
+        common: see `Strategy`.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        alpha: float = 0.8,
+        beta_max: float = 2.0,
+        weight: float = 1.0,
+        **common: Unpack[Common],
+    ) -> None:
+        super().__init__(network, weight=weight, **common)
+        self.alpha = check_number("alpha", alpha)
+        self.beta_max = check_number("beta_max", beta_max, least=1.0)
+
+    def modulate(self, batch: Batch) -> None:
+        ratios = _others_over_own(batch.confidences)
+        reach = torch.where(ratios > 1, self.beta_max - 1.0, 1.0)
+        coefficients = 1 + reach * torch.tanh(self.alpha * (ratios - 1))
+        self.scale(coefficients, heads=True)
+        self.latest = {"ratio": ratios, "coefficient": coefficients}
+
+
+def _others_over_own(scores: Tensor) -> Tensor:  # (M,) -> (M,)
+    return (scores.sum() - scores) / (len(scores) - 1) / scores

@@ -1,0 +1,195 @@
+"""The parts of a network that strategies work on: its encoders, and what each modality says alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from agm.answering import answering
+from agm.binding import Binding
+from agm.factorised import is_factorised
+from agm.modes import evaluation
+from agm.ops._checks import check_modalities
+
+__all__ = ["Parts"]
+
+Alter = Callable[[str, Any], Any]  # (modality, its feature) -> the feature that goes on
+
+
+class Parts:
+    """A network, taken apart by module: no name of a parameter is ever read.
+
+    Args:
+        network: forward takes the modalities (by keyword, or by position in their order) and returns logits (B, C).
+        modalities: their names, two or more (one makes the unimodal network); those of `encoders` by default.
+        encoders: modality -> path of its encoder in the network; may be left out for a network that offers `encoders`.
+        heads: modality -> module from its feature to its own logits (B, C), beside the network.
+
+    Attributes:
+        network: as given.
+        modalities: their names, in order.
+        encoders: modality -> its module.
+        heads: as given, or empty.
+
+    Raises:
+        TypeError: `network` or a head is no module.
+        ValueError: no encoders, a path that does not exist, or encoders that share a parameter.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        modalities: Sequence[str] | None = None,
+        encoders: Mapping[str, str] | None = None,
+        heads: Mapping[str, nn.Module] | None = None,
+    ) -> None:
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"Expected argument `network` to be an nn.Module, but got {type(network).__name__}.")
+        self.network: Any = network
+        self.encoders = _encoders(network, encoders)
+        self.modalities = tuple(self.encoders) if modalities is None else tuple(modalities)
+        if set(self.modalities) != set(self.encoders):
+            raise ValueError(
+                f"Expected argument `modalities` to name those that have an encoder, {tuple(self.encoders)}, in any "
+                f"order, but got {self.modalities}."
+            )
+        if len(self.modalities) != 1:
+            check_modalities(self.modalities)
+        self.encoders = {name: self.encoders[name] for name in self.modalities}
+        _check_apart(self.encoders)
+        self.heads = _checked_heads(heads, self.modalities)
+        self.binding = Binding(network, self.modalities)
+
+    def run(self, inputs: Mapping[str, Any], alter: Alter | None = None) -> tuple[dict[str, Any], Tensor]:
+        """One forward of the network: each encoder's output, and the joint logits (B, C).
+
+        Args:
+            inputs: modality -> its input.
+            alter: what becomes of each feature before the network goes on with it.
+
+        Raises:
+            ValueError: a modality is missing, or an encoder was not called exactly once.
+        """
+        features: dict[str, Any] = {}
+        calls = dict.fromkeys(self.modalities, 0)
+
+        def watch(name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+            def watched(*args: Any, **kwargs: Any) -> Any:
+                output = forward(*args, **kwargs)
+                calls[name] += 1
+                features[name] = output if alter is None else alter(name, output)
+                return features[name]
+
+            return watched
+
+        watchers = {encoder: watch(name, encoder.forward) for name, encoder in self.encoders.items()}
+        with answering(watchers):
+            logits: Tensor = self.binding.call(self.binding.split((), inputs))
+        if wrong := [name for name, count in calls.items() if count != 1]:
+            raise ValueError(
+                f"Expected the network's forward to call each encoder once, but that of {', '.join(wrong)} was called "
+                f"{calls[wrong[0]]} times. Name modules that give one feature a batch in `encoders`."
+            )
+        return features, logits
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether each modality has logits of its own that can be trained: given heads, or a head that splits."""
+        return bool(self.heads) or callable(getattr(self.network, "unimodal_logits", None))
+
+    def unimodal(self, inputs: Mapping[str, Any], features: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Modality -> logits (B, C) of that modality alone.
+
+        From `heads` where they were given; else from the network's `unimodal_logits(features)`, the terms of an
+        additive head (Peng et al., CVPR 2022); else from the network on this modality's feature and zeros in the
+        place of the others' features, in eval mode (the form of Yang et al., "Adaptively Masking Subnetworks", 2025,
+        for fusions that do not split).
+        """
+        if self.heads:
+            return {name: head(features[name]) for name, head in self.heads.items()}
+        if self.has_heads:
+            logits: dict[str, Tensor] = self.network.unimodal_logits(features)
+            return logits
+        zeros = {name: pytree.tree_map(_zeros, value) for name, value in features.items()}
+        with evaluation(self.network):
+            return {name: self._answered(inputs, {**zeros, name: features[name]}) for name in self.modalities}
+
+    def _answered(self, inputs: Mapping[str, Any], features: Mapping[str, Any]) -> Tensor:
+        """The network's logits when its encoders answer with these features."""
+        answers = {self.encoders[name]: _constant(features[name]) for name in self.modalities}
+        with answering(answers):
+            logits: Tensor = self.binding.call(self.binding.split((), inputs))
+        return logits
+
+    def parameters(self, convolutions_only: bool = False) -> list[list[nn.Parameter]]:
+        """Of each modality's encoder, those that are trained; with `convolutions_only`, the 4-D ones."""
+        return [
+            [p for p in encoder.parameters() if p.requires_grad and (p.dim() == 4 or not convolutions_only)]
+            for encoder in self.encoders.values()
+        ]
+
+    def head_gradients(self) -> list[list[Tensor | None]]:
+        """Of each modality, the gradient of the weights that only its feature meets in the head.
+
+        The heads that were given, or what the network's `head_gradients()` names (a view into the gradient of a head
+        on concatenated features); nothing where the head does not split.
+        """
+        if self.heads:
+            return [[p.grad for p in self.heads[name].parameters() if p.dim() > 1] for name in self.modalities]
+        if callable(getattr(self.network, "head_gradients", None)):
+            gradients = self.network.head_gradients()
+            return [[gradients[name]] for name in self.modalities]
+        return [[] for _ in self.modalities]
+
+
+def _encoders(network: nn.Module, paths: Mapping[str, str] | None) -> dict[str, nn.Module]:
+    if paths:
+        found = {}
+        for name, path in paths.items():
+            try:
+                found[name] = network.get_submodule(path)
+            except AttributeError as error:
+                raise ValueError(
+                    f"Expected the encoder of `{name}` to be a submodule of the network, but there is none at {path!r}."
+                ) from error
+        return found
+    if not is_factorised(network):
+        raise ValueError(
+            "Expected argument `encoders` to map each modality to the path of its encoder, but got None: only a "
+            "network that offers `encoders` and `fuse` names them itself."
+        )
+    return dict(network.encoders)  # type: ignore[arg-type]
+
+
+def _check_apart(encoders: Mapping[str, nn.Module]) -> None:
+    owner: dict[int, str] = {}
+    for name, encoder in encoders.items():
+        for parameter in encoder.parameters():
+            if owner.setdefault(id(parameter), name) != name:
+                raise ValueError(
+                    f"Expected every parameter to belong to one modality's encoder, but {owner[id(parameter)]} and "
+                    f"{name} share one. Name encoders that share nothing."
+                )
+
+
+def _checked_heads(heads: Mapping[str, nn.Module] | None, modalities: tuple[str, ...]) -> dict[str, nn.Module]:
+    if not heads:
+        return {}
+    if set(heads) != set(modalities):
+        raise ValueError(f"Expected argument `heads` to map each of {modalities} to a module, but got {tuple(heads)}.")
+    for name, head in heads.items():
+        if not isinstance(head, nn.Module):
+            raise TypeError(f"Expected the head of `{name}` to be an nn.Module, but got {type(head).__name__}.")
+    return {name: heads[name] for name in modalities}
+
+
+def _zeros(leaf: Any) -> Any:
+    return torch.zeros_like(leaf) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+
+def _constant(value: Any) -> Callable[..., Any]:
+    return lambda *args, **kwargs: value

@@ -1,0 +1,61 @@
+"""Strategies by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from torch import nn
+
+from agm.strategies.agm import AGM
+from agm.strategies.g_blending import GBlending
+from agm.strategies.inforeg import InfoReg
+from agm.strategies.joint import Joint
+from agm.strategies.mlb import MLB
+from agm.strategies.mses import MSES
+from agm.strategies.mslr import MSLR
+from agm.strategies.multi_loss import MultiLoss
+from agm.strategies.ogm import OGM, OGMGE
+from agm.strategies.strategy import Strategy
+
+__all__ = ["build", "options_of", "strategies"]
+
+strategies: Mapping[str, type[Strategy]] = MappingProxyType(
+    {
+        "joint": Joint,
+        "agm": AGM,
+        "ogm": OGM,
+        "ogm-ge": OGMGE,
+        "mslr": MSLR,
+        "mses": MSES,
+        "multi-loss": MultiLoss,
+        "g-blending": GBlending,
+        "mlb": MLB,
+        "inforeg": InfoReg,
+    }
+)
+
+
+def build(name: str, network: nn.Module, **settings: Any) -> Strategy:
+    """The strategy of this name over a network.
+
+    Args:
+        name: a key of `strategies`.
+        network: see `Strategy`.
+        settings: keyword arguments of that strategy.
+
+    Raises:
+        ValueError: an unknown name, or settings that cannot be.
+        TypeError: a setting that the strategy does not have.
+    """
+    if name not in strategies:
+        raise ValueError(f"Expected argument `name` to be one of {', '.join(strategies)}, but got {name!r}.")
+    return strategies[name](network, **settings)
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """The settings that are a strategy's own, and their defaults; those of every `Strategy` are not among them."""
+    parameters = inspect.signature(strategies[name].__init__).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}

@@ -1,0 +1,286 @@
+"""What a strategy is: the places in a training loop at which one can act, each doing nothing by default."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypedDict, Unpack
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+
+from agm.gradients import scale_gradients_
+from agm.strategies._checks import check_window
+from agm.strategies.batch import Batch, Criterion
+from agm.strategies.measuring import Batches, Measured, measure
+from agm.strategies.parts import Parts
+
+__all__ = ["Common", "Draw", "Outcome", "Strategy"]
+
+
+class Common(TypedDict, total=False):
+    """The keyword arguments that every strategy takes, see `Strategy`."""
+
+    modalities: Sequence[str] | None
+    encoders: Mapping[str, str] | None
+    heads: Mapping[str, nn.Module] | None
+    criterion: Criterion
+    start: int
+    stop: int | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """An update that is ready to be made: its gradients are in the parameters.
+
+    Args:
+        loss: () criterion of the joint logits, without a graph, on the device.
+        logits: (B, C) joint logits, without a graph.
+    """
+
+    loss: Tensor
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The samples of an epoch.
+
+    Args:
+        index: (N,) numbers of the samples, in the order of their use; a number may come more than once.
+        present: (N, M) bool, which modalities of each are used; None for all of them.
+    """
+
+    index: Tensor
+    present: Tensor | None = None
+
+    def take(self, places: Tensor) -> Draw:
+        """Those at some places of the order."""
+        return Draw(self.index[places], None if self.present is None else self.present[places])
+
+
+class Strategy(nn.Module):
+    """A way to balance the modalities of a network while it trains; this one does nothing about it.
+
+    A training loop calls four methods:
+
+        strategy = OGMGE(network)                          # what there is to train is strategy.parameters()
+        for epoch in range(epochs):
+            strategy.begin_epoch(epoch)
+            for inputs, target in loader:                  # inputs: modality -> tensor
+                for outcome in strategy.steps(inputs, target):
+                    optimizer.step()                       # before it: clip, unscale, log as usual
+            strategy.end_epoch(validation=validation_loader)
+
+    A strategy of its own fills in what it needs of `begin_epoch`, `draw`, `feature`, `loss`, `backward`, `modulate`,
+    `steps` and `end_epoch`, and asks its `Batch` for statistics. No step reads from the device; `begin_epoch` and
+    `end_epoch` may. State is in buffers (or `get_extra_state`), so that `state_dict` continues a run exactly from
+    between two epochs; `epoch` is set by `begin_epoch` and is not part of it.
+
+    Args:
+        network: forward takes the modalities and returns logits (B, C).
+        modalities: their names, in order; those of the encoders by default.
+        encoders: modality -> path of its encoder in the network. A network that offers `encoders` and `fuse`, such as
+            those of `agm.models`, needs none.
+        heads: modality -> module from its feature to logits (B, C) of its own, trained along with the network. Needed
+            by strategies with unimodal losses where the network's head does not split (`linear_heads` makes them).
+        criterion: (logits, target) -> loss.
+        start: first epoch in which the strategy acts; before it training is plain joint training.
+        stop: first epoch in which it no longer does; None for no end.
+
+    Attributes:
+        module: what is trained, without the heads: the network, or a wrapper of it.
+        heads: an `nn.ModuleDict` of the heads, empty where there are none.
+        parts: the network taken apart.
+        epoch: the current one.
+        optimizer: the user's; set it for a strategy that puts back the optimizer's state too.
+
+    Raises:
+        TypeError: `network` or a head is no module, or an argument that the strategy does not have.
+        ValueError: no encoders, parts that do not fit together, heads that are needed and missing, or an impossible
+            setting.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()  # of "train" and "validation": splits asked for between epochs
+    trains_heads: ClassVar[bool] = False  # whether there are unimodal losses
+
+    def __init__(self, network: nn.Module, **common: Unpack[Common]) -> None:
+        super().__init__()
+        if unknown := sorted(common.keys() - Common.__annotations__.keys()):
+            raise TypeError(f"Expected settings that {type(self).__name__} has, but got {', '.join(unknown)}.")
+        heads = common.get("heads")
+        self.parts = Parts(network, common.get("modalities"), common.get("encoders"), heads)
+        self.start, self.stop = common.get("start", 0), common.get("stop")
+        check_window(self.start, self.stop)
+        self.criterion: Criterion = common.get("criterion", F.cross_entropy)
+        self.module: nn.Module = network
+        self.heads = nn.ModuleDict(self.parts.heads)
+        self.epoch = 0
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.latest: dict[str, Tensor] = {}
+        if self.trains_heads:
+            self._require_heads()
+
+    @property
+    def network(self) -> nn.Module:
+        """The plain network."""
+        network: nn.Module = self.parts.network
+        return network
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Their names, in order."""
+        return self.parts.modalities
+
+    @property
+    def active(self) -> bool:
+        """Whether the epoch is inside the window."""
+        return self.start <= self.epoch and (self.stop is None or self.epoch < self.stop)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the strategy would end the training here; known between epochs."""
+        return False
+
+    # What a training loop calls.
+
+    def begin_epoch(self, epoch: int, *, train: Batches | None = None, validation: Batches | None = None) -> None:
+        """Before the first step of epoch 0, 1, ..., with the splits that `needs` names.
+
+        Args:
+            epoch: its number.
+            train: the training set in batches of (inputs, target); iterated again, it may be in another order.
+            validation: a split that is not trained on.
+
+        Raises:
+            ValueError: a split that the strategy needs now is missing.
+        """
+        self.epoch = epoch
+
+    def draw(self, order: Tensor) -> Draw:
+        """The samples of the epoch, from all of them in the order (N,) that the loop would take."""
+        return Draw(order)
+
+    def steps(
+        self,
+        inputs: Mapping[str, Any],
+        target: Tensor,
+        *,
+        index: Tensor | None = None,
+        present: Tensor | None = None,
+    ) -> Iterator[Outcome]:
+        """The updates of one batch: each time the gradients are in the parameters, and the caller steps.
+
+        One update a batch, unless the strategy alternates between modalities. Gradients from before are dropped.
+
+        Args:
+            inputs: modality -> its input.
+            target: (B,) class indices.
+            index: (B,) numbers of the samples, for strategies that know them apart.
+            present: (B, M) bool as in `Draw`.
+        """
+        batch = self.batch(inputs, target, index, present)
+        self.zero_grad(set_to_none=True)
+        self.backward(batch)
+        if self.active:
+            with torch.no_grad():
+                self.modulate(batch)
+        yield self.outcome(batch)
+
+    def end_epoch(self, *, train: Batches | None = None, validation: Batches | None = None) -> None:
+        """After the last step of an epoch, with the splits as in `begin_epoch`."""
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Of the last step, if the strategy acted: kind ("coefficient", "ratio") -> (M,), a copy on the device."""
+        return {kind: values.clone() for kind, values in self.latest.items()} if self.active else {}
+
+    # What a strategy fills in.
+
+    def run(self, batch: Batch) -> tuple[dict[str, Any] | None, Tensor]:
+        """The forward: features by modality (None where they are not known) and joint logits."""
+        return self.parts.run(batch.inputs, lambda name, value: self.feature(name, value, batch))
+
+    def feature(self, name: str, feature: Any, batch: Batch) -> Any:
+        """What the network goes on with, from what the encoder of a modality gave: zeros for samples without it."""
+        if batch.present is None:
+            return feature
+        mask = batch.present[:, self.modalities.index(name)]
+
+        def masked(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+                return leaf
+            return leaf * mask.view(-1, *[1] * (leaf.dim() - 1)).to(leaf.dtype)
+
+        return pytree.tree_map(masked, feature)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """() what is minimised; the joint loss by default."""
+        return batch.joint_loss
+
+    def backward(self, batch: Batch) -> None:
+        """Leaves gradients in the parameters; several passes and surgery on them are at home here."""
+        self.loss(batch).backward()
+
+    def modulate(self, batch: Batch) -> None:
+        """Changes the gradients of the parameters, without a graph, in epochs in which the strategy is active."""
+
+    # What helps it.
+
+    def batch(
+        self, inputs: Mapping[str, Any], target: Tensor, index: Tensor | None = None, present: Tensor | None = None
+    ) -> Batch:
+        """The statistics of these samples, none of them computed yet."""
+        return Batch(self.parts, inputs, target, self.criterion, self.run, index, present)
+
+    def outcome(self, batch: Batch) -> Outcome:
+        """What `steps` yields."""
+        return Outcome(batch.joint_loss.detach(), batch.logits.detach())
+
+    def measure(self, batches: Batches) -> Measured:
+        """Losses and accuracies of a split, jointly and of each modality alone."""
+        return measure(self.parts, batches)
+
+    def scale(
+        self,
+        coefficients: Tensor,  # (M,)
+        *,
+        heads: bool = False,
+        convolutions_only: bool = False,
+        noise: bool = False,
+    ) -> None:
+        """Multiplies the gradients of every encoder by its coefficient, on the device (`agm.scale_gradients_`).
+
+        Args:
+            coefficients: one a modality.
+            heads: also the weights of the head that only this modality's feature meets.
+            convolutions_only: of the encoders, only 4-D weights.
+            noise: add normal noise of the gradient's own standard deviation.
+        """
+        groups = [[p.grad for p in parameters] for parameters in self.parts.parameters(convolutions_only)]
+        if heads:
+            own = self.parts.head_gradients()
+            groups = [[*group, *more] for group, more in zip(groups, own, strict=True)]
+        scale_gradients_(groups, coefficients, noise=noise)
+
+    def required(self, batches: Batches | None, split: str) -> Batches:
+        """The split, which must have been given.
+
+        Raises:
+            ValueError: it was not.
+        """
+        if batches is None:
+            raise ValueError(
+                f"Expected argument `{split}` to be an iterable of (inputs, target), but got None: "
+                f"{type(self).__name__} needs the {split} split between epochs."
+            )
+        return batches
+
+    def _require_heads(self) -> None:
+        if not self.parts.has_heads:
+            raise ValueError(
+                f"Expected argument `heads` to map each modality to a head for its unimodal loss, but got none, and "
+                f"the head of {type(self.network).__name__} does not split. Give for example "
+                "heads=agm.strategies.linear_heads(network.widths, num_classes)."
+            )

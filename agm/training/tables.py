@@ -1,0 +1,169 @@
+"""What is written of a comparison: CSV, Markdown, and the file that repeats it."""
+
+from __future__ import annotations
+
+import csv
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from agm.training.apart import APART
+from agm.training.compare import Comparison
+from agm.training.config import COMPARE, Config, config_text, settings
+
+__all__ = [
+    "command_line",
+    "interval",
+    "is_share",
+    "remark",
+    "spread",
+    "title_of",
+    "write_csv",
+    "write_markdown",
+    "write_settings",
+    "write_wide_markdown",
+]
+
+TIMES = ("step_seconds", "cost")
+
+
+def write_csv(path: Path, comparisons: Sequence[Comparison], first_seed: int) -> None:
+    """One row a fusion, metric and method: its statistics, then its value at each seed."""
+    seeds = [f"seed_{first_seed + number}" for number in range(len(comparisons[0].values))]
+    head = ["fusion", "metric", "method", "mean", "deviation", "difference", "low", "high", "verdict", *seeds]
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(head)
+        for c in comparisons:
+            difference = c.difference or (None, None, None)
+            row = [c.fusion, c.metric, c.method, c.mean, c.deviation, *difference, c.verdict, *c.values]
+            writer.writerow(["" if value is None else value for value in row])
+
+
+def write_markdown(path: Path, comparisons: Sequence[Comparison], command: str) -> None:
+    """A table for a README, a row a figure and method, with the command that made it and what its figures are."""
+    first = comparisons[0].method
+    lines = [
+        f"| test split, accuracies in % | method | mean ± sd | difference to {first} [95 % interval] | |",
+        "|---|---|---|---|---|",
+    ]
+    for c in comparisons:
+        lines.append(f"| {title_of(c.metric)} | {c.method} | {spread(c)} | {interval(c)} | {c.verdict} |")
+    lines += ["", remark(comparisons), "", f"    {command}", ""]
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def write_wide_markdown(path: Path, comparisons: Sequence[Comparison], command: str) -> None:
+    """A table a fusion, a row a method, a column a figure: mean ± sd, below it the difference to the first method."""
+    lines = []
+    for fusion in dict.fromkeys(c.fusion for c in comparisons):
+        found = {(c.method, c.metric): c for c in comparisons if c.fusion == fusion}
+        methods = list(dict.fromkeys(method for method, _ in found))
+        metrics = list(dict.fromkeys(metric for _, metric in found))
+        if fusion:
+            lines += [f"**{fusion}**", ""]
+        lines += [
+            f"| test split, accuracies in % | {' | '.join(map(title_of, metrics))} |",
+            "|---" * (len(metrics) + 1) + "|",
+        ]
+        for method in methods:
+            cells = [_cell(found[method, metric]) if (method, metric) in found else "" for metric in metrics]
+            lines.append(f"| {method} | {' | '.join(cells)} |")
+        lines.append("")
+    lines += [f"Below each mean: the difference to {comparisons[0].method}, in bold where its interval leaves 0 out. "]
+    lines += [remark(comparisons), "", f"    {command}", ""]
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def _cell(comparison: Comparison) -> str:
+    difference = interval(comparison)
+    if comparison.verdict in ("higher", "lower"):
+        difference = f"**{difference}**"
+    return f"{spread(comparison)}<br>{difference}" if difference else spread(comparison)
+
+
+def title_of(metric: str) -> str:
+    """accuracy -> joint, response_audio -> audio response, strength_audio -> audio competition strength, ..."""
+    named = {"accuracy": "joint", "step_seconds": "ms a step", "cost": "cost of a step"}
+    if metric in named:
+        return named[metric]
+    kind, _, name = metric.partition("_")
+    return f"{name} { {'strength': 'competition strength'}.get(kind, kind) }"
+
+
+def is_share(metric: str) -> bool:
+    """Whether the figure is an accuracy, shown in percent."""
+    return metric not in TIMES and not metric.startswith("strength_")
+
+
+def _scale(metric: str) -> tuple[float, int]:
+    """By which number a figure is multiplied where people read it, and its decimals."""
+    if is_share(metric):
+        return 100.0, 1
+    return (1000.0, 1) if metric == "step_seconds" else (1.0, 2 if metric == "cost" else 3)
+
+
+def spread(comparison: Comparison) -> str:
+    """Mean and standard deviation; accuracies in percent."""
+    scale, digits = _scale(comparison.metric)
+    deviation = "" if comparison.deviation is None else f" ± {scale * comparison.deviation:.{digits}f}"
+    return f"{scale * comparison.mean:.{digits}f}{deviation}"
+
+
+def interval(comparison: Comparison) -> str:
+    """Paired difference and its interval; of accuracies in percentage points."""
+    if comparison.difference is None:
+        return ""
+    scale, digits = _scale(comparison.metric)
+    mean, low, high = comparison.difference
+    text = f"{scale * mean:+.{digits}f}"
+    if low is None or high is None:
+        return text
+    return f"{text} [{scale * low:+.{digits}f}, {scale * high:+.{digits}f}]"
+
+
+def remark(comparisons: Sequence[Comparison]) -> str:
+    """What the figures are, for below a table."""
+    seeds = len(comparisons[0].values)
+    text = (
+        f"{seeds} seed{'s' if seeds > 1 else ''}, last epoch, test split. The difference is paired by seed with a "
+        "t-interval. Each row stands for itself: among many rows, some leave 0 out by chance."
+    )
+    if any(c.method == APART for c in comparisons):
+        text += (
+            " Competition strength: 0 where all that a modality could teach alone can be read from the fused features, "
+            f"near 1 for nothing of it; {APART} are networks of one modality each, side by side: their accuracies, and "
+            "the strength that is left without competition."
+        )
+    if any(c.metric in TIMES for c in comparisons):
+        text += (
+            f" The cost is the time of a step over {comparisons[0].method}'s, with what is done between epochs shared "
+            "out: runs did not take turns, so it is only as good as the machine was quiet."
+        )
+    return text
+
+
+def command_line(
+    config: Config, methods: Sequence[str], seeds: int, fusions: Sequence[str] = (), strength: bool = False
+) -> str:
+    """The command of a comparison, with the options that differ from their defaults."""
+    words = ["agm compare", "--methods", shlex.quote(",".join(methods)), "--seeds", str(seeds)]
+    if len(fusions) > 1:
+        words += ["--fusion", ",".join(fusions)]
+    if strength:
+        words += ["--strength"]
+    for spec in settings():
+        value = getattr(config, spec.name)
+        replaced = spec.name == "method" or (spec.name == "fusion" and len(fusions) > 1)
+        if not replaced and value != spec.default:
+            words += ["--" + spec.name.replace("_", "-"), shlex.quote(str(value))]
+    return " ".join(words)
+
+
+def write_settings(
+    path: Path, config: Config, methods: Sequence[str], seeds: int, fusions: Sequence[str], strength: bool = False
+) -> None:
+    """The file from which `agm compare --config` repeats a comparison."""
+    table = {"methods": list(methods), "fusion": list(fusions) or [config.fusion], "seeds": seeds, "strength": strength}
+    text = config_text(config, "agm compare --config THIS_FILE", {COMPARE: table}, without=("method", "fusion"))
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,133 @@
+"""Settings chosen on a validation split; the test split is not looked at."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from agm.training.config import Config
+from agm.training.errors import UserError
+from agm.training.records import RunFolder, run_name
+from agm.training.trainer import Observer, Result, check_settings, train
+from agm.training.variants import Variant, parse_value, split_variants, variant_of
+
+__all__ = ["Trial", "best", "parse_setting", "tune_method", "write_trials"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One choice of settings, over the seeds.
+
+    Args:
+        variant: the method with these settings.
+        accuracies, losses: of the joint logits on the validation split after the last epoch, one a seed.
+    """
+
+    variant: Variant
+    accuracies: tuple[float, ...]
+    losses: tuple[float, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """Mean over the seeds."""
+        return statistics.fmean(self.accuracies)
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation of the accuracy over the seeds (N - 1); None for a single seed."""
+        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
+
+    @property
+    def loss(self) -> float:
+        """Mean over the seeds."""
+        return statistics.fmean(self.losses)
+
+
+def best(trials: Sequence[Trial]) -> Trial:
+    """That of the highest mean validation accuracy; among equals, of the lowest mean validation loss."""
+    return min(trials, key=lambda trial: (-trial.accuracy, trial.loss))
+
+
+def parse_setting(text: str) -> tuple[str, list[Any]]:
+    """alpha=0.25,0.5,1 -> ("alpha", [0.25, 0.5, 1]).
+
+    Raises:
+        UserError: not of this form, or a value that is there twice.
+    """
+    name, _, values = text.partition("=")
+    found = [parse_value(value) for value in split_variants(values)]
+    if not name.strip() or not found or any(value in found[:place] for place, value in enumerate(found)):
+        raise UserError(
+            f"Expected --setting to be NAME=VALUE,VALUE,... with different values, but got {text!r}. "
+            "Use for example --setting alpha=0.5,1,1.5."
+        )
+    return name.strip().replace("-", "_"), found
+
+
+def tune_method(
+    config: Config,
+    settings: Mapping[str, Sequence[Any]],
+    seeds: int,
+    folder: Path,
+    observer: Callable[[str, int], Observer] = lambda method, seed: Observer(),
+    finished: Callable[[Result], None] = lambda result: None,
+) -> list[Trial]:
+    """Train `config.method` with every combination of settings and seeds, and measure it on the validation split.
+
+    Runs are ordinary ones in `folder`, whose results are of the validation split; finished ones are not repeated.
+
+    Args:
+        config: all other settings; `validation` must hold out a share, unless the data have a split of their own.
+        settings: name -> its values; settings of `Config` or options of the method.
+        seeds: how many: `config.seed`, `config.seed + 1`, ...
+        folder: made if it does not exist.
+        observer: (variant's label, seed) -> who is told about that run.
+        finished: called after each run.
+
+    Raises:
+        UserError: settings or data that do not fit; no validation split.
+    """
+    if seeds < 1 or not settings:
+        raise UserError(
+            "Expected --setting at least once and --seeds to be an integer >= 1. "
+            "Use for example --setting alpha=0.5,1,1.5 --seeds 3."
+        )
+    values = [dict(zip(settings, chosen, strict=True)) for chosen in itertools.product(*settings.values())]
+    variants = [variant_of(config.method, chosen) for chosen in values]
+    for variant in variants:
+        check_settings(variant.config(config), final="validation")
+    found: dict[str, list[Result]] = {variant.label: [] for variant in variants}
+    for number in range(seeds):
+        for variant in variants:
+            request = variant.config(replace(config, seed=config.seed + number))
+            run = RunFolder(folder / run_name(variant.label, request.seed))
+            watching = observer(variant.label, request.seed)
+            result = train(request, run.path, resume=run.holds_run(), observer=watching, final="validation")
+            finished(result)
+            found[variant.label].append(result)
+    return [
+        Trial(
+            variant,
+            tuple(result.evaluation.accuracy for result in found[variant.label]),
+            tuple(result.evaluation.loss for result in found[variant.label]),
+        )
+        for variant in variants
+    ]
+
+
+def write_trials(path: Path, trials: Sequence[Trial], first_seed: int) -> None:
+    """CSV, one row a choice: its mean figures, then the validation accuracy at each seed."""
+    names = [f"seed_{first_seed + number}" for number in range(len(trials[0].accuracies))]
+    chosen = best(trials)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["method", "validation_accuracy", "deviation", "validation_loss", "chosen", *names])
+        for trial in trials:
+            deviation = "" if trial.deviation is None else trial.deviation
+            mark = "yes" if trial is chosen else ""
+            writer.writerow([trial.variant.label, trial.accuracy, deviation, trial.loss, mark, *trial.accuracies])

@@ -1,0 +1,105 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import agm
+from agm.strategies import AGM, linear_heads
+
+from .networks import assert_same, batch_of, early, gradients, late, take
+
+
+def twins(build):
+    torch.manual_seed(3)
+    first = build()
+    second = build()
+    second.load_state_dict(first.state_dict())
+    return first, second
+
+
+@pytest.mark.parametrize("build", [late, early])
+@pytest.mark.parametrize("masked", ["exact", "shared"])
+def test_it_is_agm(build, masked):
+    first, second = twins(build)
+    strategy, model = AGM(first, alpha=1.5, masked=masked), agm.AGM(second, alpha=1.5, masked=masked)
+    for step in range(3):
+        inputs, target = batch_of(seed=step)
+        outcome = take(strategy, inputs, target)
+        model.zero_grad()
+        loss = F.cross_entropy(model(**inputs, target=target), target)
+        loss.backward()
+        assert_same(gradients(first), gradients(second))
+        torch.testing.assert_close(outcome.loss, loss.detach())
+    state = model.modulator.state
+    for kind, values in strategy.statistics().items():
+        torch.testing.assert_close(values, getattr(state, {"score": "scores"}.get(kind, kind + "s")))
+    assert strategy.module.state_dict().keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize("stop", [None, 0])
+def test_samples_that_lack_modalities(stop):
+    first, second = twins(late)
+    strategy, model = AGM(first, alpha=1.5), agm.AGM(second, alpha=1.5)
+    if stop == 0:
+        strategy, model = AGM(first, start=1), agm.AGM(second, start=1)
+    inputs, target = batch_of()
+    present = torch.ones(len(target), 2, dtype=torch.bool)
+    present[::3, 0] = present[1::3, 1] = False
+    outcome = take(strategy, inputs, target, present=present)
+    loss = F.cross_entropy(model(**inputs, target=target, present=present), target)
+    loss.backward()
+    assert_same(gradients(first), gradients(second))
+    torch.testing.assert_close(outcome.loss, loss.detach())
+    whole = F.cross_entropy(second(**inputs), target)
+    assert not torch.isclose(loss, whole)
+
+
+def test_the_window():
+    network, (inputs, target) = late(), batch_of()
+    strategy = AGM(network, start=1, stop=2)
+    for epoch, modulates in enumerate([False, True, False]):
+        strategy.begin_epoch(epoch)
+        take(strategy, inputs, target)
+        assert bool(strategy.statistics()) == modulates
+        assert int(strategy.module.modulator.state.step) == (epoch >= 1)
+
+
+@pytest.mark.parametrize("build", [late, early])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_smoothed_coefficients_scale_the_gradient(build, resumed):
+    first, second = twins(build)
+    strategy = AGM(first, alpha=2.0, smoothing=0.8)
+    state, mean = agm.ModulationState(2), [1.0, 1.0]
+    for step in range(3):
+        inputs, target = batch_of(seed=step)
+        take(strategy, inputs, target)
+        masked = agm.masked_logits(second, inputs)
+        agm.fused_modulate(masked.detach(), target, state, alpha=2.0)
+        mean = [0.8 * old + 0.2 * new for old, new in zip(mean, state.coefficients.tolist(), strict=True)]
+        # c_S of two modalities by hand: audio alone, image alone, both.
+        scales = [(mean[0] - mean[1]) / 2, (mean[1] - mean[0]) / 2, (mean[0] + mean[1]) / 2]
+        second.zero_grad()
+        loss = F.cross_entropy(masked[-1], target)
+        (grad,) = torch.autograd.grad(loss, masked, retain_graph=True)
+        masked.backward(torch.stack([scale * grad[-1] for scale in scales]))
+        assert_same(gradients(first), gradients(second), rtol=1e-4, atol=1e-6)
+        if resumed:
+            again = AGM(first, alpha=2.0, smoothing=0.8)
+            again.load_state_dict(strategy.state_dict())
+            strategy = again
+    assert strategy.statistics().get("coefficient", torch.tensor(mean)).tolist() == pytest.approx(mean)
+    assert not math.isclose(mean[0], 1.0, rel_tol=1e-3)
+
+
+def test_what_cannot_be():
+    network = early()
+    with pytest.raises(ValueError, match="no argument `heads`"):
+        AGM(network, heads=linear_heads(network.widths, 4))
+    with pytest.raises(ValueError, match="`smoothing` to be a number >= 0 and below 1"):
+        AGM(network, smoothing=1.0)
+    inputs, target = batch_of()
+    for settings in ({"bound": 0.9}, {"smoothing": 0.9}):
+        steps = AGM(network, **settings).steps(inputs, target, present=torch.ones(8, 2, dtype=torch.bool))
+        with pytest.raises(ValueError, match="`present`"):
+            next(steps)

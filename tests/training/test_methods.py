@@ -1,0 +1,218 @@
+"""Strategies in the trainer: the same as in a loop by hand, resumed exactly, and refused where they cannot be."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from agm import models
+from agm.strategies import MSLR, OGMGE, Draw, Joint, strategies
+from agm.training import UserError, methods, train, trainer
+from agm.training.clipping import clip_gradients_, head_weights
+from agm.training.config import Config
+from agm.training.records import read_table
+from agm.training.samples import Passes, hold_out
+
+SHAPES = {"audio": (6,), "image": (1, 4, 4)}
+
+# Settings under which each of them does something within a few epochs.
+ACTIVE = {
+    "joint": {},
+    "agm": {"smoothing": 0.5, "bound": 0.5},
+    "ogm": {"alpha": 0.8},
+    "ogm-ge": {"alpha": 0.8},
+    "mslr": {"window": 1, "initial": {"audio": 0.5, "image": 1.5}},
+    "mses": {"patience": 0, "smoothing": 0.0},
+    "multi-loss": {},
+    "g-blending": {"super_epoch": 1},
+    "mlb": {"beta_max": 10},
+    "inforeg": {"threshold": 0, "multi_loss": True},
+}
+
+
+def weights(folder):
+    return torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
+
+
+def same(left, right) -> bool:
+    return all(torch.equal(left[name], right[name]) for name in left if isinstance(left[name], torch.Tensor))
+
+
+class Stop(Exception):
+    pass
+
+
+class StopAfter(trainer.Observer):
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def epoch_finished(self, row):
+        if row["epoch"] == self.epoch:
+            raise Stop
+
+
+def test_every_strategy_is_a_method():
+    assert set(ACTIVE) == set(strategies)
+    assert {name for name in methods.METHODS if ":" not in name} == set(strategies)
+
+
+@pytest.mark.parametrize("method", [name for name in ACTIVE if name != "joint"])
+def test_a_resumed_run_ends_as_an_uninterrupted_one(settings, tmp_path, method):
+    config = settings(method=method, options=ACTIVE[method], validation=0.3, epochs=5, lr=0.2)
+    whole = train(config, tmp_path / "whole")
+    after = min(2, len(whole.history) - 2)
+    with pytest.raises(Stop):
+        train(config, tmp_path / "parts", observer=StopAfter(after))
+    torch.manual_seed(999)
+    parts = train(config, tmp_path / "parts", resume=True)
+    assert len(parts.history) == len(whole.history)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    assert (tmp_path / "whole/steps.csv").read_text() == (tmp_path / "parts/steps.csv").read_text()
+    assert (tmp_path / "whole/result.json").read_text() == (tmp_path / "parts/result.json").read_text()
+    joint = train(replace(config, method="joint", options={}), tmp_path / "joint")
+    left, right = whole.network.state_dict(), joint.network.state_dict()
+    assert not same(left, right)
+
+
+def test_the_trainer_does_what_a_loop_by_hand_does(settings, data, tmp_path):
+    config = settings(method="mslr", fusion="late", options=ACTIVE["mslr"], validation=0.3, lr=0.2)
+    train(config, tmp_path / "run")
+    torch.manual_seed(0)
+    network = models.build("late", SHAPES, 3, width=8)
+    strategy = MSLR(network, window=1, initial={"audio": 0.5, "image": 1.5})
+    optimizer = torch.optim.SGD(strategy.parameters(), lr=config.lr, momentum=0.9, weight_decay=1e-4)
+    split = hold_out(data, config)
+    for epoch in range(3):
+        optimizer.param_groups[0]["lr"] = trainer.learning_rate(config, epoch)
+        strategy.begin_epoch(epoch)
+        for index in trainer.batches(len(split.train), 16, 0, epoch):
+            inputs = {name: values[index] for name, values in split.train.inputs.items()}
+            for _ in strategy.steps(inputs, split.train.target[index]):
+                optimizer.step()
+        strategy.end_epoch(validation=[(split.validation.inputs, split.validation.target)])
+    for name, value in strategy.state_dict().items():
+        torch.testing.assert_close(weights(tmp_path / "run")[name], value, rtol=1e-4, atol=1e-6)
+    rows = read_table(tmp_path / "run/steps.csv")
+    assert [rows[0]["coefficient_audio"], rows[0]["coefficient_image"]] == [0.5, 1.5]
+    assert [rows[-1]["coefficient_audio"], rows[-1]["coefficient_image"]] != [0.5, 1.5]
+
+
+def test_a_share_of_the_training_split_is_held_out(settings, data, tmp_path):
+    config = settings(validation=0.3)
+    parts, again, other = (hold_out(data, c) for c in (config, config, replace(config, seed=1)))
+    assert (len(parts.train), len(parts.validation), len(parts.test)) == (34, 15, 30)
+    assert torch.equal(parts.validation.inputs["audio"], again.validation.inputs["audio"])
+    assert not torch.equal(parts.validation.inputs["audio"], other.validation.inputs["audio"])
+    rows = torch.cat([parts.train.inputs["audio"], parts.validation.inputs["audio"]])
+    assert sorted(rows.tolist()) == sorted(data.train.inputs["audio"].tolist())
+    assert torch.equal(parts.test.inputs["audio"], data.test.inputs["audio"])
+    assert hold_out(data, replace(config, validation=0.0)) is data
+
+    result = train(config, tmp_path / "run")
+    table = read_table(tmp_path / "run/metrics.csv")
+    assert {row["split"] for row in table} == {"validation"}
+    assert result.evaluation.samples == 30
+    network = result.network.eval()
+    with torch.no_grad():
+        hits = network(**parts.validation.inputs).argmax(1) == parts.validation.target
+    assert table[-1]["accuracy"] == pytest.approx(hits.float().mean().item())
+
+
+def test_a_share_that_cannot_be_held_out(data):
+    with pytest.raises(UserError, match=r"leave 2 or more, but got 0\.99"):
+        hold_out(data, Config(validation=0.99))
+    with pytest.raises(UserError, match="1 of the 49 training samples or more"):
+        hold_out(data, Config(validation=0.001))
+    with pytest.raises(UserError, match="validation split of their own"):
+        hold_out(hold_out(data, Config(validation=0.3)), Config(validation=0.3))
+
+
+def test_passes_are_in_another_order_each_time(data):
+    first, again = (Passes(data.train, 16, (0, 1)) for _ in range(2))
+    orders = [torch.cat([target for _, target in passes]) for passes in (first, first, again, Passes(data.train, 16))]
+    assert not torch.equal(orders[0], orders[1])
+    assert torch.equal(orders[0], orders[2])
+    assert torch.equal(orders[3], data.train.target)
+    assert orders[0].sort().values.equal(orders[3].sort().values)
+
+
+def test_training_ends_when_the_strategy_has_finished(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(strategies["mses"], "finished", property(lambda self: self.epoch >= 1 and self.training))
+    result = train(settings(method="mses", validation=0.3, epochs=5), tmp_path / "run")
+    assert len(result.history) == 2
+    assert len(read_table(tmp_path / "run/metrics.csv")) == 2
+
+
+def test_a_strategy_draws_the_samples(settings, data, tmp_path, monkeypatch):
+    """Every sample twice, the second time without its image."""
+    seen = []
+
+    class Resampling(Joint):
+        def draw(self, order):
+            present = torch.ones(2 * len(order), 2, dtype=torch.bool)
+            present[len(order) :, 1] = False
+            return Draw(torch.cat([order, order]), present)
+
+        def steps(self, inputs, target, *, index=None, present=None):
+            assert torch.equal(target, data.train.target[index])
+            seen.extend(zip(index.tolist(), present[:, 1].tolist(), strict=True))
+            return super().steps(inputs, target, index=index, present=present)
+
+    monkeypatch.setattr(methods, "strategies", {**strategies, "joint": Resampling})
+    result = train(settings(method="joint", epochs=1), tmp_path / "run")
+    assert sorted(seen) == sorted((index, image) for index in range(49) for image in (True, False))
+    assert result.history[0]["step"] == 7
+    assert 0 <= result.history[0]["train_accuracy"] <= 1
+
+
+def clip_case():
+    torch.manual_seed(0)
+    network = models.build("late", SHAPES, 3, width=8)
+    inputs = {"audio": torch.randn(8, 6), "image": torch.randn(8, 1, 4, 4)}
+    F.cross_entropy(network(**inputs), torch.randint(3, (8,))).backward()
+    return network, head_weights(network)
+
+
+def norm_of(network) -> float:
+    return torch.stack([p.grad.norm() for p in network.parameters()]).norm().item()
+
+
+def test_clipping_is_that_of_torch():
+    network, head = clip_case()
+    other, _ = clip_case()
+    assert clip_gradients_(network.parameters(), 0.05, head).item() == pytest.approx(norm_of(other))
+    nn.utils.clip_grad_norm_(other.parameters(), 0.05)
+    for left, right in zip(network.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(left.grad, right.grad)
+
+
+@pytest.mark.parametrize("clips", [True, False])
+def test_the_authors_clip_where_the_gradient_of_the_head_is_large(clips):
+    network, head = clip_case()
+    assert [p.shape for p in head] == [(3, 16)]
+    largest, before = head[0].grad.abs().max().item(), norm_of(network)
+    clip_gradients_(network.parameters(), 0.05, head, above=largest * (0.9 if clips else 1.1))
+    assert norm_of(network) == pytest.approx(0.05 if clips else before, rel=1e-3)
+    summed = models.build("late-sum", SHAPES, 3, width=8)
+    assert [p.shape for p in head_weights(summed)] == [(3, 8), (3, 8)]
+
+
+def test_noise_follows_the_seed(settings, tmp_path):
+    config = settings(method="ogm-ge", fusion="late", epochs=1)
+    for name, seed in (("one", 0), ("two", 0), ("three", 1)):
+        train(replace(config, seed=seed), tmp_path / name)
+    assert same(weights(tmp_path / "one"), weights(tmp_path / "two"))
+    assert not same(weights(tmp_path / "one"), weights(tmp_path / "three"))
+    assert isinstance(methods.build_method(config, SHAPES, 3).strategy, OGMGE)
+
+
+def test_copies_of_g_blending_train_at_the_present_learning_rate(settings):
+    config = settings(method="g-blending", lr=0.1, momentum=0.5)
+    strategy = methods.build_method(config, SHAPES, 3).strategy
+    assert len(strategy.heads) == 2  # early fusion does not split
+    assert strategy.make_optimizer(strategy.parameters()).param_groups[0]["lr"] == 0.1
+    strategy.optimizer = torch.optim.SGD(strategy.parameters(), lr=0.003)
+    group = strategy.make_optimizer(strategy.parameters()).param_groups[0]
+    assert (group["lr"], group["momentum"]) == (0.003, 0.5)
