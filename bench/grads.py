@@ -52,9 +52,13 @@ def _case(shape: str, network: str, count: int, noise: bool, options: Options) -
 def variants(
     grads: list[Tensor], groups: list[int], count: int, noise: bool, options: Options
 ) -> dict[str, Callable[[], object]]:
-    """Coefficients of 1 keep the gradients what they are, however often they are rescaled."""
+    """Gradients stay of the size that they are, however often they are rescaled.
+
+    Coefficients of 1 keep them; with noise, of their own standard deviation, they would grow without bound, so there the
+    coefficients are nearly 0.
+    """
     device = options.device
-    coefficients = torch.ones(count, dtype=torch.float64, device=device)
+    coefficients = torch.full((count,), 1e-3 if noise else 1.0, dtype=torch.float64, device=device)
     seed = torch.ones(1, dtype=torch.int64, device=device) if noise else None
     serving = [
         name

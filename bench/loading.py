@@ -29,7 +29,7 @@ def _built(options: Options) -> Built:
     dataset = TensorDataset(*train.inputs.values(), train.target)
 
     def memory() -> None:
-        for index in batches(len(train), BATCH, seed=0, epoch=0):
+        for index in batches(len(train), BATCH, 0, 0):
             for values in (*train.inputs.values(), train.target):
                 values[index]
 
