@@ -54,7 +54,7 @@ def variants(
 ) -> dict[str, Callable[[], object]]:
     """Gradients stay of the size that they are, however often they are rescaled.
 
-    Coefficients of 1 keep them; with noise, of their own standard deviation, they would grow without bound, so there the
+    Coefficients of 1 keep them; with noise, of their own standard deviation, they would grow without bound: there the
     coefficients are nearly 0.
     """
     device = options.device
