@@ -143,8 +143,7 @@ def make_step(
     floor: float,
     ignore_index: int,
     update: bool,
-    present: Tensor | None = None,  # (B, M) bool
 ) -> Tensor:
     """What `modulate` does with the responses, wherever they come from; returns the coefficients (M,) float64."""
-    totals = step_totals(response, joint, target, present, floor, ignore_index)
+    totals = step_totals(response, joint, target, None, floor, ignore_index)
     return finish_step(totals, values, counts, alpha, max_gap, update)
