@@ -27,7 +27,7 @@ from torch.utils import _pytree as pytree
 from agm.expansion import expand_subsets
 from agm.subsets import blocks, combine, proper_subsets
 
-__all__ = ["CannotDefer", "Deferred", "Rows", "current", "written"]
+__all__ = ["CannotDefer", "Deferred", "Rows", "current", "outcome", "written"]
 
 
 class CannotDefer(RuntimeError):
@@ -226,6 +226,12 @@ def written(value: Any) -> Any:
         value.content = None
         value.memory.copies.append((value.plain, value.plain._version))
     return value.plain
+
+
+def outcome(logits: Any) -> Any:
+    """Of deferred logits that are a sum what each modality adds (`Deferred.summands`); else the rows, written out."""
+    terms = logits.summands() if isinstance(logits, Deferred) else None
+    return written(logits) if terms is None else terms
 
 
 def _write(rows: Rows, content: _Content) -> Tensor:

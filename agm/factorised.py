@@ -16,7 +16,7 @@ from agm.binding import Arguments
 from agm.chunks import Chunks
 from agm.compiled import is_compiled
 from agm.deferral import Deferral, declares_sum, deferral, fusion_line, noted_as
-from agm.deferred import CannotDefer, Deferred, Rows, current, written
+from agm.deferred import CannotDefer, Deferred, Rows, current, outcome, written
 from agm.modes import evaluation, mixes_samples
 from agm.onepass import OWN_WAY, Choice, Choices, JointCall, Passes, apart, check_apart, checked, choose, in_common
 from agm.peers import Peers, is_sharded
@@ -121,9 +121,7 @@ class FactorisedPasses:
                     self.network, partial(self._fuse, parted), rows, device, self.peers, self.encoders().values()
                 )
             if found.how == "sum":
-                logits = self._deferred(parted, rows)
-                terms = logits.summands() if isinstance(logits, Deferred) else None
-                return written(logits) if terms is None else terms
+                return cast("Tensor | Mapping[int, Tensor]", outcome(self._deferred(parted, rows)))
             if not self.chunks and not mixes_samples(self.network):
                 return self._written(parted, rows, found)
         parts = self.chunks.parts(self.network, rows.batch, len(rows.subsets))
