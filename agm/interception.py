@@ -23,7 +23,7 @@ from agm.binding import Arguments, Binding
 from agm.checkpointing import without_checkpointing
 from agm.compiled import compiled_part, is_compiled
 from agm.deferral import SHARDED, Deferral, fusion_line, known, noted, noted_as, some_subsets
-from agm.deferred import CannotDefer, Deferred, Rows, current, written
+from agm.deferred import CannotDefer, Deferred, Rows, current, outcome, written
 from agm.modes import evaluation, mixes_samples
 from agm.onepass import OWN_WAY, Choice, Choices, Passes, choose, refused, surroundings
 from agm.peers import Peers, is_sharded
@@ -191,8 +191,7 @@ class InterceptedPasses:
 
     def _masked(self, given: "_Given", rows: Rows) -> Tensor | Mapping[int, Tensor]:
         """The masked logits of all rows, after a first batch has shown on some of them what they may come from."""
-        compares = not self.shared and any(r.is_whole and r.encoder not in _compared for r in given.recorders.values())
-        if self._key not in _verified.get(self.network, ()) or compares:
+        if not self._is_checked(given, rows.batch):
             self._check(given, replace(rows, subsets=some_subsets(rows.modalities)))
         found = known(self.network, self._key)
         if found is None or found.how == "rows" or not rows.batch:
@@ -202,8 +201,22 @@ class InterceptedPasses:
         except CannotDefer as error:  # on a way through the network that it has not taken before
             noted_as(self.network, self._key, Deferral("rows", str(error)))
             return cast(Tensor, given.logits(rows, deferred=False))
-        terms = logits.summands() if isinstance(logits, Deferred) else None
-        return cast(Tensor, written(logits)) if terms is None else terms
+        return cast("Tensor | Mapping[int, Tensor]", outcome(logits))
+
+    def _is_checked(self, given: "_Given", batch: int) -> bool:
+        """Whether a batch like this one has been looked at, as closely as this one could be.
+
+        With one sample rows in a wrong order cannot be told from right ones, and without gradients not their origin: a
+        look at such a batch will do for its like, but not for others. Processes that train together look until all have
+        had a batch that shows everything, since they must all look or none.
+        """
+        done = _verified.get(self.network, ())
+        full = (self._key, True, True)
+        like = full if self.peers.together else (self._key, torch.is_grad_enabled(), batch > 1)
+        compares = not self.shared and any(r.is_whole and r.encoder not in _compared for r in given.recorders.values())
+        if compares and not like[-1]:  # one sample leaves this open
+            return like in done
+        return (like in done or full in done) and not compares
 
     def _check(self, given: "_Given", some: Rows) -> None:
         """What the encoders are given, and whether rows may be deferred, on the rows of some subsets."""
@@ -213,9 +226,7 @@ class InterceptedPasses:
         least = self.peers.least(some.batch, given.device)
         for name, answer in given.compared.items():
             self._compare(name, answer, least)
-        # With one sample rows in a wrong order cannot be told from right ones, and without gradients not their origin.
-        if probed and least > 1:
-            _verified.setdefault(self.network, set()).add(self._key)
+        _verified.setdefault(self.network, set()).add((self._key, probed, least > 1))
         if not least or any(weight.is_meta for weight in weights):
             return
         if any(map(is_sharded, self.network.modules())):

@@ -169,6 +169,24 @@ def test_an_encoder_sees_present_rows_and_one_absent_row(
     assert head.rows == [(5, True), (30, False)]
 
 
+@pytest.mark.parametrize(("batch", "gradients"), [(5, True), (5, False), (1, True), (1, False)])
+def test_only_a_first_batch_of_its_kind_is_looked_at(batch: int, gradients: bool) -> None:
+    """An evaluation, or training on single samples, takes no more passes from the second batch on."""
+    network = Three().double().eval()
+    counter = Counter(network.encoders_["audio"][0])
+    calls = []
+    for _ in range(3):
+        counter.rows.clear()
+        with torch.set_grad_enabled(gradients):
+            agm.masked_logits(network, three_inputs(batch), encoders=PATHS)
+        calls.append(len(counter.rows))
+    assert calls[0] > calls[1] == calls[2] == 2
+    counter.rows.clear()
+    agm.masked_logits(network, three_inputs(5), encoders=PATHS)
+    looks_again = len(counter.rows) > 2
+    assert looks_again == ((batch, gradients) != (5, True))  # what has been seen less closely is no proof for more
+
+
 def test_without_encoders_all_masked_inputs_are_one_batch() -> None:
     network = Three().double()
     counter = Counter(network.encoders_["audio"])
