@@ -475,6 +475,7 @@ class _Runs:
             _interrupted("Interrupted.", "the same command: finished runs are not repeated")
 
     def observer(self, method: str, seed: int) -> report.Progressing:
+        self._close()  # of a run that diverged
         self._shown = report.Progressing(self._console, f"{method} seed {seed}", brief=True)
         return self._shown.__enter__()
 

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from agm.data import MultimodalData
 from agm.training.apart import APART, ApartRuns, with_fitting_split
+from agm.training.attempt import attempt
 from agm.training.config import Config
 from agm.training.errors import UserError
 from agm.training.records import RunFolder, run_name
-from agm.training.trainer import Observer, Result, check_settings, train
+from agm.training.trainer import Observer, Result, check_settings
 from agm.training.variants import Variant, parse_variant
 
 __all__ = [
@@ -39,10 +40,10 @@ class Comparison:
         metric: a column of metrics.csv, such as accuracy or response_audio; strength_audio; step_seconds; or cost,
             the seconds of a step over those of the first method at the same seed.
         method: as given to `--methods`.
-        values: one a seed; accuracies are shares from 0 to 1.
+        values: one a seed, NaN where that run diverged; accuracies are shares from 0 to 1.
         difference: (mean, low, high) of value minus the first method's value at the same seed, with the paired
-            t-interval; low and high are None for a single seed. None for the first method, and where the first
-            method has no such figure.
+            t-interval, over the seeds at which neither diverged; low and high are None for a single one. None for the
+            first method, and where there is no such seed.
         fusion: of the network, where several are compared.
     """
 
@@ -53,17 +54,30 @@ class Comparison:
     fusion: str = ""
 
     @property
-    def mean(self) -> float:
-        return statistics.fmean(self.values)
+    def found(self) -> tuple[float, ...]:
+        """The values of the runs that did not diverge."""
+        return tuple(value for value in self.values if not math.isnan(value))
+
+    @property
+    def diverged(self) -> int:
+        """How many runs did."""
+        return len(self.values) - len(self.found)
+
+    @property
+    def mean(self) -> float | None:
+        """Of the runs that did not diverge; None where all did."""
+        return statistics.fmean(self.found) if self.found else None
 
     @property
     def deviation(self) -> float | None:
-        """Standard deviation over the seeds (N - 1); None for a single seed."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
+        """Standard deviation over the seeds that did not diverge (N - 1); None for a single one."""
+        return statistics.stdev(self.found) if len(self.found) > 1 else None
 
     @property
     def verdict(self) -> str:
         """What the difference allows to say about these runs."""
+        if self.mean is None:
+            return "diverged"
         if self.difference is None:
             return ""
         _, low, high = self.difference
@@ -88,28 +102,32 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float |
     return mean, mean - reach, mean + reach
 
 
-def paired_comparisons(figures: Mapping[str, Sequence[Mapping[str, float]]], fusion: str = "") -> list[Comparison]:
+def paired_comparisons(
+    figures: Mapping[str, Sequence[Mapping[str, float] | None]], fusion: str = ""
+) -> list[Comparison]:
     """Compare methods by their figures.
 
     Args:
-        figures: method -> one mapping a seed, metric -> value; the seeds in the same order for every method.
+        figures: method -> one mapping a seed, metric -> value, or None for a run that diverged; the seeds in the same
+            order for every method.
         fusion: the network's, where several are compared.
 
     Returns:
         One `Comparison` for each metric and each method that has it, by metric.
     """
     first = next(iter(figures))
-    metrics = dict.fromkeys(metric for runs in figures.values() for metric in runs[0])
+    metrics = dict.fromkeys(metric for runs in figures.values() for run in runs if run is not None for metric in run)
     comparisons = []
     for metric in metrics:
         for method, runs in figures.items():
-            if any(metric not in run for run in runs):
+            if any(run is not None and metric not in run for run in runs):
                 continue
-            values = tuple(run[metric] for run in runs)
+            values = tuple(math.nan if run is None else run[metric] for run in runs)
             difference = None
-            if method != first and all(metric in run for run in figures[first]):
-                baseline = [run[metric] for run in figures[first]]
-                difference = mean_interval([a - b for a, b in zip(values, baseline, strict=True)])
+            if method != first:
+                baseline = [math.nan if run is None else run.get(metric, math.nan) for run in figures[first]]
+                pairs = [a - b for a, b in zip(values, baseline, strict=True) if not math.isnan(a - b)]
+                difference = mean_interval(pairs) if pairs else None
             comparisons.append(Comparison(metric, method, values, difference, fusion))
     return comparisons
 
@@ -151,7 +169,8 @@ def compare_methods(
     """Train every method with the seeds `config.seed`, `config.seed + 1`, ... and compare them on the test split.
 
     Every run has an ordinary run folder in `folder`, or in a folder of the fusion's name there where several are
-    compared: one that is finished is not repeated, one that was interrupted goes on.
+    compared: one that is finished is not repeated, one that was interrupted goes on. A run that diverges has no
+    figures, and the others go on.
 
     Args:
         config: the settings; method, seed and fusion are replaced.
@@ -160,7 +179,7 @@ def compare_methods(
         seeds: how many.
         folder: made if it does not exist.
         observer: (method, seed) -> who is told about that run; not told of its epochs where `jobs` > 1.
-        finished: called after each run.
+        finished: called after each run that did not diverge.
         fusions: names of fusions, each compared by itself; that of `config` by default.
         jobs: processes that train at the same time, on the CPU, with one thread each.
         strength: also measure the competition strength of every run. It is fitted on one validation split for all
@@ -170,7 +189,7 @@ def compare_methods(
 
     Raises:
         UserError: methods or settings that do not fit, also with the runs that are in `folder` already; a strength
-            that cannot be measured.
+            that cannot be measured, also since a network of one modality diverged.
     """
     _check_request(methods, seeds, jobs)
     variants = [parse_variant(method) for method in methods]
@@ -222,16 +241,31 @@ class _Runs:
         finished: Callable[[Result], None],
     ) -> None:
         self._ahead, self._observer, self._finished = ahead, observer, finished
-        self._results: dict[Path, Result] = {}
+        self._results: dict[Path, Result | None] = {}
         self._data = ""
 
-    def result(self, request: _Request) -> Result:
-        if request.folder in self._results:
-            return self._results[request.folder]
+    def result(self, request: _Request) -> Result | None:
+        """None where it diverged."""
+        if request.folder not in self._results:
+            self._results[request.folder] = self._trained(request)
+        return self._results[request.folder]
+
+    def required(self, request: _Request) -> Result:
+        """A result without which the others cannot be measured."""
+        result = self.result(request)
+        if result is None:
+            raise UserError(
+                f"Expected the runs of {request.label} to end, since the competition strength is measured with them, "
+                f"but the one of seed {request.config.seed} diverged. Use a lower --lr or --clip-norm."
+            )
+        return result
+
+    def _trained(self, request: _Request) -> Result | None:
         if request.folder in self._ahead:
             self._ahead[request.folder].result()
-        run, watching = RunFolder(request.folder), self._observer(request.label, request.config.seed)
-        result = train(request.config, run.path, resume=run.holds_run(), observer=watching)
+        result = attempt(request.config, request.folder, self._observer(request.label, request.config.seed))
+        if result is None:
+            return None
         self._data = self._data or result.data
         if result.data != self._data:
             raise UserError(
@@ -239,7 +273,6 @@ class _Runs:
                 "contents changed meanwhile. Compare again into another folder with --out."
             )
         self._finished(result)
-        self._results[request.folder] = result
         return result
 
 
@@ -253,12 +286,12 @@ class _Session:
         data: with a validation split, for the competition strength; None to leave it out.
 
     Attributes:
-        figures: method -> one mapping a seed, metric -> value.
+        figures: method -> one mapping a seed, metric -> value; None for a run that diverged.
     """
 
     def __init__(self, config: Config, variants: Sequence[Variant], folder: Path, data: MultimodalData | None) -> None:
         self._config, self._variants, self._folder, self._data = config, variants, folder, data
-        self.figures: dict[str, list[Mapping[str, float]]] = {variant.label: [] for variant in variants}
+        self.figures: dict[str, list[Mapping[str, float] | None]] = {variant.label: [] for variant in variants}
 
     def requests(self, seed: int) -> list[_Request]:
         """The runs of a seed; those of one modality, which others are measured with, are the next seed's as well."""
@@ -273,11 +306,14 @@ class _Session:
         apart = None
         if self._data is not None:
             apart = ApartRuns(
-                self._config, self._data, lambda method, of: runs.result(self._request(Variant(method, method), of))
+                self._config, self._data, lambda method, of: runs.required(self._request(Variant(method, method), of))
             )
             self.figures.setdefault(APART, []).append(apart.figures(seed))
         for variant in self._variants:
             result = runs.result(self._request(variant, seed))
+            if result is None:
+                self.figures[variant.label].append(None)
+                continue
             strengths = apart.strengths(result) if apart is not None and len(result.modalities) > 1 else {}
             self.figures[variant.label].append(_figures(result, strengths))
 
@@ -294,16 +330,23 @@ def _figures(result: Result, strengths: Mapping[str, float]) -> dict[str, float]
     return figures
 
 
-def _with_cost(figures: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, list[Mapping[str, float]]]:
+def _with_cost(
+    figures: Mapping[str, Sequence[Mapping[str, float] | None]],
+) -> dict[str, list[Mapping[str, float] | None]]:
     """The figures, and the cost of a step over the first method's at the same seed."""
     first = next(iter(figures.values()))
-    found: dict[str, list[Mapping[str, float]]] = {}
+    # Where a run of the first method diverged, its figures of the other seeds have to do.
+    known = [run["step_seconds"] for run in first if run is not None and "step_seconds" in run]
+    usual = statistics.median(known) if known else math.nan
+    found: dict[str, list[Mapping[str, float] | None]] = {}
     for method, runs in figures.items():
         found[method] = []
         for run, baseline in zip(runs, first, strict=True):
-            timed = "step_seconds" in run and "step_seconds" in baseline
-            cost = {"cost": run["step_seconds"] / baseline["step_seconds"]} if timed else {}
-            found[method].append({**run, **cost})
+            if run is None or "step_seconds" not in run or not known:
+                found[method].append(run)
+                continue
+            over = usual if baseline is None else baseline.get("step_seconds", usual)
+            found[method].append({**run, "cost": run["step_seconds"] / over})
     return found
 
 
@@ -324,7 +367,7 @@ def _trained_ahead(requests: Sequence[_Request], jobs: int) -> Iterator[dict[Pat
 
 
 def _train_quietly(config: Config, folder: Path) -> None:
-    train(config, folder, resume=RunFolder(folder).holds_run())
+    attempt(config, folder, Observer())
 
 
 def _for_jobs(config: Config) -> Config:

@@ -316,7 +316,10 @@ def _draw_dots(axes: Axes, groups: Sequence[np.ndarray | None]) -> None:
     for place, values in present:
         colour = COLOURS[place % len(COLOURS)]
         axes.scatter([place] * len(values), values, s=18, color=colour, alpha=0.6, linewidths=0, zorder=2)
-        mean, low, high = mean_interval(values.tolist())
+        known = values[np.isfinite(values)].tolist()  # of the runs that did not diverge
+        if not known:
+            continue
+        mean, low, high = mean_interval(known)
         bars = None if low is None or high is None else [[mean - low], [high - mean]]
         axes.errorbar([place + 0.22], [mean], yerr=bars, fmt="o", markersize=6, color=colour, capsize=3, zorder=3)
         axes.annotate(f"{mean:.1f}", (place + 0.22, mean), (6, 0), textcoords="offset points", va="center", size=8)

@@ -19,8 +19,8 @@ from agm.training.compare import Comparison
 from agm.training.competition import Competition
 from agm.training.config import Config
 from agm.training.tables import interval, remark, spread, title_of
-from agm.training.trainer import Observer, Result
-from agm.training.tune import Trial, best
+from agm.training.trainer import DivergedError, Observer, Result
+from agm.training.tune import Trial, ranked
 
 __all__ = [
     "Progressing",
@@ -95,6 +95,9 @@ class Progressing(Observer):
         elif not self._brief:
             self._line(f"epoch {self.epochs}/{self.total}  {figures}  {row['seconds']:.1f} s")
 
+    def diverged(self, error: DivergedError) -> None:
+        self._line(f"no figures. {error}")
+
     def summarise(self, result: Result, whole: bool = False) -> None:
         """One line for a finished run, with the time of its epochs from here on, or of the `whole` of it."""
         seconds = sum(row["seconds"] for row in result.history[0 if whole else self._began :])
@@ -165,10 +168,13 @@ def trials_table(trials: Sequence[Trial]) -> Group:
     table = Table(box=box.SIMPLE_HEAD)
     for name, justify in (("settings", "left"), ("accuracy ± sd", "right"), ("loss", "right"), ("", "left")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    chosen = best(trials)
-    for trial in sorted(trials, key=lambda trial: (-trial.accuracy, trial.loss)):
+    order = ranked(trials)
+    for trial in order:
+        if trial.diverged:
+            table.add_row(Text(trial.variant.label), f"{trial.diverged} diverged", "", "")
+            continue
         deviation = "" if trial.deviation is None else f" ± {100 * trial.deviation:.1f}"
-        mark = "chosen" if trial is chosen else ""
+        mark = "chosen" if trial is order[0] else ""
         table.add_row(Text(trial.variant.label), f"{100 * trial.accuracy:.1f}{deviation}", f"{trial.loss:.3f}", mark)
     seeds = len(trials[0].accuracies)
     return _framed(

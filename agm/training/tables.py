@@ -37,7 +37,7 @@ def write_csv(path: Path, comparisons: Sequence[Comparison], first_seed: int) ->
         for c in comparisons:
             difference = c.difference or (None, None, None)
             row = [c.fusion, c.metric, c.method, c.mean, c.deviation, *difference, c.verdict, *c.values]
-            writer.writerow(["" if value is None else value for value in row])
+            writer.writerow(["" if value is None or value != value else value for value in row])
 
 
 def write_markdown(path: Path, comparisons: Sequence[Comparison], command: str) -> None:
@@ -104,10 +104,13 @@ def _scale(metric: str) -> tuple[float, int]:
 
 
 def spread(comparison: Comparison) -> str:
-    """Mean and standard deviation; accuracies in percent."""
+    """Mean and standard deviation of the runs that did not diverge, and how many did; accuracies in percent."""
+    if comparison.mean is None:
+        return "diverged"
     scale, digits = _scale(comparison.metric)
     deviation = "" if comparison.deviation is None else f" ± {scale * comparison.deviation:.{digits}f}"
-    return f"{scale * comparison.mean:.{digits}f}{deviation}"
+    diverged = f" ({comparison.diverged} diverged)" if comparison.diverged else ""
+    return f"{scale * comparison.mean:.{digits}f}{deviation}{diverged}"
 
 
 def interval(comparison: Comparison) -> str:
@@ -129,6 +132,8 @@ def remark(comparisons: Sequence[Comparison]) -> str:
         f"{seeds} seed{'s' if seeds > 1 else ''}, last epoch, test split. The difference is paired by seed with a "
         "t-interval. Each row stands for itself: among many rows, some leave 0 out by chance."
     )
+    if any(c.diverged for c in comparisons):
+        text += " A run that diverged has no figures; its seed is left out of the mean and the difference."
     if any(c.method == APART for c in comparisons):
         text += (
             " Competition strength: 0 where all that a modality could teach alone can be read from the fused features, "

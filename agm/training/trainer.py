@@ -59,6 +59,9 @@ class Observer:
     def epoch_finished(self, row: Row) -> None:
         """`row` of metrics.csv and the checkpoint are written."""
 
+    def diverged(self, error: DivergedError) -> None:
+        """The run ended without a result, and those that it is compared with go on."""
+
 
 @dataclass(frozen=True)
 class Result:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import csv
 import itertools
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from agm.training.attempt import attempt
 from agm.training.config import Config
 from agm.training.errors import UserError
-from agm.training.records import RunFolder, run_name
-from agm.training.trainer import Observer, Result, check_settings, train
+from agm.training.evaluation import Evaluation
+from agm.training.records import run_name
+from agm.training.trainer import Observer, Result, check_settings
 from agm.training.variants import Variant, parse_value, split_variants, variant_of
 
-__all__ = ["Trial", "best", "parse_setting", "tune_method", "write_trials"]
+__all__ = ["Trial", "best", "parse_setting", "ranked", "tune_method", "write_trials"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Trial:
 
     Args:
         variant: the method with these settings.
-        accuracies, losses: of the joint logits on the validation split after the last epoch, one a seed.
+        accuracies, losses: of the joint logits on the validation split after the last epoch, one a seed;
+            NaN where that run diverged.
     """
 
     variant: Variant
@@ -34,23 +38,45 @@ class Trial:
 
     @property
     def accuracy(self) -> float:
-        """Mean over the seeds."""
+        """Mean over the seeds; NaN where a run diverged."""
         return statistics.fmean(self.accuracies)
 
     @property
     def deviation(self) -> float | None:
-        """Standard deviation of the accuracy over the seeds (N - 1); None for a single seed."""
-        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
+        """Standard deviation of the accuracy over the seeds (N - 1); None for a single seed, or where one diverged."""
+        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 and not self.diverged else None
 
     @property
     def loss(self) -> float:
-        """Mean over the seeds."""
+        """Mean over the seeds; NaN where a run diverged."""
         return statistics.fmean(self.losses)
+
+    @property
+    def diverged(self) -> int:
+        """How many runs did."""
+        return sum(math.isnan(accuracy) for accuracy in self.accuracies)
+
+
+def ranked(trials: Sequence[Trial]) -> list[Trial]:
+    """By mean validation accuracy, among equals by mean validation loss; behind them those of which a run diverged."""
+    return sorted(
+        trials, key=lambda trial: (trial.diverged, 0, 0) if trial.diverged else (0, -trial.accuracy, trial.loss)
+    )
 
 
 def best(trials: Sequence[Trial]) -> Trial:
-    """That of the highest mean validation accuracy; among equals, of the lowest mean validation loss."""
-    return min(trials, key=lambda trial: (-trial.accuracy, trial.loss))
+    """The first of them.
+
+    Raises:
+        UserError: a run of every trial diverged.
+    """
+    first = ranked(trials)[0]
+    if first.diverged:
+        raise UserError(
+            "Expected a choice of settings of which no run diverges, but of each one did. "
+            "Use a lower --lr, --clip-norm, or other values of --setting."
+        )
+    return first
 
 
 def parse_setting(text: str) -> tuple[str, list[Any]]:
@@ -87,7 +113,7 @@ def tune_method(
         seeds: how many: `config.seed`, `config.seed + 1`, ...
         folder: made if it does not exist.
         observer: (variant's label, seed) -> who is told about that run.
-        finished: called after each run.
+        finished: called after each run that did not diverge.
 
     Raises:
         UserError: settings or data that do not fit; no validation split.
@@ -101,20 +127,20 @@ def tune_method(
     variants = [variant_of(config.method, chosen) for chosen in values]
     for variant in variants:
         check_settings(variant.config(config), final="validation")
-    found: dict[str, list[Result]] = {variant.label: [] for variant in variants}
+    found: dict[str, list[Evaluation | None]] = {variant.label: [] for variant in variants}
     for number in range(seeds):
         for variant in variants:
             request = variant.config(replace(config, seed=config.seed + number))
-            run = RunFolder(folder / run_name(variant.label, request.seed))
-            watching = observer(variant.label, request.seed)
-            result = train(request, run.path, resume=run.holds_run(), observer=watching, final="validation")
-            finished(result)
-            found[variant.label].append(result)
+            run = folder / run_name(variant.label, request.seed)
+            result = attempt(request, run, observer(variant.label, request.seed), final="validation")
+            found[variant.label].append(None if result is None else result.evaluation)
+            if result is not None:
+                finished(result)
     return [
         Trial(
             variant,
-            tuple(result.evaluation.accuracy for result in found[variant.label]),
-            tuple(result.evaluation.loss for result in found[variant.label]),
+            tuple(math.nan if one is None else one.accuracy for one in found[variant.label]),
+            tuple(math.nan if one is None else one.loss for one in found[variant.label]),
         )
         for variant in variants
     ]
@@ -123,11 +149,11 @@ def tune_method(
 def write_trials(path: Path, trials: Sequence[Trial], first_seed: int) -> None:
     """CSV, one row a choice: its mean figures, then the validation accuracy at each seed."""
     names = [f"seed_{first_seed + number}" for number in range(len(trials[0].accuracies))]
-    chosen = best(trials)
+    chosen = ranked(trials)[0]
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["method", "validation_accuracy", "deviation", "validation_loss", "chosen", *names])
         for trial in trials:
             deviation = "" if trial.deviation is None else trial.deviation
-            mark = "yes" if trial is chosen else ""
+            mark = "yes" if trial is chosen and not trial.diverged else ""
             writer.writerow([trial.variant.label, trial.accuracy, deviation, trial.loss, mark, *trial.accuracies])

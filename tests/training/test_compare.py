@@ -6,9 +6,20 @@ from scipy import stats
 
 from agm import data as datasets
 from agm.data import Split
-from agm.training import UserError, apart, compare_methods, concepts_of, load_run, strength_apart, strength_of, train
+from agm.training import (
+    UserError,
+    apart,
+    compare_methods,
+    concepts_of,
+    load_run,
+    strength_apart,
+    strength_of,
+    train,
+    trainer,
+)
 from agm.training.compare import Comparison, mean_interval, paired_comparisons, seconds_per_step
 from agm.training.config import Config, read_config, read_table_of
+from agm.training.plots import draw_comparison
 from agm.training.records import RunFolder, run_name
 from agm.training.tables import (
     command_line,
@@ -83,6 +94,29 @@ def test_a_figure_that_a_method_lacks_is_left_out():
     back = paired_comparisons({"unimodal:image": one, "joint": both})
     assert back[-1].metric == "response_audio"
     assert back[-1].difference is None
+
+
+def test_a_seed_that_diverged_is_left_out_of_the_pairs(tmp_path):
+    runs = {
+        "joint": [*figures(JOINT[:3]), None, {"accuracy": 0.7}],
+        "agm": [None, *figures(AGM[1:])],
+        "ogm": [None] * 5,
+    }
+    joint, modulated, lost = paired_comparisons(runs)
+    assert (joint.diverged, modulated.diverged, lost.diverged) == (1, 1, 5)
+    assert modulated.mean == pytest.approx(sum(AGM[1:]) / 4)
+    expected = mean_interval([AGM[1] - JOINT[1], AGM[2] - JOINT[2], AGM[4] - 0.7])
+    assert modulated.difference == pytest.approx(expected)
+    assert (lost.mean, lost.difference, lost.verdict) == (None, None, "diverged")
+    assert (spread(modulated), spread(lost)) == ("74.0 ± 2.9 (1 diverged)", "diverged")
+    write_csv(tmp_path / "c.csv", [joint, modulated, lost], 0)
+    with open(tmp_path / "c.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert (rows[0]["seed_3"], rows[2]["mean"]) == ("", "")
+    write_wide_markdown(tmp_path / "c.md", [joint, modulated, lost], "agm compare")
+    assert "A run that diverged has no figures" in (tmp_path / "c.md").read_text()
+    draw_comparison(tmp_path / "c.png", [joint, modulated, lost], "title")
+    assert (tmp_path / "c.png").stat().st_size > 1000
 
 
 def test_files(tmp_path):
@@ -259,6 +293,35 @@ def test_runs_in_other_processes_are_the_same(settings, tmp_path):
     values = [{(c.metric, c.method): c.values for c in found if is_share(c.metric)} for found in (alone, together)]
     assert values[0] == values[1]
     assert [result.config.method for result in seen] == methods
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_that_diverges_does_not_end_the_others(settings, tmp_path, jobs):
+    methods, told = ["joint", "joint(lr=1e30)", "agm"], []
+
+    class Told(trainer.Observer):
+        def diverged(self, error):
+            told.append(str(error))
+
+    def compared():
+        folder = tmp_path / "compare"
+        return compare_methods(settings(epochs=2), methods, 1, folder, lambda method, seed: Told(), jobs=jobs)
+
+    found = {c.method: c for c in compared() if c.metric == "accuracy"}
+    assert list(found) == ["joint", "joint(lr=1e30)", "agm"]
+    assert [c.diverged for c in found.values()] == [0, 1, 0]
+    assert [c.mean is None for c in found.values()] == [False, True, False]
+    assert len(told) == 1
+    assert "diverged in epoch 0" in told[0]
+    again = {c.method: c for c in compared() if c.metric == "accuracy"}
+    assert again["agm"] == found["agm"]
+    assert len(told) == 2
+
+
+def test_a_strength_needs_its_networks_of_one_modality(settings, tmp_path):
+    config = settings(epochs=1, validation=0.3, lr=1e30)
+    with pytest.raises(UserError, match=r"strength is measured with them.*diverged"):
+        compare_methods(config, ["joint", "agm"], 1, tmp_path / "compare", strength=True)
 
 
 def test_how_figures_are_written():

@@ -2,9 +2,11 @@ import csv
 
 import pytest
 import torch
+from rich.console import Console
 
 from agm.training import UserError, train, trainer
 from agm.training.records import RunFolder
+from agm.training.report import trials_table
 from agm.training.samples import hold_out
 from agm.training.tune import Trial, best, parse_setting, tune_method, write_trials
 from agm.training.variants import parse_variant
@@ -20,6 +22,20 @@ def test_the_highest_accuracy_wins_and_then_the_lowest_loss():
         trial("agm(alpha=3)", (0.9, 0.2), (0.1, 0.1)),
     ]
     assert best(trials).variant.label == "agm(alpha=2)"
+
+
+def test_settings_that_diverge_are_not_chosen(settings, tmp_path, capsys):
+    config = settings(method="agm", validation=0.3, epochs=1)
+    bad, good = trials = tune_method(config, {"lr": [1e30, 0.01]}, 2, tmp_path / "tune")
+    assert (bad.diverged, good.diverged) == (2, 0)
+    assert best(trials) is good
+    write_trials(tmp_path / "tune.csv", trials, 0)
+    with open(tmp_path / "tune.csv", newline="") as file:
+        assert [row["chosen"] for row in csv.DictReader(file)] == ["", "yes"]
+    Console(width=120).print(trials_table(trials))
+    assert "2 diverged" in capsys.readouterr().out
+    with pytest.raises(UserError, match="of which no run diverges"):
+        best([bad])
 
 
 def test_settings():
