@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cstring>
 
 #include "scores.h"
 
@@ -56,11 +55,11 @@ AGM_HOST_DEVICE void tile_responses(const MaskedLogits<T>& masked, const T* logi
     Lanes<A> sum[M], logit;
     for (int m = 0; m < M; ++m) sum[m].clear();
     for (int row = 0; row < kRows; ++row) {
-      std::memcpy(&logit, wide + row * kTile + i, sizeof(logit));
+      logit.load(wide + row * kTile + i);
       for (int m = 0; m < M; ++m) sum[m].add_product(kWeights.of[row][m], logit);
     }
-    for (int m = 0; m < M; ++m) std::memcpy(response + m * kTile + i, &sum[m], sizeof(sum[m]));
-    std::memcpy(response + M * kTile + i, &logit, sizeof(logit));
+    for (int m = 0; m < M; ++m) sum[m].store(response + m * kTile + i);
+    logit.store(response + M * kTile + i);
   }
 }
 

@@ -1,6 +1,7 @@
 // Loops that the compiler turns into vector instructions: no branches, no calls, no conversions by table.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -58,26 +59,30 @@ AGM_HOST_DEVICE torch::headeronly::Half narrow<torch::headeronly::Half>(float x)
                                  torch::headeronly::Half::from_bits());
 }
 
-// 64 bytes of numbers, in registers of whatever width the processor has.
+// 32 bytes of numbers, in registers of whatever width the processor has. A copy by memcpy would pass through
+// the stack in halves, and reading it whole would wait for both.
 #if defined(__GNUC__)
 template <typename A>
 struct Lanes {
-  static constexpr int kCount = 64 / static_cast<int>(sizeof(A));
-  typedef A Numbers __attribute__((vector_size(64)));
+  static constexpr int kCount = 32 / static_cast<int>(sizeof(A));
+  typedef A Numbers __attribute__((vector_size(32)));
+  typedef A Unaligned __attribute__((vector_size(32), aligned(alignof(A)), may_alias));
   Numbers numbers;
 
   AGM_HOST_DEVICE void clear() { numbers = Numbers{}; }
+  AGM_HOST_DEVICE void load(const A* from) { numbers = *reinterpret_cast<const Unaligned*>(from); }
+  AGM_HOST_DEVICE void store(A* to) const { *reinterpret_cast<Unaligned*>(to) = numbers; }
   AGM_HOST_DEVICE void add_product(A weight, const Lanes& factor) { numbers += weight * factor.numbers; }
 };
 #else
 template <typename A>
 struct Lanes {
-  static constexpr int kCount = 64 / static_cast<int>(sizeof(A));
+  static constexpr int kCount = 32 / static_cast<int>(sizeof(A));
   A numbers[kCount];
 
-  AGM_HOST_DEVICE void clear() {
-    for (A& number : numbers) number = 0;
-  }
+  AGM_HOST_DEVICE void clear() { std::fill_n(numbers, kCount, A(0)); }
+  AGM_HOST_DEVICE void load(const A* from) { std::copy_n(from, kCount, numbers); }
+  AGM_HOST_DEVICE void store(A* to) const { std::copy_n(numbers, kCount, to); }
   AGM_HOST_DEVICE void add_product(A weight, const Lanes& factor) {
     for (int i = 0; i < kCount; ++i) numbers[i] += weight * factor.numbers[i];
   }
@@ -97,7 +102,9 @@ AGM_HOST_DEVICE float exp_nonpositive(float x) {
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
   const float scale = bits_as<float>((bits_as<uint32_t>(shifted) + 127u) << 23);
-  return x < -87.0f ? 0.0f : p * scale;
+  // A mask: where there is a choice, the compiler skips the polynomial by a branch and leaves the loop
+  // scalar.
+  return bits_as<float>(bits_as<uint32_t>(p * scale) & (0u - static_cast<uint32_t>(!(x < -87.0f))));
 }
 AGM_HOST_DEVICE double exp_nonpositive(double x) { return std::exp(x); }
 
