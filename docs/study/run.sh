@@ -20,11 +20,10 @@ tune() {
     alpha=$(sed -n 's/.*alpha=\([0-9.]*\)).*,yes,.*/\1/p' "$results/tune-$variant.csv")
 }
 
-# Clipped and bounded are the exact mode with one thing changed, so they have its alpha. The smoothed variant,
-# $exact,smoothing=0.9), was the last but one until a run of it diverged in each setting, which ends a comparison.
+# Clipped, bounded and smoothed are the exact mode with one thing changed, so they have its alpha.
 tune exact
 exact="agm(alpha=$alpha"
-methods="joint,$exact),$exact,clip_norm=1,clip_above=1),$exact,bound=0.9)"
+methods="joint,$exact),$exact,clip_norm=1,clip_above=1),$exact,bound=0.9),$exact,smoothing=0.9)"
 tune shared --masked shared
 methods="$methods,agm(alpha=$alpha,masked=shared)"
 
