@@ -13,7 +13,7 @@ demo: .venv/agm
 	$(BIN)/agm train --dataset av-digits --fusion late --method agm --alpha 1.5 --masked shared --epochs 40 --seed 0
 
 test: .venv/test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/test
 	$(BIN)/ruff check .

@@ -1,11 +1,11 @@
 """Kernels of csrc that the tests compile once more, with other flags and under another name than agm."""
 
 import functools
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -49,10 +49,19 @@ def why_not() -> str | None:
     return None if "__GNUC__" in macros and "__clang__" not in macros else "the C++ compiler is not GCC"
 
 
-def _run(*command: object) -> None:
+def _make(made: Path, *command: object) -> None:
+    """Runs a compiler, whose last argument is to be what it makes; nothing to do where another process has made it."""
+    import fcntl  # on Linux, as all of this
+
+    partial = made.with_name(f"{made.name}.{os.getpid()}")
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}  # a slow sanitizer
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, result.stderr
+    with open(made.with_name(made.name + ".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if made.exists():
+            return
+        result = subprocess.run([*map(str, command), str(partial)], capture_output=True, text=True, env=environment)
+        assert result.returncode == 0, result.stderr
+        partial.rename(made)
 
 
 class Library:
@@ -70,7 +79,14 @@ class Library:
         self.sources = list(sources)
         self.flags = flags
         self.asked: set[str] = set()  # the ops that a test has asked for
-        self._folder = tempfile.TemporaryDirectory()
+
+    @functools.cached_property
+    def _folder(self) -> Path:
+        """Where all processes of a test run find what one of them has compiled."""
+        flags = hashlib.sha256(" ".join(self.flags).encode()).hexdigest()[:8]
+        folder = Path(os.environ["AGM_TEST_BUILDS"], f"{self.namespace}-{flags}")
+        folder.mkdir(exist_ok=True)
+        return folder
 
     @functools.cached_property
     def _objects(self) -> list[tuple[Path, Future[None]]]:
@@ -78,9 +94,9 @@ class Library:
         named = ("-DUSE_CUDA", f"-DAGM_LIBRARY={self.namespace}")
         objects = []
         for source in self.sources:
-            made = Path(self._folder.name, source.name).with_suffix(source.suffix + ".o")
+            made = self._folder / f"{source.name}.o"
             flags = (*FLAGS, *self.flags, *named, *includes, *FLAGS_OF[source.suffix])
-            objects.append((made, _pool.submit(_run, compiler(), *flags, "-c", source, "-o", made)))
+            objects.append((made, _pool.submit(_make, made, compiler(), *flags, "-c", source, "-o")))
         return objects
 
     def start(self) -> None:
@@ -95,10 +111,10 @@ class Library:
             pytest.skip(reason)
         for _, compilation in self._objects:
             compilation.result()
-        made = Path(self._folder.name, f"{self.namespace}.so")
+        made = self._folder / f"{self.namespace}.so"
         objects = [path for path, _ in self._objects]
         torch_libraries = (*(f"-L{path}" for path in library_paths()), "-ltorch_cpu", "-lc10")
-        _run(compiler(), "-shared", *self.flags, "-Wl,-Bsymbolic", *objects, *torch_libraries, "-o", made)
+        _make(made, compiler(), "-shared", *self.flags, "-Wl,-Bsymbolic", *objects, *torch_libraries, "-o")
         return made
 
     @functools.cached_property

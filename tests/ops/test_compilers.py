@@ -12,9 +12,6 @@ import torch
 from agm import subset_weights
 from agm.ops import reference
 
-# These tests come early: by the time of test_sanitizers.py and test_spills.py the long compilations are done.
-pytestmark = pytest.mark.usefixtures("compilations", "sanitized_session")
-
 HERE = Path(__file__).parent
 CSRC = HERE.parent.parent / "csrc"
 
