@@ -120,6 +120,21 @@ class TestLightning:
             events = EventAccumulator(loggers[1].log_dir).Reload().Scalars("agm/visual/score")
             assert [event.step for event in events] == [2, 4, 6, 8]
 
+    def test_logs_to_weights_and_biases(self, module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without a network: what the run has in its summary is what was logged last."""
+        wandb = pytest.importorskip("wandb", reason="Weights & Biases is not installed")
+        from lightning.pytorch.loggers import WandbLogger
+
+        from agm.integrations.lightning import ModulationCallback
+
+        monkeypatch.setenv("WANDB_SILENT", "true")
+        model, logger = module(engine()), WandbLogger(save_dir=tmp_path, offline=True)
+        trainer = self.trainer(tmp_path, epochs=1, callbacks=[ModulationCallback(every_n_steps=1)], logger=logger)
+        trainer.fit(model, DataLoader(Batches(), batch_size=12))
+        logged = dict(logger.experiment.summary)
+        wandb.finish()
+        assert scalars(model).items() <= logged.items()
+
     def test_resumes(self, module: Any, tmp_path: Path) -> None:
         from agm.integrations.lightning import ModulationCallback
 
