@@ -10,7 +10,7 @@ NATIVE := $(shell find csrc -type f) setup.py pyproject.toml
 .PHONY: demo test lint format bench-check clean
 
 demo: .venv/agm
-	$(BIN)/agm train --dataset av-digits --fusion late --method agm --alpha 1.5 --masked shared --epochs 40 --seed 0
+	$(BIN)/agm train --dataset av-digits --fusion late --method agm --alpha 1.5 --epochs 40 --seed 0
 
 test: .venv/test
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder

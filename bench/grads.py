@@ -55,7 +55,8 @@ def variants(
     """Gradients stay of the size that they are, however often they are rescaled.
 
     Coefficients of 1 keep them; with noise, of their own standard deviation, they would grow without bound: there the
-    coefficients are nearly 0.
+    coefficients are nearly 0, and a gradient becomes noise of the deviation that it had. What it drifts by in k numbers
+    is of the order of sqrt(rounds / 2k), so that only tiny tensors move.
     """
     device = options.device
     coefficients = torch.full((count,), 1e-3 if noise else 1.0, dtype=torch.float64, device=device)

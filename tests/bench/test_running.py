@@ -108,6 +108,23 @@ def test_gradients_stay_what_they_are() -> None:
     assert set(groups) == {0, 1}
 
 
+def test_gradients_with_noise_keep_their_size() -> None:
+    """A deviation estimated from k numbers errs by 1 / sqrt(2 k): over 60 rounds, by a few percent for 1000 of them."""
+    values, groups = grads.gradients("tiny", 2, CPU)
+    values.append(samples.logits(40, 100, dtype=torch.float32, device="cpu"))
+    groups.append(0)
+    before = [value.std(correction=0).item() for value in values]
+    calls = grads.variants(values, groups, 2, True, Options(CPU))
+    assert {"reference", "loop"} <= calls.keys()
+    for _ in range(20):
+        for call in calls.values():
+            call()
+    for value, deviation in zip(values, before, strict=True):
+        assert value.isfinite().all()
+        if value.numel() >= 1000:
+            assert 0.5 < value.std().item() / deviation < 2
+
+
 @pytest.mark.parametrize("suite", [grads, compiling, scaling], ids=lambda suite: suite.__name__)
 def test_suites_build_what_they_announce(suite: Any) -> None:
     networks = () if suite is scaling else ("tiny",) if suite is compiling else ("small",)

@@ -191,7 +191,7 @@ def test_a_mistake_shows_before_the_first_run(settings, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-METHODS = ["joint", "agm(alpha=0.5,masked=shared)", "agm(alpha=2)", "mslr(initial={audio=0.5,image=1.5})"]
+METHODS = ["joint", "agm(alpha=0.5,masked=exact)", "agm(alpha=2)", "mslr(initial={audio=0.5,image=1.5})"]
 
 
 def test_fusions_variants_and_cost(settings, tmp_path):
@@ -214,7 +214,7 @@ def test_fusions_variants_and_cost(settings, tmp_path):
         assert figures["cost", METHODS[1]] == tuple(a / b for a, b in zip(*seconds, strict=True))
         assert figures["cost", "joint"] == (1.0, 1.0)
     configs = [read_config(tmp_path / "late" / run_name(method, 1) / "config.toml") for method in METHODS]
-    assert [(c.method, c.alpha, c.masked) for c in configs[1:3]] == [("agm", 0.5, "shared"), ("agm", 2.0, "exact")]
+    assert [(c.method, c.alpha, c.masked) for c in configs[1:3]] == [("agm", 0.5, "exact"), ("agm", 2.0, "shared")]
     assert configs[3].options == {"initial": {"audio": 0.5, "image": 1.5}}
 
     write_wide_markdown(tmp_path / "c.md", found, "agm compare")

@@ -17,7 +17,7 @@ OTHER = {
     "method": "unimodal:audio",
     "alpha": 0.1 + 0.2,
     "max_gap": math.inf,
-    "masked": "shared",
+    "masked": "exact",
     "start": 3,
     "stop": 9,
     "epochs": 11,

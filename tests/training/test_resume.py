@@ -56,7 +56,7 @@ def test_a_run_goes_on_from_any_step(settings, tmp_path, method, every):
 
 
 def test_a_run_that_is_killed_again_and_again(settings, tmp_path):
-    config = settings(epochs=4, masked="shared")
+    config = settings(epochs=4, masked="exact")
     train(config, tmp_path / "whole")
     script, file = Path(__file__).with_name("killed.py"), tmp_path / "whole/config.toml"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
