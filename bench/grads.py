@@ -66,11 +66,18 @@ def variants(
         for name, backend in _backends.BACKENDS.items()
         if backend.why_not("scale_gradients_", device.type) is None and not (name == "triton" and device.type == "cpu")
     ]
-    calls: dict[str, Callable[[], object]] = {
-        name: partial(_backends.select("scale_gradients_", device, name), grads, groups, coefficients, seed)
-        for name in serving
-        if name == BASELINE or options.takes(name)
-    }
+
+    def rescaled_by(name: str) -> Callable[[], object]:
+        op = _backends.select("scale_gradients_", device, name)
+
+        def call() -> None:
+            if seed is not None:
+                seed.add_(1)  # the same noise again and again would let a gradient grow or vanish by the same factor
+            op(grads, groups, coefficients, seed)
+
+        return call
+
+    calls = {name: rescaled_by(name) for name in serving if name == BASELINE or options.takes(name)}
     if options.takes("loop"):
         calls["loop"] = partial(_loop, grads, groups, coefficients, noise)
     if not noise and options.takes("foreach"):
