@@ -206,6 +206,9 @@ def check_classes(target: Tensor, classes: int, ignore_index: int) -> None:
     if target.device.type != "cpu" or target.numel() == 0 or torch.compiler.is_compiling():
         return
     target = target.long()  # a narrow dtype would wrap the numbers that it is compared with
+    lowest, highest = target.aminmax()
+    if lowest.item() >= 0 and highest.item() < classes:
+        return
     wrong = (target != ignore_index) & ((target < 0) | (target >= classes))
     if bool(wrong.any()):
         place = tuple(wrong.nonzero()[0].tolist())
