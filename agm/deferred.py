@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -228,10 +228,10 @@ def written(value: Any) -> Any:
     return value.plain
 
 
-def outcome(logits: Any) -> Any:
+def outcome(logits: Any) -> Tensor | Mapping[int, Tensor]:
     """Of deferred logits that are a sum what each modality adds (`Deferred.summands`); else the rows, written out."""
     terms = logits.summands() if isinstance(logits, Deferred) else None
-    return written(logits) if terms is None else terms
+    return cast(Tensor, written(logits)) if terms is None else terms
 
 
 def _write(rows: Rows, content: _Content) -> Tensor:

@@ -121,7 +121,7 @@ class FactorisedPasses:
                     self.network, partial(self._fuse, parted), rows, device, self.peers, self.encoders().values()
                 )
             if found.how == "sum":
-                return cast("Tensor | Mapping[int, Tensor]", outcome(self._deferred(parted, rows)))
+                return outcome(self._deferred(parted, rows))
             if not self.chunks and not mixes_samples(self.network):
                 return self._written(parted, rows, found)
         parts = self.chunks.parts(self.network, rows.batch, len(rows.subsets))

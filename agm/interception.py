@@ -201,7 +201,7 @@ class InterceptedPasses:
         except CannotDefer as error:  # on a way through the network that it has not taken before
             noted_as(self.network, self._key, Deferral("rows", str(error)))
             return cast(Tensor, given.logits(rows, deferred=False))
-        return cast("Tensor | Mapping[int, Tensor]", outcome(logits))
+        return outcome(logits)
 
     def _is_checked(self, given: "_Given", batch: int) -> bool:
         """Whether a batch like this one has been looked at, as closely as this one could be.

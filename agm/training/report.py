@@ -20,7 +20,7 @@ from agm.training.competition import Competition
 from agm.training.config import Config
 from agm.training.tables import interval, remark, spread, title_of
 from agm.training.trainer import DivergedError, Observer, Result
-from agm.training.tune import Trial, ranked
+from agm.training.tune import Trial, chosen, ranked
 
 __all__ = [
     "Progressing",
@@ -168,13 +168,13 @@ def trials_table(trials: Sequence[Trial]) -> Group:
     table = Table(box=box.SIMPLE_HEAD)
     for name, justify in (("settings", "left"), ("accuracy ± sd", "right"), ("loss", "right"), ("", "left")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    order = ranked(trials)
-    for trial in order:
+    choice = chosen(trials)
+    for trial in ranked(trials):
         if trial.diverged:
             table.add_row(Text(trial.variant.label), f"{trial.diverged} diverged", "", "")
             continue
         deviation = "" if trial.deviation is None else f" ± {100 * trial.deviation:.1f}"
-        mark = "chosen" if trial is order[0] else ""
+        mark = "chosen" if trial is choice else ""
         table.add_row(Text(trial.variant.label), f"{100 * trial.accuracy:.1f}{deviation}", f"{trial.loss:.3f}", mark)
     seeds = len(trials[0].accuracies)
     return _framed(

@@ -19,7 +19,7 @@ from agm.training.records import run_name
 from agm.training.trainer import Observer, Result, check_settings
 from agm.training.variants import Variant, parse_value, split_variants, variant_of
 
-__all__ = ["Trial", "best", "parse_setting", "ranked", "tune_method", "write_trials"]
+__all__ = ["Trial", "best", "chosen", "parse_setting", "ranked", "tune_method", "write_trials"]
 
 
 @dataclass(frozen=True)
@@ -64,19 +64,25 @@ def ranked(trials: Sequence[Trial]) -> list[Trial]:
     )
 
 
+def chosen(trials: Sequence[Trial]) -> Trial | None:
+    """The first of them; None where a run of every one diverged."""
+    first = ranked(trials)[0]
+    return None if first.diverged else first
+
+
 def best(trials: Sequence[Trial]) -> Trial:
-    """The first of them.
+    """The chosen one.
 
     Raises:
-        UserError: a run of every trial diverged.
+        UserError: there is none.
     """
-    first = ranked(trials)[0]
-    if first.diverged:
+    choice = chosen(trials)
+    if choice is None:
         raise UserError(
             "Expected a choice of settings of which no run diverges, but of each one did. "
             "Use a lower --lr, --clip-norm, or other values of --setting."
         )
-    return first
+    return choice
 
 
 def parse_setting(text: str) -> tuple[str, list[Any]]:
@@ -123,8 +129,8 @@ def tune_method(
             "Expected --setting at least once and --seeds to be an integer >= 1. "
             "Use for example --setting alpha=0.5,1,1.5 --seeds 3."
         )
-    values = [dict(zip(settings, chosen, strict=True)) for chosen in itertools.product(*settings.values())]
-    variants = [variant_of(config.method, chosen) for chosen in values]
+    values = [dict(zip(settings, point, strict=True)) for point in itertools.product(*settings.values())]
+    variants = [variant_of(config.method, point) for point in values]
     for variant in variants:
         check_settings(variant.config(config), final="validation")
     found: dict[str, list[Evaluation | None]] = {variant.label: [] for variant in variants}
@@ -149,11 +155,11 @@ def tune_method(
 def write_trials(path: Path, trials: Sequence[Trial], first_seed: int) -> None:
     """CSV, one row a choice: its mean figures, then the validation accuracy at each seed."""
     names = [f"seed_{first_seed + number}" for number in range(len(trials[0].accuracies))]
-    chosen = ranked(trials)[0]
+    choice = chosen(trials)
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["method", "validation_accuracy", "deviation", "validation_loss", "chosen", *names])
         for trial in trials:
             deviation = "" if trial.deviation is None else trial.deviation
-            mark = "yes" if trial is chosen and not trial.diverged else ""
+            mark = "yes" if trial is choice else ""
             writer.writerow([trial.variant.label, trial.accuracy, deviation, trial.loss, mark, *trial.accuracies])
