@@ -36,6 +36,6 @@ def test_cuda_compiles_without_spills(source: Path, compilations: dict[str, subp
 def test_triton_compiles_without_spills(target: str, compilations: dict[str, subprocess.Popen[str]]) -> None:
     log = output_of(compilations.get(target), "triton")
     reports = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
-    assert "fp32" in {report["dtype"] for report in reports}
+    assert {report["dtype"] for report in reports} == set(TARGETS[target])
     assert len({report["kernel"] for report in reports}) == 14
     assert [report for report in reports if report["spills"] > FEW_SPILLS] == []

@@ -25,15 +25,6 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-# bf16 and fp16 differ from fp32 in how numbers are loaded and stored only, on every GPU alike; the generations of one
-# make differ little in how they double a register for fp64.
-DTYPES = {
-    "sm_80": ("fp32",),
-    "sm_90": ("fp32", "bf16", "fp64"),
-    "sm_100": ("fp32",),
-    "gfx942": ("fp32", "fp16", "fp64"),
-}
-
 ROOMS = (modulate, modulate_additive, expand_subsets)
 
 
@@ -58,9 +49,9 @@ def amdgcn_report(assembly: str) -> dict[str, int]:
     }
 
 
-def main(architecture: str) -> None:
+def main(architecture: str, *dtypes: str) -> None:
     target = TARGETS[architecture]
-    for dtype in DTYPES[architecture]:
+    for dtype in dtypes:
         wide = "fp64" if dtype == "fp64" else "fp32"
         accumulated = {"DTYPE": tl.float64 if dtype == "fp64" else tl.float32}
         for kernel, signature, constants, options in chain(*(room.cases(dtype, wide, accumulated) for room in ROOMS)):
@@ -76,4 +67,4 @@ def main(architecture: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
