@@ -1,10 +1,10 @@
 """Masked passes of a network that is built to be factorised: `encoders` and `fuse(features) -> logits`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +17,14 @@ from agm.chunks import Chunks
 from agm.compiled import is_compiled
 from agm.deferral import Deferral, declares_sum, deferral, fusion_line, noted_as
 from agm.deferred import CannotDefer, Deferred, Rows, current, outcome, written
+from agm.jointpass import Encoded, joint_pass
 from agm.modes import evaluation, mixes_samples
 from agm.onepass import OWN_WAY, Choice, Choices, JointCall, Passes, apart, check_apart, checked, choose, in_common
 from agm.peers import Peers, is_sharded
 from agm.plan import Line, encoder_lines
-from agm.subsets import aligned, blocks, combine, copied, lacking, stacked
+from agm.subsets import aligned, blocks, combine, lacking, stacked
 
 __all__ = ["FactorisedPasses", "is_factorised"]
-
-_verified: WeakSet[nn.Module] = WeakSet()  # networks whose forward is their encoders and fuse, and nothing else
 
 
 def is_factorised(network: nn.Module) -> bool:
@@ -35,10 +34,7 @@ def is_factorised(network: nn.Module) -> bool:
 
 
 class FactorisedPasses:
-    """Each encoder sees the present rows and one absent row; `fuse` sees every subset, as one batch.
-
-    The first batch verifies that forward is `fuse({name: encoders[name](x)})`.
-    """
+    """Each encoder sees the present rows and one absent row; `fuse` sees every subset, as one batch."""
 
     def __init__(
         self,
@@ -92,13 +88,14 @@ class FactorisedPasses:
             absent = aligned(absent_input(name, inputs[name], self.absent.get(name)))
             if call := self._joint_call(name, inputs[name], absent, rows.batch):
                 calls[name] = call
-            given[name] = absent if self.shared or call else stacked(inputs[name], absent)
+            else:
+                given[name] = absent if self.shared else stacked(inputs[name], absent)
         with answering({call.encoder: call for call in calls.values()}):
-            joint, present = self._joint(inputs)
+            joint, encoded = joint_pass(self.network, self.encoders(), inputs, self.shared)
         parted = {}
         with evaluation(self.network):
             for name in self.modalities:
-                features = self._features(name, given[name], present.get(name), calls.get(name), rows.batch)
+                features = self._features(name, given.get(name), encoded.get(name), calls.get(name), rows.batch)
                 # What the joint pass made of an absent input is, where it depends on the mode, not what an absent
                 # modality's features are.
                 if self.shared and here is not None:
@@ -176,113 +173,45 @@ class FactorisedPasses:
         return [*lines, *fusion_line("fusion", self.modalities, self.network, note, subsets, self.peers.together)]
 
     def _choose(self, name: str, device: torch.device) -> Choice:
-        if self.shared:
+        if self.shared and torch.compiler.is_compiling():  # at once: a graph would be guarded by all that is looked at
             return Choice("shared", "masked='shared'")
         encoders = self.encoders()
-        check_apart(name, mixes_samples(encoders[name]))
+        if not self.shared:
+            check_apart(name, mixes_samples(encoders[name]))
         if is_compiled(self.network):
-            return apart(name, self.passes, "the network is compiled as a whole, for encoders as they are")
+            why = "the network is compiled as a whole, for encoders as they are"
+            return apart(name, self.passes, why, shared=self.shared)
         unsplit = partial(in_common, self.network, encoders, name)
-        return choose(name, encoders[name], self.passes, device, unsplit, self.peers)
+        return choose(name, encoders[name], self.passes, device, unsplit, self.peers, shared=self.shared)
 
     def _joint_call(self, name: str, inputs: Any, absent: Any, batch: int) -> JointCall | None:
-        """What runs in the place of an encoder that takes one pass in exact mode."""
+        """What runs in the place of an encoder whose rows all go through it in the joint pass."""
         device = next(leaf.device for leaf in pytree.tree_leaves(inputs) if is_rows(leaf))
         chosen = self._choose(name, device)
         # With no samples too, since other processes may have some and wait for this one.
-        if self.shared or not (batch or self.peers.together):
+        if not (batch or self.peers.together):
             return None
         encoder = self.network.encoders[name]
-        choice = checked(name, chosen, encoder, inputs, absent, self.passes, self.peers)
+        choice = checked(name, chosen, encoder, inputs, absent, self.passes, self.peers, shared=self.shared)
         self._choices.note(name, chosen, choice)
-        return None if choice.how == "two" or not batch else JointCall(encoder, chosen, inputs, absent)
+        return JointCall(encoder, chosen, inputs, absent, self.shared) if choice.is_one and batch else None
 
-    def _features(self, name: str, rows: Any, present: Any, call: JointCall | None, batch: int) -> tuple[Any, Any]:
+    def _features(
+        self, name: str, given: Any, encoded: Encoded | None, call: JointCall | None, batch: int
+    ) -> tuple[Any, Any]:
         """Features of the present rows and of the absent ones, in eval mode."""
-        encoder = self.network.encoders[name]
-        if self.shared:
-            return present, encoder(rows)
-        if call is None:
-            return _parted(name, encoder(rows), batch)
-        if (second := call.second_pass()) is not None:
-            self._choices.note(name, call.chosen, Choice("two", OWN_WAY))
-            return _parted(name, encoder(second), batch)
-        return (call.features, encoder(rows)) if call.shares else _parted(name, call.features, batch)
-
-    def _joint(self, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """The joint logits, and the features of each modality where they will be shared."""
-        # In this order: a graph would be guarded by the whole set, whose other members come and go.
-        if not torch.compiler.is_compiling() and self.network not in _verified:
-            return self._observed(inputs)
-        if not self.shared:
-            return self.network(**inputs), {}
-        features = {name: self.network.encoders[name](inputs[name]) for name in self.modalities}
-        kept = copied(features)  # since fuse may go on in place with what it gets
-        return self.network.fuse(features), kept
-
-    def _observed(self, inputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """The network's own forward, watched: it must be nothing but its encoders and fuse."""
-        calls: dict[str, list[tuple[Any, Any]]] = {name: [] for name in self.modalities}
-        copies: dict[str, Any] = {}
-        fused: list[tuple[dict[str, Any], Any]] = []
-
-        def watch(name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
-            def watched(*args: Any, **kwargs: Any) -> Any:
-                output = forward(*args, **kwargs)
-                calls[name].append(((args, kwargs), output))
-                if self.shared:
-                    copies[name] = copied(output)
-                return output
-
-            return watched
-
-        def fuse(features: Any) -> Any:
-            given = dict(features)
-            fused.append((given, original(features)))
-            return fused[-1][1]
-
-        original = self.network.fuse
-        encoders = {name: self.network.encoders[name] for name in self.modalities}
-        watchers = {encoder: watch(name, encoder.forward) for name, encoder in encoders.items()}
-        with answering(watchers), answering({self.network: fuse}, "fuse"):
-            joint = self.network(**inputs)
-        once = all(len(found) == 1 for found in calls.values())
-        encoded = once and all(_identical(calls[name][0][0], ((inputs[name],), {})) for name in self.modalities)
-        features = {name: found[0][1] for name, found in calls.items() if found}
-        if not encoded or not (_is_fuse(fused, features, joint) or self._equals_fuse(inputs, features)):
-            first = self.modalities[0]
-            raise ValueError(
-                f"Expected the forward of {type(self.network).__name__}, which offers `encoders` and `fuse`, to return "
-                "fuse({name: encoders[name](x)}) as it is, but it does something before, between or behind. Move that "
-                f"into the encoders or into fuse, or name the encoders by path: {{{first!r}: 'encoders.{first}', ...}}."
-            )
-        _verified.add(self.network)
-        return joint, copies
-
-    def _equals_fuse(self, inputs: Mapping[str, Any], features: dict[str, Any]) -> bool:
-        """Whether a forward that does not call `fuse` computes the same from the features, which are given to both."""
-        answers = {self.network.encoders[name]: _answer(value) for name, value in features.items()}
-        with evaluation(self.network), torch.no_grad(), answering(answers):
-            left, right = self.network(**inputs), self.network.fuse(copied(features))
-        fits = isinstance(left, Tensor) and isinstance(right, Tensor) and left.shape == right.shape
-        return fits and torch.allclose(left, right, rtol=1e-3, atol=1e-5, equal_nan=True)
-
-
-def _answer(value: Any) -> Callable[..., Any]:
-    return lambda *args, **kwargs: copied(value)
-
-
-def _is_fuse(fused: list[tuple[dict[str, Any], Any]], features: dict[str, Any], joint: Any) -> bool:
-    """Whether forward handed the features to `fuse` and returned what came back."""
-    if len(fused) != 1 or fused[0][1] is not joint or fused[0][0].keys() != features.keys():
-        return False
-    return all(_identical(features[name], value) for name, value in fused[0][0].items())
-
-
-def _identical(left: Any, right: Any) -> bool:
-    leaves, structure = pytree.tree_flatten(left)
-    others, other = pytree.tree_flatten(right)
-    return structure == other and all(a is b for a, b in zip(leaves, others, strict=True))
+        present = encoded.kept if encoded is not None and self.shared else None
+        if call is not None:
+            given = call.second_pass()
+            if given is None and call.chosen.how == "joined":
+                return present if self.shared else call.present, call.more
+            if given is None:
+                return _parted(name, call.more, batch)
+            self._choices.note(name, call.chosen, Choice("shared" if self.shared else "two", OWN_WAY))
+        frozen = encoded is not None and not encoded.has_gradients
+        with torch.no_grad() if frozen else nullcontext():
+            features = self.network.encoders[name](given)
+        return (present, features) if self.shared else _parted(name, features, batch)
 
 
 def _parted(name: str, features: Any, batch: int) -> tuple[Any, Any]:

@@ -29,7 +29,7 @@ from agm.onepass import OWN_WAY, Choice, Choices, Passes, choose, refused, surro
 from agm.peers import Peers, is_sharded
 from agm.plan import Line, encoder_lines
 from agm.rowcheck import close, untouched
-from agm.subsets import blocks, check_others, combine, copied, tile
+from agm.subsets import blocks, check_others, combine, copied, doubled, tile
 
 __all__ = ["InterceptedPasses"]
 
@@ -149,6 +149,8 @@ class InterceptedPasses:
         found = {}
         for name, encoder in encoders.items():
             choice = choose(name, encoder, self.passes, device, lambda: _UNSPLIT)
+            if choice.how == "joined":  # its absent rows are known only in the masked pass
+                choice = replace(choice, how="shared")
             reason = _compared.get(encoder) if choice.how == "shared" else None
             if reason is not None and self.passes == "one":
                 raise refused(name, reason)
@@ -373,9 +375,9 @@ class _Recorder:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.around is not None and surroundings() != self.around:
             self.is_whole = False
-        output = self.forward(*args, **kwargs)
-        # A copy, since the network may go on in place with what it gets.
-        kept = copied(output) if self.keep_output else None
+        output, kept = self.forward(*args, **kwargs), None
+        if self.keep_output:
+            output, kept = doubled(output)
         self.calls.append(_Call(_sizes((args, kwargs)), _sizes(output), kept))
         return output
 

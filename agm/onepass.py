@@ -1,4 +1,4 @@
-"""How many passes each encoder takes in exact mode, and why; and the encoder's calls that take one."""
+"""How many passes each encoder takes, and why; and the encoder's calls that take one."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,8 @@ from agm.modes import mode_dependent_layers
 from agm.peers import Peers
 from agm.rowcheck import NO_SAMPLES, disagreement, split_features
 from agm.rowproof import why_not_row_split
-from agm.subsets import copied, stacked
+from agm.rowsplit import splits_norms
+from agm.subsets import doubled, stacked
 
 __all__ = [
     "OWN_WAY",
@@ -43,13 +44,19 @@ class Choice:
     """How an encoder computes the features of the joint pass and those of the masked passes.
 
     Attributes:
-        how: "two" passes, "shared": the joint pass's features serve the present rows, or "split": train rows and eval
-            rows are one batch.
+        how: "two": the present rows and the absent ones have a pass of their own. "shared": the joint pass's features
+            serve the present rows, and the absent ones have a pass of their own. "joined": as "shared", but the absent
+            ones are in the joint pass's batch. "split": the present rows and the absent ones are in it again.
         why: in words.
     """
 
-    how: Literal["two", "shared", "split"]
+    how: Literal["two", "shared", "joined", "split"]
     why: str
+
+    @property
+    def is_one(self) -> bool:
+        """Whether all rows go through the encoder as one batch."""
+        return self.how in ("joined", "split")
 
 
 class Choices:
@@ -100,6 +107,8 @@ def choose(
     device: torch.device,
     unsplit: Callable[[], str | None] = lambda: None,
     peers: Peers | None = None,
+    *,
+    shared: bool = False,
 ) -> Choice:
     """What is to be done if the numbers of a first batch agree.
 
@@ -110,35 +119,47 @@ def choose(
         device: of the input.
         unsplit: tells why train rows and eval rows cannot be one batch in this network, if so.
         peers: the processes that look at a first batch together; None: none do.
+        shared: whether the joint pass's features serve the present rows whatever the mode.
 
     Raises:
         ValueError: one pass is asked for and not known to be safe.
     """
     if passes == "two":
-        return Choice("two", "passes='two'")
+        return Choice("shared" if shared else "two", "passes='two'")
     depends = bool(mode_dependent_layers(encoder))
     reason = None
     if depends and passes == "auto" and device.type != "cuda":
-        reason = f"one pass saves kernel launches, which cost little on {device}"
-    elif depends:
+        reason = _why_not_worth(encoder, device, shared)
+    if depends and reason is None:
         reason = unsplit()
     reason = reason or _why_not(encoder, device, peers is not None and peers.has_all)
     if reason is not None:
-        return apart(name, passes, reason)
+        return apart(name, passes, reason, shared=shared)
+    if shared:
+        return Choice("joined", "passes='one'" if passes == "one" else "an absent row alone would cost a pass")
     if not depends:
-        return Choice("shared", "no layer depends on the mode")
+        return Choice("joined", "no layer depends on the mode")
     return Choice("split", "passes='one'" if passes == "one" else "half the kernel launches")
 
 
-def apart(name: str, passes: Passes, reason: str) -> Choice:
-    """Two passes.
+def _why_not_worth(encoder: nn.Module, device: torch.device, shared: bool) -> str | None:
+    """Why rows in other modes had better have a pass of their own where kernel launches cost little."""
+    if not shared:
+        return f"one pass saves kernel launches, which cost little on {device}"
+    if splits_norms(encoder):
+        return f"norms would take the batch apart, which costs more than a row's pass on {device}"
+    return None
+
+
+def apart(name: str, passes: Passes, reason: str, *, shared: bool = False) -> Choice:
+    """Passes of their own for the rows that the joint pass does not have.
 
     Raises:
-        ValueError: one is asked for.
+        ValueError: one pass is asked for.
     """
     if passes == "one":
         raise refused(name, reason)
-    return Choice("two", reason)
+    return Choice("shared" if shared else "two", reason)
 
 
 def in_common(network: nn.Module, encoders: Mapping[str, nn.Module], name: str) -> str | None:
@@ -163,70 +184,94 @@ def _why_not(encoder: nn.Module, device: torch.device, together: bool) -> str | 
 
 
 def checked(
-    name: str, chosen: Choice, encoder: nn.Module, present: Any, absent: Any, passes: Passes, peers: Peers
+    name: str,
+    chosen: Choice,
+    encoder: nn.Module,
+    present: Any,
+    absent: Any,
+    passes: Passes,
+    peers: Peers,
+    *,
+    shared: bool = False,
 ) -> Choice:
-    """The choice, or two passes if the numbers of the first batch are against it, in any of the processes.
+    """The choice, or passes apart if the numbers of the first batch are against one, in any of the processes.
 
     Raises:
         ValueError: they are, and one pass is asked for.
     """
-    if chosen.how == "two":
+    if not chosen.is_one:
         return chosen
     strange = [type(x) for x in pytree.tree_leaves(present) if isinstance(x, Tensor) and type(x) not in _PLAIN]
     if strange:
         reason: str | None = f"its input is a {strange[0].__name__}, of which nothing is known"
     else:
-        reason = disagreement(encoder, present, absent, chosen.how == "shared", peers)
+        joined = chosen.how == "joined"
+        rows = absent if joined else stacked(present, absent)
+        reason = disagreement(encoder, present, rows, serves=joined and not shared, peers=peers)
     if reason is None:
         return chosen
     if reason is NO_SAMPLES:
-        return Choice("two", reason)
-    if passes == "one":
-        raise refused(name, reason)
-    return Choice("two", reason)
+        return apart(name, "auto", reason, shared=shared)
+    return apart(name, passes, reason, shared=shared)
 
 
 class JointCall:
-    """An encoder's forward in the joint pass, which also leaves the features that the masked passes need.
+    """An encoder's forward in the joint pass that takes the rows of the masked passes with it.
 
     Only a call with the modality's input as it is does, with gradients and under autocast as around the joint pass:
     what a network encodes otherwise (inside an activation checkpoint, say) is left to a second pass.
 
+    Args:
+        encoder: the module that it stands in for.
+        chosen: "joined" or "split".
+        inputs: the modality's.
+        absent: its absent rows.
+        shared: whether the joint pass's features serve the present rows however they were computed.
+
     Attributes:
-        features: those of the joint pass if it shares them, else those in eval mode; None if there are none.
-        rows: set if a second pass must follow: present rows and absent ones.
+        present: features of the present rows for the masked passes, if these are "joined" and not shared.
+        more: those of the rows that went with it: "joined": the absent ones; "split": the present and the absent ones.
+        rows: set if a second pass must follow: what it takes.
     """
 
-    def __init__(self, encoder: nn.Module, chosen: Choice, inputs: Any, absent: Any) -> None:
+    def __init__(self, encoder: nn.Module, chosen: Choice, inputs: Any, absent: Any, shared: bool) -> None:
         self.encoder = encoder
         self.forward = encoder.forward
         self.chosen = chosen
-        self.shares = chosen.how == "shared"
+        self.shared = shared
         self.inputs = inputs
         self.absent_rows = absent
         self.around = surroundings()
-        self.features: Any = None
+        self.is_done = False
+        self.present: Any = None
+        self.more: Any = None
         self.rows: Any = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with answering({self.encoder: self.forward}):
             direct = len(args) == 1 and not kwargs and args[0] is self.inputs and surroundings() == self.around
-            if not direct or self.features is not None:
+            if not direct or self.is_done:
                 with torch.set_grad_enabled(self.around[0]):
-                    self.rows = stacked(self.inputs, self.absent_rows)  # before the encoder may write to its input
+                    self.rows = self._apart()  # before the encoder may write to its input
                 return self.encoder.forward(*args, **kwargs)
-            if self.shares:
-                features = self.encoder.forward(*args)
-                self.features = copied(features)  # since the network may go on in place with what it gets
+            self.is_done = True
+            if self.chosen.how == "split":
+                features, self.more = split_features(self.encoder, args[0], stacked(args[0], self.absent_rows))
                 return features
-            features, self.features = split_features(self.encoder, args[0], stacked(args[0], self.absent_rows))
-            return features
+            features, self.more = split_features(self.encoder, args[0], self.absent_rows)
+            if self.shared:  # whoever has the joint pass run keeps them
+                return features
+            handed, self.present = doubled(features)
+            return handed
 
     def second_pass(self) -> Any:
-        """The rows that the encoder has yet to see in eval mode, if its features are not known; else None."""
-        if self.rows is None and self.features is None:
-            self.rows = stacked(self.inputs, self.absent_rows)
+        """The rows that the encoder has yet to see, in eval mode, if their features are not known; else None."""
+        if self.rows is None and not self.is_done:
+            self.rows = self._apart()
         return self.rows
+
+    def _apart(self) -> Any:
+        return self.absent_rows if self.shared else stacked(self.inputs, self.absent_rows)
 
 
 def surroundings() -> tuple[Any, ...]:

@@ -92,6 +92,11 @@ def encoder_lines(network: nn.Module, name: str, encoder: nn.Module, choice: Cho
             f"treat as in eval mode: {choice.why}"
         )
         return [Line(part, "training", 2, 1, note)]
+    if choice.how == "joined":
+        note = f"the joint pass, whose features serve the present rows, and an absent one in its batch: {choice.why}"
+        if layers := _mode_dependent(network, encoder):
+            note += f"; what depends on the mode treats that one as in eval mode ({layers})"
+        return [Line(part, "training", 1, 1, note)]
     joint = Line(part, "training", 1, 0, "the joint pass")
     if choice.how == "shared":
         note = f"the absent input; the features of the present ones are those of the joint pass: {choice.why}"

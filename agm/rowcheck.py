@@ -14,7 +14,7 @@ from agm.absent import is_opaque, is_rows
 from agm.modes import evaluation
 from agm.peers import Peers
 from agm.rowsplit import row_split
-from agm.subsets import copied, stacked
+from agm.subsets import copied
 
 __all__ = ["NO_SAMPLES", "close", "disagreement", "split_features", "untouched"]
 
@@ -23,6 +23,7 @@ _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}
 _COARSE = 3e-2
 
 NO_SAMPLES = "a process has no samples in the first batch, and nothing can be verified"
+_ELSEWHERE = "another process has found other numbers"
 
 _found: WeakKeyDictionary[nn.Module, dict[object, str | None]] = WeakKeyDictionary()
 
@@ -44,7 +45,9 @@ def split_features(encoder: nn.Module, present: Any, rows: Any) -> tuple[Any, An
     return first, pytree.tree_map(lambda leaf: leaf[batch:] if is_rows(leaf) else leaf, features)
 
 
-def disagreement(encoder: nn.Module, present: Any, absent: Any, shares: bool, peers: Peers | None = None) -> str | None:
+def disagreement(
+    encoder: nn.Module, present: Any, rows: Any, *, serves: bool = False, peers: Peers | None = None
+) -> str | None:
     """What differs between one pass and two; None if nothing does, to rounding. Known after an encoder's first batch.
 
     Processes that train together take the same number of passes here, since the encoder may exchange statistics with
@@ -53,26 +56,29 @@ def disagreement(encoder: nn.Module, present: Any, absent: Any, shares: bool, pe
     Args:
         encoder: in the modes of the joint pass.
         present: its input.
-        absent: its absent rows, one or as many as present ones.
-        shares: whether one pass is the joint pass's features and the absent rows, rather than a row split.
+        rows: those in eval mode that go with it.
+        serves: whether the features of the present rows must be those of eval mode too.
         peers: those processes; None: none.
     """
     leaves = [leaf for leaf in pytree.tree_leaves(present) if isinstance(leaf, Tensor)]
-    device = leaves[0].device.type
+    device = leaves[0].device
     layout = tuple((leaf.dim(), leaf.dtype, leaf.device.type) for leaf in leaves)
     modes = tuple(module.training for module in encoder.modules())
     peers = Peers(False) if peers is None else peers
-    key = (shares, layout, modes, torch.is_autocast_enabled(device), peers.together)
+    key = (serves, layout, modes, torch.is_autocast_enabled(device.type), peers.together)
     found = _found.setdefault(encoder, {})
     if key not in found:
-        samples = peers.least(_count(present), _device(present))
+        samples = peers.least(_count(present), device)
         if not samples:
             return NO_SAMPLES
         with torch.no_grad():
-            differs = _shared_differs if shares else _split_differs
-            reason = differs(encoder, present, absent, peers)
-        if not peers.least(reason is None, _device(present)):
-            reason = reason or "another process has found other numbers"
+            reason = _mode_differs(encoder, present) if serves else None
+            if not peers.least(reason is None, device):
+                reason = reason or _ELSEWHERE
+            else:
+                reason = _split_differs(encoder, present, rows, peers)
+        if not peers.least(reason is None, device):
+            reason = reason or _ELSEWHERE
         # Whether rows of a single sample are mixed shows in no number.
         if reason is None and samples < 2:
             return None
@@ -80,22 +86,18 @@ def disagreement(encoder: nn.Module, present: Any, absent: Any, shares: bool, pe
     return found[key]
 
 
-def _shared_differs(encoder: nn.Module, present: Any, absent: Any, peers: Peers) -> str | None:
+def _mode_differs(encoder: nn.Module, present: Any) -> str | None:
     with untouched(encoder, present) as before:
         joint = encoder(copied(present))
-        watch = _Watch()
-        with evaluation(encoder), watch:
-            apart, alone = encoder(copied(stacked(present, absent))), encoder(copied(absent))
+        with evaluation(encoder):
+            apart = encoder(copied(present))
         changed = not _same(before, _state(encoder, present))
-    if watch.reason is not None:
-        return watch.reason
     if changed:
         return "it changes buffers or draws random numbers"
-    return None if close(_joined(joint, alone), apart) else "its features are others in eval mode"
+    return None if close(joint, apart) else "its features are others in eval mode"
 
 
-def _split_differs(encoder: nn.Module, present: Any, absent: Any, peers: Peers) -> str | None:
-    rows = stacked(present, absent)
+def _split_differs(encoder: nn.Module, present: Any, rows: Any, peers: Peers) -> str | None:
     with untouched(encoder, present):
         joint = encoder(copied(present))
         after = _state(encoder, present)
@@ -204,10 +206,6 @@ def _set_generator(device: torch.device, state: Tensor) -> None:
 
 def _which(device: torch.device) -> tuple[torch.device, ...]:
     return () if device.index is None or device.type == "mps" else (device,)  # there is one alone
-
-
-def _joined(first: Any, second: Any) -> Any:
-    return pytree.tree_map(lambda a, b: torch.cat([a, b]) if is_rows(a) else a, first, second)
 
 
 def _poison(leaf: Any) -> Any:

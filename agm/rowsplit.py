@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from agm.answering import answering
 from agm.modes import evaluation
 
-__all__ = ["DROPOUTS", "NORMS", "row_split"]
+__all__ = ["DROPOUTS", "NORMS", "row_split", "splits_norms"]
 
 # Exact types: a subclass may do something else.
 NORMS = (
@@ -51,6 +51,11 @@ def row_split(module: nn.Module, train_rows: int, rows: int) -> Iterator[None]:
             answers[layer] = partial(split, layer, layer.forward, cut)
     with answering(answers):
         yield
+
+
+def splits_norms(module: nn.Module) -> bool:
+    """Whether norms would take the batch apart: each then copies all that goes through it."""
+    return any(layer.training and type(layer) in NORMS for layer in module.modules())
 
 
 class _Cut:

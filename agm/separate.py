@@ -15,7 +15,7 @@ from agm.answering import answering
 from agm.binding import Arguments
 from agm.checkpointing import without_checkpointing
 from agm.masking import MaskedPasses
-from agm.subsets import copied, tile
+from agm.subsets import copied, doubled, tile
 
 __all__ = ["eval_mode", "separate_passes"]
 
@@ -87,8 +87,8 @@ def _recording(encoder: nn.Module, answers: list[Any]) -> Callable[..., Any]:
     forward = encoder.forward
 
     def recording(*args: Any, **kwargs: Any) -> Any:
-        output = forward(*args, **kwargs)
-        answers.append(copied(output))
+        output, kept = doubled(forward(*args, **kwargs))
+        answers.append(kept)
         return output
 
     return recording

@@ -16,6 +16,7 @@ __all__ = [
     "check_others",
     "combine",
     "copied",
+    "doubled",
     "lacking",
     "masked_arguments",
     "proper_subsets",
@@ -60,6 +61,15 @@ def stacked(present: Any, absent: Any) -> Any:
 def copied(tree: Any) -> Any:
     """A pytree with its tensors cloned, so that whoever goes on in place with one leaves the other alone."""
     return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, tree)
+
+
+def doubled(tree: Any) -> tuple[Any, Any]:
+    """A pytree to hand on and another to keep: what is done to the tensors of one does not reach the other's.
+
+    What is handed on is a view, so that a hook on one of its tensors sees the gradient of that one alone.
+    """
+    handed = pytree.tree_map(lambda leaf: leaf.view_as(leaf) if isinstance(leaf, Tensor) else leaf, tree)
+    return handed, copied(tree)
 
 
 def combine(present: Any, absent: Any, is_present: list[bool], part: range | None = None) -> Any:

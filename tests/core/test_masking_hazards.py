@@ -236,6 +236,37 @@ class TestInPlace:
             agm.masked_logits(Pairs(), inputs(), absent={"audio": lambda x: x.zero_()})
 
 
+class TestGradientHooks:
+    """A hook of the fusion on features sees their gradient in its own pass, and once."""
+
+    class Fused(Factorised):
+        def fuse(self, features: dict[str, Tensor]) -> Tensor:
+            return super().fuse({name: hooked(x) for name, x in features.items()})
+
+    class ByPath(Pairs):
+        def features(self, audio: Tensor, visual: Tensor) -> list[Tensor]:
+            return [hooked(x) for x in super().features(audio, visual)]
+
+    @pytest.mark.parametrize("dropout", [0.0, 0.3])
+    @pytest.mark.parametrize("passes", ["auto", "two"])
+    @pytest.mark.parametrize("masked", ["exact", "shared"])
+    @pytest.mark.parametrize(("kind", "options"), [(Fused, {}), (ByPath, {"encoders": BOTH})])
+    def test_step(self, kind: Any, options: dict[str, Any], masked: Any, passes: Any, dropout: float) -> None:
+        network = kind()
+        for name, encoder in list(network.named_modules()):
+            if name.endswith(("audio_net", "visual_net", ".audio", ".visual")):
+                network.set_submodule(name, nn.Sequential(encoder, nn.Dropout(dropout)))
+        model = agm.AGM(network, ("audio", "visual"), masked=masked, passes=passes, **options)
+        found = agm.verify(model, inputs(), torch.tensor([0, 1, 2, 0]))
+        assert found.ok, found
+
+
+def hooked(x: Tensor) -> Tensor:
+    if x.requires_grad:
+        x.register_hook(lambda gradient: gradient * gradient.abs())  # not linear: of a sum it is another one
+    return x
+
+
 class TestStatisticsOfTheBatch:
     def network(self) -> Pairs:
         return Pairs(audio=nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5, track_running_stats=False)))

@@ -1,4 +1,4 @@
-"""Exact mode with one encoder pass: whole training steps against those with two, and when it is refused."""
+"""One pass through each encoder: whole training steps against those with two, and when it is refused."""
 
 import copy
 from collections.abc import Callable
@@ -16,7 +16,8 @@ from agm.models import EarlyFusion, FiLMFusion, GatedFusion, LateFusion, MLPEnco
 BATCH, CLASSES = 5, 3
 
 
-TWO, SPLIT, SHARED = ("B", "B + 1"), ("2 B + 1",), ("B", "1")  # rows of an encoder's passes
+# Rows of an encoder's passes.
+TWO, SPLIT, SHARED, JOINED = ("B", "B + 1"), ("2 B + 1",), ("B", "1"), ("B + 1",)
 
 
 def encoded(model: agm.AGM) -> list[tuple[str, ...]]:
@@ -64,6 +65,7 @@ def assert_one_is_two(
     inputs: Callable[[int], dict[str, Any]],
     expected: tuple[str, ...] = SPLIT,
     lr: float = 0.05,
+    apart: tuple[str, ...] = TWO,
     **options: Any,
 ) -> None:
     network = network.double()
@@ -71,7 +73,7 @@ def assert_one_is_two(
     one, two = (train(models[passes], inputs, lr) for passes in ("one", "two"))
     torch.testing.assert_close(one, two, rtol=1e-11, atol=1e-11)
     assert set(encoded(models["one"])) == {expected}
-    assert set(encoded(models["two"])) == {TWO}
+    assert set(encoded(models["two"])) == {apart}
 
 
 def vectors(step: int) -> dict[str, Tensor]:
@@ -98,7 +100,9 @@ FEATURES = {"audio": 8, "visual": 8}
 @pytest.mark.parametrize(("encoders", "inputs"), [(mlps, vectors), (cnns, images)])
 def test_training_steps(fusion: Any, encoders: Any, inputs: Any) -> None:
     options = {"hidden": (12, 6)} if fusion is EarlyFusion else {}
-    assert_one_is_two(fusion(encoders(), CLASSES, num_features=FEATURES, **options), inputs)
+    network = fusion(encoders(), CLASSES, num_features=FEATURES, **options)
+    assert_one_is_two(copy.deepcopy(network), inputs)
+    assert_one_is_two(network, inputs, JOINED, apart=SHARED, masked="shared")
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])
@@ -109,7 +113,9 @@ def test_training_steps_with_a_fusion_in_chunks(checkpoint: bool) -> None:
 
 def test_training_steps_of_resnets() -> None:
     network = LateFusion({"audio": ResNet18(1), "visual": ResNet18(3)}, CLASSES)
-    assert_one_is_two(network, images, lr=1e-4)  # with more its gradients explode, and their rounding with them
+    lr = 1e-4  # with more its gradients explode, and their rounding with them
+    assert_one_is_two(copy.deepcopy(network), images, lr=lr)
+    assert_one_is_two(network, images, JOINED, lr, SHARED, masked="shared")
 
 
 def test_modalities_in_another_order_than_the_networks() -> None:
@@ -123,10 +129,11 @@ def test_frozen_and_cumulative_norms() -> None:
         CLASSES,
         num_features=FEATURES,
     )
-    assert_one_is_two(network, vectors)
-    network.encoders["audio"].append(nn.Dropout(0.1))
-    network.encoders["audio"][1].eval()
-    assert_one_is_two(network, vectors)
+    for _ in range(2):
+        assert_one_is_two(copy.deepcopy(network), vectors)
+        assert_one_is_two(copy.deepcopy(network), vectors, JOINED, apart=SHARED, masked="shared")
+        network.encoders["audio"].append(nn.Dropout(0.1))
+        network.encoders["audio"][1].eval()
 
 
 class Masked(nn.Module):
@@ -155,27 +162,31 @@ def test_pytrees_with_absent_rows_of_their_own() -> None:
         padding = torch.arange(7) >= torch.tensor([7, 3, 5, 2, 6]).unsqueeze(1)
         return {"audio": {"x": rows(BATCH, 7, 4, seed=step), "padding": padding}, "visual": vectors(step)["visual"]}
 
-    assert_one_is_two(network, inputs)
+    assert_one_is_two(copy.deepcopy(network), inputs)
+    assert_one_is_two(network, inputs, JOINED, apart=SHARED, masked="shared")
 
 
-def test_gradients_of_inputs_and_of_a_learnt_absent_row() -> None:
+@pytest.mark.parametrize("masked", ["exact", "shared"])
+def test_gradients_of_inputs_and_of_a_learnt_absent_row(masked: Any) -> None:
     network = LateFusion(mlps(), CLASSES, num_features=FEATURES).double()
     found = []
     for passes in ("one", "two"):
         absent = nn.Parameter(rows(4, seed=20))
         inputs = {name: x.requires_grad_() for name, x in vectors(0).items()}
         torch.manual_seed(0)
-        masked = agm.masked_logits(copy.deepcopy(network), inputs, absent={"audio": absent}, passes=passes)  # type: ignore[arg-type]
-        masked.backward(rows(*masked.shape, seed=30))
-        found.append([masked.detach(), absent.grad, *(x.grad for x in inputs.values())])
+        options: dict[str, Any] = {"absent": {"audio": absent}, "passes": passes, "masked": masked}
+        logits = agm.masked_logits(copy.deepcopy(network), inputs, **options)
+        logits.backward(rows(*logits.shape, seed=30))
+        found.append([logits.detach(), absent.grad, *(x.grad for x in inputs.values())])
     torch.testing.assert_close(*found, rtol=1e-11, atol=1e-11)
 
 
-def test_two_forwards_before_one_backward() -> None:
+@pytest.mark.parametrize("masked", ["exact", "shared"])
+def test_two_forwards_before_one_backward(masked: Any) -> None:
     network = LateFusion(mlps(), CLASSES, num_features=FEATURES).double()
     found = []
     for together in (False, True):
-        model = agm.AGM(copy.deepcopy(network), alpha=2.0, passes="one")
+        model = agm.AGM(copy.deepcopy(network), alpha=2.0, passes="one", masked=masked)
         torch.manual_seed(0)
         losses = []
         for step in range(3):
@@ -218,20 +229,32 @@ def normed(width: int) -> nn.Module:
     return nn.Sequential(nn.Linear(width, 8), nn.BatchNorm1d(8), nn.ReLU())
 
 
-COUNTS = [
-    (normed, "one", [2 * BATCH + 1]),
-    (normed, "two", [BATCH, BATCH + 1]),
-    (normed, "auto", [BATCH, BATCH + 1]),
-    (plain, "one", [BATCH, 1]),
-    (plain, "two", [BATCH, BATCH + 1]),
-    (plain, "auto", [BATCH, 1]),
-]
+def dropping(width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(width, 8), nn.Dropout(0.2))
 
 
-@pytest.mark.parametrize(("make", "passes", "expected"), COUNTS)
-def test_rows_that_an_encoder_sees(make: Callable[[int], nn.Module], passes: Any, expected: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("make", "passes", "exact", "shared"),
+    [
+        (normed, "one", [2 * BATCH + 1], [BATCH + 1]),
+        (normed, "two", [BATCH, BATCH + 1], [BATCH, 1]),
+        (normed, "auto", [BATCH, BATCH + 1], [BATCH, 1]),
+        (dropping, "one", [2 * BATCH + 1], [BATCH + 1]),
+        (dropping, "two", [BATCH, BATCH + 1], [BATCH, 1]),
+        (dropping, "auto", [BATCH, BATCH + 1], [BATCH + 1]),
+        (plain, "one", [BATCH + 1], [BATCH + 1]),
+        (plain, "two", [BATCH, BATCH + 1], [BATCH, 1]),
+        (plain, "auto", [BATCH + 1], [BATCH + 1]),
+    ],
+)
+@pytest.mark.parametrize("masked", ["exact", "shared"])
+def test_rows_that_an_encoder_sees(
+    make: Callable[[int], nn.Module], passes: Any, exact: list[int], shared: list[int], masked: Any
+) -> None:
     encoders = {name: Seen(make(width)) for name, width in WIDTHS.items()}
-    model = agm.AGM(LateFusion(encoders, CLASSES, num_features=FEATURES).double(), passes=passes)
+    network = LateFusion(encoders, CLASSES, num_features=FEATURES).double()
+    model = agm.AGM(network, passes=passes, masked=masked)
+    expected = exact if masked == "exact" else shared
     counts = seen(lambda: model(**vectors(0), target=target()), list(encoders.values()))
     assert counts == [expected, expected]
 
@@ -240,7 +263,7 @@ def test_features_are_shared_where_nothing_depends_on_the_mode() -> None:
     def network() -> nn.Module:
         return LateFusion({name: plain(width) for name, width in WIDTHS.items()}, CLASSES, num_features=FEATURES)
 
-    assert_one_is_two(network(), vectors, expected=SHARED)
+    assert_one_is_two(network(), vectors, expected=JOINED)
     paths = {name: f"encoders.{name}" for name in WIDTHS}
     models = [agm.AGM(network().double(), encoders=paths, passes=passes) for passes in ("one", "two")]
     models[1].load_state_dict(models[0].state_dict())
@@ -265,7 +288,16 @@ class Pair(nn.Module):
 PATHS = {"audio": "audio_net", "visual": "visual_net"}
 
 
-@pytest.mark.parametrize(("make", "passes", "expected"), COUNTS[1:])
+@pytest.mark.parametrize(
+    ("make", "passes", "expected"),
+    [
+        (normed, "two", [BATCH, BATCH + 1]),
+        (normed, "auto", [BATCH, BATCH + 1]),
+        (plain, "one", [BATCH, 1]),
+        (plain, "two", [BATCH, BATCH + 1]),
+        (plain, "auto", [BATCH, 1]),
+    ],
+)
 def test_rows_that_an_encoder_named_by_path_sees(
     make: Callable[[int], nn.Module], passes: Any, expected: list[int]
 ) -> None:
@@ -299,7 +331,20 @@ class TestNumbersAgainstIt:
             model = agm.AGM(network, passes="auto")
             model(**vectors(0), target=target())
             assert encoded(model) == [TWO, TWO]
-            assert "others in eval mode" in why(model, "visual")
+            assert "depend on one another" in why(model, "visual")
+
+    @pytest.mark.parametrize("extra", [[], [nn.BatchNorm1d(8)]])
+    def test_of_shared_features(self, extra: list[nn.Module]) -> None:
+        encoders = {"audio": dropping(4), "visual": nn.Sequential(Drifting(), *extra)}
+        network = LateFusion(encoders, CLASSES, num_features=FEATURES).double()
+        state = copy.deepcopy(network.state_dict())
+        with pytest.raises(ValueError, match=r"`passes`.*encoder of `visual`.*'one'.*proved to be the same"):
+            agm.AGM(network, passes="one", masked="shared")(**vectors(0), target=target())
+        torch.testing.assert_close(network.state_dict(), state, rtol=0, atol=0)
+        models = [agm.AGM(copy.deepcopy(network), passes=p, masked="shared") for p in ("auto", "two")]
+        auto, two = (train(model, vectors) for model in models)
+        torch.testing.assert_close(auto, two, rtol=1e-11, atol=1e-11)
+        assert encoded(models[0]) == [JOINED, SHARED]
 
     def test_of_an_encoder_named_by_path(self) -> None:
         network = Pair(plain)
@@ -325,6 +370,16 @@ def test_statistics_of_the_batch_are_refused(passes: Any) -> None:
         with pytest.raises(ValueError, match=r"encoder of `visual`.*`1` normalises with the statistics of the batch"):
             act()
     torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
+
+
+def test_statistics_of_the_batch_are_those_of_the_joint_rows_and_of_the_absent_one_in_shared_mode() -> None:
+    encoders = {
+        name: nn.Sequential(nn.Linear(width, 8), nn.Unflatten(1, (4, 2)), nn.BatchNorm1d(4, track_running_stats=False))
+        for name, width in WIDTHS.items()
+    }
+    encoders = {name: nn.Sequential(*encoder, nn.Flatten()) for name, encoder in encoders.items()}
+    network = LateFusion(encoders, CLASSES, num_features=FEATURES)
+    assert_one_is_two(network, vectors, JOINED, apart=SHARED, masked="shared")
 
 
 class TestForcedWhereItIsNotSafe:
@@ -361,16 +416,24 @@ class TestForcedWhereItIsNotSafe:
 
 
 class TestPlan:
-    def test_in_words(self) -> None:
+    @pytest.mark.parametrize(
+        ("masked", "found"),
+        [
+            ("exact", {"one": [SPLIT, JOINED], "two": [TWO, TWO], "auto": [TWO, JOINED]}),
+            ("shared", {"one": [JOINED, JOINED], "two": [SHARED, SHARED], "auto": [SHARED, JOINED]}),
+        ],
+    )
+    def test_in_words(self, masked: Any, found: dict[Any, list[tuple[str, ...]]]) -> None:
         encoders = {"audio": normed(4), "visual": plain(6)}
-        for passes, expected in (("one", [SPLIT, SHARED]), ("two", [TWO, TWO]), ("auto", [TWO, SHARED])):
+        for passes, expected in found.items():
             network = LateFusion(encoders, CLASSES, num_features=FEATURES).double()
-            model = agm.AGM(network, passes=passes)  # type: ignore[arg-type]
+            model = agm.AGM(network, passes=passes, masked=masked)
             before = str(model.plan())
             model(**vectors(0), target=target())
             assert str(model.plan()) == before
             assert encoded(model) == expected
-        assert "no layer depends on the mode" in why(model, "visual")
+        expects = {"exact": "no layer depends on the mode", "shared": "an absent row alone would cost a pass"}
+        assert expects[masked] in why(model, "visual")
 
     def test_of_other_networks(self) -> None:
         part = agm.AGM(Pair(plain), ("audio", "visual"), encoders={"visual": "visual_net"})
@@ -382,6 +445,7 @@ class TestPlan:
         from agm.onepass import choose
 
         assert choose("audio", normed(4), "auto", torch.device("cuda")).how == "split"
+        assert choose("audio", normed(4), "auto", torch.device("cuda"), shared=True).how == "joined"
 
 
 class TestLayersInCommon:
@@ -409,7 +473,7 @@ class TestLayersInCommon:
     def test_are_fine_where_nothing_depends_on_the_mode(self) -> None:
         backbone = plain(4)
         encoders = {name: nn.Sequential(backbone, nn.Linear(8, 8)) for name in WIDTHS}
-        assert_one_is_two(LateFusion(encoders, CLASSES, num_features=FEATURES), same_width, expected=SHARED)
+        assert_one_is_two(LateFusion(encoders, CLASSES, num_features=FEATURES), same_width, expected=JOINED)
 
 
 def same_width(step: int) -> dict[str, Tensor]:
@@ -430,6 +494,7 @@ def _frozen(encoder: nn.Module, x: Tensor) -> Tensor:
         return encoder(x)
 
 
+@pytest.mark.parametrize("masked", ["exact", "shared"])
 @pytest.mark.parametrize("make", [normed, plain])
 @pytest.mark.parametrize(
     "how",
@@ -440,15 +505,19 @@ def _frozen(encoder: nn.Module, x: Tensor) -> Tensor:
     ],
 )
 def test_what_a_network_encodes_in_its_own_way_takes_two_passes(
-    make: Callable[[int], nn.Module], how: Callable[[nn.Module, Tensor], Tensor]
+    make: Callable[[int], nn.Module], how: Callable[[nn.Module, Tensor], Tensor], masked: Any
 ) -> None:
     network = Around({name: make(width) for name, width in WIDTHS.items()}, CLASSES, num_features=FEATURES).double()
     network.how = how
-    models = [agm.AGM(copy.deepcopy(network), passes=p) for p in ("one", "two")]  # type: ignore[arg-type]
+    models = [agm.AGM(copy.deepcopy(network), passes=p, masked=masked) for p in ("one", "two")]  # type: ignore[arg-type]
     one, two = (train(model, vectors) for model in models)
     torch.testing.assert_close(one, two, rtol=1e-11, atol=1e-11)
-    assert encoded(models[0]) == [TWO, TWO]
-    assert "in its own way" in why(models[0], "audio")
+    shared = SHARED if how is _frozen else JOINED  # checkpoints are off where the features are to serve
+    assert encoded(models[0]) == ([TWO, TWO] if masked == "exact" else [shared, shared])
+    assert (shared == JOINED and masked == "shared") or "in its own way" in why(models[0], "audio")
+    for model in models:
+        found = agm.verify(model, vectors(0), target())
+        assert found.ok, found
 
 
 class Doubling(nn.Module):
@@ -462,15 +531,17 @@ class Doubling(nn.Module):
         return self.linear(x.mul_(2.0))
 
 
+@pytest.mark.parametrize("masked", ["exact", "shared"])
 @pytest.mark.parametrize("how", [_frozen, lambda encoder, x: encoder(x)])
 @pytest.mark.parametrize("norm", [nn.Identity, lambda: nn.BatchNorm1d(8)])
 def test_an_encoder_may_write_to_its_input(
-    how: Callable[[nn.Module, Tensor], Tensor], norm: Callable[[], nn.Module]
+    how: Callable[[nn.Module, Tensor], Tensor], norm: Callable[[], nn.Module], masked: Any
 ) -> None:
     encoders = {name: nn.Sequential(Doubling(width), norm()) for name, width in WIDTHS.items()}
     network = Around(encoders, CLASSES, num_features=FEATURES).double()
     network.how = how
-    one, two = (train(agm.AGM(copy.deepcopy(network), passes=p), vectors) for p in ("one", "two"))  # type: ignore[arg-type]
+    models = [agm.AGM(copy.deepcopy(network), passes=p, masked=masked) for p in ("one", "two")]  # type: ignore[arg-type]
+    one, two = (train(model, vectors) for model in models)
     torch.testing.assert_close(one, two, rtol=1e-11, atol=1e-11)
 
 
@@ -480,7 +551,8 @@ def test_a_fusion_may_write_to_the_features_that_are_shared() -> None:
             return super().fuse({name: x.mul_(2.0) for name, x in features.items()})
 
     network = Writing({name: nn.Linear(width, 8) for name, width in WIDTHS.items()}, CLASSES, num_features=FEATURES)
-    assert_one_is_two(network, vectors, expected=SHARED)
+    assert_one_is_two(copy.deepcopy(network), vectors, expected=JOINED)
+    assert_one_is_two(network, vectors, JOINED, apart=SHARED, masked="shared")
 
 
 def test_inputs_of_other_kinds_of_tensor() -> None:

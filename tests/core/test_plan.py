@@ -139,12 +139,19 @@ def test_says_why() -> None:
         "mode (`audio_net.1` BatchNorm1d, `audio_net.2` Dropout); a pass of their own: one pass saves kernel launches, "
         "which cost little on cpu",
     ]
-    assert "those of the joint pass: no layer depends on the mode" in plan.lines[3].note
+    assert str(plan.lines[2]) == (
+        "B + 1 rows in training mode: the joint pass, whose features serve the present rows, and an absent one in its "
+        "batch: no layer depends on the mode"
+    )
     assert "passes='two'" in agm.AGM(Fusing(), passes="two").plan().lines[3].note
     (joint,) = (line for line in agm.AGM(Fusing(), passes="one").plan().lines if line.part == "encoder `audio`")
     assert str(joint).startswith("2 B + 1 rows in training mode: the joint pass, and in the same batch the present")
     assert "encoder `audio` 2 B + 1 rows" in str(plan)
-    assert "1 row in eval mode" in str(agm.AGM(Fusing(), masked="shared").plan())
+    shared = str(agm.AGM(Fusing(), masked="shared").plan())
+    assert "1 row in eval mode" in shared
+    assert "norms would take the batch apart, which costs more than a row's pass on cpu" in shared
+    shared = str(agm.AGM(Fusing(), masked="shared", passes="one").plan())
+    assert "treats that one as in eval mode (`audio_net.1` BatchNorm1d, `audio_net.2` Dropout)" in shared
 
 
 def test_frozen_layers_do_not_depend_on_the_mode() -> None:

@@ -548,21 +548,27 @@ def test_numbers_show_what_code_does_not(make: Callable[[], nn.Module], shape: t
     module = nn.Sequential(make(), nn.Dropout(0.2)).double()
     assert why_not_row_split(module) is None
     state, generator = copy.deepcopy(module.state_dict()), torch.get_rng_state()
-    found = disagreement(module, rows(BATCH, *shape), torch.zeros(1, *shape, dtype=torch.float64), False)
+    present = rows(BATCH, *shape)
+    more = torch.cat([present, torch.zeros(1, *shape, dtype=torch.float64)])
+    found = disagreement(module, present, more)
     assert reason in str(found)
-    assert found == disagreement(module, rows(BATCH, *shape), torch.zeros(1, *shape, dtype=torch.float64), False)
+    assert found == disagreement(module, present, more)
     torch.testing.assert_close(module.state_dict(), state, rtol=0, atol=0)
     assert torch.equal(torch.get_rng_state(), generator)
 
 
-def test_numbers_of_a_shared_pass() -> None:
+def test_numbers_of_a_pass_that_serves_both() -> None:
     absent = torch.zeros(1, 4, dtype=torch.float64)
-    assert disagreement(nn.Linear(4, 4).double(), rows(BATCH, 4), absent, True) is None
-    for module, reason in ((Mode(), "others in eval mode"), (Mixing(), "others"), (Tracking(), "changes buffers")):
+    assert disagreement(nn.Linear(4, 4).double(), rows(BATCH, 4), absent, serves=True) is None
+    for module, reason in (
+        (Mode(), "others in eval mode"),
+        (Mixing(), "on one another"),
+        (Tracking(), "changes buffers"),
+    ):
         given = nn.Sequential(module, nn.Linear(4, 4)).double()
         if isinstance(module, Mixing):
             module.forward = lambda x: x - x.mean(0)  # type: ignore[method-assign]
-        assert reason in str(disagreement(given, rows(BATCH, 4), absent, True))
+        assert reason in str(disagreement(given, rows(BATCH, 4), absent, serves=True))
 
 
 def test_a_batch_of_one_settles_nothing() -> None:
@@ -572,5 +578,5 @@ def test_a_batch_of_one_settles_nothing() -> None:
 
     absent = torch.zeros(1, 4, dtype=torch.float64)
     module = nn.Sequential(Late(), nn.Dropout(0.2)).double()
-    assert disagreement(module, rows(1, 4), absent, False) is None
-    assert disagreement(module, rows(BATCH, 4), absent, False) is not None
+    assert disagreement(module, rows(1, 4), absent) is None
+    assert disagreement(module, rows(BATCH, 4), absent) is not None
