@@ -302,8 +302,8 @@ def masked_logits(
       and are dropped out; the rest come after that update, in eval mode. For networks with `encoders` and `fuse`.
 
     Both need a proof: modules of torch that treat rows alike, or of a user whose code can be read and names nothing
-    that might not; no hooks, no dropout inside attention. A first batch compares the numbers with those of two passes.
-    `passes` says what to do with it.
+    that might not; no hooks, no dropout inside a recurrent layer. A first batch compares the numbers with those of two
+    passes. `passes` says what to do with it.
 
     Args:
         network: a module whose forward takes the modalities by keyword, or by position in the order of `inputs` if

@@ -61,16 +61,17 @@ def _embedding(layer: Any) -> str | None:
     return None if layer.max_norm is None else "renormalises its weight in every pass (max_norm)"
 
 
+_SECOND = "has its samples in the second dimension (batch_first=False)"
+
+
 def _recurrent(layer: Any) -> str | None:
     if not layer.batch_first:
-        return "has its samples in the second dimension (batch_first=False)"
+        return _SECOND
     return "has a dropout inside" if layer.dropout and layer.num_layers > 1 else None
 
 
 def _attention(layer: Any) -> str | None:
-    if not layer.batch_first:
-        return "has its samples in the second dimension (batch_first=False)"
-    return "has a dropout inside attention" if layer.dropout else None
+    return None if layer.batch_first else _SECOND
 
 
 def _transformer_layer(layer: Any) -> str | None:

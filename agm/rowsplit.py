@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from agm.answering import answering
 from agm.modes import evaluation
+from agm.splitattention import split_attention
 
 __all__ = ["DROPOUTS", "NORMS", "row_split", "splits_norms"]
 
@@ -31,9 +33,10 @@ def row_split(module: nn.Module, train_rows: int, rows: int) -> Iterator[None]:
     """Inside, `module` in training mode takes `rows` rows, of which all but the first `train_rows` are in eval mode.
 
     Norms normalise the train rows first, with their own statistics, and update the running ones; the other rows are
-    then normalised as in eval mode, with what has just been updated (so a norm may be called once only). Dropouts act
-    on the train rows alone, and draw what they would for these by themselves. Layers in eval mode (frozen ones) and all
-    others treat rows alike. A layer may see several rows a sample (frames), those of one sample together.
+    then normalised as in eval mode, with what has just been updated (so a norm may be called once only). Dropouts, also
+    those inside attention, act on the train rows alone, and draw what they would for these by themselves. Layers in
+    eval mode (frozen ones) and all others treat rows alike. A layer may see several rows a sample (frames), those of
+    one sample together.
 
     It is the forward of the layers' instances that is replaced, so hooks, parameters and the state dict stay as they
     are. Whether that is right for a module is `why_not_row_split`'s to say.
@@ -43,12 +46,14 @@ def row_split(module: nn.Module, train_rows: int, rows: int) -> Iterator[None]:
         train_rows: rows of the joint pass, which come first.
         rows: all of them.
     """
-    answers: dict[nn.Module, Callable[[Tensor], Tensor]] = {}
+    answers: dict[nn.Module, Callable[..., Any]] = {}
     for name, layer in module.named_modules():
+        cut = _Cut(f"`{name}` ({type(layer).__name__})", train_rows, rows)
         split = _split_of(layer)
         if split is not None:
-            cut = _Cut(f"`{name}` ({type(layer).__name__})", train_rows, rows)
             answers[layer] = partial(split, layer, layer.forward, cut)
+        elif layer.training and type(layer) is nn.MultiheadAttention and layer.dropout:
+            answers[layer] = split_attention(layer, cut.sizes)
     with answering(answers):
         yield
 

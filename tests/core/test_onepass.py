@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import agm
-from agm.models import EarlyFusion, FiLMFusion, GatedFusion, LateFusion, MLPEncoder, ResNet18, SmallCNN
+from agm.models import (
+    EarlyFusion,
+    FiLMFusion,
+    GatedFusion,
+    LateFusion,
+    MLPEncoder,
+    ResNet18,
+    SmallCNN,
+    TransformerEncoder,
+)
 
 BATCH, CLASSES = 5, 3
 
@@ -109,6 +118,23 @@ def test_training_steps(fusion: Any, encoders: Any, inputs: Any) -> None:
 def test_training_steps_with_a_fusion_in_chunks(checkpoint: bool) -> None:
     network = EarlyFusion(mlps(), CLASSES, num_features=FEATURES, hidden=(12, 6))
     assert_one_is_two(network, vectors, max_rows=3, checkpoint=checkpoint)
+
+
+@pytest.mark.parametrize(("masked", "one", "two"), [("exact", SPLIT, TWO), ("shared", JOINED, SHARED)])
+def test_training_steps_of_transformers(masked: Any, one: tuple[str, ...], two: tuple[str, ...]) -> None:
+    encoders = {
+        name: TransformerEncoder(width, width=8, num_heads=2, dropout=0.3, max_length=7, pool="cls")
+        for name, width in WIDTHS.items()
+    }
+
+    def inputs(step: int) -> dict[str, Any]:
+        padding = torch.arange(7) >= torch.tensor([7, 3, 5, 2, 6]).unsqueeze(1)
+        return {
+            "audio": {"x": rows(BATCH, 7, 4, seed=step), "padding_mask": padding},
+            "visual": rows(BATCH, 5, 6, seed=step + 10),
+        }
+
+    assert_one_is_two(LateFusion(encoders, CLASSES), inputs, one, apart=two, masked=masked)
 
 
 def test_training_steps_of_resnets() -> None:
@@ -386,7 +412,7 @@ class TestForcedWhereItIsNotSafe:
     @pytest.mark.parametrize(
         ("inside", "reason"),
         [
-            (nn.TransformerEncoderLayer(8, 2, 8, batch_first=True), "dropout inside attention"),
+            (nn.TransformerEncoderLayer(8, 2, 8), "second dimension"),
             (nn.RReLU(), "RReLU"),
             (torch.nn.utils.spectral_norm(nn.Linear(8, 8)), "hooks"),
         ],

@@ -177,6 +177,65 @@ def test_several_rows_a_sample() -> None:
     assert_same(Frames(), rows(BATCH, 3, 2, 5, 4), rows(REST, 3, 2, 5, 4, seed=1), exact=False)
 
 
+class Attending(nn.Module):
+    """Self-attention, with what may go with it."""
+
+    def __init__(self, mask: Callable[[Tensor], Tensor] | None = None, padding: bool = False, **options: Any) -> None:
+        super().__init__()
+        self.call = {key: options.pop(key) for key in ("need_weights", "average_attn_weights") if key in options}
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True, **{"dropout": 0.4, **options})
+        self.mask, self.padding = mask, padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = None if self.mask is None else self.mask(x)
+        padding = x[:, :, 0] > 1.0 if self.padding else None
+        out, weights = self.attention(x, x, x, attn_mask=mask, key_padding_mask=padding, **self.call)
+        return out if weights is None else torch.cat([out.flatten(1), weights.flatten(1)], 1)
+
+
+def causal(x: Tensor) -> Tensor:
+    return torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+
+
+def of_each_head(x: Tensor) -> Tensor:
+    return (x[:, :, 0:1] - x[:, None, :, 1]).repeat_interleave(2, 0)
+
+
+ATTENTIONS: dict[str, Callable[[], nn.Module]] = {
+    "weights": Attending,
+    "weights of each head": lambda: Attending(average_attn_weights=False),
+    "without weights": lambda: Attending(need_weights=False),
+    "causal": lambda: Attending(causal, need_weights=False),
+    "a mask of each head": lambda: Attending(of_each_head, need_weights=False),
+    "a mask of each head, weights": lambda: Attending(of_each_head),
+    "padding": lambda: Attending(padding=True, need_weights=False),
+    "padding and weights": lambda: Attending(padding=True),
+    "extra keys": lambda: Attending(need_weights=False, add_bias_kv=True, add_zero_attn=True),
+    "other widths": lambda: Attending(need_weights=False, kdim=4, vdim=4, bias=False),
+    "no dropout": lambda: Attending(dropout=0.0),
+    "all dropped": lambda: Attending(dropout=1.0, need_weights=False),
+    "a layer": lambda: nn.TransformerEncoderLayer(4, 2, 6, dropout=0.3, batch_first=True),
+    "layers": lambda: agm.models.TransformerEncoder(4, width=4, num_heads=2, dropout=0.3),
+    "layers with a token": lambda: agm.models.TransformerEncoder(4, width=4, num_heads=2, dropout=0.3, pool="cls"),
+}
+
+
+@pytest.mark.parametrize("kind", [*ATTENTIONS])
+def test_attention(kind: str) -> None:
+    """The projections of all rows are one product, so that their numbers are those of two passes to rounding."""
+    assert_same(ATTENTIONS[kind](), rows(BATCH, 5, 4), rows(REST, 5, 4, seed=1), exact=False)
+
+
+def test_attention_of_another_name_in_torch_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torch called other functions than those that are replaced, eval rows would be dropped out."""
+    monkeypatch.setattr("agm.splitattention._attend", lambda sizes, *args: F.scaled_dot_product_attention(*args))
+    given = rows(BATCH, 5, 4)
+    found = disagreement(
+        ATTENTIONS["without weights"]().double(), given, torch.cat([given, torch.zeros_like(given[:1])])
+    )
+    assert found == "other random numbers are drawn in one pass"
+
+
 def test_rows_that_are_no_samples() -> None:
     module = nn.Sequential(nn.BatchNorm1d(4)).double()
     with (
@@ -411,9 +470,8 @@ REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
     (lambda: torch.nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)), "ParametrizedLinear"),
     (lambda: nn.RReLU(), "RReLU"),
     (lambda: nn.LazyBatchNorm1d(), "LazyBatchNorm1d"),
-    (lambda: nn.MultiheadAttention(4, 2, dropout=0.1, batch_first=True), "dropout inside attention"),
     (lambda: nn.MultiheadAttention(4, 2), "second dimension"),
-    (lambda: nn.TransformerEncoderLayer(4, 2, batch_first=True), "dropout inside attention"),
+    (lambda: nn.TransformerEncoderLayer(4, 2), "second dimension"),
     (lambda: nn.Transformer(4, 2), "Transformer"),
     (lambda: nn.LSTM(4, 4), "second dimension"),
     (lambda: nn.GRU(4, 4, num_layers=2, dropout=0.1, batch_first=True), "dropout inside"),
@@ -422,7 +480,6 @@ REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
     (lambda: nn.Softmax(0), "dim=0"),
     (lambda: nn.Softmax(), "dim=None"),
     (lambda: nn.Embedding(4, 4, max_norm=1.0), "max_norm"),
-    (lambda: agm.models.TransformerEncoder(4), "dropout inside attention"),
 ]
 
 
@@ -464,9 +521,10 @@ ALLOWED: list[Callable[[], nn.Module]] = [
     lambda: agm.models.ResNet18(1),
     lambda: agm.models.MLPEncoder(4),
     lambda: agm.models.Maxout(4, 4),
-    lambda: agm.models.TransformerEncoder(4, dropout=0.0),
+    lambda: agm.models.TransformerEncoder(4),
+    lambda: nn.TransformerEncoderLayer(4, 2, batch_first=True),
     lambda: nn.LSTM(4, 4, num_layers=2, batch_first=True),
-    lambda: nn.MultiheadAttention(4, 2, batch_first=True),
+    lambda: nn.MultiheadAttention(4, 2, dropout=0.1, batch_first=True),
     lambda: nn.SyncBatchNorm.convert_sync_batchnorm(agm.models.SmallCNN()),
 ]
 
