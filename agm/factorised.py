@@ -70,7 +70,52 @@ class FactorisedPasses:
             the joint logits, and the masked ones (len(rows), C), or where they are a sum what each modality adds to
             them: its bit -> (B + 1, C), that of its absent row last.
         """
+        self._check(arguments)
         inputs = arguments.inputs
+        # Before the joint pass, since an encoder may write to its input.
+        given, calls = {}, {}
+        for name in self.modalities:
+            absent = aligned(absent_input(name, inputs[name], self.absent.get(name)))
+            if call := self._joint_call(name, inputs[name], absent, rows.batch):
+                calls[name] = call
+            else:
+                given[name] = absent if self.shared else stacked(inputs[name], absent)
+        with answering({call.encoder: call for call in calls.values()}):
+            joint, encoded = joint_pass(self.network, self.encoders(), inputs, self.shared)
+        with evaluation(self.network):
+            parted = {
+                name: self._features(name, given.get(name), encoded.get(name), calls.get(name), rows.batch)
+                for name in self.modalities
+            }
+            # What the joint pass made of an absent input is, where it depends on the mode, not what an absent
+            # modality's features are.
+            if self.shared and here is not None:
+                parted = {name: (lacking(*both, here[name]), both[1]) for name, both in parted.items()}
+            if torch.compiler.is_compiling():  # a compiler cannot look into deferred rows
+                found = Deferral("rows")
+                if self._declares_sum and (declared := self._declared(parted)) is not None:
+                    return joint, declared
+            else:
+                fuse, encoders = partial(self._fuse, parted), self.encoders().values()
+                found = deferral(self.network, fuse, rows, joint.device, self.peers, encoders)
+            if found.how == "sum":
+                return joint, outcome(self._deferred(parted, rows))
+            if not self.chunks and not mixes_samples(self.network):
+                return joint, self._written(parted, rows, found)
+        parts = self.chunks.parts(self.network, rows.batch, len(rows.subsets))
+
+        def run(part: range | None) -> Tensor:
+            return self._written(parted, replace(rows, part=part), found)
+
+        return joint, self.chunks.run(self.network, run, parts)
+
+    def _check(self, arguments: Arguments) -> None:
+        """That its encoders and `fuse` can be called by themselves.
+
+        Raises:
+            TypeError: there are arguments beside the modalities.
+            ValueError: the network is sharded by itself.
+        """
         if not torch.compiler.is_compiling() and is_sharded(self.network):
             raise ValueError(
                 "Expected a network with `encoders` and `fuse` not to be sharded by itself, since `fuse` runs outside "
@@ -82,51 +127,6 @@ class FactorisedPasses:
                 f"Expected no arguments beside the modalities {self.modalities} for a network with `encoders` and "
                 f"`fuse`, but got {len(arguments.others)} more by position and {list(arguments.rest)} by keyword."
             )
-        # Before the joint pass, since an encoder may write to its input.
-        given, calls = {}, {}
-        for name in self.modalities:
-            absent = aligned(absent_input(name, inputs[name], self.absent.get(name)))
-            if call := self._joint_call(name, inputs[name], absent, rows.batch):
-                calls[name] = call
-            else:
-                given[name] = absent if self.shared else stacked(inputs[name], absent)
-        with answering({call.encoder: call for call in calls.values()}):
-            joint, encoded = joint_pass(self.network, self.encoders(), inputs, self.shared)
-        parted = {}
-        with evaluation(self.network):
-            for name in self.modalities:
-                features = self._features(name, given.get(name), encoded.get(name), calls.get(name), rows.batch)
-                # What the joint pass made of an absent input is, where it depends on the mode, not what an absent
-                # modality's features are.
-                if self.shared and here is not None:
-                    features = lacking(*features, here[name]), features[1]
-                parted[name] = features
-        return joint, self._fused(parted, rows, joint.device)
-
-    def _fused(
-        self, parted: Mapping[str, tuple[Any, Any]], rows: Rows, device: torch.device
-    ) -> Tensor | Mapping[int, Tensor]:
-        """What `fuse` makes of the masked rows, in as few of them as it can."""
-        compiling = torch.compiler.is_compiling()
-        with evaluation(self.network):
-            if compiling:  # a compiler cannot look into deferred rows
-                found = Deferral("rows")
-                if self._declares_sum and (declared := self._declared(parted)) is not None:
-                    return declared
-            else:
-                found = deferral(
-                    self.network, partial(self._fuse, parted), rows, device, self.peers, self.encoders().values()
-                )
-            if found.how == "sum":
-                return outcome(self._deferred(parted, rows))
-            if not self.chunks and not mixes_samples(self.network):
-                return self._written(parted, rows, found)
-        parts = self.chunks.parts(self.network, rows.batch, len(rows.subsets))
-
-        def run(part: range | None) -> Tensor:
-            return self._written(parted, replace(rows, part=part), found)
-
-        return cast(Tensor, self.chunks.run(self.network, run, parts))
 
     def _declared(self, parted: Mapping[str, tuple[Any, Any]]) -> Mapping[int, Tensor] | None:
         """What each modality adds to the logits, by a network that tells it, of features with one absent row."""

@@ -1,6 +1,6 @@
 """The evaluation mode of the masked passes, which leaves no trace on the network."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -8,10 +8,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from agm.checkpointing import without_checkpointing
+from agm.submodules import submodules
 
 __all__ = ["Evaluation", "depends_on_mode", "evaluation", "mixes_samples", "mode_dependent_layers", "unfrozen"]
 
 _RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
+_ALIKE = frozenset((nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.GELU, nn.LayerNorm, nn.Linear, nn.ReLU, nn.Sequential))
 _STATISTICS = ("running_mean", "running_var")  # torch's batch norm writes to them without counting it as a version
 
 
@@ -36,10 +38,11 @@ class Evaluation:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        training = [module for module in network.modules() if module.training]
+        modules = submodules(network)
+        training = [module for module in modules if module.training]
         # Not subclasses, which may read their mode for more than dropout.
         self._recurrent = [m for m in training if isinstance(m, nn.RNNBase) and type(m) in _RECURRENT]
-        self._modes = [(m, m.training and type(m) in _RECURRENT) for m in network.modules()]
+        self._modes = [(m, m.training and type(m) in _RECURRENT) for m in modules]
         changed = [m for m in training if type(m) not in _RECURRENT]
         written = _written_buffers(changed) if torch.is_grad_enabled() else []
         self._buffers: list[tuple[nn.Module, str, Tensor]] = []
@@ -54,8 +57,7 @@ class Evaluation:
         dropouts = [(rnn, rnn.dropout) for rnn in self._recurrent]
         buffers = [(module, name, module._buffers[name]) for module, name, _ in self._buffers]
         try:
-            for module, mode in modes:
-                module.training = mode
+            _set_modes(modes)
             for rnn, _ in dropouts:
                 rnn.dropout = 0.0
             for module, name, copy in self._buffers:
@@ -65,10 +67,19 @@ class Evaluation:
         finally:
             for module, name, buffer in buffers:
                 module._buffers[name] = buffer
-            for module, mode in modes:
-                module.training = not mode
+            _set_modes([(module, not mode) for module, mode in modes])
             for rnn, dropout in dropouts:
                 rnn.dropout = dropout
+
+
+def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:
+    """The flags alone. As plain attributes they are set past `nn.Module`, which takes longer than all the rest here."""
+    compiling = torch.compiler.is_compiling()
+    for module, training in modes:
+        if "training" in module.__dict__ and not compiling:
+            module.__dict__["training"] = training
+        else:  # a scripted module's, or a property
+            module.training = training
 
 
 @contextmanager
@@ -101,11 +112,11 @@ def _is_written(buffer: Tensor) -> bool:
 
 def mixes_samples(network: nn.Module) -> list[str]:
     """Names of layers that normalise with the statistics of the batch in eval mode too."""
-    return [
-        name or type(module).__name__
-        for name, module in network.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
-    ]
+    return _names(network, _mixes)
+
+
+def _mixes(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
 
 
 def mode_dependent_layers(network: nn.Module) -> list[str]:
@@ -113,11 +124,19 @@ def mode_dependent_layers(network: nn.Module) -> list[str]:
 
     A layer that cannot be known (a user's own that reads `self.training`) is not among them.
     """
-    return [name or type(m).__name__ for name, m in network.named_modules() if m.training and depends_on_mode(m)]
+    return _names(network, lambda module: module.training and depends_on_mode(module))
+
+
+def _names(network: nn.Module, which: Callable[[nn.Module], bool]) -> list[str]:
+    if not any(map(which, submodules(network))):
+        return []
+    return [name or type(module).__name__ for name, module in network.named_modules() if which(module)]
 
 
 def depends_on_mode(module: nn.Module) -> bool:
     """Whether one of torch's own layers computes something else in eval mode than in training mode."""
+    if type(module) in _ALIKE:  # most of a network
+        return False
     if isinstance(module, _NormBase):
         return bool(module.track_running_stats)
     if isinstance(module, nn.modules.dropout._DropoutNd):

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from agm.answering import answering
-from agm.modes import mode_dependent_layers
+from agm.modes import depends_on_mode
 from agm.peers import Peers
 from agm.rowcheck import NO_SAMPLES, disagreement, split_features
 from agm.rowproof import why_not_row_split
 from agm.rowsplit import splits_norms
+from agm.submodules import submodules
 from agm.subsets import doubled, stacked
 
 __all__ = [
@@ -126,10 +127,10 @@ def choose(
     """
     if passes == "two":
         return Choice("shared" if shared else "two", "passes='two'")
-    depends = bool(mode_dependent_layers(encoder))
+    depends = any(module.training and depends_on_mode(module) for module in submodules(encoder))
     reason = None
-    if depends and passes == "auto" and device.type != "cuda":
-        reason = _why_not_worth(encoder, device, shared)
+    if depends and passes == "auto" and device.type != "cuda" and splits_norms(encoder):
+        reason = f"norms would take one batch apart, which costs more than it saves on {device}"
     if depends and reason is None:
         reason = unsplit()
     reason = reason or _why_not(encoder, device, peers is not None and peers.has_all)
@@ -139,16 +140,7 @@ def choose(
         return Choice("joined", "passes='one'" if passes == "one" else "an absent row alone would cost a pass")
     if not depends:
         return Choice("joined", "no layer depends on the mode")
-    return Choice("split", "passes='one'" if passes == "one" else "half the kernel launches")
-
-
-def _why_not_worth(encoder: nn.Module, device: torch.device, shared: bool) -> str | None:
-    """Why rows in other modes had better have a pass of their own where kernel launches cost little."""
-    if not shared:
-        return f"one pass saves kernel launches, which cost little on {device}"
-    if splits_norms(encoder):
-        return f"norms would take the batch apart, which costs more than a row's pass on {device}"
-    return None
+    return Choice("split", "passes='one'" if passes == "one" else "weights are read once and kernels launched once")
 
 
 def apart(name: str, passes: Passes, reason: str, *, shared: bool = False) -> Choice:
@@ -165,12 +157,12 @@ def apart(name: str, passes: Passes, reason: str, *, shared: bool = False) -> Ch
 def in_common(network: nn.Module, encoders: Mapping[str, nn.Module], name: str) -> str | None:
     """A layer of an encoder that others call too: its statistics would not be the last ones in one pass."""
     encoder = encoders[name]
-    inside = set(encoder.modules())
+    inside = set(submodules(encoder))
     for other, root in encoders.items():
-        if other != name and inside & set(root.modules()):
+        if other != name and not inside.isdisjoint(submodules(root)):
             return f"it has layers in common with the encoder of `{other}`"
     roots = set(encoders.values())
-    outside = [module for module in network.modules() if module not in inside]
+    outside = [module for module in submodules(network) if module not in inside]
     tied = any(child in inside and child not in roots for m in outside for child in m._modules.values())
     return "it has layers in common with the rest of the network" if tied else None
 

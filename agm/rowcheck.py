@@ -14,6 +14,7 @@ from agm.absent import is_opaque, is_rows
 from agm.modes import evaluation
 from agm.peers import Peers
 from agm.rowsplit import row_split
+from agm.submodules import submodules
 from agm.subsets import copied
 
 __all__ = ["NO_SAMPLES", "close", "disagreement", "split_features", "untouched"]
@@ -63,7 +64,7 @@ def disagreement(
     leaves = [leaf for leaf in pytree.tree_leaves(present) if isinstance(leaf, Tensor)]
     device = leaves[0].device
     layout = tuple((leaf.dim(), leaf.dtype, leaf.device.type) for leaf in leaves)
-    modes = tuple(module.training for module in encoder.modules())
+    modes = tuple(module.training for module in submodules(encoder))
     peers = Peers(False) if peers is None else peers
     key = (serves, layout, modes, torch.is_autocast_enabled(device.type), peers.together)
     found = _found.setdefault(encoder, {})

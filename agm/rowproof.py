@@ -18,6 +18,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.utils import _pytree as pytree
 
 from agm.rowsplit import DROPOUTS, NORMS
+from agm.submodules import path_of, submodules
 
 __all__ = ["why_not_row_split"]
 
@@ -113,9 +114,10 @@ def why_not_row_split(module: nn.Module, together: bool = False) -> str | None:
     """
     if any(_GLOBAL_HOOKS):
         return "hooks on all modules would see train rows and eval rows as one batch"
-    for name, layer in module.named_modules():
+    for layer in submodules(module):
         reason = _against(layer, together)
         if reason is not None:
+            name = path_of(layer, module)
             where = f"layer `{name}`" if name else "the encoder"
             return f"{where} ({type(layer).__name__}) {reason}"
     return None

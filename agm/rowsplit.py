@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from agm.answering import answering
 from agm.modes import evaluation
 from agm.splitattention import split_attention
+from agm.submodules import path_of, submodules
 
 __all__ = ["DROPOUTS", "NORMS", "row_split", "splits_norms"]
 
@@ -47,36 +48,42 @@ def row_split(module: nn.Module, train_rows: int, rows: int) -> Iterator[None]:
         rows: all of them.
     """
     answers: dict[nn.Module, Callable[..., Any]] = {}
-    for name, layer in module.named_modules():
-        cut = _Cut(f"`{name}` ({type(layer).__name__})", train_rows, rows)
+    attention: Callable[..., Any] | None = None
+    for layer in submodules(module):
         split = _split_of(layer)
         if split is not None:
-            answers[layer] = partial(split, layer, layer.forward, cut)
+            answers[layer] = partial(split, layer, layer.forward, _Cut(module, layer, train_rows, rows))
         elif layer.training and type(layer) is nn.MultiheadAttention and layer.dropout:
-            answers[layer] = split_attention(layer, cut.sizes)
+            attention = attention or split_attention(_Cut(module, None, train_rows, rows).sizes)
+            answers[layer] = partial(attention, layer)
     with answering(answers):
         yield
 
 
 def splits_norms(module: nn.Module) -> bool:
     """Whether norms would take the batch apart: each then copies all that goes through it."""
-    return any(layer.training and type(layer) in NORMS for layer in module.modules())
+    return any(layer.training and type(layer) in NORMS for layer in submodules(module))
 
 
 class _Cut:
     """Where the train rows end, for any number of rows a sample."""
 
-    def __init__(self, layer: str, train_rows: int, rows: int) -> None:
+    def __init__(self, module: nn.Module, layer: nn.Module | None, train_rows: int, rows: int) -> None:
+        self.module = module
         self.layer = layer
         self.train_rows = train_rows
         self.rows = rows
         self.is_used = False
 
+    @property
+    def name(self) -> str:
+        return f"`{path_of(self.layer, self.module)}` ({type(self.layer).__name__})" if self.layer else "attention"
+
     def sizes(self, x: Tensor) -> list[int]:
         a_sample, rest = divmod(x.shape[0] if x.dim() else 0, self.rows)
         if rest or not a_sample:
             raise ValueError(
-                f"Expected {self.layer} to be given a multiple of {self.rows} rows, one or several a sample, but got "
+                f"Expected {self.name} to be given a multiple of {self.rows} rows, one or several a sample, but got "
                 f"{tuple(x.shape)}. Use passes='two'."
             )
         return [self.train_rows * a_sample, (self.rows - self.train_rows) * a_sample]
@@ -98,7 +105,7 @@ def _split_of(layer: nn.Module) -> _Split | None:
 def _norm(layer: nn.Module, forward: Callable[[Tensor], Tensor], cut: _Cut, x: Tensor) -> Tensor:
     if cut.is_used and layer.running_mean is not None:
         raise ValueError(
-            f"Expected {cut.layer} to be called once in a pass, but it is called again: in eval mode all calls have "
+            f"Expected {cut.name} to be called once in a pass, but it is called again: in eval mode all calls have "
             "the statistics of the last. Use passes='two'."
         )
     cut.is_used = True

@@ -15,27 +15,28 @@ __all__ = ["split_attention"]
 _Sizes = Callable[[Tensor], Sequence[int]]
 
 
-def split_attention(layer: nn.MultiheadAttention, sizes: _Sizes) -> Callable[..., Any]:
-    """The forward of `layer`, which drops out what the train rows attend to, and nothing of the eval rows.
+def split_attention(sizes: _Sizes) -> Callable[..., Any]:
+    """A forward of `nn.MultiheadAttention` that drops out what the train rows attend to, and nothing of the eval rows.
 
     It is torch's own code with other functions under the names of those that draw random numbers, so it takes what
     that takes. Where torch should come to call others, eval rows are dropped out, which a first batch shows.
 
     Args:
-        layer: in training mode, with its samples in the first dimension.
         sizes: of a tensor the numbers of its train rows and of its eval rows, which follow them.
+
+    Returns:
+        a function of the layer, in training mode and with its samples in the first dimension, and its arguments.
     """
     names = {"scaled_dot_product_attention": partial(_attend, sizes), "dropout": partial(_drop, sizes)}
     attention = _rebound(F.multi_head_attention_forward, **names)
     functional = types.SimpleNamespace(**{**vars(F), "multi_head_attention_forward": attention})
-    forward = _rebound(nn.MultiheadAttention.forward, **{_FUNCTIONAL: functional})
-    return partial(forward, layer)
+    return _rebound(nn.MultiheadAttention.forward, **{_FUNCTIONAL: functional})
 
 
 _FUNCTIONAL = next(name for name, value in vars(activation).items() if value is F)  # what torch calls it there
 
 
-def _rebound(function: Any, **names: Any) -> Any:
+def _rebound(function: Any, **names: Any) -> Callable[..., Any]:
     """A function with other values for some of its global names."""
     rebound = types.FunctionType(
         function.__code__, {**function.__globals__, **names}, function.__name__, function.__defaults__

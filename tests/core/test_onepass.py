@@ -267,7 +267,7 @@ def dropping(width: int) -> nn.Module:
         (normed, "auto", [BATCH, BATCH + 1], [BATCH, 1]),
         (dropping, "one", [2 * BATCH + 1], [BATCH + 1]),
         (dropping, "two", [BATCH, BATCH + 1], [BATCH, 1]),
-        (dropping, "auto", [BATCH, BATCH + 1], [BATCH + 1]),
+        (dropping, "auto", [2 * BATCH + 1], [BATCH + 1]),
         (plain, "one", [BATCH + 1], [BATCH + 1]),
         (plain, "two", [BATCH, BATCH + 1], [BATCH, 1]),
         (plain, "auto", [BATCH + 1], [BATCH + 1]),
