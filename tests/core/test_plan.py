@@ -136,8 +136,8 @@ def test_says_why() -> None:
         "A training step with audio, visual, text, on B samples, masked='exact':",
         "  encoder `audio`   B rows in training mode: the joint pass",
         "                    B + 1 rows in eval mode: the present inputs and an absent one, because it depends on the "
-        "mode (`audio_net.1` BatchNorm1d, `audio_net.2` Dropout); a pass of their own: norms would take one batch apart, "
-        "which costs more than it saves on cpu",
+        "mode (`audio_net.1` BatchNorm1d, `audio_net.2` Dropout); a pass of their own: norms would take one batch "
+        "apart, which costs more than it saves on cpu",
     ]
     assert str(plan.lines[2]) == (
         "B + 1 rows in training mode: the joint pass, whose features serve the present rows, and an absent one in its "
