@@ -66,7 +66,7 @@ class AGM(nn.Module):
         masked: "exact" (masked passes in eval mode, as published) or "shared" (the joint pass's own features).
         absent: modality -> what an absent input is, as in `agm.masked_logits`.
         encoders: modality -> path of its encoder in the network, as in `agm.masked_logits`.
-        passes: of each encoder in exact mode: "auto", "one" or "two", as in `agm.masked_logits`.
+        passes: of each encoder: "auto", "one" or "two", as in `agm.masked_logits`.
         max_rows, checkpoint: bounds of the memory of the masked passes, as in `agm.masked_logits`.
         subsets: how many proper subsets a step may evaluate, at least 2 (M - 1): others are drawn in every step, as by
             `agm.sample_subsets`, and the responses are estimates. None: all 2**M - 2. A fusion that is a sum over the

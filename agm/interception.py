@@ -9,15 +9,15 @@ and answer with the features put in place for every row.
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from agm.absent import Absent, absent_input, is_opaque, is_rows
+from agm.absent import Absent, absent_input, batch_size, is_opaque, is_rows
 from agm.answering import answering
 from agm.binding import Arguments, Binding
 from agm.checkpointing import without_checkpointing
@@ -25,7 +25,19 @@ from agm.compiled import compiled_part, is_compiled
 from agm.deferral import SHARDED, Deferral, fusion_line, known, noted, noted_as, some_subsets
 from agm.deferred import CannotDefer, Deferred, Rows, current, outcome, written
 from agm.modes import evaluation, mixes_samples
-from agm.onepass import OWN_WAY, Choice, Choices, Passes, choose, refused, surroundings
+from agm.onepass import (
+    OWN_WAY,
+    Choice,
+    Choices,
+    JointCall,
+    Passes,
+    apart,
+    checked,
+    choose,
+    in_common,
+    refused,
+    surroundings,
+)
 from agm.peers import Peers, is_sharded
 from agm.plan import Line, encoder_lines
 from agm.rowcheck import close, untouched
@@ -33,12 +45,15 @@ from agm.subsets import blocks, check_others, combine, copied, doubled, tile
 
 __all__ = ["InterceptedPasses"]
 
+_unjoined: WeakSet[nn.Module] = WeakSet()  # encoders with other absent rows in the masked pass than they would have
 _verified: WeakKeyDictionary[nn.Module, set[object]] = WeakKeyDictionary()  # network -> the settings that it passed
 _compared: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()  # encoder -> how its features differ by mode
 _UNSPLIT = (
     "what an encoder named by path is given in the masked pass is known only then: offer `encoders` and `fuse` for one "
     "pass"
 )
+_OTHER_ROWS = "an absent row reaches it as another one than the modality's"
+_TOGETHER = "processes that train together look at a first batch at other moments"
 _ROUNDING = 1e-3  # what equal rows may differ by, relative to the largest element: mixed rows differ by far more
 
 
@@ -144,14 +159,13 @@ class InterceptedPasses:
                 "the encoders (network.audio_net.compile()), or give it `encoders` and `fuse` and compile the model."
             )
         self._check_apart(encoders)
-        if self.shared:
-            return {name: Choice("shared", "masked='shared'") for name in encoders}
         found = {}
         for name, encoder in encoders.items():
-            choice = choose(name, encoder, self.passes, device, lambda: _UNSPLIT)
-            if choice.how == "joined":  # its absent rows are known only in the masked pass
-                choice = replace(choice, how="shared")
-            reason = _compared.get(encoder) if choice.how == "shared" else None
+            unsplit = partial(in_common, self.network, encoders, name) if self.shared else lambda: _UNSPLIT
+            choice = choose(name, encoder, self.passes, device, unsplit, shared=self.shared)
+            if choice.how == "joined" and (self.peers.together or encoder in _unjoined):
+                choice = apart(name, self.passes, _TOGETHER if self.peers.together else _OTHER_ROWS, shared=True)
+            reason = _compared.get(encoder) if choice.how != "two" and not self.shared else None
             if reason is not None and self.passes == "one":
                 raise refused(name, reason)
             found[name] = choice if reason is None else Choice("two", reason)
@@ -186,7 +200,7 @@ class InterceptedPasses:
         # Copies, since the network may write to its inputs in the joint pass.
         few = {name: _few(x, absent[name]) for name, x in arguments.inputs.items()}
         given = _Given(self, few, device, copied(arguments.others), copied(arguments.rest), arguments.placed, here)
-        joint, given.recorders = self._joint(arguments, choices)
+        joint, given.recorders = self._joint(arguments, absent, choices)
         if torch.compiler.is_compiling():
             return joint, cast(Tensor, given.logits(rows, deferred=False))
         return joint, self._masked(given, rows)
@@ -249,12 +263,24 @@ class InterceptedPasses:
         if answer.differs is not None or batch > 1:
             _compared[answer.encoder] = answer.differs
 
-    def _joint(self, arguments: Arguments, choices: Mapping[str, Choice]) -> tuple[Tensor, dict[str, "_Recorder"]]:
+    def _recorder(self, name: str, choice: Choice, arguments: Arguments, absent: Any) -> "_Recorder":
+        encoder, inputs = self.encoders()[name], arguments.inputs[name]
+        # Of one sample, or where the absent rows are not all the same, more rows are encoded than these.
+        alone = all(leaf.shape[0] == 1 for leaf in pytree.tree_leaves(absent) if is_rows(leaf))
+        alone = alone and batch_size({name: inputs}) > 1 and not _has_rows(arguments.others, arguments.rest)
+
+        def agrees() -> bool:
+            own = (name, choice, encoder, inputs, absent, self.passes, self.peers)
+            return checked(*own, shared=self.shared).is_one
+
+        call = JointCall(encoder, choice, inputs, absent, True, agrees) if choice.how == "joined" and alone else None
+        return _Recorder(encoder, call, choice.how != "two", not self.shared)
+
+    def _joint(
+        self, arguments: Arguments, absent: Mapping[str, Any], choices: Mapping[str, Choice]
+    ) -> tuple[Tensor, dict[str, "_Recorder"]]:
         """The joint pass as it is, and what each encoder was called with."""
-        recorders = {
-            name: _Recorder(encoder, choices[name].how == "shared", not self.shared)
-            for name, encoder in self.encoders().items()
-        }
+        recorders = {name: self._recorder(name, choice, arguments, absent[name]) for name, choice in choices.items()}
         # Features are shared as they are: a reentrant checkpoint would hand them out without their gradient.
         plainly = without_checkpointing() if self.shared else nullcontext()
         with plainly, answering({recorder.encoder: recorder for recorder in recorders.values()}):
@@ -265,8 +291,7 @@ class InterceptedPasses:
                     f"Expected the network's forward to call the encoder of `{name}`, but it did not. Name in "
                     "`encoders` a submodule that forward calls as a module (not one of its methods)."
                 )
-            if choices[name].how == "shared":
-                self._choices.note(name, choices[name], choices[name] if recorder.is_whole else Choice("two", OWN_WAY))
+            self._choices.note(name, choices[name], recorder.outcome(choices[name]))
         return joint, recorders
 
 
@@ -297,7 +322,7 @@ class _Given:
         self.here = here if passes.shared else None
         self.compared: dict[str, _Answer] = {}
         # Arguments beside the modalities can reach an encoder, and then every absent row is another one.
-        self.extra_rows = any(is_rows(leaf) for leaf in pytree.tree_leaves([others, rest]))
+        self.extra_rows = _has_rows(others, rest)
 
     def logits(self, rows: Rows, deferred: bool) -> Any:
         """What the network makes of the masked rows, its encoders answering for them."""
@@ -348,6 +373,10 @@ class _Given:
         return _Rows(name, self.passes.modalities.index(name), rows, self.extra_rows or own, shares, here)
 
 
+def _has_rows(*trees: Any) -> bool:
+    return any(is_rows(leaf) for leaf in pytree.tree_leaves(trees))
+
+
 def _few(present: Any, absent: Any) -> Any:
     """(B, ...) and (1 or B, ...) one after another."""
     return pytree.tree_map(lambda leaf, row: torch.cat([leaf, row]) if is_rows(leaf) else leaf, present, absent)
@@ -362,11 +391,15 @@ def _deferred(rows: Rows, bit: int, few: Any) -> Any:
 
 
 class _Recorder:
-    """Runs the encoder and notes the sizes that went in and out, and the output if it will be shared."""
+    """Runs the encoder and notes the sizes that went in and out, and the output if it will be shared.
 
-    def __init__(self, encoder: nn.Module, keep_output: bool, exact: bool) -> None:
+    `call` is what takes the absent rows with it, if anything does.
+    """
+
+    def __init__(self, encoder: nn.Module, call: JointCall | None, keep_output: bool, exact: bool) -> None:
         self.encoder = encoder
-        self.forward = encoder.forward
+        self.call = call
+        self.forward = encoder.forward if call is None else call
         self.keep_output = keep_output
         self.around = surroundings() if keep_output and exact else None
         self.is_whole = keep_output  # whether the outputs are those of a masked pass, gradients included
@@ -380,6 +413,19 @@ class _Recorder:
             output, kept = doubled(output)
         self.calls.append(_Call(_sizes((args, kwargs)), _sizes(output), kept))
         return output
+
+    @property
+    def absent(self) -> Any:
+        """Features of the absent rows, if they are known and the encoder has nothing else to encode."""
+        return self.call.more if self.call is not None and len(self.calls) == 1 else None
+
+    def outcome(self, chosen: Choice) -> Choice:
+        """What the choice came to."""
+        if chosen.how == "two" or not self.is_whole:
+            return Choice("two", chosen.why if chosen.how == "two" else OWN_WAY)
+        if chosen.how == "joined" and self.absent is None:
+            return Choice("shared", OWN_WAY)
+        return chosen
 
 
 class _Answer:
@@ -405,6 +451,7 @@ class _Answer:
         self.differs: str | None = None
         self.deferred = deferred
         self.pending = list(reversed(recorder.calls))
+        self.absent = recorder.absent if rows.is_absent_alone and recorder.encoder not in _unjoined else None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.pending:
@@ -432,8 +479,13 @@ class _Answer:
             found = True
         if self.rows.batch and not found:
             raise self.rows.refusal("takes no tensor that grows with the batch")
+        if self.absent is not None and not self.check:
+            return self._in_place(self.absent, call)
         args, kwargs = pytree.tree_unflatten(picked, structure)
-        return self._in_place(self.forward(*args, **kwargs), call)
+        output = self.forward(*args, **kwargs)
+        if self.absent is not None and not close(self.absent, output):
+            _unjoined.add(self.encoder)
+        return self._in_place(output, call)
 
     def _in_place(self, output: Any, call: _Call) -> Any:
         leaves, structure = self._leaves("returns", output)
@@ -489,6 +541,11 @@ class _Rows:
         self.present = 0 if shared else batch
         # As many rows as in the joint pass would hide the dimension of the samples: then one more is encoded.
         self.spare = int(self.present + self.absent == batch)
+
+    @property
+    def is_absent_alone(self) -> bool:
+        """Whether a single absent row is all that is encoded."""
+        return (self.present, self.absent, self.spare) == (0, 1, 0)
 
     @cached_property
     def is_present(self) -> list[bool]:

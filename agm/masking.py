@@ -269,8 +269,8 @@ def masked_logits(
 ) -> Tensor:
     """The network's logits for every non-empty subset of its modalities, in one batched masked pass.
 
-    The joint pass runs first, in the network's present mode, exactly as without masking. In "exact" mode, which is
-    what the published AGM computes, the masked passes follow in eval mode (batch norm on its running statistics,
+    The joint pass runs first, in the network's present mode, as without masking. In "exact" mode, which is what the
+    published AGM computes, the masked passes follow in eval mode (batch norm on its running statistics,
     no dropout) with gradients, all subsets as one batch. In "shared" mode the masked passes take the joint pass's
     own features for the modalities that are present: one encoder pass in all, and the same as "exact" where no layer
     depends on the mode. Afterwards every submodule is in the mode in which it was, also when forward raises. Without
@@ -279,7 +279,7 @@ def masked_logits(
     How much is computed:
 
     - a network that offers `encoders` (a mapping of modules) and `fuse(features) -> logits`, or whose encoders are
-      named in `encoders`: each encoder runs on the B rows of the joint pass and then (exact) on the B present rows
+      named in `encoders`: each encoder runs on the B rows of the joint pass and besides (exact) on the B present rows
       and one absent row, or (shared) on the absent row alone. Where an absent input is not the same for every sample
       (a padding mask that stays, say) it runs on B absent rows. Of the rest, what acts on one modality, or linearly on
       several (a layer on their concatenation, a sum), runs on these few rows too; every subset is written out only
@@ -293,15 +293,18 @@ def masked_logits(
     The network's own activation checkpointing is left out of the masked passes, and of a joint pass whose features are
     shared: what would be recomputed in the backward would not be what they had.
 
-    In exact mode an encoder need not run twice:
+    An encoder need not run twice; what it has beside the B rows of the joint pass can go with these as one batch:
 
-    - where no layer of it depends on the mode, the joint pass's features are those of the present rows, and only the
-      absent row is encoded beside them;
-    - else the rows of the joint pass and the B present and one absent row can go through it as one batch in which only
-      norms and dropouts tell them apart: the first B have the statistics of the batch, which update the running ones,
-      and are dropped out; the rest come after that update, in eval mode. For networks with `encoders` and `fuse`.
+    - in shared mode, and in exact mode where no layer depends on the mode, the features of the joint pass are those of
+      the present rows, and the absent row goes with it. Where an encoder is named by path, if forward gives it the
+      modality's input as it is and no other processes train with this one;
+    - else, in exact mode, the B present rows and the absent one go with it. For networks with `encoders` and `fuse`.
 
-    Both need a proof: modules of torch that treat rows alike, or of a user whose code can be read and names nothing
+    In such a batch only norms, dropouts and attention tell the rows apart: the first B have the statistics of the
+    batch, which update the running ones, and are dropped out; the rest come after that update, in eval mode. The joint
+    logits are those of a pass by itself to rounding, since kernels may sum in another order for other numbers of rows.
+
+    This needs a proof: modules of torch that treat rows alike, or of a user whose code can be read and names nothing
     that might not; no hooks, no dropout inside a recurrent layer. A first batch compares the numbers with those of two
     passes. `passes` says what to do with it.
 
@@ -317,9 +320,9 @@ def masked_logits(
         encoders: modality -> path of the submodule that encodes it. Some modalities may be left out. An encoder may
             take and return pytrees, have its samples in any dimension, see several rows a sample (frames), and be
             called several times; it must depend on its own modality alone, which the first batch verifies.
-        passes: in exact mode, of an encoder: "auto": one, where it is proved to be the same and is faster, which a
-            row split is on CUDA alone; "one": raises where it is not proved; "two": always right, and what is
-            compiled.
+        passes: of an encoder: "auto": one, where it is proved to be the same and is faster, which it is on CUDA, and
+            on a CPU where no norm would take the batch apart; "one": raises where it is not proved; "two": the rows of
+            the masked passes have one of their own, as they always have where the step is compiled.
         max_rows: at most so many masked rows at a time go through a network of one piece, or through `fuse` (each
             encoder still sees its rows at once). This bounds what the forward needs while it runs; what it keeps for
             the backward it keeps for all rows, unless `checkpoint` is set. None: all at once.

@@ -218,7 +218,8 @@ class JointCall:
         chosen: "joined" or "split".
         inputs: the modality's.
         absent: its absent rows.
-        shared: whether the joint pass's features serve the present rows however they were computed.
+        shared: whether whoever has the joint pass run keeps its features, to serve the present rows.
+        agrees: asked at the first such call, whether the numbers are for it; None: that is known.
 
     Attributes:
         present: features of the present rows for the masked passes, if these are "joined" and not shared.
@@ -226,14 +227,23 @@ class JointCall:
         rows: set if a second pass must follow: what it takes.
     """
 
-    def __init__(self, encoder: nn.Module, chosen: Choice, inputs: Any, absent: Any, shared: bool) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        chosen: Choice,
+        inputs: Any,
+        absent: Any,
+        shared: bool,
+        agrees: Callable[[], bool] | None = None,
+    ) -> None:
         self.encoder = encoder
         self.forward = encoder.forward
         self.chosen = chosen
         self.shared = shared
         self.inputs = inputs
         self.absent_rows = absent
-        self.around = surroundings()
+        self.agrees = agrees
+        self.before = (surroundings(), _versions(inputs))
         self.is_done = False
         self.present: Any = None
         self.more: Any = None
@@ -241,9 +251,8 @@ class JointCall:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with answering({self.encoder: self.forward}):
-            direct = len(args) == 1 and not kwargs and args[0] is self.inputs and surroundings() == self.around
-            if not direct or self.is_done:
-                with torch.set_grad_enabled(self.around[0]):
+            if self.is_done or not self._is_direct(args, kwargs) or not (self.agrees is None or self.agrees()):
+                with torch.set_grad_enabled(self.before[0][0]):
                     self.rows = self._apart()  # before the encoder may write to its input
                 return self.encoder.forward(*args, **kwargs)
             self.is_done = True
@@ -251,10 +260,15 @@ class JointCall:
                 features, self.more = split_features(self.encoder, args[0], stacked(args[0], self.absent_rows))
                 return features
             features, self.more = split_features(self.encoder, args[0], self.absent_rows)
-            if self.shared:  # whoever has the joint pass run keeps them
+            if self.shared:
                 return features
             handed, self.present = doubled(features)
             return handed
+
+    def _is_direct(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Whether it is given the modality's input, which nobody has written to."""
+        given = len(args) == 1 and not kwargs and args[0] is self.inputs
+        return given and (surroundings(), _versions(self.inputs)) == self.before
 
     def second_pass(self) -> Any:
         """The rows that the encoder has yet to see, in eval mode, if their features are not known; else None."""
@@ -264,6 +278,12 @@ class JointCall:
 
     def _apart(self) -> Any:
         return self.absent_rows if self.shared else stacked(self.inputs, self.absent_rows)
+
+
+def _versions(inputs: Any) -> list[tuple[int, int | None]]:
+    """What is another one once a tensor of a pytree has been replaced or written to."""
+    leaves = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    return [(id(leaf), None if leaf.is_inference() else leaf._version) for leaf in leaves]
 
 
 def surroundings() -> tuple[Any, ...]:

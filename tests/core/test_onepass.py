@@ -295,7 +295,7 @@ def test_features_are_shared_where_nothing_depends_on_the_mode() -> None:
     models[1].load_state_dict(models[0].state_dict())
     one, two = (train(model, vectors) for model in models)
     torch.testing.assert_close(one, two, rtol=1e-11, atol=1e-11)
-    assert encoded(models[0]) == [SHARED, SHARED]
+    assert encoded(models[0]) == [JOINED, JOINED]
 
 
 class Pair(nn.Module):
@@ -315,22 +315,82 @@ PATHS = {"audio": "audio_net", "visual": "visual_net"}
 
 
 @pytest.mark.parametrize(
-    ("make", "passes", "expected"),
+    ("make", "masked", "passes", "expected"),
     [
-        (normed, "two", [BATCH, BATCH + 1]),
-        (normed, "auto", [BATCH, BATCH + 1]),
-        (plain, "one", [BATCH, 1]),
-        (plain, "two", [BATCH, BATCH + 1]),
-        (plain, "auto", [BATCH, 1]),
+        (normed, "exact", "two", [BATCH, BATCH + 1]),
+        (normed, "exact", "auto", [BATCH, BATCH + 1]),
+        (plain, "exact", "one", [BATCH + 1]),
+        (plain, "exact", "two", [BATCH, BATCH + 1]),
+        (plain, "exact", "auto", [BATCH + 1]),
+        (normed, "shared", "one", [BATCH + 1]),
+        (normed, "shared", "auto", [BATCH, 1]),
+        (dropping, "shared", "auto", [BATCH + 1]),
+        (dropping, "shared", "two", [BATCH, 1]),
+        (plain, "shared", "auto", [BATCH + 1]),
     ],
 )
 def test_rows_that_an_encoder_named_by_path_sees(
-    make: Callable[[int], nn.Module], passes: Any, expected: list[int]
+    make: Callable[[int], nn.Module], masked: Any, passes: Any, expected: list[int]
 ) -> None:
     network = Pair(make)
-    model = agm.AGM(network, ("audio", "visual"), encoders=PATHS, passes=passes)
+    model = agm.AGM(network, ("audio", "visual"), encoders=PATHS, masked=masked, passes=passes)
     counts = seen(lambda: model(**vectors(0), target=target()).sum(), [network.audio_net, network.visual_net])
     assert counts == [expected, expected]
+
+
+@pytest.mark.parametrize("make", [normed, dropping, plain])
+def test_training_steps_with_encoders_named_by_path_in_shared_mode(make: Callable[[int], nn.Module]) -> None:
+    network = Pair(make)
+    options: dict[str, Any] = {"modalities": ("audio", "visual"), "encoders": PATHS, "masked": "shared"}
+    models = [agm.AGM(copy.deepcopy(network), passes=passes, **options) for passes in ("one", "two")]
+    one, two = (train(model, vectors) for model in models)
+    torch.testing.assert_close(one, two, rtol=1e-11, atol=1e-11)
+    assert [encoded(model) for model in models] == [[JOINED, JOINED], [SHARED, SHARED]]
+    found = agm.verify(models[0], vectors(0), target())
+    assert found.ok, found
+
+
+class Before(Pair):
+    """What it does to the input of an encoder before that is given it: there an absent row is another one."""
+
+    def __init__(self, how: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(dropping)
+        self.how = how
+
+    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+        return super().forward(self.how(audio), visual)
+
+
+class LargeBatches:
+    """Another way for the masked rows than for those of the joint pass."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x + 1.0 if len(x) > BATCH else x
+
+
+@pytest.mark.parametrize("masked", ["exact", "shared"])
+@pytest.mark.parametrize("how", [lambda x: x + 1.0, lambda x: x.add_(1.0), lambda x: x.detach()])
+def test_an_encoder_named_by_path_that_is_given_something_else(how: Any, masked: Any) -> None:
+    model = agm.AGM(Before(how), ("audio", "visual"), encoders=PATHS, masked=masked)
+    for _ in range(2):
+        found = agm.verify(model, vectors(0), target())
+        assert found.ok, found
+        model(**vectors(0), target=target())
+    if masked == "shared":
+        assert encoded(model) == [SHARED, JOINED]
+        assert "in its own way" in why(model, "audio")
+
+
+@pytest.mark.parametrize("how", [LargeBatches(), lambda x: (x.data.add_(1.0), x)[1]])
+def test_an_encoder_named_by_path_whose_absent_rows_are_others_in_the_masked_pass(how: Any) -> None:
+    """In the joint pass it is given the inputs as they are, as far as one can see."""
+    network = Before(how)
+    options: dict[str, Any] = {"modalities": ("audio", "visual"), "encoders": PATHS, "masked": "shared"}
+    models = [agm.AGM(copy.deepcopy(network), passes=passes, **options) for passes in ("auto", "two")]
+    auto, two = (train(model, vectors) for model in models)
+    torch.testing.assert_close(auto, two, rtol=1e-11, atol=1e-11)
+    assert encoded(models[0]) == [SHARED, JOINED]
+    assert "an absent row reaches it as another one" in why(models[0], "audio")
 
 
 class Drifting(nn.Module):
@@ -378,8 +438,8 @@ class TestNumbersAgainstIt:
         options: dict[str, Any] = {"modalities": ("audio", "visual"), "encoders": PATHS}
         model, other = (agm.AGM(copy.deepcopy(network), passes=p, **options) for p in ("auto", "two"))
         torch.testing.assert_close(train(model, vectors), train(other, vectors), rtol=1e-11, atol=1e-11)
-        assert encoded(model) == [SHARED, TWO]
-        with pytest.raises(ValueError, match=r"encoder of `visual`.*others in eval mode"):
+        assert encoded(model) == [JOINED, TWO]
+        with pytest.raises(ValueError, match=r"encoder of `visual`.*depend on one another"):
             agm.AGM(network, passes="one", **options)(**vectors(0), target=target())
 
 
@@ -463,7 +523,7 @@ class TestPlan:
 
     def test_of_other_networks(self) -> None:
         part = agm.AGM(Pair(plain), ("audio", "visual"), encoders={"visual": "visual_net"})
-        assert encoded(part) == [SHARED]
+        assert encoded(part) == [JOINED]
         shared = agm.AGM(Pair(normed), ("audio", "visual"), encoders=PATHS, masked="shared")
         assert encoded(shared) == [SHARED, SHARED]
 
