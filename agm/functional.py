@@ -14,27 +14,12 @@ from agm.ops import _checks, reference
 from agm.ops.reference import accumulation_dtype
 from agm.peers import check_group
 from agm.sampling import SubsetSample
+from agm.scaling import ScaleSubsets
 from agm.scores import Score, ScoreName, find_score
 from agm.state import ModulationState
 from agm.stepcheck import check_backend, check_presence, check_sample, check_state, check_step
 
 __all__ = ["fused_modulate", "fused_modulate_cross_entropy"]
-
-
-class _ScaleSubsets(torch.autograd.Function):
-    """The joint logits forward; backward, c_S times their gradient into every subset's logits."""
-
-    @staticmethod
-    def forward(ctx: Any, masked_logits: Tensor, subset_scales: Tensor, backend: str) -> Tensor:
-        ctx.save_for_backward(subset_scales)
-        ctx.backend = backend
-        return masked_logits[-1]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (subset_scales,) = ctx.saved_tensors
-        return ops.modulate_backward(grad, subset_scales, backend=ctx.backend), None, None
 
 
 class _CrossEntropyOfSubsets(torch.autograd.Function):
@@ -204,7 +189,7 @@ def fused_modulate(
             subset_scales = reference.subset_scales(coefficients)
     if not (torch.is_grad_enabled() and masked_logits.requires_grad):
         return masked_logits[-1]
-    logits: Tensor = _ScaleSubsets.apply(rows, subset_scales, backend)
+    logits: Tensor = ScaleSubsets.apply(rows, subset_scales, backend)
     return logits if masked_logits.dim() == 3 else logits.view(masked_logits.shape[1:])
 
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from agm.additive import AdditiveLogits
-from agm.functional import _ScaleSubsets
 from agm.modulator import Modulator
 from agm.ops.reference import subset_scales
 from agm.sampling import SubsetSample
+from agm.scaling import ScaleSubsets
 
 __all__ = ["SmoothedModulator"]
 
@@ -57,5 +57,5 @@ class SmoothedModulator(Modulator):
         with torch.no_grad():
             self.smoothed.lerp_(self.state.coefficients, 1 - self.smoothing)
             scales = subset_scales(self.smoothed)
-        logits: Tensor = _ScaleSubsets.apply(rows, scales, self.backend)
+        logits: Tensor = ScaleSubsets.apply(rows, scales, self.backend)
         return logits

@@ -14,7 +14,17 @@ from typing import Any, cast
 
 from agm.training.errors import UserError
 
-__all__ = ["STATISTICS", "Row", "RunFolder", "Table", "metric_columns", "read_table", "run_name", "step_columns"]
+__all__ = [
+    "STATISTICS",
+    "Row",
+    "RunFolder",
+    "Table",
+    "metric_columns",
+    "read_table",
+    "run_name",
+    "step_columns",
+    "write_rows",
+]
 
 Row = dict[str, Any]  # column -> number, text or None
 
@@ -108,6 +118,14 @@ class Table:
 
     def close(self) -> None:
         self._file.close()
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A CSV file at once; what there is no figure for (None, NaN) is empty."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(["" if value is None or value != value else value for value in row] for row in rows)
 
 
 def read_table(path: Path, keep: Callable[[Row], bool] = lambda row: True) -> list[Row]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from agm.training.apart import APART
 from agm.training.compare import Comparison
 from agm.training.config import COMPARE, Config, config_text, settings
+from agm.training.records import write_rows
 
 __all__ = [
     "command_line",
@@ -31,13 +31,11 @@ def write_csv(path: Path, comparisons: Sequence[Comparison], first_seed: int) ->
     """One row a fusion, metric and method: its statistics, then its value at each seed."""
     seeds = [f"seed_{first_seed + number}" for number in range(len(comparisons[0].values))]
     head = ["fusion", "metric", "method", "mean", "deviation", "difference", "low", "high", "verdict", *seeds]
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(head)
-        for c in comparisons:
-            difference = c.difference or (None, None, None)
-            row = [c.fusion, c.metric, c.method, c.mean, c.deviation, *difference, c.verdict, *c.values]
-            writer.writerow(["" if value is None or value != value else value for value in row])
+    rows = (
+        [c.fusion, c.metric, c.method, c.mean, c.deviation, *(c.difference or [None] * 3), c.verdict, *c.values]
+        for c in comparisons
+    )
+    write_rows(path, head, rows)
 
 
 def write_markdown(path: Path, comparisons: Sequence[Comparison], command: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import math
 import statistics
@@ -15,7 +14,7 @@ from agm.training.attempt import attempt
 from agm.training.config import Config
 from agm.training.errors import UserError
 from agm.training.evaluation import Evaluation
-from agm.training.records import run_name
+from agm.training.records import run_name, write_rows
 from agm.training.trainer import Observer, Result, check_settings
 from agm.training.variants import Variant, parse_value, split_variants, variant_of
 
@@ -155,11 +154,10 @@ def tune_method(
 def write_trials(path: Path, trials: Sequence[Trial], first_seed: int) -> None:
     """CSV, one row a choice: its mean figures, then the validation accuracy at each seed."""
     names = [f"seed_{first_seed + number}" for number in range(len(trials[0].accuracies))]
+    columns = ["method", "validation_accuracy", "deviation", "validation_loss", "chosen", *names]
     choice = chosen(trials)
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["method", "validation_accuracy", "deviation", "validation_loss", "chosen", *names])
-        for trial in trials:
-            deviation = "" if trial.deviation is None else trial.deviation
-            mark = "yes" if trial is choice else ""
-            writer.writerow([trial.variant.label, trial.accuracy, deviation, trial.loss, mark, *trial.accuracies])
+    rows = (
+        [one.variant.label, one.accuracy, one.deviation, one.loss, "yes" if one is choice else "", *one.accuracies]
+        for one in trials
+    )
+    write_rows(path, columns, rows)

@@ -31,7 +31,9 @@ def test_settings_that_diverge_are_not_chosen(settings, tmp_path, capsys):
     assert best(trials) is good
     write_trials(tmp_path / "tune.csv", trials, 0)
     with open(tmp_path / "tune.csv", newline="") as file:
-        assert [row["chosen"] for row in csv.DictReader(file)] == ["", "yes"]
+        written = list(csv.DictReader(file))
+    assert [row["chosen"] for row in written] == ["", "yes"]
+    assert [row["seed_1"] == "" for row in written] == [True, False]  # no figure, not "nan"
     Console(width=120).print(trials_table(trials))
     assert "2 diverged" in capsys.readouterr().out
     with pytest.raises(UserError, match="of which no run diverges"):
