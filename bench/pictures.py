@@ -15,8 +15,9 @@ COLOURS = {
     "compiled": "#CC79A7",
     "parameter-scaling": "#999999",
     "exact": "#0072B2",
-    "exact-one": "#56B4E9",
+    "exact-one": "#004C74",
     "shared": "#009E73",
+    "sampled": "#56B4E9",
     "auto": "#0072B2",
     "reference": "#E69F00",
 }

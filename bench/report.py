@@ -27,6 +27,7 @@ VARIANTS = {
     "exact": "`exact`",
     "exact-one": "`exact`, one pass",
     "shared": "`shared`",
+    "sampled": "`shared`, drawn subsets",
 }
 SHOWN_OPS = (
     "fused_modulate",

@@ -20,7 +20,7 @@ from bench.rivals import Compiled, ParameterScaling, Sequential, Vectorised
 from bench.shared import samples
 
 BASELINE = "joint"
-OWN = ("exact", "exact-one", "shared")
+OWN = ("exact", "exact-one", "shared", "sampled")
 # Those that compute what `exact` does.
 SAME = ("sequential", "vectorised", "compiled", "exact-one")
 RIVALS = ("sequential", "vectorised", "compiled", "parameter-scaling")
@@ -125,7 +125,7 @@ def prepare(network: Network, fusion: str, count: int, batch: int, options: Opti
     inputs, target = network.inputs(count, batch, options.device)
     settings: dict[str, Any] = {"alpha": network.alpha, "max_gap": network.max_gap}
     arguments = module, tuple(inputs), network.alpha, network.max_gap
-    wanted = [name for name in _names(network, count, options) if name == BASELINE or options.takes(name)]
+    wanted = [name for name in _names(network, fusion, count, options) if name == BASELINE or options.takes(name)]
     steps, plans = {}, {}
     for name in wanted:
         if name == BASELINE:
@@ -133,26 +133,33 @@ def prepare(network: Network, fusion: str, count: int, batch: int, options: Opti
         elif name in RIVALS:
             steps[name] = _rival(name, arguments, inputs, target)
         else:
-            model = agm.AGM(module, **settings, **_FORMS[name]).to(options.device)
+            model = agm.AGM(module, **settings, **_form(name, count)).to(options.device)
             steps[name] = _step(model, inputs, target)
             plans[name] = model.plan
     optimizer = torch.optim.SGD(module.parameters(), lr=LEARNING_RATE, momentum=0.9)
     return Training(module, inputs, target, steps, optimizer, plans)
 
 
-_FORMS: Mapping[str, dict[str, Any]] = {
-    "exact": {},
-    "exact-one": {"passes": "one"},
-    "shared": {"masked": "shared"},
-}
+def _form(name: str, count: int) -> dict[str, Any]:
+    """Arguments of `agm.AGM`; "sampled" is "shared" with the fewest subsets that can be drawn: two permutations."""
+    forms: Mapping[str, dict[str, Any]] = {
+        "exact": {},
+        "exact-one": {"passes": "one"},
+        "shared": {"masked": "shared"},
+        "sampled": {"masked": "shared", "subsets": 2 * (count - 1)},
+    }
+    return forms[name]
 
 
-def _names(network: Network, count: int, options: Options) -> list[str]:
+def _names(network: Network, fusion: str, count: int, options: Options) -> list[str]:
     few = count <= network.most_rivals
     rivals = [name for name in RIVALS if name in options.variants or (few and not options.quick)]
     if options.quick and few and "sequential" not in rivals:
         rivals.insert(0, "sequential")
-    return [BASELINE, *rivals, *(name for name in OWN if name != "exact-one" or name in options.variants)]
+    # Of a sum, and of two modalities, no subset is left out.
+    drawn = fusion != "late" and count > 2 and not options.quick
+    own = ["exact", *["exact-one"] * ("exact-one" in options.variants), "shared", *["sampled"] * drawn]
+    return [BASELINE, *rivals, *own]
 
 
 def _step(model: agm.AGM, inputs: Mapping[str, Tensor], target: Tensor) -> Step:
