@@ -66,7 +66,8 @@ def disagreement(
     layout = tuple((leaf.dim(), leaf.dtype, leaf.device.type) for leaf in leaves)
     modes = tuple(module.training for module in submodules(encoder))
     peers = Peers(False) if peers is None else peers
-    key = (serves, layout, modes, torch.is_autocast_enabled(device.type), peers.together)
+    again = _count(rows) > _count(present)  # the present rows are among them
+    key = (serves, again, layout, modes, torch.is_autocast_enabled(device.type), peers.together)
     found = _found.setdefault(encoder, {})
     if key not in found:
         samples = peers.least(_count(present), device)
