@@ -45,14 +45,10 @@ from agm.subsets import blocks, check_others, combine, copied, doubled, tile
 
 __all__ = ["InterceptedPasses"]
 
-_unjoined: WeakSet[nn.Module] = WeakSet()  # encoders with other absent rows in the masked pass than they would have
+_unjoined: WeakSet[nn.Module] = WeakSet()  # encoders that are given other rows in the masked pass than expected
 _verified: WeakKeyDictionary[nn.Module, set[object]] = WeakKeyDictionary()  # network -> the settings that it passed
 _compared: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()  # encoder -> how its features differ by mode
-_UNSPLIT = (
-    "what an encoder named by path is given in the masked pass is known only then: offer `encoders` and `fuse` for one "
-    "pass"
-)
-_OTHER_ROWS = "an absent row reaches it as another one than the modality's"
+_OTHER_ROWS = "in the masked pass it is given other rows than the modality's"
 _TOGETHER = "processes that train together look at a first batch at other moments"
 _ROUNDING = 1e-3  # what equal rows may differ by, relative to the largest element: mixed rows differ by far more
 
@@ -105,9 +101,10 @@ class _Call:
 class InterceptedPasses:
     """The joint pass as it is; then all masked inputs as one batch, the encoders on present rows and absent ones.
 
-    What an encoder is given in the masked pass is known only when it is given it: no row split here. Where no layer of
-    it depends on the mode, though, the joint pass's features serve the present rows, once a first batch has shown that
-    they are those of the masked pass.
+    What an encoder is given in the masked pass is known only when it is given it. Where the joint pass gives it the
+    modality's input as it is, though, all its rows can go through it there, once a first batch has shown that they are
+    those of the masked pass. Elsewhere, where no layer of it depends on the mode, the features of the joint pass serve
+    the present rows, once a first batch has shown that they are the same.
     """
 
     def __init__(
@@ -161,11 +158,12 @@ class InterceptedPasses:
         self._check_apart(encoders)
         found = {}
         for name, encoder in encoders.items():
-            unsplit = partial(in_common, self.network, encoders, name) if self.shared else lambda: _UNSPLIT
+            unsplit = partial(in_common, self.network, encoders, name)
             choice = choose(name, encoder, self.passes, device, unsplit, shared=self.shared)
-            if choice.how == "joined" and (self.peers.together or encoder in _unjoined):
-                choice = apart(name, self.passes, _TOGETHER if self.peers.together else _OTHER_ROWS, shared=True)
-            reason = _compared.get(encoder) if choice.how != "two" and not self.shared else None
+            if choice.is_one and (self.peers.together or encoder in _unjoined):
+                why = _TOGETHER if self.peers.together else _OTHER_ROWS
+                choice = apart(name, self.passes, why, shared=choice.how == "joined")
+            reason = _compared.get(encoder) if choice.how in ("shared", "joined") and not self.shared else None
             if reason is not None and self.passes == "one":
                 raise refused(name, reason)
             found[name] = choice if reason is None else Choice("two", reason)
@@ -273,8 +271,8 @@ class InterceptedPasses:
             own = (name, choice, encoder, inputs, absent, self.passes, self.peers)
             return checked(*own, shared=self.shared).is_one
 
-        call = JointCall(encoder, choice, inputs, absent, True, agrees) if choice.how == "joined" and alone else None
-        return _Recorder(encoder, call, choice.how != "two", not self.shared)
+        call = JointCall(encoder, choice, inputs, absent, True, agrees) if choice.is_one and alone else None
+        return _Recorder(encoder, call, choice.how in ("shared", "joined"), not self.shared)
 
     def _joint(
         self, arguments: Arguments, absent: Mapping[str, Any], choices: Mapping[str, Choice]
@@ -393,7 +391,7 @@ def _deferred(rows: Rows, bit: int, few: Any) -> Any:
 class _Recorder:
     """Runs the encoder and notes the sizes that went in and out, and the output if it will be shared.
 
-    `call` is what takes the absent rows with it, if anything does.
+    `call` is what takes the rows of the masked pass with it, if anything does.
     """
 
     def __init__(self, encoder: nn.Module, call: JointCall | None, keep_output: bool, exact: bool) -> None:
@@ -414,18 +412,19 @@ class _Recorder:
         self.calls.append(_Call(_sizes((args, kwargs)), _sizes(output), kept))
         return output
 
-    @property
-    def absent(self) -> Any:
-        """Features of the absent rows, if they are known and the encoder has nothing else to encode."""
-        return self.call.more if self.call is not None and len(self.calls) == 1 else None
+    def known(self, rows: "_Rows") -> Any:
+        """Features of `rows`, if they came with the joint pass's."""
+        if self.call is None or len(self.calls) != 1 or self.encoder in _unjoined:
+            return None
+        present = 0 if self.call.chosen.how == "joined" else rows.batch
+        return self.call.more if (rows.present, rows.absent, rows.spare) == (present, 1, 0) else None
 
     def outcome(self, chosen: Choice) -> Choice:
         """What the choice came to."""
-        if chosen.how == "two" or not self.is_whole:
-            return Choice("two", chosen.why if chosen.how == "two" else OWN_WAY)
-        if chosen.how == "joined" and self.absent is None:
-            return Choice("shared", OWN_WAY)
-        return chosen
+        one = self.call is not None and self.call.is_done and len(self.calls) == 1
+        if chosen.how == "two" or (chosen.how == "shared" and self.is_whole) or (chosen.is_one and one):
+            return chosen
+        return Choice("shared" if self.is_whole else "two", OWN_WAY)
 
 
 class _Answer:
@@ -451,7 +450,7 @@ class _Answer:
         self.differs: str | None = None
         self.deferred = deferred
         self.pending = list(reversed(recorder.calls))
-        self.absent = recorder.absent if rows.is_absent_alone and recorder.encoder not in _unjoined else None
+        self.known = recorder.known(rows)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.pending:
@@ -479,11 +478,11 @@ class _Answer:
             found = True
         if self.rows.batch and not found:
             raise self.rows.refusal("takes no tensor that grows with the batch")
-        if self.absent is not None and not self.check:
-            return self._in_place(self.absent, call)
+        if self.known is not None and not self.check:
+            return self._in_place(self.known, call)
         args, kwargs = pytree.tree_unflatten(picked, structure)
         output = self.forward(*args, **kwargs)
-        if self.absent is not None and not close(self.absent, output):
+        if self.known is not None and not close(self.known, output):
             _unjoined.add(self.encoder)
         return self._in_place(output, call)
 
@@ -541,11 +540,6 @@ class _Rows:
         self.present = 0 if shared else batch
         # As many rows as in the joint pass would hide the dimension of the samples: then one more is encoded.
         self.spare = int(self.present + self.absent == batch)
-
-    @property
-    def is_absent_alone(self) -> bool:
-        """Whether a single absent row is all that is encoded."""
-        return (self.present, self.absent, self.spare) == (0, 1, 0)
 
     @cached_property
     def is_present(self) -> list[bool]:

@@ -296,9 +296,11 @@ def masked_logits(
     An encoder need not run twice; what it has beside the B rows of the joint pass can go with these as one batch:
 
     - in shared mode, and in exact mode where no layer depends on the mode, the features of the joint pass are those of
-      the present rows, and the absent row goes with it. Where an encoder is named by path, if forward gives it the
-      modality's input as it is and no other processes train with this one;
-    - else, in exact mode, the B present rows and the absent one go with it. For networks with `encoders` and `fuse`.
+      the present rows, and the absent row goes with it;
+    - else, in exact mode, the B present rows and the absent one go with it.
+
+    Where an encoder is named by path, it is one batch if forward gives it the modality's input as it is, and if no
+    other processes train with this one.
 
     In such a batch only norms, dropouts and attention tell the rows apart: the first B have the statistics of the
     batch, which update the running ones, and are dropped out; the rest come after that update, in eval mode. The joint

@@ -317,8 +317,10 @@ PATHS = {"audio": "audio_net", "visual": "visual_net"}
 @pytest.mark.parametrize(
     ("make", "masked", "passes", "expected"),
     [
+        (normed, "exact", "one", [2 * BATCH + 1]),
         (normed, "exact", "two", [BATCH, BATCH + 1]),
         (normed, "exact", "auto", [BATCH, BATCH + 1]),
+        (dropping, "exact", "auto", [2 * BATCH + 1]),
         (plain, "exact", "one", [BATCH + 1]),
         (plain, "exact", "two", [BATCH, BATCH + 1]),
         (plain, "exact", "auto", [BATCH + 1]),
@@ -338,14 +340,16 @@ def test_rows_that_an_encoder_named_by_path_sees(
     assert counts == [expected, expected]
 
 
+@pytest.mark.parametrize("masked", ["exact", "shared"])
 @pytest.mark.parametrize("make", [normed, dropping, plain])
-def test_training_steps_with_encoders_named_by_path_in_shared_mode(make: Callable[[int], nn.Module]) -> None:
+def test_training_steps_with_encoders_named_by_path(make: Callable[[int], nn.Module], masked: Any) -> None:
     network = Pair(make)
-    options: dict[str, Any] = {"modalities": ("audio", "visual"), "encoders": PATHS, "masked": "shared"}
+    options: dict[str, Any] = {"modalities": ("audio", "visual"), "encoders": PATHS, "masked": masked}
     models = [agm.AGM(copy.deepcopy(network), passes=passes, **options) for passes in ("one", "two")]
     one, two = (train(model, vectors) for model in models)
     torch.testing.assert_close(one, two, rtol=1e-11, atol=1e-11)
-    assert [encoded(model) for model in models] == [[JOINED, JOINED], [SHARED, SHARED]]
+    one, two = (JOINED, SHARED) if masked == "shared" else (JOINED if make is plain else SPLIT, TWO)
+    assert [encoded(model) for model in models] == [[one, one], [two, two]]
     found = agm.verify(models[0], vectors(0), target())
     assert found.ok, found
 
@@ -376,21 +380,21 @@ def test_an_encoder_named_by_path_that_is_given_something_else(how: Any, masked:
         found = agm.verify(model, vectors(0), target())
         assert found.ok, found
         model(**vectors(0), target=target())
-    if masked == "shared":
-        assert encoded(model) == [SHARED, JOINED]
-        assert "in its own way" in why(model, "audio")
+    assert encoded(model) == ([SHARED, JOINED] if masked == "shared" else [TWO, SPLIT])
+    assert "in its own way" in why(model, "audio")
 
 
+@pytest.mark.parametrize("masked", ["exact", "shared"])
 @pytest.mark.parametrize("how", [LargeBatches(), lambda x: (x.data.add_(1.0), x)[1]])
-def test_an_encoder_named_by_path_whose_absent_rows_are_others_in_the_masked_pass(how: Any) -> None:
+def test_an_encoder_named_by_path_whose_rows_are_others_in_the_masked_pass(how: Any, masked: Any) -> None:
     """In the joint pass it is given the inputs as they are, as far as one can see."""
     network = Before(how)
-    options: dict[str, Any] = {"modalities": ("audio", "visual"), "encoders": PATHS, "masked": "shared"}
+    options: dict[str, Any] = {"modalities": ("audio", "visual"), "encoders": PATHS, "masked": masked}
     models = [agm.AGM(copy.deepcopy(network), passes=passes, **options) for passes in ("auto", "two")]
     auto, two = (train(model, vectors) for model in models)
     torch.testing.assert_close(auto, two, rtol=1e-11, atol=1e-11)
-    assert encoded(models[0]) == [SHARED, JOINED]
-    assert "an absent row reaches it as another one" in why(models[0], "audio")
+    assert encoded(models[0]) == ([SHARED, JOINED] if masked == "shared" else [TWO, SPLIT])
+    assert "it is given other rows" in why(models[0], "audio")
 
 
 class Drifting(nn.Module):
@@ -489,8 +493,10 @@ class TestForcedWhereItIsNotSafe:
         assert encoded(agm.AGM(network))[1] == TWO
 
     def test_by_path(self) -> None:
-        with pytest.raises(ValueError, match=r"`passes`.*`encoders` and `fuse`"):
-            agm.masked_logits(Pair(normed), vectors(0), encoders=PATHS, passes="one")
+        with pytest.raises(ValueError, match=r"`passes`.*`audio`.*RReLU"):
+            agm.masked_logits(
+                Pair(lambda width: nn.Sequential(normed(width), nn.RReLU())), vectors(0), encoders=PATHS, passes="one"
+            )
 
     def test_of_one_piece(self) -> None:
         with pytest.raises(ValueError, match=r"`passes`.*Name them in `encoders`"):
