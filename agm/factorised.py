@@ -1,7 +1,6 @@
 """Masked passes of a network that is built to be factorised: `encoders` and `fuse(features) -> logits`."""
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -10,19 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from agm.absent import Absent, absent_input, is_rows
+from agm.absent import is_rows
 from agm.answering import answering
 from agm.binding import Arguments
 from agm.chunks import Chunks
 from agm.compiled import is_compiled
 from agm.deferral import Deferral, declares_sum, deferral, fusion_line, noted_as
 from agm.deferred import CannotDefer, Deferred, Rows, current, outcome, written
-from agm.jointpass import Encoded, joint_pass
+from agm.jointpass import Joint, joint_pass
 from agm.modes import evaluation, mixes_samples
 from agm.onepass import OWN_WAY, Choice, Choices, JointCall, Passes, apart, check_apart, checked, choose, in_common
 from agm.peers import Peers, is_sharded
 from agm.plan import Line, encoder_lines
-from agm.subsets import aligned, blocks, combine, lacking, stacked
+from agm.subsets import aligned, blocks, combine, copied, lacking, stacked
 
 __all__ = ["FactorisedPasses", "is_factorised"]
 
@@ -41,7 +40,6 @@ class FactorisedPasses:
         network: nn.Module,
         modalities: tuple[str, ...],
         shared: bool,
-        absent: Mapping[str, Absent],
         passes: Passes,
         chunks: Chunks,
         peers: Peers,
@@ -49,7 +47,6 @@ class FactorisedPasses:
         self.network: Any = network
         self.modalities = modalities
         self.shared = shared
-        self.absent = absent
         self.passes = passes
         self.chunks = chunks
         self.peers = peers
@@ -57,13 +54,18 @@ class FactorisedPasses:
         self._declares_sum = declares_sum(network)
 
     def __call__(
-        self, arguments: Arguments, rows: Rows, here: Mapping[str, Tensor] | None = None
+        self,
+        arguments: Arguments,
+        rows: Rows,
+        absent: Mapping[str, Any],
+        here: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor | Mapping[int, Tensor]]:
         """Joint logits (B, C) in the network's mode, and the masked logits.
 
         Args:
             arguments: of forward.
             rows: samples and subsets.
+            absent: modality -> its absent input, one row or B.
             here: modality -> (B,), which samples have it; in the inputs of the others it is absent already.
 
         Returns:
@@ -75,16 +77,17 @@ class FactorisedPasses:
         # Before the joint pass, since an encoder may write to its input.
         given, calls = {}, {}
         for name in self.modalities:
-            absent = aligned(absent_input(name, inputs[name], self.absent.get(name)))
-            if call := self._joint_call(name, inputs[name], absent, rows.batch):
+            absent_rows = aligned(absent[name])
+            if call := self._joint_call(name, inputs[name], absent_rows, rows.batch):
                 calls[name] = call
             else:
-                given[name] = absent if self.shared else stacked(inputs[name], absent)
+                given[name] = copied(absent_rows) if self.shared else stacked(inputs[name], absent_rows)
         with answering({call.encoder: call for call in calls.values()}):
-            joint, encoded = joint_pass(self.network, self.encoders(), inputs, self.shared)
+            found = joint_pass(self.network, self.encoders(), inputs, self.shared)
+        joint = found.logits
         with evaluation(self.network):
             parted = {
-                name: self._features(name, given.get(name), encoded.get(name), calls.get(name), rows.batch)
+                name: self._features(name, given.get(name), found, calls.get(name), rows.batch)
                 for name in self.modalities
             }
             # What the joint pass made of an absent input is, where it depends on the mode, not what an absent
@@ -92,20 +95,20 @@ class FactorisedPasses:
             if self.shared and here is not None:
                 parted = {name: (lacking(*both, here[name]), both[1]) for name, both in parted.items()}
             if torch.compiler.is_compiling():  # a compiler cannot look into deferred rows
-                found = Deferral("rows")
+                how = Deferral("rows")
                 if self._declares_sum and (declared := self._declared(parted)) is not None:
                     return joint, declared
             else:
                 fuse, encoders = partial(self._fuse, parted), self.encoders().values()
-                found = deferral(self.network, fuse, rows, joint.device, self.peers, encoders)
-            if found.how == "sum":
+                how = deferral(self.network, fuse, rows, joint.device, self.peers, encoders)
+            if how.how == "sum":
                 return joint, outcome(self._deferred(parted, rows))
             if not self.chunks and not mixes_samples(self.network):
-                return joint, self._written(parted, rows, found)
+                return joint, self._written(parted, rows, how)
         parts = self.chunks.parts(self.network, rows.batch, len(rows.subsets))
 
         def run(part: range | None) -> Tensor:
-            return self._written(parted, replace(rows, part=part), found)
+            return self._written(parted, replace(rows, part=part), how)
 
         return joint, self.chunks.run(self.network, run, parts)
 
@@ -196,22 +199,18 @@ class FactorisedPasses:
         self._choices.note(name, chosen, choice)
         return JointCall(encoder, chosen, inputs, absent, self.shared) if choice.is_one and batch else None
 
-    def _features(
-        self, name: str, given: Any, encoded: Encoded | None, call: JointCall | None, batch: int
-    ) -> tuple[Any, Any]:
+    def _features(self, name: str, given: Any, found: Joint, call: JointCall | None, batch: int) -> tuple[Any, Any]:
         """Features of the present rows and of the absent ones, in eval mode."""
-        present = encoded.kept if encoded is not None and self.shared else None
         if call is not None:
             given = call.second_pass()
             if given is None and call.chosen.how == "joined":
-                return present if self.shared else call.present, call.more
+                return found.features[name] if self.shared else call.present, call.more
             if given is None:
                 return _parted(name, call.more, batch)
             self._choices.note(name, call.chosen, Choice("shared" if self.shared else "two", OWN_WAY))
-        frozen = encoded is not None and not encoded.has_gradients
-        with torch.no_grad() if frozen else nullcontext():
+        with found.as_there(name):
             features = self.network.encoders[name](given)
-        return (present, features) if self.shared else _parted(name, features, batch)
+        return (found.features[name], features) if self.shared else _parted(name, features, batch)
 
 
 def _parted(name: str, features: Any, batch: int) -> tuple[Any, Any]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from agm.absent import Absent, absent_input, batch_size, is_opaque, is_rows
+from agm.absent import batch_size, is_opaque, is_rows
 from agm.answering import answering
 from agm.binding import Arguments, Binding
 from agm.checkpointing import without_checkpointing
@@ -113,7 +113,6 @@ class InterceptedPasses:
         binding: Binding,
         encoders: Mapping[str, str],
         shared: bool,
-        absent: Mapping[str, Absent],
         passes: Passes,
         peers: Peers,
     ) -> None:
@@ -123,7 +122,6 @@ class InterceptedPasses:
         _check_encoders(network, encoders, self.modalities)
         self.paths = dict(encoders)
         self.shared = shared
-        self.absent = absent
         self.passes = passes
         self.peers = peers
         self._choices = Choices()
@@ -188,11 +186,14 @@ class InterceptedPasses:
             )
 
     def __call__(
-        self, arguments: Arguments, rows: Rows, here: Mapping[str, Tensor] | None = None
+        self,
+        arguments: Arguments,
+        rows: Rows,
+        absent: Mapping[str, Any],
+        here: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor | Mapping[int, Tensor]]:
         """Joint logits and masked logits, as `FactorisedPasses` returns them."""
         check_others(arguments, rows.batch)
-        absent = {name: absent_input(name, x, self.absent.get(name)) for name, x in arguments.inputs.items()}
         device = next(leaf.device for leaf in pytree.tree_leaves(arguments.inputs) if is_rows(leaf))
         choices = self._choose(self.encoders(), device)
         # Copies, since the network may write to its inputs in the joint pass.
@@ -510,7 +511,9 @@ class _Answer:
         """That what the encoder is given has not been computed from another modality."""
         if not leaf.requires_grad or not self.foreign:
             return
-        reached = torch.autograd.grad(leaf.sum(), self.foreign, allow_unused=True, retain_graph=True)
+        with torch.enable_grad():  # the network may encode without
+            total = leaf.sum()
+        reached = torch.autograd.grad(total, self.foreign, allow_unused=True, retain_graph=True)
         if any(gradient is not None for gradient in reached):
             raise self.rows.refusal("is given something computed from another modality")
 

@@ -91,9 +91,9 @@ class MaskedPasses:
                     "forward runs once, on all masked rows. Leave `encoders` out, or give the network `encoders` and "
                     "`fuse`, whose fusion then runs in chunks."
                 )
-            self._parted = InterceptedPasses(network, self.binding, encoders, self.shared, self.absent, passes, peers)
+            self._parted = InterceptedPasses(network, self.binding, encoders, self.shared, passes, peers)
         elif own:
-            options = (self.shared, self.absent, passes, self.chunks, peers)
+            options = (self.shared, passes, self.chunks, peers)
             self._parted = FactorisedPasses(network, self.modalities, *options)
         elif passes == "one":
             raise refused(self.modalities[0], "no encoder is known in a network of one piece. Name them in `encoders`")
@@ -118,14 +118,14 @@ class MaskedPasses:
         """Of a call the joint logits, and what the masked passes gave, each with the graph of its own passes."""
         batch = batch_size(arguments.inputs)
         modalities = len(self.modalities)
-        here = None
+        here, absent = None, self.absent_inputs(arguments)
         if present is not None:
             here = self._here(present, arguments, batch)
-            arguments = self.lacking(arguments, here)
+            arguments = self.lacking(arguments, absent, here)
         subsets = proper_subsets(modalities) if sample is None else sample.subsets[:-1]
         rows = Rows(batch, modalities, subsets)
         run = self._parted or self._whole
-        joint, masked = run(arguments, rows, here)
+        joint, masked = run(arguments, rows, absent, here)
         return joint, masked, rows
 
     @staticmethod
@@ -146,7 +146,7 @@ class MaskedPasses:
         """The network's output, with absent inputs where samples lack a modality."""
         if present is not None:
             here = self._here(present, arguments, batch_size(arguments.inputs))
-            arguments = self.lacking(arguments, here)
+            arguments = self.lacking(arguments, self.absent_inputs(arguments), here)
         return self.binding.call(arguments)
 
     def _here(self, present: Tensor, arguments: Arguments, batch: int) -> dict[str, Tensor]:
@@ -155,12 +155,14 @@ class MaskedPasses:
         check_presence("present", present, batch, len(self.modalities), device)
         return dict(zip(self.modalities, present.unbind(1), strict=True))
 
-    def lacking(self, arguments: Arguments, here: Mapping[str, Tensor]) -> Arguments:
+    def absent_inputs(self, arguments: Arguments) -> dict[str, Any]:
+        """Modality -> its absent input, one row or B, given what its input is in this batch."""
+        return {name: absent_input(name, x, self.absent.get(name)) for name, x in arguments.inputs.items()}
+
+    @staticmethod
+    def lacking(arguments: Arguments, absent: Mapping[str, Any], here: Mapping[str, Tensor]) -> Arguments:
         """The arguments with absent inputs where samples lack a modality."""
-        inputs = {
-            name: lacking(x, absent_input(name, x, self.absent.get(name)), here[name])
-            for name, x in arguments.inputs.items()
-        }
+        inputs = {name: lacking(x, absent[name], here[name]) for name, x in arguments.inputs.items()}
         return arguments._replace(inputs=inputs)
 
     def encoders(self) -> dict[str, nn.Module]:
@@ -192,7 +194,11 @@ class MaskedPasses:
         return Plan(self.modalities, masked, tuple(lines), (note,))
 
     def _whole(
-        self, arguments: Arguments, rows: Rows, here: Mapping[str, Tensor] | None = None
+        self,
+        arguments: Arguments,
+        rows: Rows,
+        absent: Mapping[str, Any],
+        here: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         batch, subsets = rows.batch, rows.subsets
         if self.shared and (layers := mode_dependent_layers(self.network)):
@@ -201,7 +207,6 @@ class MaskedPasses:
                 f"piece, and some of its layers depend on the mode ({', '.join(layers[:5])}). Name the encoders, or "
                 "use masked='exact'."
             )
-        absent = {name: absent_input(name, x, self.absent.get(name)) for name, x in arguments.inputs.items()}
         if self.chunks or mixes_samples(self.network):
             check_others(arguments, batch)
             parts = self.chunks.parts(self.network, batch, len(subsets))
@@ -290,6 +295,7 @@ def masked_logits(
       statistics would mix them).
 
     In eval mode the network must treat samples alike and apart, for those of all subsets go through it together.
+    What forward does around an encoder (`no_grad`, autocast) holds in its masked passes too, except in a compiled step.
     The network's own activation checkpointing is left out of the masked passes, and of a joint pass whose features are
     shared: what would be recomputed in the backward would not be what they had.
 

@@ -75,10 +75,14 @@ class Evaluation:
 def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:
     """The flags alone. As plain attributes they are set past `nn.Module`, which takes longer than all the rest here."""
     compiling = torch.compiler.is_compiling()
+    plain: dict[type, bool] = {}
     for module, training in modes:
-        if "training" in module.__dict__ and not compiling:
+        kind = type(module)
+        if kind not in plain:  # nobody listens
+            plain[kind] = kind.__setattr__ is nn.Module.__setattr__ and not hasattr(kind, "training")
+        if plain[kind] and not compiling:
             module.__dict__["training"] = training
-        else:  # a scripted module's, or a property
+        else:
             module.training = training
 
 

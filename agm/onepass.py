@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from agm.answering import answering
+from agm.compiled import is_compiled
 from agm.modes import depends_on_mode
 from agm.peers import Peers
 from agm.rowcheck import NO_SAMPLES, disagreement, split_features
 from agm.rowproof import why_not_row_split
 from agm.rowsplit import splits_norms
 from agm.submodules import submodules
-from agm.subsets import doubled, stacked
+from agm.subsets import copied, doubled, stacked
 
 __all__ = [
     "OWN_WAY",
@@ -131,6 +132,8 @@ def choose(
     reason = None
     if depends and passes == "auto" and device.type != "cuda" and splits_norms(encoder):
         reason = f"norms would take one batch apart, which costs more than it saves on {device}"
+    if passes == "auto" and (depends or shared) and any(map(is_compiled, submodules(encoder))):
+        reason = "it is compiled, and a graph would break where its rows are told apart"
     if depends and reason is None:
         reason = unsplit()
     reason = reason or _why_not(encoder, device, peers is not None and peers.has_all)
@@ -199,7 +202,7 @@ def checked(
     else:
         joined = chosen.how == "joined"
         rows = absent if joined else stacked(present, absent)
-        reason = disagreement(encoder, present, rows, serves=joined and not shared, peers=peers)
+        reason = disagreement(encoder, present, rows, again=not joined, serves=joined and not shared, peers=peers)
     if reason is None:
         return chosen
     if reason is NO_SAMPLES:
@@ -277,7 +280,7 @@ class JointCall:
         return self.rows
 
     def _apart(self) -> Any:
-        return self.absent_rows if self.shared else stacked(self.inputs, self.absent_rows)
+        return copied(self.absent_rows) if self.shared else stacked(self.inputs, self.absent_rows)
 
 
 def _versions(inputs: Any) -> list[tuple[int, int | None]]:

@@ -99,7 +99,9 @@ def encoder_lines(network: nn.Module, name: str, encoder: nn.Module, choice: Cho
         return [Line(part, "training", 1, 1, note)]
     joint = Line(part, "training", 1, 0, "the joint pass")
     if choice.how == "shared":
-        note = f"the absent input; the features of the present ones are those of the joint pass: {choice.why}"
+        note = (
+            f"the absent input, by itself: {choice.why}; the features of the present ones are those of the joint pass"
+        )
         return [joint, Line(part, "eval", 0, 1, note)]
     note = "the present inputs and an absent one"
     if layers := _mode_dependent(network, encoder):

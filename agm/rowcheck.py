@@ -47,7 +47,13 @@ def split_features(encoder: nn.Module, present: Any, rows: Any) -> tuple[Any, An
 
 
 def disagreement(
-    encoder: nn.Module, present: Any, rows: Any, *, serves: bool = False, peers: Peers | None = None
+    encoder: nn.Module,
+    present: Any,
+    rows: Any,
+    *,
+    again: bool = True,
+    serves: bool = False,
+    peers: Peers | None = None,
 ) -> str | None:
     """What differs between one pass and two; None if nothing does, to rounding. Known after an encoder's first batch.
 
@@ -58,6 +64,7 @@ def disagreement(
         encoder: in the modes of the joint pass.
         present: its input.
         rows: those in eval mode that go with it.
+        again: whether the present rows are among them.
         serves: whether the features of the present rows must be those of eval mode too.
         peers: those processes; None: none.
     """
@@ -66,7 +73,6 @@ def disagreement(
     layout = tuple((leaf.dim(), leaf.dtype, leaf.device.type) for leaf in leaves)
     modes = tuple(module.training for module in submodules(encoder))
     peers = Peers(False) if peers is None else peers
-    again = _count(rows) > _count(present)  # the present rows are among them
     key = (serves, again, layout, modes, torch.is_autocast_enabled(device.type), peers.together)
     found = _found.setdefault(encoder, {})
     if key not in found:

@@ -25,6 +25,7 @@ NORMS = (
     nn.InstanceNorm2d,
     nn.InstanceNorm3d,
 )
+_OF_SAMPLES = NORMS[4:]  # without running statistics they treat rows alike
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _WRITING = DROPOUTS[:4]  # those that heed `inplace`
 
@@ -62,7 +63,7 @@ def row_split(module: nn.Module, train_rows: int, rows: int) -> Iterator[None]:
 
 def splits_norms(module: nn.Module) -> bool:
     """Whether norms would take the batch apart: each then copies all that goes through it."""
-    return any(layer.training and type(layer) in NORMS for layer in submodules(module))
+    return any(_split_of(layer) is _norm for layer in submodules(module))
 
 
 class _Cut:
@@ -93,7 +94,7 @@ _Split = Callable[[nn.Module, Callable[[Tensor], Tensor], _Cut, Tensor], Tensor]
 
 
 def _split_of(layer: nn.Module) -> _Split | None:
-    if not layer.training:
+    if not layer.training or (type(layer) in _OF_SAMPLES and not layer.track_running_stats):
         return None
     if type(layer) in NORMS:
         return _norm

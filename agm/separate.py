@@ -1,7 +1,7 @@
 """The masked logits by their definition: the whole network once for every subset, one after another."""
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from agm.absent import absent_input, batch_size, is_rows
+from agm.absent import batch_size, is_rows
 from agm.answering import answering
 from agm.binding import Arguments
 from agm.checkpointing import without_checkpointing
@@ -20,7 +20,9 @@ from agm.subsets import copied, doubled, tile
 __all__ = ["eval_mode", "separate_passes"]
 
 
-def separate_passes(passes: MaskedPasses, arguments: Arguments, subsets: Sequence[int]) -> Tensor:
+def separate_passes(
+    passes: MaskedPasses, arguments: Arguments, absent: Mapping[str, Any], subsets: Sequence[int]
+) -> Tensor:
     """What the masked logits must equal: (2**M - 1, B, ..., C), by as many passes of the whole network.
 
     There is a row for each of `subsets`, and a last one for the joint pass.
@@ -34,10 +36,8 @@ def separate_passes(passes: MaskedPasses, arguments: Arguments, subsets: Sequenc
     """
     batch = batch_size(arguments.inputs)
     absent = {
-        name: pytree.tree_map(
-            lambda leaf: tile(leaf, batch) if is_rows(leaf) else leaf, absent_input(name, x, passes.absent.get(name))
-        )
-        for name, x in arguments.inputs.items()
+        name: pytree.tree_map(lambda leaf: tile(leaf, batch) if is_rows(leaf) else leaf, x)
+        for name, x in absent.items()
     }
     encoders = passes.encoders() if passes.shared else {}
     answers: dict[str, list[Any]] = {name: [] for name in encoders}

@@ -66,9 +66,12 @@ def copied(tree: Any) -> Any:
 def doubled(tree: Any) -> tuple[Any, Any]:
     """A pytree to hand on and another to keep: what is done to the tensors of one does not reach the other's.
 
-    What is handed on is a view, so that a hook on one of its tensors sees the gradient of that one alone.
+    What is handed on is a view, so that a hook on one of its tensors sees the gradient of that one alone; where there
+    is none it is the tensor itself, since a view that was made without gradients could not be written to with them.
     """
-    handed = pytree.tree_map(lambda leaf: leaf.view_as(leaf) if isinstance(leaf, Tensor) else leaf, tree)
+    handed = pytree.tree_map(
+        lambda leaf: leaf.view_as(leaf) if isinstance(leaf, Tensor) and leaf.requires_grad else leaf, tree
+    )
     return handed, copied(tree)
 
 

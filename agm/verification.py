@@ -269,11 +269,11 @@ def _separate_step(
     """By the definition, with nothing of the above but the definition of an absent input."""
     model._follow()
     arguments, leaves = _tracked(model, given)
-    subsets = _subsets(model, sample)
+    subsets, absent = _subsets(model, sample), model._passes.absent_inputs(arguments)
     if present is not None:
         here = dict(zip(model.modalities, present.unbind(1), strict=True))
-        arguments = model._passes.lacking(arguments, here)
-    masked = separate_passes(model._passes, arguments, subsets[:-1])
+        arguments = model._passes.lacking(arguments, absent, here)
+    masked = separate_passes(model._passes, arguments, absent, subsets[:-1])
     settings, state = model.modulator, copy.deepcopy(model.modulator.state)
     with torch.no_grad():
         fused_modulate(

@@ -88,6 +88,17 @@ def test_a_step_is_that_of_separate_passes(kind: str, hidden: bool) -> None:
     assert model.modulator.state.skipped == 0
 
 
+@pytest.mark.parametrize("hidden", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_absent_input_made_from_the_batch_is_one_for_lacking_samples_and_masked_ones(
+    kind: str, hidden: bool
+) -> None:
+    model = made(kind, hidden, absent={"audio": lambda x: x.mean(0, keepdim=True)})
+    inputs, present, target = batch()
+    result = agm.verify(model, inputs, target, present=present)
+    assert result.ok, result
+
+
 @pytest.mark.parametrize("masked", ["exact", "shared"])
 @pytest.mark.parametrize("kind", ["paths", "fuse"])
 @pytest.mark.parametrize("hidden", [True, False])

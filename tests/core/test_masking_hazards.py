@@ -267,6 +267,157 @@ def hooked(x: Tensor) -> Tensor:
     return x
 
 
+class TestAroundAnEncoder:
+    """What forward does there holds in the masked passes."""
+
+    class Around(Factorised):
+        around: Any = None
+
+        def forward(self, **given: Tensor) -> Tensor:
+            features = {"visual": self.encoders["visual"](given["visual"])}
+            return self.fuse({"audio": type(self).around(self.encoders["audio"], given["audio"]), **features})
+
+    class Frozen(Around):
+        @staticmethod
+        def around(encoder: nn.Module, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                return encoder(x)
+
+        def fuse(self, features: dict[str, Tensor]) -> Tensor:
+            features["audio"].mul_(self.head.weight[0, :5])  # written to with gradients
+            return super().fuse(features)
+
+    class Reentrant(Around):
+        @staticmethod
+        def around(encoder: nn.Module, x: Tensor) -> Tensor:
+            return checkpoint(encoder, x.requires_grad_(), use_reentrant=True)
+
+    class Coarse(Around):
+        @staticmethod
+        def around(encoder: nn.Module, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return encoder(x).float()
+
+    @pytest.mark.parametrize("passes", ["auto", "two"])
+    @pytest.mark.parametrize("masked", ["exact", "shared"])
+    @pytest.mark.parametrize("kind", [Frozen, Coarse])
+    def test_is_done_there_too(self, kind: type[Factorised], masked: Any, passes: Any) -> None:
+        network = kind().float() if kind is self.Coarse else kind()
+        given = {name: x.float() if kind is self.Coarse else x for name, x in inputs().items()}
+        for options in ({}, {"encoders": {name: f"encoders.{name}" for name in BOTH}}):
+            model = agm.AGM(copy.deepcopy(network), ("audio", "visual"), masked=masked, passes=passes, **options)
+            for _ in range(2):
+                found = agm.verify(model, given, torch.tensor([0, 1, 2, 0]), tolerance=1e-1)
+                assert found.ok, str(found)
+                assert max(found.logits.values()) < 1e-6  # gradients are coarse sums
+                model(**{name: x.clone() for name, x in given.items()}, target=torch.tensor([0, 1, 2, 0]))
+
+    @pytest.mark.parametrize("passes", ["auto", "two"])
+    @pytest.mark.parametrize("masked", ["exact", "shared"])
+    def test_a_reentrant_checkpoint_does_not_freeze_an_encoder(self, masked: Any, passes: Any) -> None:
+        found = []
+        for kind in (Factorised, self.Reentrant):
+            torch.manual_seed(0)
+            model = agm.AGM(kind(), alpha=2.0, masked=masked, passes=passes)
+            for _ in range(2):
+                model(**inputs(), target=torch.tensor([0, 1, 2, 0])).square().sum().backward()
+            found.append([parameter.grad for parameter in model.parameters()])
+        torch.testing.assert_close(*found)
+
+
+class TestHooksOfAnEncoder:
+    @pytest.mark.parametrize("masked", ["exact", "shared"])
+    def test_that_detach_what_it_returns(self, masked: Any) -> None:
+        network = Factorised()
+        network.encoders["audio"].register_forward_hook(lambda module, args, output: output.detach())
+        model = agm.AGM(network, masked=masked)
+        for _ in range(2):
+            found = agm.verify(model, inputs(), torch.tensor([0, 1, 2, 0]))
+            assert found.ok, found
+            model(**inputs(), target=torch.tensor([0, 1, 2, 0])).sum().backward()
+
+    @pytest.mark.parametrize("masked", ["exact", "shared"])
+    def test_that_make_its_weights_in_a_compiled_step(self, masked: Any) -> None:
+        histories = []
+        for wrap in (lambda model: model, lambda model: torch.compile(model, backend="eager")):
+            torch.manual_seed(0)
+            network = Factorised()
+            network.encoders["audio"] = nn.utils.weight_norm(network.encoders["audio"])
+            model = agm.AGM(network, alpha=2.0, masked=masked)
+            step, optimizer = wrap(model), torch.optim.SGD(model.parameters(), lr=0.1)
+            for _ in range(3):
+                optimizer.zero_grad()
+                step(**inputs(), target=torch.tensor([0, 1, 2, 0])).square().sum().backward()
+                optimizer.step()
+            histories.append(list(model.parameters()))
+        torch.testing.assert_close(*histories)
+
+
+class Property(nn.Module):
+    """Whose mode is set through a property."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.rate = nn.Linear(6, 5), 0.3
+
+    @property
+    def training(self) -> bool:
+        return self.__dict__.get("training", True)
+
+    @training.setter
+    def training(self, training: bool) -> None:
+        self.__dict__["training"], self.__dict__["rate"] = training, 0.3 if training else 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(self.linear(x), self.rate, True)
+
+
+class Listening(nn.Module):
+    """Who does something else when the mode is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.rate = nn.Linear(6, 5), 0.3
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "training":
+            super().__setattr__("rate", 0.3 if value else 0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(self.linear(x), self.rate, True)
+
+
+@pytest.mark.parametrize("kind", [Property, Listening])
+def test_modes_that_are_more_than_a_flag(kind: type[nn.Module]) -> None:
+    model = agm.AGM(Pairs(kind()), ("audio", "visual"), encoders=BOTH)
+    found = agm.verify(model, inputs(), torch.tensor([0, 1, 2, 0]))
+    assert found.ok, found
+    assert model.module.audio_net.rate == 0.3
+
+
+class Writing(nn.Module):
+    """An encoder that writes to its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.mul_(2.0))
+
+
+@pytest.mark.parametrize("absent", [nn.Parameter(rows(6, seed=9)), lambda x: x[:1]])
+@pytest.mark.parametrize("passes", ["auto", "two"])
+@pytest.mark.parametrize("masked", ["exact", "shared"])
+def test_an_encoder_may_write_to_an_absent_row_that_is_someone_elses(absent: Any, passes: Any, masked: Any) -> None:
+    network = Factorised()
+    network.encoders["audio"] = Writing().double()
+    model = agm.AGM(network, masked=masked, passes=passes, absent={"audio": absent})
+    found = agm.verify(model, inputs(), torch.tensor([0, 1, 2, 0]))
+    assert found.ok, found
+
+
 class TestStatisticsOfTheBatch:
     def network(self) -> Pairs:
         return Pairs(audio=nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5, track_running_stats=False)))
@@ -491,8 +642,25 @@ class TestCompiledParts:
             if number == 1:
                 compiled = counted
         assert counted == compiled > 0
+        if part == "audio_net":
+            assert "it is compiled" in str(model.plan()) or "norms would take" in str(model.plan())
         result = agm.verify(model, COMPILED_INPUTS, target)
         assert result.ok, result
+
+    @pytest.mark.parametrize("masked", ["exact", "shared"])
+    @pytest.mark.parametrize("by_path", [False, True])
+    def test_an_encoder_is_not_broken_up_where_it_need_not_be(self, masked: Any, by_path: bool) -> None:
+        torch._dynamo.reset()
+        graphs: list[Any] = []
+        network = self.Fusing().double()
+        network.audio_net[1] = nn.Dropout(0.2)
+        network.audio_net.compile(backend=lambda graph, example: graphs.append(graph) or graph)
+        model = agm.AGM(network, masked=masked, encoders=COMPILED_PATHS if by_path else None)
+        assert "it is compiled" in str(model.plan())
+        for _ in range(4):
+            model(**COMPILED_INPUTS, target=torch.tensor([0, 1, 2, 0, 1]))
+        ops = [[node.target for node in graph.graph.nodes if node.op == "call_function"] for graph in graphs]
+        assert max(map(len, ops)) > 1  # the layers of one pass are one graph
 
     @pytest.mark.parametrize("compile_", [lambda net: torch.compile(net), lambda net: net.compile() or net])
     def test_a_compiled_network_whose_encoders_are_named_by_path(self, compile_: Any) -> None:

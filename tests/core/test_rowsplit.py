@@ -617,7 +617,7 @@ def test_numbers_show_what_code_does_not(make: Callable[[], nn.Module], shape: t
 
 def test_numbers_of_a_pass_that_serves_both() -> None:
     absent = torch.zeros(1, 4, dtype=torch.float64)
-    assert disagreement(nn.Linear(4, 4).double(), rows(BATCH, 4), absent, serves=True) is None
+    assert disagreement(nn.Linear(4, 4).double(), rows(BATCH, 4), absent, again=False, serves=True) is None
     for module, reason in (
         (Mode(), "others in eval mode"),
         (Mixing(), "on one another"),
@@ -626,7 +626,7 @@ def test_numbers_of_a_pass_that_serves_both() -> None:
         given = nn.Sequential(module, nn.Linear(4, 4)).double()
         if isinstance(module, Mixing):
             module.forward = lambda x: x - x.mean(0)  # type: ignore[method-assign]
-        assert reason in str(disagreement(given, rows(BATCH, 4), absent, serves=True))
+        assert reason in str(disagreement(given, rows(BATCH, 4), absent, again=False, serves=True))
 
 
 def test_a_batch_of_one_settles_nothing() -> None:
@@ -636,5 +636,5 @@ def test_a_batch_of_one_settles_nothing() -> None:
 
     absent = torch.zeros(1, 4, dtype=torch.float64)
     module = nn.Sequential(Late(), nn.Dropout(0.2)).double()
-    assert disagreement(module, rows(1, 4), absent) is None
-    assert disagreement(module, rows(BATCH, 4), absent) is not None
+    assert disagreement(module, rows(1, 4), absent, again=False) is None
+    assert disagreement(module, rows(BATCH, 4), absent, again=False) is not None
