@@ -17,7 +17,9 @@ from agm.subsets import blocks, doubled, tile
 
 __all__ = ["Answer", "EncoderRows", "Recorder", "unjoined"]
 
-unjoined: WeakSet[nn.Module] = WeakSet()  # encoders that are given other rows in the masked pass than expected
+# Encoders whose rows of the masked pass have gone with the joint pass: they are those, or others.
+_joined: WeakSet[nn.Module] = WeakSet()
+unjoined: WeakSet[nn.Module] = WeakSet()
 _ROUNDING = 1e-3  # what equal rows may differ by, relative to the largest element: mixed rows differ by far more
 
 
@@ -38,8 +40,8 @@ class Recorder:
 
     def __init__(self, encoder: nn.Module, call: JointCall | None, keep_output: bool, exact: bool) -> None:
         self.encoder = encoder
+        self.forward = encoder.forward
         self.call = call
-        self.forward = encoder.forward if call is None else call
         self.keep_output = keep_output
         self.around = surroundings() if keep_output and exact else None
         self.is_whole = keep_output  # whether the outputs are those of a masked pass, gradients included
@@ -48,11 +50,23 @@ class Recorder:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.around is not None and surroundings() != self.around:
             self.is_whole = False
-        output, kept = self.forward(*args, **kwargs), None
+        output, kept = (self.call or self.forward)(*args, **kwargs), None
         if self.keep_output:
             output, kept = doubled(output)
         self.calls.append(_Call(_sizes((args, kwargs)), _sizes(output), kept))
         return output
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the rows that went with the joint pass are yet to be compared with those of a masked pass."""
+        return self.call is not None and self.call.is_done and not (self.encoder in _joined or self.encoder in unjoined)
+
+    def settle(self, output: Any) -> None:
+        """Compares them: they are the last of what was encoded there."""
+        assert self.call is not None
+        pairs = zip(pytree.tree_leaves(self.call.more), pytree.tree_leaves(output), strict=True)
+        last = [own[-leaf.shape[0] :] if is_rows(leaf) and is_rows(own) else own for leaf, own in pairs]
+        (_joined if close(pytree.tree_leaves(self.call.more), last) else unjoined).add(self.encoder)
 
     def known(self, rows: "EncoderRows") -> Any:
         """Features of `rows`, if they came with the joint pass's."""
@@ -93,6 +107,7 @@ class Answer:
         self.deferred = deferred
         self.pending = list(reversed(recorder.calls))
         self.known = recorder.known(rows)
+        self.recorder = recorder
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.pending:
@@ -124,9 +139,10 @@ class Answer:
             return self._in_place(self.known, call)
         args, kwargs = pytree.tree_unflatten(picked, structure)
         output = self.forward(*args, **kwargs)
-        if self.known is not None and not close(self.known, output):
-            unjoined.add(self.encoder)
-        return self._in_place(output, call)
+        expanded = self._in_place(output, call)
+        if self.check and self.recorder.is_open:
+            self.recorder.settle(output)
+        return expanded
 
     def _in_place(self, output: Any, call: _Call) -> Any:
         leaves, structure = self._leaves("returns", output)

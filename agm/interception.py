@@ -216,7 +216,9 @@ class InterceptedPasses:
         done = _verified.get(self.network, ())
         full = (self._key, True, True)
         like = full if self.peers.together else (self._key, torch.is_grad_enabled(), batch > 1)
-        compares = not self.shared and any(r.is_whole and r.encoder not in _compared for r in given.recorders.values())
+        recorders = given.recorders.values()
+        compares = not self.shared and any(r.is_whole and r.encoder not in _compared for r in recorders)
+        compares |= any(recorder.is_open for recorder in recorders)
         if compares and not like[-1]:  # one sample leaves this open
             return like in done
         return (like in done or full in done) and not compares

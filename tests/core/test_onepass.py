@@ -397,6 +397,25 @@ def test_an_encoder_named_by_path_whose_rows_are_others_in_the_masked_pass(how: 
     assert "it is given other rows" in why(models[0], "audio")
 
 
+@pytest.mark.parametrize("masked", ["exact", "shared"])
+def test_rows_are_compared_where_an_encoder_takes_one_pass_only_later(masked: Any) -> None:
+    """The network has been looked at before, with two."""
+    network = Before(LargeBatches())
+    options: dict[str, Any] = {"modalities": ("audio", "visual"), "encoders": PATHS, "masked": masked}
+    train(agm.AGM(network, passes="two", **options), vectors)
+    models = [agm.AGM(network, passes=passes, **options) for passes in ("auto", "two")]
+    state = copy.deepcopy(network.state_dict())
+    found = []
+    for model in models:
+        network.load_state_dict(state)
+        torch.manual_seed(7)
+        found.append([model(**vectors(step), target=target()) for step in range(2)][-1])
+        network.zero_grad()
+        found[-1].square().sum().backward()
+        found.append([parameter.grad for parameter in network.parameters()])
+    torch.testing.assert_close(found[1], found[3], rtol=1e-11, atol=1e-11)
+
+
 class Drifting(nn.Module):
     """Rows that depend on one another, which no code shows."""
 
