@@ -243,7 +243,7 @@ class InterceptedPasses:
         with untouched(self.network, weights):
             noted(self.network, self._key, expected, lambda: given.logits(some, deferred=True), self.peers)
 
-    def _compare(self, name: str, answer: "Answer", batch: int) -> None:
+    def _compare(self, name: str, answer: Answer, batch: int) -> None:
         """Remembers whether an encoder's features are the same in both passes."""
         if not answer.compares:
             return
@@ -252,7 +252,7 @@ class InterceptedPasses:
         if answer.differs is not None or batch > 1:
             _compared[answer.encoder] = answer.differs
 
-    def _recorder(self, name: str, choice: Choice, arguments: Arguments, absent: Any) -> "Recorder":
+    def _recorder(self, name: str, choice: Choice, arguments: Arguments, absent: Any) -> Recorder:
         encoder, inputs = self.encoders()[name], arguments.inputs[name]
         # Of one sample, or where the absent rows are not all the same, more rows are encoded than these.
         alone = all(leaf.shape[0] == 1 for leaf in pytree.tree_leaves(absent) if is_rows(leaf))
@@ -267,7 +267,7 @@ class InterceptedPasses:
 
     def _joint(
         self, arguments: Arguments, absent: Mapping[str, Any], choices: Mapping[str, Choice]
-    ) -> tuple[Tensor, dict[str, "Recorder"]]:
+    ) -> tuple[Tensor, dict[str, Recorder]]:
         """The joint pass as it is, and what each encoder was called with."""
         recorders = {name: self._recorder(name, choice, arguments, absent[name]) for name, choice in choices.items()}
         # Features are shared as they are: a reentrant checkpoint would hand them out without their gradient.
@@ -292,7 +292,7 @@ class _Given:
         compared: modality -> the answer whose features were compared with those of the joint pass.
     """
 
-    recorders: dict[str, "Recorder"]
+    recorders: dict[str, Recorder]
 
     def __init__(
         self,
@@ -355,7 +355,7 @@ class _Given:
         self.compared.update({name: answer for name, answer in answers.items() if answer.compares})
         return logits
 
-    def _rows(self, name: str, rows: Rows, shares: bool) -> "EncoderRows":
+    def _rows(self, name: str, rows: Rows, shares: bool) -> EncoderRows:
         leaves = [leaf for leaf in pytree.tree_leaves(self.few[name]) if is_rows(leaf)]
         own = any(leaf.shape[0] == 2 * rows.batch for leaf in leaves) and rows.batch > 1
         here = None if self.here is None else self.here[name]
