@@ -1,5 +1,6 @@
 """Activation checkpointing in the masked passes: left out."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -7,7 +8,18 @@ from typing import Any
 import torch
 from torch.utils import checkpoint
 
-__all__ = ["without_checkpointing"]
+__all__ = ["is_checkpointing", "without_checkpointing"]
+
+
+def is_checkpointing() -> bool:
+    """Whether a reentrant checkpoint is running its function, for which it switches gradients off."""
+    frame = sys._getframe()
+    while frame is not None and frame.f_code is not _REENTRANT:
+        frame = frame.f_back  # type: ignore[assignment]
+    return frame is not None
+
+
+_REENTRANT = checkpoint.CheckpointFunction.forward.__code__
 
 
 class _Direct:

@@ -188,7 +188,14 @@ class EncoderRows:
     """
 
     def __init__(
-        self, name: str, bit: int, rows: Rows, per_sample: bool, shared: bool, here: Tensor | None = None
+        self,
+        name: str,
+        bit: int,
+        rows: Rows,
+        per_sample: bool,
+        shared: bool,
+        here: Tensor | None = None,
+        mixes: bool = False,
     ) -> None:
         batch = rows.batch
         self.name = name
@@ -198,8 +205,9 @@ class EncoderRows:
         self.batch = batch
         self.absent = batch if per_sample else 1
         self.present = 0 if shared else batch
-        # As many rows as in the joint pass would hide the dimension of the samples: then one more is encoded.
-        self.spare = int(self.present + self.absent == batch)
+        # As many rows as in the joint pass would hide the dimension of the samples: then one more is encoded, or all
+        # once more where that would change the statistics of the batch.
+        self.spare = (self.absent if mixes else 1) if self.present + self.absent == batch else 0
 
     @cached_property
     def is_present(self) -> list[bool]:

@@ -1,6 +1,7 @@
 """Masked passes of a network that is built to be factorised: `encoders` and `fuse(features) -> logits`."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -201,6 +202,10 @@ class FactorisedPasses:
 
     def _features(self, name: str, given: Any, found: Joint, call: JointCall | None, batch: int) -> tuple[Any, Any]:
         """Features of the present rows and of the absent ones, in eval mode."""
+        both = self._encoded(name, given, found, call, batch)
+        return pytree.tree_map(_detached, both) if name in found.frozen else both
+
+    def _encoded(self, name: str, given: Any, found: Joint, call: JointCall | None, batch: int) -> tuple[Any, Any]:
         if call is not None:
             given = call.second_pass()
             if given is None and call.chosen.how == "joined":
@@ -208,9 +213,13 @@ class FactorisedPasses:
             if given is None:
                 return _parted(name, call.more, batch)
             self._choices.note(name, call.chosen, Choice("shared" if self.shared else "two", OWN_WAY))
-        with found.as_there(name):
+        with nullcontext() if torch.compiler.is_compiling() else found.as_there(name):
             features = self.network.encoders[name](given)
         return (found.features[name], features) if self.shared else _parted(name, features, batch)
+
+
+def _detached(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
 
 def _parted(name: str, features: Any, batch: int) -> tuple[Any, Any]:

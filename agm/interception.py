@@ -359,7 +359,9 @@ class _Given:
         leaves = [leaf for leaf in pytree.tree_leaves(self.few[name]) if is_rows(leaf)]
         own = any(leaf.shape[0] == 2 * rows.batch for leaf in leaves) and rows.batch > 1
         here = None if self.here is None else self.here[name]
-        return EncoderRows(name, self.passes.modalities.index(name), rows, self.extra_rows or own, shares, here)
+        bit, per_sample = self.passes.modalities.index(name), self.extra_rows or own
+        mixes = per_sample and bool(mixes_samples(self.recorders[name].encoder))
+        return EncoderRows(name, bit, rows, per_sample, shares, here, mixes)
 
 
 def _has_rows(*trees: Any) -> bool:

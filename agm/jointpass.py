@@ -1,7 +1,7 @@
 """The joint pass of a network with `encoders` and `fuse`, watched: what its encoders make, and that it is no more."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from agm.answering import answering
-from agm.checkpointing import without_checkpointing
+from agm.checkpointing import is_checkpointing, without_checkpointing
 from agm.compiled import is_compiled
 from agm.modes import evaluation
 from agm.subsets import copied, doubled
@@ -22,6 +22,10 @@ __all__ = ["Joint", "joint_pass"]
 _verified: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
+# Under which autocast encoders have run, for those that are not watched.
+_autocasts: WeakKeyDictionary[nn.Module, list[tuple[str, bool, torch.dtype]]] = WeakKeyDictionary()
+
+
 @dataclass
 class Joint:
     """What came of a joint pass.
@@ -29,15 +33,25 @@ class Joint:
     Attributes:
         logits: (B, C).
         features: modality -> a copy of its features, if they are to serve the masked passes.
+        frozen: modalities whose features forward leaves without a gradient that they would have.
+        autocasts: modality -> under which autocast it was encoded, where that is known.
     """
 
     logits: Tensor
     features: Mapping[str, Any] = field(default_factory=dict)
-    _encoded: Mapping[str, "_Encoded"] = field(default_factory=dict)
+    frozen: frozenset[str] = frozenset()
+    autocasts: Mapping[str, Sequence[tuple[str, bool, torch.dtype]]] = field(default_factory=dict)
 
-    def as_there(self, name: str) -> AbstractContextManager[None]:
-        """Inside it is as where the joint pass encoded a modality: without gradients, say, or without autocast."""
-        return self._encoded[name].as_there() if name in self._encoded else nullcontext()
+    @contextmanager
+    def as_there(self, name: str) -> Iterator[None]:
+        """Inside it is as where forward encoded a modality: without gradients, or under another autocast."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.set_grad_enabled(name not in self.frozen and torch.is_grad_enabled()))
+            for there in self.autocasts.get(name, ()):
+                if there not in _autocast():
+                    device, enabled, dtype = there
+                    stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled))
+            yield
 
 
 def joint_pass(network: Any, encoders: Mapping[str, nn.Module], inputs: Mapping[str, Any], keeps: bool) -> Joint:
@@ -62,10 +76,10 @@ def joint_pass(network: Any, encoders: Mapping[str, nn.Module], inputs: Mapping[
         handed, kept = doubled({name: encoder(inputs[name]) for name, encoder in encoders.items()})
         return Joint(network.fuse(handed), kept)
     calls_fuse = _verified.get(network)
-    fused = _Fused(network, keeps)
     # A compiled encoder would be compiled with its watcher, too; where `fuse` is given the features that is not needed.
-    watched = {name: encoder for name, encoder in encoders.items() if not (calls_fuse and is_compiled(encoder))}
-    encoded = {name: _Encoded(encoder, keeps and not calls_fuse) for name, encoder in watched.items()}
+    watched = [name for name, encoder in encoders.items() if not (calls_fuse and is_compiled(encoder))]
+    encoded = {name: _Encoded(encoders[name], keeps) for name in watched}
+    fused = _Fused(network, encoders.keys() - encoded.keys() if keeps else ())
     # Features serve as they are: a reentrant checkpoint would hand them out without their gradient.
     plainly = without_checkpointing() if keeps else nullcontext()
     with plainly, answering({one.encoder: one for one in encoded.values()}), answering({network: fused}, "fuse"):
@@ -79,11 +93,26 @@ def joint_pass(network: Any, encoders: Mapping[str, nn.Module], inputs: Mapping[
         calls_fuse = _verified[network] = fused.has_all(encoders)
     if calls_fuse and not fused.has_all(encoders):
         raise _refusal(network, encoders)
-    for name, one in encoded.items():
-        one.note(fused.requires_grad.get(name, True))
-    if not keeps:
-        return Joint(logits, {}, encoded)
-    return Joint(logits, fused.kept if calls_fuse else {name: one.kept for name, one in encoded.items()}, encoded)
+    for one in encoded.values():
+        _autocasts[one.encoder] = one.autocast
+    kept = fused.kept | {name: one.kept for name, one in encoded.items()} if keeps else {}
+    frozen = {name for name, encoder in encoders.items() if _is_frozen(encoder, encoded.get(name), fused.given(name))}
+    return Joint(logits, kept, frozenset(frozen), {name: _autocasts[encoder] for name, encoder in encoders.items()})
+
+
+def _is_frozen(encoder: nn.Module, encoded: "_Encoded | None", given: bool | None) -> bool:
+    """Whether forward leaves features without the gradient that they would have.
+
+    Args:
+        encoder: theirs.
+        encoded: its call, if that was watched.
+        given: whether those that `fuse` was given have one; None: it was given none.
+    """
+    if not torch.is_grad_enabled() or given:  # what has none in a checkpoint of whatever kind has one outside
+        return False
+    if encoded is None:
+        return any(parameter.requires_grad for parameter in encoder.parameters())
+    return encoded.is_frozen or (given is False and encoded.has_gradient)
 
 
 class _Encoded:
@@ -92,7 +121,14 @@ class _Encoded:
     Attributes:
         calls: its arguments and its output, call by call.
         kept: a copy of the last output, if it is to serve the masked passes.
+        has_gradient: whether that has a gradient.
+        is_frozen: whether gradients were off, and not because of a reentrant checkpoint of torch's.
+        autocast: under which it ran.
     """
+
+    has_gradient: bool
+    is_frozen: bool
+    autocast: list[tuple[str, bool, torch.dtype]]
 
     def __init__(self, encoder: nn.Module, keeps: bool) -> None:
         self.encoder = encoder
@@ -100,35 +136,20 @@ class _Encoded:
         self.keeps = keeps
         self.calls: list[tuple[Any, Any]] = []
         self.kept: Any = None
-        self._has_gradients = torch.is_grad_enabled()
-        self._autocast = _autocast()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         output = self.forward(*args, **kwargs)
+        self.has_gradient = _requires_grad(output)
+        self.is_frozen = not torch.is_grad_enabled() and not is_checkpointing()
+        self.autocast = _autocast()
         if self.keeps:
             output, self.kept = doubled(output)
         self.calls.append(((args, kwargs), output))
-        self._has_gradients = torch.is_grad_enabled()
-        self._autocast = _autocast()
         return output
 
     def has_encoded(self, inputs: Any) -> bool:
         """Whether it was called once, with a modality's input as it is."""
         return len(self.calls) == 1 and _identical(self.calls[0][0], ((inputs,), {}))
-
-    def note(self, has_gradient: bool) -> None:
-        """What was without gradients inside a checkpoint of whatever kind has one outside."""
-        self._has_gradients |= has_gradient
-
-    @contextmanager
-    def as_there(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            stack.enter_context(torch.set_grad_enabled(self._has_gradients and torch.is_grad_enabled()))
-            for there, here in zip(self._autocast, _autocast(), strict=True):
-                if there != here:
-                    device, enabled, dtype = there
-                    stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled))
-            yield
 
 
 def _autocast() -> list[tuple[str, bool, torch.dtype]]:
@@ -139,29 +160,38 @@ def _autocast() -> list[tuple[str, bool, torch.dtype]]:
 class _Fused:
     """The network's `fuse` in the joint pass, and what it was given and returned.
 
+    Args:
+        network: with `encoders` and `fuse`.
+        keeps: modalities whose features are to be copied.
+
     Attributes:
-        kept: modality -> a copy of its features, if they are to serve the masked passes.
-        requires_grad: modality -> whether its features have a gradient.
+        kept: modality -> that copy.
     """
 
-    def __init__(self, network: Any, keeps: bool) -> None:
+    def __init__(self, network: Any, keeps: Collection[str]) -> None:
         self.fuse = network.fuse
         self.keeps = keeps
         self.kept: dict[str, Any] = {}
-        self.requires_grad: dict[str, bool] = {}
+        self._requires_grad: dict[str, bool] = {}
         self._calls: list[tuple[dict[str, Any], Any]] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if len(args) != 1 or kwargs or not isinstance(args[0], Mapping):
             return self.fuse(*args, **kwargs)
-        given = dict(args[0])
-        self.requires_grad = {name: _requires_grad(features) for name, features in given.items()}
-        handed = args[0]
+        (handed,) = args
+        given = dict(handed)
+        self._requires_grad = {name: _requires_grad(features) for name, features in given.items()}
         if self.keeps:
-            handed, self.kept = doubled(given)
+            both = {name: doubled(features) for name, features in given.items() if name in self.keeps}
+            self.kept = {name: kept for name, (_, kept) in both.items()}
+            handed = given | {name: view for name, (view, _) in both.items()}
         output = self.fuse(handed)
         self._calls.append((given, output))
         return output
+
+    def given(self, name: str) -> bool | None:
+        """Whether the features of a modality that it was given have a gradient; None: it was given none."""
+        return self._requires_grad.get(name)
 
     def has_all(self, encoders: Mapping[str, nn.Module]) -> bool:
         """Whether it was called once, with features of these encoders."""

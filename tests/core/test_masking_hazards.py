@@ -298,31 +298,71 @@ class TestAroundAnEncoder:
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 return encoder(x).float()
 
+    class OwnFusion(Frozen):
+        """Whose forward does without `fuse`."""
+
+        def forward(self, **given: Tensor) -> Tensor:
+            visual = self.encoders["visual"](given["visual"])
+            return self.head(torch.cat([self.around(self.encoders["audio"], given["audio"]), visual], 1))
+
+        def fuse(self, features: dict[str, Tensor]) -> Tensor:
+            return self.head(torch.cat([features["audio"], features["visual"]], 1))
+
+    class Detaching(Around):
+        @staticmethod
+        def around(encoder: nn.Module, x: Tensor) -> Tensor:
+            return encoder(x).detach()
+
+    class Dropping(Around):
+        @staticmethod
+        def around(encoder: nn.Module, x: Tensor) -> Tensor:
+            return nn.functional.dropout(encoder(x), 0.5, encoder.training)
+
+    @pytest.mark.parametrize("compiled", [False, True])
     @pytest.mark.parametrize("passes", ["auto", "two"])
     @pytest.mark.parametrize("masked", ["exact", "shared"])
-    @pytest.mark.parametrize("kind", [Frozen, Coarse])
-    def test_is_done_there_too(self, kind: type[Factorised], masked: Any, passes: Any) -> None:
+    @pytest.mark.parametrize("kind", [Frozen, OwnFusion, Detaching, Coarse, Dropping])
+    def test_is_done_there_too(self, kind: type[Factorised], masked: Any, passes: Any, compiled: bool) -> None:
         network = kind().float() if kind is self.Coarse else kind()
+        if compiled:
+            network.encoders["audio"].compile(backend="eager")
+            if kind is self.Dropping and masked == "shared":
+                pytest.skip("of a compiled encoder the features are those that fuse is given")
         given = {name: x.float() if kind is self.Coarse else x for name, x in inputs().items()}
         for options in ({}, {"encoders": {name: f"encoders.{name}" for name in BOTH}}):
             model = agm.AGM(copy.deepcopy(network), ("audio", "visual"), masked=masked, passes=passes, **options)
-            for _ in range(2):
+            if compiled and options:
+                continue
+            for _ in range(3):
                 found = agm.verify(model, given, torch.tensor([0, 1, 2, 0]), tolerance=1e-1)
                 assert found.ok, str(found)
                 assert max(found.logits.values()) < 1e-6  # gradients are coarse sums
-                model(**{name: x.clone() for name, x in given.items()}, target=torch.tensor([0, 1, 2, 0]))
 
+    class OwnReentrant(OwnFusion):
+        @staticmethod
+        def around(encoder: nn.Module, x: Tensor) -> Tensor:
+            return checkpoint(encoder, x.requires_grad_(), use_reentrant=True)
+
+    @pytest.mark.parametrize("other", [Reentrant, OwnReentrant])
     @pytest.mark.parametrize("passes", ["auto", "two"])
     @pytest.mark.parametrize("masked", ["exact", "shared"])
-    def test_a_reentrant_checkpoint_does_not_freeze_an_encoder(self, masked: Any, passes: Any) -> None:
+    def test_a_reentrant_checkpoint_does_not_freeze_an_encoder(self, masked: Any, passes: Any, other: Any) -> None:
         found = []
-        for kind in (Factorised, self.Reentrant):
+        for kind in (Factorised, other):
             torch.manual_seed(0)
             model = agm.AGM(kind(), alpha=2.0, masked=masked, passes=passes)
             for _ in range(2):
                 model(**inputs(), target=torch.tensor([0, 1, 2, 0])).square().sum().backward()
             found.append([parameter.grad for parameter in model.parameters()])
         torch.testing.assert_close(*found)
+
+
+def test_statistics_of_absent_rows_that_are_one_a_sample() -> None:
+    network = Pairs(nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5, track_running_stats=False)))
+    absent = {"audio": lambda x: x * 0.1 + 1.0}
+    model = agm.AGM(network, ("audio", "visual"), encoders=BOTH, masked="shared", absent=absent)
+    found = agm.verify(model, inputs(), torch.tensor([0, 1, 2, 0]))
+    assert found.ok, found
 
 
 class TestHooksOfAnEncoder:
