@@ -96,8 +96,8 @@ class Answer:
         compares: bool,
         deferred: bool,
     ) -> None:
+        self.recorder = recorder
         self.encoder = recorder.encoder
-        self.forward = recorder.forward
         self.rows = rows
         self.shared = shared
         self.check = check
@@ -107,7 +107,6 @@ class Answer:
         self.deferred = deferred
         self.pending = list(reversed(recorder.calls))
         self.known = recorder.known(rows)
-        self.recorder = recorder
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.pending:
@@ -138,7 +137,7 @@ class Answer:
         if self.known is not None and not self.check:
             return self._in_place(self.known, call)
         args, kwargs = pytree.tree_unflatten(picked, structure)
-        output = self.forward(*args, **kwargs)
+        output = self.recorder.forward(*args, **kwargs)
         expanded = self._in_place(output, call)
         if self.check and self.recorder.is_open:
             self.recorder.settle(output)

@@ -253,7 +253,7 @@ class InterceptedPasses:
             _compared[answer.encoder] = answer.differs
 
     def _recorder(self, name: str, choice: Choice, arguments: Arguments, absent: Any) -> Recorder:
-        encoder, inputs = self.encoders()[name], arguments.inputs[name]
+        encoder, inputs = self.network.get_submodule(self.paths[name]), arguments.inputs[name]
         # Of one sample, or where the absent rows are not all the same, more rows are encoded than these.
         alone = all(leaf.shape[0] == 1 for leaf in pytree.tree_leaves(absent) if is_rows(leaf))
         alone = alone and batch_size({name: inputs}) > 1 and not _has_rows(arguments.others, arguments.rest)

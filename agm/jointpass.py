@@ -14,6 +14,7 @@ from agm.answering import answering
 from agm.checkpointing import is_checkpointing, without_checkpointing
 from agm.compiled import is_compiled
 from agm.modes import evaluation
+from agm.onepass import autocasts
 from agm.subsets import copied, doubled
 
 __all__ = ["Joint", "joint_pass"]
@@ -47,8 +48,9 @@ class Joint:
         """Inside it is as where forward encoded a modality: without gradients, or under another autocast."""
         with ExitStack() as stack:
             stack.enter_context(torch.set_grad_enabled(name not in self.frozen and torch.is_grad_enabled()))
-            for there in self.autocasts.get(name, ()):
-                if there not in _autocast():
+            here = autocasts()
+            for there in self.autocasts.get(name, here):
+                if there not in here:
                     device, enabled, dtype = there
                     stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled))
             yield
@@ -141,7 +143,7 @@ class _Encoded:
         output = self.forward(*args, **kwargs)
         self.has_gradient = _requires_grad(output)
         self.is_frozen = not torch.is_grad_enabled() and not is_checkpointing()
-        self.autocast = _autocast()
+        self.autocast = autocasts()
         if self.keeps:
             output, self.kept = doubled(output)
         self.calls.append(((args, kwargs), output))
@@ -150,11 +152,6 @@ class _Encoded:
     def has_encoded(self, inputs: Any) -> bool:
         """Whether it was called once, with a modality's input as it is."""
         return len(self.calls) == 1 and _identical(self.calls[0][0], ((inputs,), {}))
-
-
-def _autocast() -> list[tuple[str, bool, torch.dtype]]:
-    devices = ("cpu", "cuda")
-    return [(device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in devices]
 
 
 class _Fused:
@@ -193,15 +190,16 @@ class _Fused:
         """Whether the features of a modality that it was given have a gradient; None: it was given none."""
         return self._requires_grad.get(name)
 
-    def has_all(self, encoders: Mapping[str, nn.Module]) -> bool:
-        """Whether it was called once, with features of these encoders."""
-        return len(self._calls) == 1 and self._calls[0][0].keys() == encoders.keys()
+    def has_all(self, modalities: Mapping[str, Any]) -> bool:
+        """Whether it was called once, with the features of these modalities."""
+        return len(self._calls) == 1 and self._calls[0][0].keys() == modalities.keys()
 
     def is_all(self, features: Mapping[str, Any], logits: Any) -> bool:
         """Whether forward handed the features to it and returned what came back."""
-        if len(self._calls) != 1 or self._calls[0][1] is not logits or self._calls[0][0].keys() != features.keys():
+        if not self.has_all(features):
             return False
-        return all(_identical(features[name], value) for name, value in self._calls[0][0].items())
+        given, output = self._calls[0]
+        return output is logits and all(_identical(features[name], value) for name, value in given.items())
 
 
 def _requires_grad(tree: Any) -> bool:

@@ -25,6 +25,7 @@ __all__ = [
     "JointCall",
     "Passes",
     "apart",
+    "autocasts",
     "check_apart",
     "check_passes",
     "checked",
@@ -128,11 +129,12 @@ def choose(
     """
     if passes == "two":
         return Choice("shared" if shared else "two", "passes='two'")
-    depends = any(module.training and depends_on_mode(module) for module in submodules(encoder))
+    modules = submodules(encoder)
+    depends = any(module.training and depends_on_mode(module) for module in modules)
     reason = None
     if depends and passes == "auto" and device.type != "cuda" and splits_norms(encoder):
         reason = f"norms would take one batch apart, which costs more than it saves on {device}"
-    if passes == "auto" and (depends or shared) and any(map(is_compiled, submodules(encoder))):
+    if passes == "auto" and (depends or shared) and any(map(is_compiled, modules)):
         reason = "it is compiled, and a graph would break where its rows are told apart"
     if depends and reason is None:
         reason = unsplit()
@@ -205,9 +207,7 @@ def checked(
         reason = disagreement(encoder, present, rows, again=not joined, serves=joined and not shared, peers=peers)
     if reason is None:
         return chosen
-    if reason is NO_SAMPLES:
-        return apart(name, "auto", reason, shared=shared)
-    return apart(name, passes, reason, shared=shared)
+    return apart(name, "auto" if reason is NO_SAMPLES else passes, reason, shared=shared)
 
 
 class JointCall:
@@ -292,5 +292,9 @@ def _versions(inputs: Any) -> list[tuple[int, int | None]]:
 def surroundings() -> tuple[Any, ...]:
     """What a checkpoint, a `no_grad` or an autocast inside the network changes."""
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    autocast = [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")]
-    return torch.is_grad_enabled(), hooks, autocast
+    return torch.is_grad_enabled(), hooks, autocasts()
+
+
+def autocasts() -> list[tuple[str, bool, torch.dtype]]:
+    """Of each kind of device whether autocast is on, and its dtype."""
+    return [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")]

@@ -80,18 +80,19 @@ def disagreement(
         if not samples:
             return NO_SAMPLES
         with torch.no_grad():
-            reason = _mode_differs(encoder, present) if serves else None
-            if not peers.least(reason is None, device):
-                reason = reason or _ELSEWHERE
-            else:
-                reason = _split_differs(encoder, present, rows, peers)
-        if not peers.least(reason is None, device):
-            reason = reason or _ELSEWHERE
+            reason = _agreed(_mode_differs(encoder, present), peers, device) if serves else None
+            if reason is None:
+                reason = _agreed(_split_differs(encoder, present, rows, peers), peers, device)
         # Whether rows of a single sample are mixed shows in no number.
         if reason is None and samples < 2:
             return None
         found[key] = reason
     return found[key]
+
+
+def _agreed(reason: str | None, peers: Peers, device: torch.device) -> str | None:
+    """None if no process has found a reason."""
+    return reason if peers.least(reason is None, device) else reason or _ELSEWHERE
 
 
 def _mode_differs(encoder: nn.Module, present: Any) -> str | None:

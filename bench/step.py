@@ -156,10 +156,10 @@ def _names(network: Network, fusion: str, count: int, options: Options) -> list[
     rivals = [name for name in RIVALS if name in options.variants or (few and not options.quick)]
     if options.quick and few and "sequential" not in rivals:
         rivals.insert(0, "sequential")
-    # Of a sum, and of two modalities, no subset is left out.
-    drawn = fusion != "late" and count > 2 and not options.quick
-    own = ["exact", *["exact-one"] * ("exact-one" in options.variants), "shared", *["sampled"] * drawn]
-    return [BASELINE, *rivals, *own]
+    left_out = {"exact-one"} - set(options.variants)
+    if fusion == "late" or count == 2 or options.quick:  # of a sum, and of two modalities, no subset is left out
+        left_out.add("sampled")
+    return [BASELINE, *rivals, *(name for name in OWN if name not in left_out)]
 
 
 def _step(model: agm.AGM, inputs: Mapping[str, Tensor], target: Tensor) -> Step:
