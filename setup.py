@@ -142,15 +142,23 @@ def build_arguments() -> dict[str, object]:
 setup(
     packages=[
         "agm",
+        "agm._inputs",
+        "agm._lazy_rows",
+        "agm._module_state",
+        "agm._one_pass",
+        "agm._passes",
         "agm.competition",
         "agm.data",
         "agm.integrations",
         "agm.kernels",
         "agm.models",
+        "agm.modulation",
         "agm.ops",
         "agm.ops.reference",
+        "agm.shapley",
         "agm.strategies",
         "agm.training",
+        "agm.verification",
     ],
     # The folder kernels/ stays at the top, but nothing of that name lands in site-packages.
     package_dir={"agm": "agm", "agm.kernels": "kernels"},

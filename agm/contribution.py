@@ -9,13 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from agm.absent import Absent
+from agm._inputs.absent import Absent
+from agm._module_state.eval_mode import evaluation
+from agm._passes.masked_logits import MaskedPasses
 from agm.engine import AGM
-from agm.masking import MaskedPasses
-from agm.modes import evaluation
 from agm.ops._checks import check_classes, check_ignore_index, check_masked_logits, check_modalities, check_target
 from agm.ops.reference import responses
-from agm.shapley import num_modalities, weights_on
+from agm.shapley.weights import num_modalities, weights_on
 
 __all__ = ["ContributionMeter", "Contributions", "contributions", "modality_values"]
 

@@ -12,15 +12,15 @@ from torch.distributed import ProcessGroup
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
 
-from agm.absent import Absent, batch_size
-from agm.masking import MaskedPasses
-from agm.modulator import Modulator
-from agm.onepass import Passes
-from agm.peers import Peers
-from agm.plan import Plan
-from agm.sampling import SubsetSampler
-from agm.scores import ScoreName, find_score
-from agm.surroundings import check_surroundings
+from agm._inputs.absent import Absent, batch_size
+from agm._one_pass.choice import Passes
+from agm._passes.masked_logits import MaskedPasses
+from agm._passes.plan import Plan
+from agm.distributed import Peers
+from agm.modulation.modulator import Modulator
+from agm.modulation.scores import ScoreName, find_score
+from agm.modulation.surroundings import check_surroundings
+from agm.shapley.sampling import SubsetSampler
 
 __all__ = ["AGM"]
 
@@ -217,7 +217,7 @@ class AGM(nn.Module):
         """What a training step computes: which rows go through which part of the network, in which mode, and why.
 
         Returns:
-            An `agm.plan.Plan`; `print(model.plan())` explains it in words, its `lines` hold the numbers of rows. Before
+            An `agm.Plan`; `print(model.plan())` explains it in words, its `lines` hold the numbers of rows. Before
             the first step it is what will be if the numbers of that step agree (see `passes`).
 
         Raises:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from agm.masking import masked_logits
+from agm._passes.masked_logits import masked_logits
 
 if TYPE_CHECKING:
     from agm.strategies.parts import Parts

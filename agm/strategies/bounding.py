@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from agm.masking import MaskedPasses
-from agm.modulator import Modulator
+from agm._passes.masked_logits import MaskedPasses
+from agm.modulation.modulator import Modulator
 from agm.strategies.parts import Parts
 
 __all__ = ["BoundedPasses"]

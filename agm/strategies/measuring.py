@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from agm.modes import evaluation
+from agm._module_state.eval_mode import evaluation
 from agm.strategies.parts import Parts
 
 __all__ = ["Batches", "Measured", "measure"]

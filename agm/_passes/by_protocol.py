@@ -1,0 +1,258 @@
+"""Masked passes of a network that is built to be factorised: `encoders` and `fuse(features) -> logits`."""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from agm._inputs.absent import is_rows
+from agm._inputs.arguments import Arguments
+from agm._inputs.rows import aligned, blocks, combine, copied, lacking, stacked
+from agm._lazy_rows.decision import Deferral, declares_sum, deferral, fusion_line, noted_as
+from agm._lazy_rows.tensor import CannotDefer, Deferred, Rows, current, outcome, written
+from agm._module_state.compiled import is_compiled
+from agm._module_state.eval_mode import evaluation, mixes_samples
+from agm._module_state.replace_forward import answering
+from agm._one_pass.choice import (
+    OWN_WAY,
+    Choice,
+    Choices,
+    JointCall,
+    Passes,
+    apart,
+    check_apart,
+    checked,
+    choose,
+    in_common,
+)
+from agm._passes.chunks import Chunks
+from agm._passes.joint_pass import Joint, joint_pass
+from agm._passes.plan import Line, encoder_lines
+from agm.distributed import Peers, is_sharded
+
+__all__ = ["FactorisedPasses", "is_factorised"]
+
+
+def is_factorised(network: nn.Module) -> bool:
+    """Whether the network offers `encoders`, a mapping of modules, and `fuse`."""
+    encoders = getattr(network, "encoders", None)
+    return isinstance(encoders, (Mapping, nn.ModuleDict)) and callable(getattr(network, "fuse", None))
+
+
+class FactorisedPasses:
+    """Each encoder sees the present rows and one absent row; `fuse` sees every subset, as one batch."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        modalities: tuple[str, ...],
+        shared: bool,
+        passes: Passes,
+        chunks: Chunks,
+        peers: Peers,
+    ) -> None:
+        self.network: Any = network
+        self.modalities = modalities
+        self.shared = shared
+        self.passes = passes
+        self.chunks = chunks
+        self.peers = peers
+        self._choices = Choices()
+        self._declares_sum = declares_sum(network)
+
+    def __call__(
+        self,
+        arguments: Arguments,
+        rows: Rows,
+        absent: Mapping[str, Any],
+        here: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor | Mapping[int, Tensor]]:
+        """Joint logits (B, C) in the network's mode, and the masked logits.
+
+        Args:
+            arguments: of forward.
+            rows: samples and subsets.
+            absent: modality -> its absent input, one row or B.
+            here: modality -> (B,), which samples have it; in the inputs of the others it is absent already.
+
+        Returns:
+            the joint logits, and the masked ones (len(rows), C), or where they are a sum what each modality adds to
+            them: its bit -> (B + 1, C), that of its absent row last.
+        """
+        self._check(arguments)
+        inputs = arguments.inputs
+        # Before the joint pass, since an encoder may write to its input.
+        given, calls = {}, {}
+        for name in self.modalities:
+            absent_rows = aligned(absent[name])
+            if call := self._joint_call(name, inputs[name], absent_rows, rows.batch):
+                calls[name] = call
+            else:
+                given[name] = copied(absent_rows) if self.shared else stacked(inputs[name], absent_rows)
+        with answering({call.encoder: call for call in calls.values()}):
+            found = joint_pass(self.network, self.encoders(), inputs, self.shared)
+        joint = found.logits
+        with evaluation(self.network):
+            parted = {
+                name: self._features(name, given.get(name), found, calls.get(name), rows.batch)
+                for name in self.modalities
+            }
+            # What the joint pass made of an absent input is, where it depends on the mode, not what an absent
+            # modality's features are.
+            if self.shared and here is not None:
+                parted = {name: (lacking(*both, here[name]), both[1]) for name, both in parted.items()}
+            if torch.compiler.is_compiling():  # a compiler cannot look into deferred rows
+                how = Deferral("rows")
+                if self._declares_sum and (declared := self._declared(parted)) is not None:
+                    return joint, declared
+            else:
+                fuse, encoders = partial(self._fuse, parted), self.encoders().values()
+                how = deferral(self.network, fuse, rows, joint.device, self.peers, encoders)
+            if how.how == "sum":
+                return joint, outcome(self._deferred(parted, rows))
+            if not self.chunks and not mixes_samples(self.network):
+                return joint, self._written(parted, rows, how)
+        parts = self.chunks.parts(self.network, rows.batch, len(rows.subsets))
+
+        def run(part: range | None) -> Tensor:
+            return self._written(parted, replace(rows, part=part), how)
+
+        return joint, self.chunks.run(self.network, run, parts)
+
+    def _check(self, arguments: Arguments) -> None:
+        """That its encoders and `fuse` can be called by themselves.
+
+        Raises:
+            TypeError: there are arguments beside the modalities.
+            ValueError: the network is sharded by itself.
+        """
+        if not torch.compiler.is_compiling() and is_sharded(self.network):
+            raise ValueError(
+                "Expected a network with `encoders` and `fuse` not to be sharded by itself, since `fuse` runs outside "
+                "of its forward, where its parameters are not whole. Shard the encoders, if you like, and the model: "
+                "fully_shard(agm.AGM(network))."
+            )
+        if arguments.others or arguments.rest:
+            raise TypeError(
+                f"Expected no arguments beside the modalities {self.modalities} for a network with `encoders` and "
+                f"`fuse`, but got {len(arguments.others)} more by position and {list(arguments.rest)} by keyword."
+            )
+
+    def _declared(self, parted: Mapping[str, tuple[Any, Any]]) -> Mapping[int, Tensor] | None:
+        """What each modality adds to the logits, by a network that tells it, of features with one absent row."""
+        absent = [leaf for _, rows in parted.values() for leaf in pytree.tree_leaves(rows)]
+        if len(absent) != len(parted) or any(leaf.shape[0] != 1 for leaf in absent):
+            return None
+        few = {name: torch.cat(features) for name, features in parted.items()}
+        terms: Mapping[str, Tensor] = self.network.unimodal_logits(few)
+        return {bit: terms[name] for bit, name in enumerate(self.modalities)}
+
+    def _deferred(self, parted: Mapping[str, tuple[Any, Any]], rows: Rows) -> Any:
+        try:
+            return current(self._fuse(parted, rows, True))
+        except CannotDefer as error:  # on a way through `fuse` that it has not taken before
+            noted_as(self.network, self.peers.together, Deferral("rows", str(error)))
+            return self._fuse(parted, rows, False)
+
+    def _written(self, parted: Mapping[str, tuple[Any, Any]], rows: Rows, found: Deferral) -> Tensor:
+        if found.how == "rows":
+            return cast(Tensor, self._fuse(parted, rows, False))
+        return cast(Tensor, written(self._deferred(parted, rows)))
+
+    def _fuse(self, parted: Mapping[str, tuple[Any, Any]], rows: Rows, deferred: bool) -> Any:
+        """`fuse` on the features of `rows`, deferred or written out; a part of the samples takes their first ones."""
+        features = {}
+        for bit, name in enumerate(self.modalities):
+            present, absent = parted[name]
+            place = partial(_deferred_leaf if deferred else _written_leaf, rows, bit)
+            features[name] = pytree.tree_map(place, present, absent)
+        return self.network.fuse(features)
+
+    def encoders(self) -> dict[str, nn.Module]:
+        """Modality -> its encoder."""
+        return {name: self.network.encoders[name] for name in self.modalities}
+
+    def plan(self, subsets: int) -> list[Line]:
+        """The passes of a training step with `subsets` masked subsets, if the numbers of the first agree."""
+        device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
+        lines = []
+        for name, encoder in self.encoders().items():
+            choice = self._choices(name, self._choose(name, device))
+            lines += encoder_lines(self.network, name, encoder, choice)
+        note = self.chunks.describe(self.network)
+        return [*lines, *fusion_line("fusion", self.modalities, self.network, note, subsets, self.peers.together)]
+
+    def _choose(self, name: str, device: torch.device) -> Choice:
+        if self.shared and torch.compiler.is_compiling():  # at once: a graph would be guarded by all that is looked at
+            return Choice("shared", "masked='shared'")
+        encoders = self.encoders()
+        if not self.shared:
+            check_apart(name, mixes_samples(encoders[name]))
+        if is_compiled(self.network):
+            why = "the network is compiled as a whole, for encoders as they are"
+            return apart(name, self.passes, why, shared=self.shared)
+        unsplit = partial(in_common, self.network, encoders, name)
+        return choose(name, encoders[name], self.passes, device, unsplit, self.peers, shared=self.shared)
+
+    def _joint_call(self, name: str, inputs: Any, absent: Any, batch: int) -> JointCall | None:
+        """What runs in the place of an encoder whose rows all go through it in the joint pass."""
+        device = next(leaf.device for leaf in pytree.tree_leaves(inputs) if is_rows(leaf))
+        chosen = self._choose(name, device)
+        # With no samples too, since other processes may have some and wait for this one.
+        if not (batch or self.peers.together):
+            return None
+        encoder = self.network.encoders[name]
+        choice = checked(name, chosen, encoder, inputs, absent, self.passes, self.peers, shared=self.shared)
+        self._choices.note(name, chosen, choice)
+        return JointCall(encoder, chosen, inputs, absent, self.shared) if choice.is_one and batch else None
+
+    def _features(self, name: str, given: Any, found: Joint, call: JointCall | None, batch: int) -> tuple[Any, Any]:
+        """Features of the present rows and of the absent ones, in eval mode."""
+        both = self._encoded(name, given, found, call, batch)
+        return pytree.tree_map(_detached, both) if name in found.frozen else both
+
+    def _encoded(self, name: str, given: Any, found: Joint, call: JointCall | None, batch: int) -> tuple[Any, Any]:
+        if call is not None:
+            given = call.second_pass()
+            if given is None and call.chosen.how == "joined":
+                return found.features[name] if self.shared else call.present, call.more
+            if given is None:
+                return _parted(name, call.more, batch)
+            self._choices.note(name, call.chosen, Choice("shared" if self.shared else "two", OWN_WAY))
+        with nullcontext() if torch.compiler.is_compiling() else found.as_there(name):
+            features = self.network.encoders[name](given)
+        return (found.features[name], features) if self.shared else _parted(name, features, batch)
+
+
+def _detached(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf
+
+
+def _parted(name: str, features: Any, batch: int) -> tuple[Any, Any]:
+    for leaf in pytree.tree_leaves(features):
+        if is_rows(leaf) and leaf.shape[0] not in (batch + 1, 2 * batch):
+            raise ValueError(
+                f"Expected encoder `{name}` to return features with the samples in the first dimension, but for "
+                f"{batch} samples and one absent row it returned {tuple(leaf.shape)}."
+            )
+    present = pytree.tree_map(lambda leaf: leaf[:batch] if is_rows(leaf) else leaf, features)
+    absent = pytree.tree_map(lambda leaf: leaf[batch:] if is_rows(leaf) else leaf, features)
+    return present, absent
+
+
+def _written_leaf(rows: Rows, bit: int, present: Any, absent: Any) -> Any:
+    if not is_rows(present):
+        return present
+    absent = absent[: rows.batch]
+    return combine(present[: rows.batch], absent, blocks(bit, rows.subsets), rows.part)
+
+
+def _deferred_leaf(rows: Rows, bit: int, present: Any, absent: Any) -> Any:
+    if not is_rows(present):
+        return present
+    return Deferred.of(rows, bit, torch.cat([present[: rows.batch], absent[: rows.batch]]))
