@@ -1,14 +1,16 @@
 """The evaluation mode of the masked passes, which leaves no trace on the network."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from agm._module_state.checkpointing import without_checkpointing
+from agm._module_state.hooks import ForwardHooks
 from agm._module_state.modules import submodules
+from agm._module_state.traces import untraced
+from agm._module_state.undo import putting_back
 
 __all__ = ["Evaluation", "depends_on_mode", "evaluation", "mixes_samples", "mode_dependent_layers", "unfrozen"]
 
@@ -18,15 +20,22 @@ _STATISTICS = ("running_mean", "running_var")  # torch's batch norm writes to th
 
 
 @contextmanager
-def evaluation(network: nn.Module) -> Iterator[None]:
-    """Eval mode for a forward pass with gradients; every submodule's mode is as before afterwards, also on errors.
+def evaluation(network: nn.Module, hooks: ForwardHooks | None = None) -> Iterator[None]:
+    """Eval mode for a forward pass with gradients that leaves no trace, also on errors.
+
+    Every submodule's mode is as before afterwards, and so is all that forward stores or writes to (`untraced`).
 
     The flags are set directly: a network that overrides `train()` (to keep a frozen part in eval, to merge
     adapters) is left alone. Buffers that training passes write to are copied, since the backward of this pass reads
     them: otherwise two forwards could not come before one backward. Recurrent layers stay in training mode without
-    dropout, which is the same: cuDNN refuses a backward through them in eval mode. Activation checkpointing is off.
+    dropout, which is the same: cuDNN refuses a backward through them in eval mode. Checkpoints of the network's own
+    recompute nothing in another mode (`CheckpointedRegions`).
+
+    Args:
+        network: the module.
+        hooks: those of its modules, of which observers are left out inside.
     """
-    with Evaluation(network).entered():
+    with Evaluation(network, hooks).entered():
         yield
 
 
@@ -37,12 +46,14 @@ class Evaluation:
     `eval()` or `train()` did to the network since; afterwards they are again what they were before.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, hooks: ForwardHooks | None = None) -> None:
         modules = submodules(network)
         training = [module for module in modules if module.training]
         # Not subclasses, which may read their mode for more than dropout.
         self._recurrent = [m for m in training if isinstance(m, nn.RNNBase) and type(m) in _RECURRENT]
         self._modes = [(m, m.training and type(m) in _RECURRENT) for m in modules]
+        self._modules = modules
+        self._hooks = hooks
         changed = [m for m in training if type(m) not in _RECURRENT]
         written = _written_buffers(changed) if torch.is_grad_enabled() else []
         self._buffers: list[tuple[nn.Module, str, Tensor]] = []
@@ -56,20 +67,29 @@ class Evaluation:
         modes = [(module, mode) for module, mode in self._modes if module.training != mode]
         dropouts = [(rnn, rnn.dropout) for rnn in self._recurrent]
         buffers = [(module, name, module._buffers[name]) for module, name, _ in self._buffers]
-        try:
-            _set_modes(modes)
-            for rnn, _ in dropouts:
-                rnn.dropout = 0.0
-            for module, name, copy in self._buffers:
-                module._buffers[name] = copy
-            with without_checkpointing():
-                yield
-        finally:
+
+        def put_back() -> None:
             for module, name, buffer in buffers:
                 module._buffers[name] = buffer
             _set_modes([(module, not mode) for module, mode in modes])
             for rnn, dropout in dropouts:
                 rnn.dropout = dropout
+
+        with ExitStack() as stack:
+            if torch.compiler.is_compiling():
+                stack.callback(put_back)
+            else:
+                stack.enter_context(putting_back(put_back))
+            _set_modes(modes)
+            for rnn, _ in dropouts:
+                rnn.dropout = 0.0
+            for module, name, copy in self._buffers:
+                module._buffers[name] = copy
+            if not torch.compiler.is_compiling():  # what a graph changes is part of it
+                stack.enter_context(untraced(self._modules, self.entered))
+                if self._hooks is not None:
+                    stack.enter_context(self._hooks.acting_alone())
+            yield
 
 
 def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:

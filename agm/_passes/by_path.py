@@ -7,7 +7,6 @@ and answer with the features put in place for every row.
 """
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -22,7 +21,6 @@ from agm._inputs.arguments import Arguments, Binding
 from agm._inputs.rows import check_others, combine, copied
 from agm._lazy_rows.decision import SHARDED, Deferral, fusion_line, known, noted, noted_as, some_subsets
 from agm._lazy_rows.tensor import CannotDefer, Deferred, Rows, current, outcome
-from agm._module_state.checkpointing import without_checkpointing
 from agm._module_state.compiled import compiled_part, is_compiled
 from agm._module_state.eval_mode import evaluation, mixes_samples
 from agm._module_state.replace_forward import answering
@@ -270,9 +268,7 @@ class InterceptedPasses:
     ) -> tuple[Tensor, dict[str, Recorder]]:
         """The joint pass as it is, and what each encoder was called with."""
         recorders = {name: self._recorder(name, choice, arguments, absent[name]) for name, choice in choices.items()}
-        # Features are shared as they are: a reentrant checkpoint would hand them out without their gradient.
-        plainly = without_checkpointing() if self.shared else nullcontext()
-        with plainly, answering({recorder.encoder: recorder for recorder in recorders.values()}):
+        with answering({recorder.encoder: recorder for recorder in recorders.values()}):
             joint = self.binding.call(arguments)
         for name, recorder in recorders.items():
             if not recorder.calls:

@@ -11,7 +11,8 @@ from torch.utils import _pytree as pytree
 
 from agm._inputs.absent import is_opaque, is_rows
 from agm._inputs.rows import blocks, doubled, tile
-from agm._lazy_rows.tensor import Deferred, Rows, written
+from agm._lazy_rows.tensor import CannotDefer, Deferred, Rows, written
+from agm._module_state.checkpoints import check_not_reentrant, reentrant_checkpoint
 from agm._one_pass.choice import OWN_WAY, Choice, JointCall, surroundings
 from agm._one_pass.numeric_check import close
 
@@ -50,6 +51,8 @@ class Recorder:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.around is not None and surroundings() != self.around:
             self.is_whole = False
+        if self.keep_output and self.around is None:
+            check_not_reentrant(f"the encoder `{type(self.encoder).__name__}`")
         output, kept = (self.call or self.forward)(*args, **kwargs), None
         if self.keep_output:
             output, kept = doubled(output)
@@ -109,6 +112,10 @@ class Answer:
         self.known = recorder.known(rows)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.deferred and reentrant_checkpoint() is not None:
+            raise CannotDefer("an encoder is called by a reentrant checkpoint")
+        if self.shared:
+            check_not_reentrant(f"the encoder of `{self.rows.name}`")
         if not self.pending:
             raise self.rows.refusal("is called more often in the masked pass than in the joint pass")
         call = self.pending.pop()

@@ -1,7 +1,7 @@
 """The joint pass of a network with `encoders` and `fuse`, watched: what its encoders make, and that it is no more."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from agm._inputs.rows import copied, doubled
-from agm._module_state.checkpointing import is_checkpointing, without_checkpointing
+from agm._module_state.checkpoints import check_not_reentrant, reentrant_checkpoint
 from agm._module_state.compiled import is_compiled
 from agm._module_state.eval_mode import evaluation
 from agm._module_state.replace_forward import answering
@@ -82,9 +82,7 @@ def joint_pass(network: Any, encoders: Mapping[str, nn.Module], inputs: Mapping[
     watched = [name for name, encoder in encoders.items() if not (calls_fuse and is_compiled(encoder))]
     encoded = {name: _Encoded(encoders[name], keeps) for name in watched}
     fused = _Fused(network, encoders.keys() - encoded.keys() if keeps else ())
-    # Features serve as they are: a reentrant checkpoint would hand them out without their gradient.
-    plainly = without_checkpointing() if keeps else nullcontext()
-    with plainly, answering({one.encoder: one for one in encoded.values()}), answering({network: fused}, "fuse"):
+    with answering({one.encoder: one for one in encoded.values()}), answering({network: fused}, "fuse"):
         logits: Tensor = network(**inputs)
     if not all(one.has_encoded(inputs[name]) for name, one in encoded.items()):
         raise _refusal(network, encoders)
@@ -140,9 +138,11 @@ class _Encoded:
         self.kept: Any = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.keeps:
+            check_not_reentrant(f"the encoder `{type(self.encoder).__name__}`")
         output = self.forward(*args, **kwargs)
         self.has_gradient = _requires_grad(output)
-        self.is_frozen = not torch.is_grad_enabled() and not is_checkpointing()
+        self.is_frozen = not torch.is_grad_enabled() and reentrant_checkpoint() is None
         self.autocast = autocasts()
         if self.keeps:
             output, self.kept = doubled(output)

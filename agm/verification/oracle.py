@@ -13,8 +13,8 @@ from torch.utils import _pytree as pytree
 from agm._inputs.absent import batch_size, is_rows
 from agm._inputs.arguments import Arguments
 from agm._inputs.rows import copied, doubled, tile
-from agm._module_state.checkpointing import without_checkpointing
 from agm._module_state.replace_forward import answering
+from agm._module_state.traces import untraced
 from agm._passes.masked_logits import MaskedPasses
 
 __all__ = ["eval_mode", "separate_passes"]
@@ -36,14 +36,13 @@ def separate_passes(
     """
     batch = batch_size(arguments.inputs)
     absent = {
-        name: pytree.tree_map(lambda leaf: tile(leaf, batch) if is_rows(leaf) else leaf, x)
+        name: pytree.tree_map(lambda leaf: _as_input(tile(leaf, batch)) if is_rows(leaf) else leaf, x)
         for name, x in absent.items()
     }
     encoders = passes.encoders() if passes.shared else {}
     answers: dict[str, list[Any]] = {name: [] for name in encoders}
     with ExitStack() as stack:
         if encoders:
-            stack.enter_context(without_checkpointing())
             recorders = {encoder: _recording(encoder, answers[name]) for name, encoder in encoders.items()}
             stack.enter_context(answering(recorders))
         joint = passes.binding.call(_copied(arguments))
@@ -61,20 +60,32 @@ def separate_passes(
     return torch.stack([*(logits.to(joint.dtype) for logits in masked), joint])
 
 
+def _as_input(rows: Tensor) -> Tensor:
+    """Rows with a gradient if they can have one: a reentrant checkpoint gives its parameters none without."""
+    return rows if rows.requires_grad or not rows.is_floating_point() else rows.clone().requires_grad_()
+
+
 @contextmanager
 def eval_mode(network: nn.Module) -> Iterator[None]:
-    """Every module in eval mode; checkpoints are off, for they would recompute in the modes of the backward."""
+    """Every module in eval mode, for a pass that leaves no trace.
+
+    Recurrent layers stay in training mode without dropout, since cuDNN refuses their backward in eval mode.
+    """
     modes = [(module, module.training) for module in network.modules()]
-    recurrent = any(isinstance(module, nn.RNNBase) for module, _ in modes)
+    recurrent = [module for module, _ in modes if type(module) in (nn.RNN, nn.LSTM, nn.GRU)]
+    dropouts: list[float] = [module.dropout for module in recurrent]  # type: ignore[misc]
     try:
         for module, _ in modes:
-            module.training = False
-        # cuDNN refuses the backward of a recurrent layer in eval mode.
-        with torch.backends.cudnn.flags(enabled=not recurrent), without_checkpointing():
+            module.training = module.training and module in recurrent
+        for module in recurrent:
+            module.dropout = 0.0  # type: ignore[assignment]
+        with untraced([module for module, _ in modes], lambda: eval_mode(network)):
             yield
     finally:
         for module, mode in modes:
             module.training = mode
+        for module, dropout in zip(recurrent, dropouts, strict=True):
+            module.dropout = dropout  # type: ignore[assignment]
 
 
 def _copied(arguments: Arguments) -> Arguments:

@@ -11,7 +11,6 @@ from torch.utils import _pytree as pytree
 
 from agm._inputs.arguments import Arguments
 from agm._inputs.rows import copied
-from agm._module_state.checkpointing import without_checkpointing
 from agm._module_state.replace_forward import answering
 from agm.engine import AGM
 from agm.modulation.additive import AdditiveLogits
@@ -167,8 +166,7 @@ def verify(
     if double:
         model, given = _double_copy(model), pytree.tree_map(_doubled, given)
     peers = model.modulator.peers
-    plainly = without_checkpointing(reentrant_alone=True)
-    with torch.inference_mode(False), torch.enable_grad(), plainly, peers.apart(), preserved(model) as restore:
+    with torch.inference_mode(False), torch.enable_grad(), peers.apart(), preserved(model) as restore:
         result = _compare(model, given, target, present, restore, tolerance)
         if result.ok:
             return result
@@ -256,7 +254,7 @@ def _own_step(model: AGM, given: Mapping[str, Any], target: Tensor, present: Ten
     with answering({model.modulator: watched}):
         logits = model(**arguments.inputs, **arguments.rest, target=target, present=present)
     loss = _loss(model, logits, target)
-    gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    gradients = _gradients(loss, leaves)
     masked, sample = kept[0]
     if isinstance(masked, AdditiveLogits):  # from which the responses of all subsets follow, whatever was drawn
         masked, sample = masked.stacked(), None
@@ -295,8 +293,20 @@ def _separate_step(
     scales = (state.coefficients @ weights.to(state.coefficients)).to(gradient.dtype)
     upstream = scales.view(-1, *[1] * gradient.dim()) * gradient
     rows = masked if present is None else restricted(masked, present, sample)
-    gradients = torch.autograd.grad(rows, list(leaves.values()), upstream, allow_unused=True)
+    gradients = _gradients(rows, leaves, upstream)
     return _step(model, sample, masked.detach(), leaves, gradients, state.coefficients)
+
+
+def _gradients(outputs: Tensor, leaves: Mapping[str, Tensor], upstream: Tensor | None = None) -> list[Tensor | None]:
+    """By a backward as in training, since a reentrant checkpoint takes no other; what was there is put back."""
+    before = [leaf.grad for leaf in leaves.values()]
+    for leaf in leaves.values():
+        leaf.grad = None
+    torch.autograd.backward(outputs, upstream)
+    found = [leaf.grad for leaf in leaves.values()]
+    for leaf, gradient in zip(leaves.values(), before, strict=True):
+        leaf.grad = gradient
+    return found
 
 
 def _subsets(model: AGM, sample: SubsetSample | None) -> Sequence[int]:

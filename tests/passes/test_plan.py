@@ -108,7 +108,7 @@ def test_with_hooks_that_count_an_encoder_has_two_passes() -> None:
     model = agm.AGM(Fusing())
     rows: list[int] = []
     network: Any = model.module
-    network.text_net[0].register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    network.text_net[0].register_forward_pre_hook(lambda module, args: rows.append(len(args[0])) or args)
     plan = model.plan()
     model(**{name: torch.randn(BATCH, 4) for name in MODALITIES}, target=torch.zeros(BATCH, dtype=torch.int64))
     assert rows == [line.count(BATCH) for line in plan.lines if line.part == "encoder `text`"] == [BATCH, BATCH + 1]

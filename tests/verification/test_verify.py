@@ -349,18 +349,25 @@ class TestUnsoundNetworks:
         result = unsound(Pairs(audio=AlwaysRandom(6, 5), visual=nn.Linear(6, 5)), "random numbers in eval", **options)
         assert above(result.logits)
 
-    @pytest.mark.parametrize("kind", [Stateful, Counting])
     @pytest.mark.parametrize("options", [{}, {"encoders": BOTH}])
-    def test_a_state_from_call_to_call(self, kind: type[nn.Module], options: dict[str, Any]) -> None:
-        network = Pairs(audio=kind(6, 5), visual=nn.Linear(6, 5))
+    def test_a_state_that_all_samples_of_a_batch_share(self, options: dict[str, Any]) -> None:
+        network = Pairs(audio=Stateful(6, 5), visual=nn.Linear(6, 5))
         before = copy.deepcopy(network.state_dict())
         result = unsound(network, "keeps a state", **options)
         assert "visual" in above(result.logits)
-        if kind is Stateful:
-            assert "audio_net.smooth" in above(result.buffers)
-        else:
-            assert network.audio_net.calls == 0
+        assert not above(result.buffers)  # what masked passes wrote is put back
         torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
+
+    @pytest.mark.parametrize("options", [{}, {"encoders": BOTH}])
+    def test_every_masked_pass_finds_the_counters_of_the_joint_pass(self, options: dict[str, Any]) -> None:
+        network = Pairs(audio=Counting(6, 5), visual=nn.Linear(6, 5))
+        model = engine(network, **options)
+        for _ in range(2):
+            result = agm.verify(model, inputs(), TARGET)
+            assert result.ok, str(result)
+        assert network.audio_net.calls == 0
+        model(**inputs(), target=TARGET)
+        assert network.audio_net.calls == 1
 
     def test_what_may_be_rounding(self) -> None:
         model = engine(Pairs().float(), encoders=BOTH)
