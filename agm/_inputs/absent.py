@@ -1,13 +1,16 @@
 """Inputs of a modality, present and absent, as pytrees of tensors with the samples in the first dimension."""
 
+import re
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-__all__ = ["Absent", "absent_input", "batch_size", "check_absent", "is_opaque", "is_rows"]
+from agm._inputs.samples import Samples
+
+__all__ = ["Absent", "absent_group", "absent_input", "batch_size", "check_absent", "is_opaque", "is_rows"]
 
 Absent = float | Tensor | Callable[[Any], Any] | Any
 """What an absent input is: a number, one row, a callable of the input, or a pytree of these; None is the default."""
@@ -20,7 +23,7 @@ def is_rows(leaf: object) -> TypeGuard[Tensor]:
 
 def is_opaque(leaf: object) -> bool:
     """Whether something may hold rows of samples that cannot be reached, or not by sample."""
-    plain = leaf is None or isinstance(leaf, (Tensor, bool, int, float, complex, str, bytes))
+    plain = leaf is None or isinstance(leaf, (Tensor, Samples, bool, int, float, complex, str, bytes))
     packed = isinstance(leaf, nn.utils.rnn.PackedSequence)
     return packed or (not plain and pytree.tree_is_leaf(leaf))
 
@@ -38,7 +41,8 @@ def batch_size(inputs: Mapping[str, Any]) -> int:
         if opaque is not None:
             raise ValueError(
                 f"Expected argument `{name}` to be made of tensors in tuples, lists and dicts, but got a "
-                f"{type(opaque).__name__}. Take it apart, or build it inside the network from tensors."
+                f"{type(opaque).__name__}. Take it apart, build it inside the network from tensors, or say where in it "
+                "the modality lies, with `inputs=`."
             )
         # Compared and not hashed, which would bind a compiled graph to this number of samples.
         rows = [leaf.shape[0] for leaf in leaves if is_rows(leaf)]
@@ -100,6 +104,54 @@ def absent_input(name: str, present: Any, absent: Absent) -> Any:
         )
     rows = [leaf if fill is None else _filled(name, leaf, fill) for leaf, fill in zip(leaves, fills, strict=True)]
     return pytree.tree_unflatten(rows, structure)
+
+
+_STAYING = re.compile(r".*(mask|len(gth)?s?$|lens_|position|segment|type_ids|count).*", re.IGNORECASE)
+
+
+def absent_group(name: str, present: Mapping[str, Any], absent: Absent, pad: int = 0) -> dict[str, Any]:
+    """The absent input of a modality that several arguments of forward carry together.
+
+    Masks and lengths stay: boolean tensors, values of Python, and integers whose argument is called a mask, a length, a
+    position, a segment or a type. Of what is left floating tensors become zeros and integers (token ids) `pad`.
+
+    Args:
+        name: of the modality, for messages.
+        present: argument -> its value.
+        absent: a callable of the whole group, or argument -> what it is when absent, as in `absent_input`; None stays.
+            Arguments that are not in it go by the rule.
+        pad: the id of a padding token.
+
+    Raises:
+        ValueError: it names an argument that the group does not have, or does not fit.
+        TypeError: it is neither a mapping nor a callable.
+    """
+    if callable(absent) and not isinstance(absent, Tensor):
+        return cast(dict[str, Any], absent_input(name, dict(present), absent))
+    given = {} if absent is None else absent
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            f"Expected argument `absent` for `{name}` to map some of its arguments {tuple(present)} to what they are "
+            f"when it is absent, or to be a callable of all of them, but got {given!r}."
+        )
+    found = {}
+    for argument, value in present.items():
+        if argument in given:
+            fill = given[argument]
+            found[argument] = value if fill is None else absent_input(f"{name}.{argument}", value, fill)
+        elif isinstance(value, Tensor):
+            found[argument] = value if _stays(argument, value) else _filled(argument, value, _filler(value, pad))
+        else:
+            found[argument] = value if isinstance(value, Samples) else absent_input(f"{name}.{argument}", value, None)
+    return found
+
+
+def _stays(argument: str, value: Tensor) -> bool:
+    return value.dtype == torch.bool or (not value.is_floating_point() and _STAYING.fullmatch(argument) is not None)
+
+
+def _filler(value: Tensor, pad: int) -> int:
+    return 0 if value.is_floating_point() or value.is_complex() else pad
 
 
 def _versions(tree: Any) -> list[int]:

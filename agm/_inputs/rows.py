@@ -9,8 +9,10 @@ from torch.utils import _pytree as pytree
 
 from agm._inputs.absent import is_rows
 from agm._inputs.arguments import Arguments
+from agm._inputs.samples import Samples
 
 __all__ = [
+    "EVERYWHERE",
     "aligned",
     "blocks",
     "check_others",
@@ -24,8 +26,13 @@ __all__ = [
 ]
 
 
+EVERYWHERE = -1  # in the place of a modality's bit: arguments that no mask touches
+
+
 def blocks(modality: int, subsets: Sequence[int]) -> list[bool]:
-    """For each subset whether `modality` is present in it."""
+    """For each subset whether `modality` is present in it; what belongs to no modality (`EVERYWHERE`) always is."""
+    if modality == EVERYWHERE:
+        return [True] * len(subsets)
     return [bool(subset >> modality & 1) for subset in subsets]
 
 
@@ -41,15 +48,21 @@ def tile(absent: Tensor, rows: int, dim: int = 0) -> Tensor:
 
 def aligned(absent: Any) -> Any:
     """Absent rows as the encoder gets them: all, if a leaf keeps those of its samples (a padding mask), else one."""
-    count = max([1, *(leaf.shape[0] for leaf in pytree.tree_leaves(absent) if is_rows(leaf))])
+    leaves = pytree.tree_leaves(absent)
+    own = [len(leaf) for leaf in leaves if isinstance(leaf, Samples)]
+    count = max([1, *own, *(leaf.shape[0] for leaf in leaves if is_rows(leaf))])
     return pytree.tree_map(lambda leaf: tile(leaf, count) if is_rows(leaf) else leaf, absent)
 
 
 def stacked(present: Any, absent: Any) -> Any:
     """Present rows, then the absent ones: (B, ...) and (1 or B, ...) -> (B + 1 or 2 * B, ...)."""
-    return pytree.tree_map(
-        lambda leaf, row: torch.cat([leaf, row]) if is_rows(leaf) else leaf, present, aligned(absent)
-    )
+
+    def stack(leaf: Any, row: Any) -> Any:
+        if isinstance(leaf, Samples):
+            return leaf.repeated(2)
+        return torch.cat([leaf, row]) if is_rows(leaf) else leaf
+
+    return pytree.tree_map(stack, present, aligned(absent))
 
 
 def copied(tree: Any) -> Any:
@@ -73,6 +86,8 @@ def combine(present: Any, absent: Any, is_present: list[bool], part: range | Non
     """Pytrees of (B, ...) and of (1 or B, ...) -> one of (blocks * B, ...), or of the rows in `part` of these."""
 
     def combined(row: Any, absent_row: Any) -> Any:
+        if isinstance(row, Samples):
+            return row.repeated(len(is_present), part)
         if not is_rows(row):
             return row
         absent_rows = tile(absent_row, row.shape[0])
@@ -130,9 +145,11 @@ def check_others(arguments: Arguments, batch: int) -> None:
     others = {f"args[{i}]": value for i, value in enumerate(arguments.others)} | arguments.rest
     for name, value in others.items():
         for leaf in pytree.tree_leaves(value):
-            if is_rows(leaf) and leaf.shape[0] != batch:
+            count = len(leaf) if isinstance(leaf, Samples) else leaf.shape[0] if is_rows(leaf) else batch
+            if count != batch:
+                got = tuple(leaf.shape) if is_rows(leaf) else f"{count} values"
                 raise ValueError(
                     f"Expected argument `{name}`, which is no modality, to have one row for each of the {batch} "
-                    f"samples, but got {tuple(leaf.shape)}. Bind what does not belong to samples beforehand, as a "
+                    f"samples, but got {got}. Bind what does not belong to samples beforehand, as a "
                     "buffer of the network or with functools.partial on its forward."
                 )

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -12,21 +11,10 @@ from torch.utils import _pytree as pytree
 from agm._lazy_rows.tensor import Deferred, Rows, current, written
 from agm._module_state.compiled import compiled_part
 from agm._one_pass.numeric_check import close, untouched
-from agm._passes.plan import Line, fusion_lines
 from agm.distributed import Peers, is_sharded
 from agm.shapley.weights import proper_subsets
 
-__all__ = [
-    "SHARDED",
-    "Deferral",
-    "declares_sum",
-    "deferral",
-    "fusion_line",
-    "known",
-    "noted",
-    "noted_as",
-    "some_subsets",
-]
+__all__ = ["SHARDED", "Deferral", "declares_sum", "deferral", "found_deferral", "some_subsets"]
 
 
 @dataclass(frozen=True)
@@ -46,26 +34,17 @@ class Deferral:
 SHARDED = Deferral("rows", "fully_shard's hooks take rows as they are")
 _ORDER: tuple[Literal["rows", "deferred", "sum"], ...] = ("rows", "deferred", "sum")  # each serves for those behind it
 
-_found: WeakKeyDictionary[nn.Module, dict[object, Deferral]] = WeakKeyDictionary()
 
-
-def known(network: nn.Module, key: object) -> Deferral | None:
-    """What has been found for a network under settings of its masked passes."""
-    return _found.get(network, {}).get(key)
-
-
-def noted_as(network: nn.Module, key: object, found: Deferral) -> Deferral:
-    """Remembers what has been found, without a look."""
-    _found.setdefault(network, {})[key] = found
-    return found
-
-
-def noted(network: nn.Module, key: object, expected: Any, run: Callable[[], Any], peers: Peers) -> Deferral:
-    """Finds whether `run` makes of deferred rows what written ones came to, in all processes."""
+def found_deferral(expected: Any, run: Callable[[], Any], peers: Peers) -> Deferral:
+    """Whether `run` makes of deferred rows what written ones came to (`expected`), in all processes."""
     try:
         logits = current(run())
         is_sum = isinstance(logits, Deferred) and logits.summands() is not None
         same = close(written(logits), expected)
+    except MemoryError:
+        raise
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # of any kind: written rows have just shown that the network is not to blame
         found = Deferral("rows", f"deferred rows raise {type(error).__name__}: {error}")
     else:
@@ -76,7 +55,7 @@ def noted(network: nn.Module, key: object, expected: Any, run: Callable[[], Any]
         least = _ORDER[peers.least(_ORDER.index(found.how), device)]
         if least != found.how:
             found = Deferral(least, "another process has found other logits" if least == "rows" else "")
-    return noted_as(network, key, found)
+    return found
 
 
 def deferral(
@@ -86,8 +65,8 @@ def deferral(
     device: torch.device,
     peers: Peers,
     encoders: Iterable[nn.Module],
-) -> Deferral:
-    """What has been found for a network, or is found now on a few samples and subsets.
+) -> Deferral | None:
+    """How rows may go through a fusion, found on a few samples and subsets; None where there is nothing to compare.
 
     Args:
         network: in eval mode, with `encoders`.
@@ -97,22 +76,20 @@ def deferral(
         peers: the processes that take every step together, with as many passes through `fuse`.
         encoders: the parts of the network that are not in it.
     """
-    if found := known(network, peers.together):
-        return found
     encoders = list(encoders)
     encoding = {module for encoder in encoders for module in encoder.modules()}
     if any(is_sharded(module) for module in network.modules() if module not in encoding):
-        return noted_as(network, peers.together, SHARDED)
+        return SHARDED
     weights = list(network.parameters())
     if not peers.least(rows.batch, device) or any(weight.is_meta for weight in weights):
-        return Deferral("rows", "without numbers nothing can be verified")
+        return None
     if (part := compiled_part(network, encoders)) is not None:
-        return noted_as(network, peers.together, Deferral("rows", f"`{part}` is compiled"))
+        return Deferral("rows", f"`{part}` is compiled")
     some = replace(rows, batch=min(rows.batch, 2), subsets=some_subsets(rows.modalities))
     with untouched(network, weights):
         expected = fuse(some, False)
     with untouched(network, weights):
-        return noted(network, peers.together, expected, lambda: fuse(some, True), peers)
+        return found_deferral(expected, lambda: fuse(some, True), peers)
 
 
 def some_subsets(modalities: int) -> Sequence[int]:
@@ -136,20 +113,3 @@ def declares_sum(network: nn.Module) -> bool:
         if {"fuse", "fused_features", "forward"} & vars(base).keys():
             return False
     return offers is not None and "fuse" not in vars(network)
-
-
-def fusion_line(
-    part: str, modalities: Sequence[str], network: nn.Module, note: str, subsets: int, key: object
-) -> list[Line]:
-    """What is known of the passes of the part that runs on every subset."""
-    found = known(network, key)
-    summed = declares_sum(network) if found is None else found.how == "sum"
-    if summed:
-        terms = "what each modality adds to the logits, from its present rows and an absent one; they sum up, so that "
-        return [
-            Line(part, "training", 1, 0, "the joint pass"),
-            Line(part, "eval", 1, 1, f"{terms}no subset is computed"),
-        ]
-    if found is not None and found.how == "rows":
-        note = f"{note}, written out at once: {found.why}"
-    return fusion_lines(part, modalities, note, subsets)

@@ -14,9 +14,11 @@ view has been written to) raises `CannotDefer`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -24,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from agm._inputs.rows import blocks, combine
+from agm._inputs.rows import EVERYWHERE, blocks, combine
 from agm.modulation.expand_subsets import expand_subsets
 from agm.shapley.weights import proper_subsets
 
@@ -67,13 +69,14 @@ class Rows:
         rows: Tensor = combine(present, absent, blocks(modality, self.subsets), self.part)
         return rows.flatten(0, 1) if fold > 1 else rows
 
-    def fused(self, terms: Sequence[Tensor]) -> bool:
+    def fused(self, terms: Mapping[int, Tensor]) -> bool:
         """Whether `expand_subsets` serves: all modalities, all proper subsets, one absent row each, floating."""
+        every = self.subsets == proper_subsets(self.modalities) and self.part is None
+        few = terms.values()
         return (
-            self.subsets == proper_subsets(self.modalities)
-            and self.part is None
-            and len(terms) == self.modalities
-            and all(few.shape[0] == self.batch + 1 and few.dim() > 1 and few.is_floating_point() for few in terms)
+            every
+            and terms.keys() == set(range(self.modalities))
+            and all(one.shape[0] == self.batch + 1 and one.dim() > 1 and one.is_floating_point() for one in few)
         )
 
 
@@ -134,6 +137,7 @@ class Deferred(Tensor):
     plain: Tensor
     memory: _Memory
     has_gradients: bool  # whether they were enabled when it was made
+    bits: frozenset[int]  # of the modalities that it was computed from
 
     @staticmethod
     def of(rows: Rows, modality: int, few: Tensor, fold: int = 1) -> Deferred:
@@ -152,6 +156,8 @@ class Deferred(Tensor):
         content = self.content
         if content is None or content.dim is not None or content.fold > 1 or len(self.shape) < 2:
             return None
+        if EVERYWHERE in content.terms:  # which is no modality's
+            return None
         one_absent = all(few.shape[0] == self.rows.batch + 1 for few in content.terms.values())
         return content.terms if one_absent and self.is_floating_point() else None
 
@@ -167,10 +173,9 @@ class Deferred(Tensor):
             return any(one.requires_grad for one in few)
         if func in _ON_GRADIENTS:
             raise CannotDefer(f"{func} wants the gradients of all rows")
-        # With gradients off it may be inside an autograd function's forward, whose backward would never be known.
         for leaf in pytree.tree_leaves((args, kwargs)):
-            if isinstance(leaf, Deferred) and leaf.has_gradients != torch.is_grad_enabled():
-                raise CannotDefer(f"{func} was called with gradients switched {'off' if leaf.has_gradients else 'on'}")
+            if isinstance(leaf, Deferred) and leaf.has_gradients and not torch.is_grad_enabled() and _in_function():
+                raise CannotDefer(f"{func} was called inside an autograd function, whose backward is not known")
             current(leaf)
         handler = _HANDLERS.get(func)
         if handler is not None and args:  # none is written for an input that is named
@@ -200,7 +205,19 @@ def _make(rows: Rows, content: _Content, memory: _Memory | None = None) -> Defer
     made.memory = _Memory() if memory is None else memory
     made.memory.has_views |= memory is not None
     made.has_gradients = torch.is_grad_enabled()
+    made.bits = frozenset(content.terms)
     return made
+
+
+def _in_function() -> bool:
+    """Whether the forward of an autograd function is running, which sees tensors without their gradient."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code is not _APPLY:
+        frame = frame.f_back
+    return frame is not None
+
+
+_APPLY: Any = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
 
 
 def current(value: Any) -> Any:
@@ -238,7 +255,7 @@ def outcome(logits: Any) -> Tensor | Mapping[int, Tensor]:
 def _write(rows: Rows, content: _Content) -> Tensor:
     terms = [content.terms[m] for m in sorted(content.terms)]
     in_order = list(content.terms) == sorted(content.terms)
-    fused = content.fold == 1 and rows.fused(terms)
+    fused = content.fold == 1 and rows.fused(content.terms)
     if content.is_sum and fused:
         return expand_subsets(*_parted(rows, terms), combine="sum")
     if content.dim == 1 and in_order and fused:

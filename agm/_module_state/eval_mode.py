@@ -12,7 +12,15 @@ from agm._module_state.modules import submodules
 from agm._module_state.traces import untraced
 from agm._module_state.undo import putting_back
 
-__all__ = ["Evaluation", "depends_on_mode", "evaluation", "mixes_samples", "mode_dependent_layers", "unfrozen"]
+__all__ = [
+    "Evaluation",
+    "depends_on_mode",
+    "evaluation",
+    "mixes_samples",
+    "mode_dependent_layers",
+    "unfrozen",
+    "written_buffers",
+]
 
 _RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
 _ALIKE = frozenset((nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.GELU, nn.LayerNorm, nn.Linear, nn.ReLU, nn.Sequential))
@@ -55,7 +63,7 @@ class Evaluation:
         self._modules = modules
         self._hooks = hooks
         changed = [m for m in training if type(m) not in _RECURRENT]
-        written = _written_buffers(changed) if torch.is_grad_enabled() else []
+        written = written_buffers(changed) if torch.is_grad_enabled() else []
         self._buffers: list[tuple[nn.Module, str, Tensor]] = []
         if written:
             with torch.no_grad():
@@ -119,7 +127,7 @@ def unfrozen(network: nn.Module) -> Iterator[None]:
             module.training = False
 
 
-def _written_buffers(modules: list[nn.Module]) -> list[tuple[nn.Module, str, Tensor]]:
+def written_buffers(modules: list[nn.Module]) -> list[tuple[nn.Module, str, Tensor]]:
     """Floating buffers that training passes write to, as to running statistics."""
     return [
         (module, name, buffer)

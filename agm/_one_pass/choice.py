@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from agm._inputs.rows import copied, doubled, stacked
+from agm._inputs.samples import has_samples
 from agm._module_state.compiled import is_compiled
 from agm._module_state.eval_mode import depends_on_mode
 from agm._module_state.modules import submodules
@@ -190,6 +191,7 @@ def checked(
     peers: Peers,
     *,
     shared: bool = False,
+    known: dict[object, str | None] | None = None,
 ) -> Choice:
     """The choice, or passes apart if the numbers of the first batch are against one, in any of the processes.
 
@@ -199,12 +201,15 @@ def checked(
     if not chosen.is_one:
         return chosen
     strange = [type(x) for x in pytree.tree_leaves(present) if isinstance(x, Tensor) and type(x) not in _PLAIN]
-    if strange:
-        reason: str | None = f"its input is a {strange[0].__name__}, of which nothing is known"
+    if has_samples(present):
+        reason: str | None = "its input holds values of Python"
+    elif strange:
+        reason = f"its input is a {strange[0].__name__}, of which nothing is known"
     else:
         joined = chosen.how == "joined"
         rows = absent if joined else stacked(present, absent)
-        reason = disagreement(encoder, present, rows, again=not joined, serves=joined and not shared, peers=peers)
+        serves = joined and not shared
+        reason = disagreement(encoder, present, rows, name, known, again=not joined, serves=serves, peers=peers)
     if reason is None:
         return chosen
     return apart(name, "auto" if reason is NO_SAMPLES else passes, reason, shared=shared)
@@ -222,7 +227,7 @@ class JointCall:
         inputs: the modality's.
         absent: its absent rows.
         shared: whether whoever has the joint pass run keeps its features, to serve the present rows.
-        agrees: asked at the first such call, whether the numbers are for it; None: that is known.
+        agrees: asked at such a call for the choice that its numbers leave; None: that is known.
 
     Attributes:
         present: features of the present rows for the masked passes, if these are "joined" and not shared.
@@ -237,7 +242,7 @@ class JointCall:
         inputs: Any,
         absent: Any,
         shared: bool,
-        agrees: Callable[[], bool] | None = None,
+        agrees: Callable[[], Choice] | None = None,
     ) -> None:
         self.encoder = encoder
         self.forward = encoder.forward
@@ -248,13 +253,14 @@ class JointCall:
         self.agrees = agrees
         self.before = (surroundings(), _versions(inputs))
         self.is_done = False
+        self.disagrees: str | None = None  # what the numbers have against one pass
         self.present: Any = None
         self.more: Any = None
         self.rows: Any = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with answering({self.encoder: self.forward}):
-            if self.is_done or not self._is_direct(args, kwargs) or not (self.agrees is None or self.agrees()):
+            if self.is_done or not self._is_direct(args, kwargs) or not self._agrees():
                 with torch.set_grad_enabled(self.before[0][0]):
                     self.rows = self._apart()  # before the encoder may write to its input
                 return self.encoder.forward(*args, **kwargs)
@@ -267,6 +273,11 @@ class JointCall:
                 return features
             handed, self.present = doubled(features)
             return handed
+
+    def _agrees(self) -> bool:
+        left = self.chosen if self.agrees is None else self.agrees()
+        self.disagrees = None if left.is_one else left.why
+        return left.is_one
 
     def _is_direct(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Whether it is given the modality's input, which nobody has written to."""

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -17,16 +16,15 @@ from agm._module_state.modules import submodules
 from agm._one_pass.row_split import row_split
 from agm.distributed import Peers
 
-__all__ = ["NO_SAMPLES", "close", "disagreement", "split_features", "untouched"]
+__all__ = ["NO_SAMPLES", "ROWS_DEPEND", "close", "disagreement", "split_features", "untouched"]
 
 # What equal numbers may differ by, relative to the largest: kernels sum in another order for other numbers of rows.
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}
 _COARSE = 3e-2
 
 NO_SAMPLES = "a process has no samples in the first batch, and nothing can be verified"
+ROWS_DEPEND = "its rows depend on one another"
 _ELSEWHERE = "another process has found other numbers"
-
-_found: WeakKeyDictionary[nn.Module, dict[object, str | None]] = WeakKeyDictionary()
 
 
 def split_features(encoder: nn.Module, present: Any, rows: Any) -> tuple[Any, Any]:
@@ -50,6 +48,8 @@ def disagreement(
     encoder: nn.Module,
     present: Any,
     rows: Any,
+    name: str = "",
+    known: dict[object, str | None] | None = None,
     *,
     again: bool = True,
     serves: bool = False,
@@ -64,6 +64,8 @@ def disagreement(
         encoder: in the modes of the joint pass.
         present: its input.
         rows: those in eval mode that go with it.
+        name: of the modality.
+        known: (modality, kind of batch) -> what was found; it is added to.
         again: whether the present rows are among them.
         serves: whether the features of the present rows must be those of eval mode too.
         peers: those processes; None: none.
@@ -73,8 +75,8 @@ def disagreement(
     layout = tuple((leaf.dim(), leaf.dtype, leaf.device.type) for leaf in leaves)
     modes = tuple(module.training for module in submodules(encoder))
     peers = Peers(False) if peers is None else peers
-    key = (serves, again, layout, modes, torch.is_autocast_enabled(device.type), peers.together)
-    found = _found.setdefault(encoder, {})
+    key = (name, serves, again, layout, modes, torch.is_autocast_enabled(device.type), peers.together)
+    found = {} if known is None else known
     if key not in found:
         samples = peers.least(_count(present), device)
         if not samples:
@@ -134,7 +136,7 @@ def _split_differs(encoder: nn.Module, present: Any, rows: Any, peers: Peers) ->
     if not close(after, after_one):
         return "its buffers are others after one pass"
     if not close(joint, poisoned) or not close(after, after_poisoned):
-        return "its rows depend on one another"
+        return ROWS_DEPEND
     return None if close((joint, apart), one) else "its features are others in one pass"
 
 

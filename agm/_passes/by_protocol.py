@@ -11,19 +11,19 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from agm._inputs.absent import is_rows
-from agm._inputs.arguments import Arguments
+from agm._inputs.arguments import Arguments, Binding
 from agm._inputs.rows import aligned, blocks, combine, copied, lacking, stacked
-from agm._lazy_rows.decision import Deferral, declares_sum, deferral, fusion_line, noted_as
+from agm._inputs.samples import unwrap
+from agm._lazy_rows.decision import Deferral, declares_sum, deferral
 from agm._lazy_rows.tensor import CannotDefer, Deferred, Rows, current, outcome, written
 from agm._module_state.compiled import is_compiled
 from agm._module_state.eval_mode import evaluation, mixes_samples
+from agm._module_state.hooks import ForwardHooks
 from agm._module_state.replace_forward import answering
 from agm._one_pass.choice import (
     OWN_WAY,
     Choice,
-    Choices,
     JointCall,
-    Passes,
     apart,
     check_apart,
     checked,
@@ -32,7 +32,10 @@ from agm._one_pass.choice import (
 )
 from agm._passes.chunks import Chunks
 from agm._passes.joint_pass import Joint, joint_pass
-from agm._passes.plan import Line, encoder_lines
+from agm._passes.options import MaskedOptions
+from agm._passes.outputs import Outputs
+from agm._passes.plan import Line, encoder_lines, fusion_line
+from agm._passes.record import Record
 from agm.distributed import Peers, is_sharded
 
 __all__ = ["FactorisedPasses", "is_factorised"]
@@ -50,19 +53,22 @@ class FactorisedPasses:
     def __init__(
         self,
         network: nn.Module,
-        modalities: tuple[str, ...],
-        shared: bool,
-        passes: Passes,
+        binding: Binding,
+        outputs: Outputs,
+        options: MaskedOptions,
         chunks: Chunks,
         peers: Peers,
+        record: Record,
     ) -> None:
         self.network: Any = network
-        self.modalities = modalities
-        self.shared = shared
-        self.passes = passes
+        self.binding = binding
+        self.outputs = outputs
+        self.modalities = binding.modalities
+        self.shared = options.shared
+        self.passes = options.passes
         self.chunks = chunks
         self.peers = peers
-        self._choices = Choices()
+        self.record = record
         self._declares_sum = declares_sum(network)
 
     def __call__(
@@ -71,17 +77,19 @@ class FactorisedPasses:
         rows: Rows,
         absent: Mapping[str, Any],
         here: Mapping[str, Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor | Mapping[int, Tensor]]:
-        """Joint logits (B, C) in the network's mode, and the masked logits.
+        hooks: ForwardHooks | None = None,
+    ) -> tuple[Any, Tensor | Mapping[int, Tensor]]:
+        """The joint pass's output in the network's mode, and the masked logits.
 
         Args:
             arguments: of forward.
             rows: samples and subsets.
             absent: modality -> its absent input, one row or B.
             here: modality -> (B,), which samples have it; in the inputs of the others it is absent already.
+            hooks: of the network's modules.
 
         Returns:
-            the joint logits, and the masked ones (len(rows), C), or where they are a sum what each modality adds to
+            that output, and the masked ones (len(rows), C), or where they are a sum what each modality adds to
             them: its bit -> (B + 1, C), that of its absent row last.
         """
         self._check(arguments)
@@ -94,10 +102,12 @@ class FactorisedPasses:
                 calls[name] = call
             else:
                 given[name] = copied(absent_rows) if self.shared else stacked(inputs[name], absent_rows)
-        with answering({call.encoder: call for call in calls.values()}):
-            found = joint_pass(self.network, self.encoders(), inputs, self.shared)
-        joint = found.logits
-        with evaluation(self.network):
+        watched = nullcontext() if hooks is None else hooks.watched()
+        with watched, answering({call.encoder: call for call in calls.values()}):
+            found = joint_pass(self.network, self.encoders(), unwrap(inputs), self.shared, self.outputs, self.record)
+        joint = found.output
+        device = found.logits.device
+        with evaluation(self.network, hooks):
             parted = {
                 name: self._features(name, given.get(name), found, calls.get(name), rows.batch)
                 for name in self.modalities
@@ -111,8 +121,7 @@ class FactorisedPasses:
                 if self._declares_sum and (declared := self._declared(parted)) is not None:
                     return joint, declared
             else:
-                fuse, encoders = partial(self._fuse, parted), self.encoders().values()
-                how = deferral(self.network, fuse, rows, joint.device, self.peers, encoders)
+                how = self._how(parted, rows, device)
             if how.how == "sum":
                 return joint, outcome(self._deferred(parted, rows))
             if not self.chunks and not mixes_samples(self.network):
@@ -122,7 +131,7 @@ class FactorisedPasses:
         def run(part: range | None) -> Tensor:
             return self._written(parted, replace(rows, part=part), how)
 
-        return joint, self.chunks.run(self.network, run, parts)
+        return joint, self.chunks.run(self.network, run, parts, hooks)
 
     def _check(self, arguments: Arguments) -> None:
         """That its encoders and `fuse` can be called by themselves.
@@ -143,6 +152,12 @@ class FactorisedPasses:
                 f"`fuse`, but got {len(arguments.others)} more by position and {list(arguments.rest)} by keyword."
             )
 
+    def _how(self, parted: Mapping[str, tuple[Any, Any]], rows: Rows, device: torch.device) -> Deferral:
+        if self.record.deferral is None:
+            fuse, encoders = partial(self._fuse, parted), self.encoders().values()
+            self.record.deferral = deferral(self.network, fuse, rows, device, self.peers, encoders)
+        return self.record.deferral or Deferral("rows", "without numbers nothing can be verified")
+
     def _declared(self, parted: Mapping[str, tuple[Any, Any]]) -> Mapping[int, Tensor] | None:
         """What each modality adds to the logits, by a network that tells it, of features with one absent row."""
         absent = [leaf for _, rows in parted.values() for leaf in pytree.tree_leaves(rows)]
@@ -156,7 +171,7 @@ class FactorisedPasses:
         try:
             return current(self._fuse(parted, rows, True))
         except CannotDefer as error:  # on a way through `fuse` that it has not taken before
-            noted_as(self.network, self.peers.together, Deferral("rows", str(error)))
+            self.record.deferral = Deferral("rows", str(error))
             return self._fuse(parted, rows, False)
 
     def _written(self, parted: Mapping[str, tuple[Any, Any]], rows: Rows, found: Deferral) -> Tensor:
@@ -171,7 +186,7 @@ class FactorisedPasses:
             present, absent = parted[name]
             place = partial(_deferred_leaf if deferred else _written_leaf, rows, bit)
             features[name] = pytree.tree_map(place, present, absent)
-        return self.network.fuse(features)
+        return self.outputs.logits(self.network.fuse(features))
 
     def encoders(self) -> dict[str, nn.Module]:
         """Modality -> its encoder."""
@@ -182,10 +197,10 @@ class FactorisedPasses:
         device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
         lines = []
         for name, encoder in self.encoders().items():
-            choice = self._choices(name, self._choose(name, device))
+            choice = self.record.choices(name, self._choose(name, device))
             lines += encoder_lines(self.network, name, encoder, choice)
         note = self.chunks.describe(self.network)
-        return [*lines, *fusion_line("fusion", self.modalities, self.network, note, subsets, self.peers.together)]
+        return [*lines, *fusion_line("fusion", self.modalities, self.network, note, subsets, self.record.deferral)]
 
     def _choose(self, name: str, device: torch.device) -> Choice:
         if self.shared and torch.compiler.is_compiling():  # at once: a graph would be guarded by all that is looked at
@@ -207,8 +222,18 @@ class FactorisedPasses:
         if not (batch or self.peers.together):
             return None
         encoder = self.network.encoders[name]
-        choice = checked(name, chosen, encoder, inputs, absent, self.passes, self.peers, shared=self.shared)
-        self._choices.note(name, chosen, choice)
+        choice = checked(
+            name,
+            chosen,
+            encoder,
+            inputs,
+            absent,
+            self.passes,
+            self.peers,
+            shared=self.shared,
+            known=self.record.numbers,
+        )
+        self.record.choices.note(name, chosen, choice)
         return JointCall(encoder, chosen, inputs, absent, self.shared) if choice.is_one and batch else None
 
     def _features(self, name: str, given: Any, found: Joint, call: JointCall | None, batch: int) -> tuple[Any, Any]:
@@ -223,9 +248,9 @@ class FactorisedPasses:
                 return found.features[name] if self.shared else call.present, call.more
             if given is None:
                 return _parted(name, call.more, batch)
-            self._choices.note(name, call.chosen, Choice("shared" if self.shared else "two", OWN_WAY))
+            self.record.choices.note(name, call.chosen, Choice("shared" if self.shared else "two", OWN_WAY))
         with nullcontext() if torch.compiler.is_compiling() else found.as_there(name):
-            features = self.network.encoders[name](given)
+            features = self.network.encoders[name](unwrap(given))
         return (found.features[name], features) if self.shared else _parted(name, features, batch)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from agm._module_state.eval_mode import Evaluation, mixes_samples
+from agm._module_state.hooks import ForwardHooks
 
 __all__ = ["Chunks"]
 
@@ -65,7 +66,13 @@ class Chunks:
         rows = range(batch * subsets)
         return [rows[start : start + size] for start in rows[::size]] if batch and size < len(rows) else [None]
 
-    def run(self, network: nn.Module, call: Callable[[range | None], Any], parts: list[range] | list[None]) -> Any:
+    def run(
+        self,
+        network: nn.Module,
+        call: Callable[[range | None], Any],
+        parts: list[range] | list[None],
+        hooks: ForwardHooks | None = None,
+    ) -> Any:
         """What `call(part)` returns for each part, put together, in eval mode.
 
         Args:
@@ -73,8 +80,9 @@ class Chunks:
             call: builds the rows of its part and runs the network on them. The rows are built in there because a
                 checkpoint keeps what it is given: so it keeps one batch of inputs, and not one for every subset.
             parts: see `parts`.
+            hooks: of the network's modules, of which observers are left out.
         """
-        mode = Evaluation(network)
+        mode = Evaluation(network, hooks)
 
         def evaluated(part: range | None) -> Any:
             with mode.entered():

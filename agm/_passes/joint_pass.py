@@ -4,7 +4,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +15,10 @@ from agm._module_state.compiled import is_compiled
 from agm._module_state.eval_mode import evaluation
 from agm._module_state.replace_forward import answering
 from agm._one_pass.choice import autocasts
+from agm._passes.outputs import Outputs
+from agm._passes.record import Record
 
 __all__ = ["Joint", "joint_pass"]
-
-# Networks whose forward is their encoders and fuse, and nothing else: whether it calls `fuse`.
-_verified: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-
-
-# Under which autocast encoders have run, for those that are not watched.
-_autocasts: WeakKeyDictionary[nn.Module, list[tuple[str, bool, torch.dtype]]] = WeakKeyDictionary()
 
 
 @dataclass
@@ -32,12 +26,14 @@ class Joint:
     """What came of a joint pass.
 
     Attributes:
-        logits: (B, C).
+        output: what forward returned.
+        logits: (B, C), where in the output they are.
         features: modality -> a copy of its features, if they are to serve the masked passes.
         frozen: modalities whose features forward leaves without a gradient that they would have.
         autocasts: modality -> under which autocast it was encoded, where that is known.
     """
 
+    output: Any
     logits: Tensor
     features: Mapping[str, Any] = field(default_factory=dict)
     frozen: frozenset[str] = frozenset()
@@ -56,7 +52,14 @@ class Joint:
             yield
 
 
-def joint_pass(network: Any, encoders: Mapping[str, nn.Module], inputs: Mapping[str, Any], keeps: bool) -> Joint:
+def joint_pass(
+    network: Any,
+    encoders: Mapping[str, nn.Module],
+    inputs: Mapping[str, Any],
+    keeps: bool,
+    outputs: Outputs,
+    record: Record,
+) -> Joint:
     """The joint pass by the network's own forward; where the network is compiled, its encoders and `fuse` alone.
 
     The first batch verifies that forward is `fuse({name: encoders[name](x)})`.
@@ -66,38 +69,50 @@ def joint_pass(network: Any, encoders: Mapping[str, nn.Module], inputs: Mapping[
         encoders: modality -> its encoder.
         inputs: modality -> its input.
         keeps: whether the features are to serve the masked passes.
+        outputs: where the network's output holds the logits.
+        record: what is known of the network.
 
     Raises:
         ValueError: forward is something else.
     """
     compiling = torch.compiler.is_compiling()
     # In this order: a graph would be guarded by the whole mapping, whose other keys come and go.
-    if compiling or (network in _verified and is_compiled(network)):  # its forward would be compiled with the watchers
+    if compiling or (
+        record.calls_fuse is not None and is_compiled(network)
+    ):  # its forward would be compiled with the watchers
         if not keeps:
-            return Joint(network(**inputs))
+            output = network(**inputs)
+            return Joint(output, outputs.logits(output))
         handed, kept = doubled({name: encoder(inputs[name]) for name, encoder in encoders.items()})
-        return Joint(network.fuse(handed), kept)
-    calls_fuse = _verified.get(network)
+        output = network.fuse(handed)
+        return Joint(output, outputs.logits(output), kept)
+    calls_fuse = record.calls_fuse
     # A compiled encoder would be compiled with its watcher, too; where `fuse` is given the features that is not needed.
     watched = [name for name, encoder in encoders.items() if not (calls_fuse and is_compiled(encoder))]
     encoded = {name: _Encoded(encoders[name], keeps) for name in watched}
     fused = _Fused(network, encoders.keys() - encoded.keys() if keeps else ())
     with answering({one.encoder: one for one in encoded.values()}), answering({network: fused}, "fuse"):
-        logits: Tensor = network(**inputs)
+        output = network(**inputs)
     if not all(one.has_encoded(inputs[name]) for name, one in encoded.items()):
         raise _refusal(network, encoders)
     if calls_fuse is None:
         features = {name: one.calls[0][1] for name, one in encoded.items()}
-        if not (fused.is_all(features, logits) or _equals_fuse(network, encoders, inputs, features)):
+        if not (fused.is_all(features, output) or _equals_fuse(network, encoders, inputs, features, outputs)):
             raise _refusal(network, encoders)
-        calls_fuse = _verified[network] = fused.has_all(encoders)
+        calls_fuse = record.calls_fuse = fused.has_all(encoders)
     if calls_fuse and not fused.has_all(encoders):
         raise _refusal(network, encoders)
-    for one in encoded.values():
-        _autocasts[one.encoder] = one.autocast
+    for name, one in encoded.items():
+        record.autocasts[name] = one.autocast
     kept = fused.kept | {name: one.kept for name, one in encoded.items()} if keeps else {}
     frozen = {name for name, encoder in encoders.items() if _is_frozen(encoder, encoded.get(name), fused.given(name))}
-    return Joint(logits, kept, frozenset(frozen), {name: _autocasts[encoder] for name, encoder in encoders.items()})
+    return Joint(
+        output,
+        outputs.logits(output),
+        kept,
+        frozenset(frozen),
+        {name: record.autocasts[name] for name in encoders},
+    )
 
 
 def _is_frozen(encoder: nn.Module, encoded: "_Encoded | None", given: bool | None) -> bool:
@@ -207,12 +222,16 @@ def _requires_grad(tree: Any) -> bool:
 
 
 def _equals_fuse(
-    network: Any, encoders: Mapping[str, nn.Module], inputs: Mapping[str, Any], features: Mapping[str, Any]
+    network: Any,
+    encoders: Mapping[str, nn.Module],
+    inputs: Mapping[str, Any],
+    features: Mapping[str, Any],
+    outputs: Outputs,
 ) -> bool:
     """Whether a forward that does not call `fuse` computes the same from the features, which are given to both."""
     answers = {encoders[name]: _answer(value) for name, value in features.items()}
     with evaluation(network), torch.no_grad(), answering(answers):
-        left, right = network(**inputs), network.fuse(copied(dict(features)))
+        left, right = outputs.logits(network(**inputs)), outputs.logits(network.fuse(copied(dict(features))))
     fits = isinstance(left, Tensor) and isinstance(right, Tensor) and left.shape == right.shape
     return fits and torch.allclose(left, right, rtol=1e-3, atol=1e-5, equal_nan=True)
 

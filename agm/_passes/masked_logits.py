@@ -1,26 +1,32 @@
 """The masked passes: the network's logits for every subset of its modalities."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from contextlib import nullcontext
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from agm._inputs.absent import Absent, absent_input, batch_size, check_absent
-from agm._inputs.arguments import Arguments, Binding
+from agm._inputs.absent import Absent, absent_group, absent_input, batch_size, check_absent
+from agm._inputs.arguments import Arguments, Binding, names_of
 from agm._inputs.rows import check_others, copied, lacking, masked_arguments
 from agm._lazy_rows.tensor import Rows
 from agm._module_state.eval_mode import evaluation, mixes_samples, mode_dependent_layers, unfrozen
-from agm._one_pass.choice import Passes, check_passes, refused
+from agm._module_state.hooks import ForwardHooks
+from agm._module_state.modules import submodules
+from agm._one_pass.choice import Passes, refused
 from agm._passes.by_path import InterceptedPasses
 from agm._passes.by_protocol import FactorisedPasses, is_factorised
 from agm._passes.chunks import Chunks
+from agm._passes.options import Masked, MaskedOptions
+from agm._passes.outputs import Output, Outputs
 from agm._passes.plan import Plan, fusion_lines
+from agm._passes.record import Record
 from agm.distributed import Peers
 from agm.modulation.additive import AdditiveLogits
 from agm.modulation.checks import check_presence
-from agm.ops._checks import check_modalities
 from agm.shapley.sampling import SubsetSample
 from agm.shapley.weights import proper_subsets
 
@@ -32,17 +38,15 @@ class MaskedPasses:
 
     Args:
         network: any module whose forward takes the modalities and returns logits (B, ..., C).
-        modalities: their names, in bit order; None: those of a network that offers `encoders` and `fuse`.
-        masked: "exact" or "shared", see `masked_logits`.
-        absent: modality -> what an absent input is, see `masked_logits`.
-        encoders: modality -> path of its encoder in the network, see `masked_logits`.
-        passes: "auto", "one" or "two", see `masked_logits`.
-        max_rows, checkpoint: how the masked rows go through the network, see `masked_logits`.
+        options: their settings, see `masked_logits`.
         peers: the processes that take every step together; None: none do.
+        record: what is known of the network under these options; None: nothing yet.
 
     Attributes:
         modalities: their names, in bit order.
         binding: how they enter the network's forward.
+        outputs: where its output holds the logits.
+        absent: modality -> what an absent input is.
 
     Raises:
         ValueError: names, paths or a mode that cannot be.
@@ -51,39 +55,35 @@ class MaskedPasses:
     def __init__(
         self,
         network: nn.Module,
-        modalities: Sequence[str] | None = None,
-        *,
-        masked: Literal["exact", "shared"] = "exact",
-        absent: Mapping[str, Absent] | None = None,
-        encoders: Mapping[str, str] | None = None,
-        passes: Passes = "auto",
-        max_rows: int | None = None,
-        checkpoint: bool = False,
+        options: MaskedOptions,
         peers: Peers | None = None,
+        record: Record | None = None,
     ) -> None:
         if not isinstance(network, nn.Module):
             raise TypeError(f"Expected argument `network` to be an nn.Module, but got {type(network).__name__}.")
-        if masked not in ("exact", "shared"):
-            raise ValueError(f"Expected argument `masked` to be 'exact' or 'shared', but got {masked!r}.")
-        check_passes(passes)
         own = tuple(network.encoders) if is_factorised(network) else ()  # type: ignore[arg-type]
-        if modalities is None and not own:
+        modalities = own if options.modalities is None else options.modalities
+        if not modalities:
             raise ValueError(
                 "Expected argument `modalities` to name the network's modalities, but got None: only a network that "
                 "offers `encoders` and `fuse` names them itself."
             )
-        self.modalities = check_modalities(own if modalities is None else modalities)
+        self.modalities = names_of(modalities)
+        encoders = options.encoders
         if own and not encoders and set(own) != set(self.modalities):
             raise ValueError(
                 f"Expected argument `modalities` to be those that the network's `encoders` name, {own}, in any order, "
                 f"but got {self.modalities}."
             )
         peers = Peers(False) if peers is None else peers
+        record = Record() if record is None else record
         self.network = network
-        self.shared = masked == "shared"
-        self.absent = check_absent(absent, self.modalities)
-        self.binding = Binding(network, self.modalities)
-        self.chunks = Chunks(max_rows, checkpoint)
+        self.options = options
+        self.shared = options.shared
+        self.absent = check_absent(options.absent, self.modalities)
+        self.binding = Binding(network, modalities, options.inputs)
+        self.outputs = Outputs(options.output, options.class_dim)
+        self.chunks = Chunks(options.max_rows, options.checkpoint)
         self._parted: InterceptedPasses | FactorisedPasses | None = None  # None: the network is one piece
         if encoders:
             if self.chunks:
@@ -92,11 +92,10 @@ class MaskedPasses:
                     "forward runs once, on all masked rows. Leave `encoders` out, or give the network `encoders` and "
                     "`fuse`, whose fusion then runs in chunks."
                 )
-            self._parted = InterceptedPasses(network, self.binding, encoders, self.shared, passes, peers)
+            self._parted = InterceptedPasses(network, self.binding, self.outputs, options, peers, record)
         elif own:
-            options = (self.shared, passes, self.chunks, peers)
-            self._parted = FactorisedPasses(network, self.modalities, *options)
-        elif passes == "one":
+            self._parted = FactorisedPasses(network, self.binding, self.outputs, options, self.chunks, peers, record)
+        elif options.passes == "one":
             raise refused(self.modalities[0], "no encoder is known in a network of one piece. Name them in `encoders`")
 
     def __call__(
@@ -117,6 +116,13 @@ class MaskedPasses:
         self, arguments: Arguments, present: Tensor | None = None, sample: SubsetSample | None = None
     ) -> tuple[Tensor, Tensor | Mapping[int, Tensor], Rows]:
         """Of a call the joint logits, and what the masked passes gave, each with the graph of its own passes."""
+        output, masked, rows = self.step(arguments, present, sample)
+        return self.outputs.logits(output), masked, rows
+
+    def step(
+        self, arguments: Arguments, present: Tensor | None = None, sample: SubsetSample | None = None
+    ) -> tuple[Any, Tensor | Mapping[int, Tensor], Rows]:
+        """As `apart`, with the joint pass's output as the network returned it."""
         batch = batch_size(arguments.inputs)
         modalities = len(self.modalities)
         here, absent = None, self.absent_inputs(arguments)
@@ -126,8 +132,9 @@ class MaskedPasses:
         subsets = proper_subsets(modalities) if sample is None else sample.subsets[:-1]
         rows = Rows(batch, modalities, subsets)
         run = self._parted or self._whole
-        joint, masked = run(arguments, rows, absent, here)
-        return joint, masked, rows
+        hooks = None if torch.compiler.is_compiling() else ForwardHooks(submodules(self.network))
+        output, masked = run(arguments, rows, absent, here, hooks)
+        return output, masked, rows
 
     @staticmethod
     def put_together(joint: Tensor, masked: Tensor | Mapping[int, Tensor], rows: Rows) -> Tensor | AdditiveLogits:
@@ -158,7 +165,13 @@ class MaskedPasses:
 
     def absent_inputs(self, arguments: Arguments) -> dict[str, Any]:
         """Modality -> its absent input, one row or B, given what its input is in this batch."""
-        return {name: absent_input(name, x, self.absent.get(name)) for name, x in arguments.inputs.items()}
+        found = {}
+        for name, x in arguments.inputs.items():
+            if isinstance(self.binding.carriers[name], tuple) and self.binding.batch is None:
+                found[name] = absent_group(name, x, self.absent.get(name), _pad_id(self.network))
+            else:
+                found[name] = absent_input(name, x, self.absent.get(name))
+        return found
 
     @staticmethod
     def lacking(arguments: Arguments, absent: Mapping[str, Any], here: Mapping[str, Tensor]) -> Arguments:
@@ -176,7 +189,7 @@ class MaskedPasses:
         Raises:
             ValueError: it would refuse the network.
         """
-        masked = "shared" if self.shared else "exact"
+        masked = self.options.masked
         subsets = 2 ** len(self.modalities) - 2 if subsets is None else subsets
         if self._parted:
             note = (
@@ -200,7 +213,8 @@ class MaskedPasses:
         rows: Rows,
         absent: Mapping[str, Any],
         here: Mapping[str, Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor]:
+        hooks: ForwardHooks | None = None,
+    ) -> tuple[Any, Tensor]:
         batch, subsets = rows.batch, rows.subsets
         if self.shared and (layers := mode_dependent_layers(self.network)):
             raise ValueError(
@@ -208,22 +222,33 @@ class MaskedPasses:
                 f"piece, and some of its layers depend on the mode ({', '.join(layers[:5])}). Name the encoders, or "
                 "use masked='exact'."
             )
+        check_others(arguments, batch)
         if self.chunks or mixes_samples(self.network):
-            check_others(arguments, batch)
             parts = self.chunks.parts(self.network, batch, len(subsets))
             # Copies, since the network may write to its inputs in the joint pass, after which the chunks are built.
             inputs, others, rest = copied(tuple(arguments[:3]))
             kept, kept_absent = Arguments(inputs, others, rest, arguments.placed), copied(absent)
-            joint = self.binding.call(arguments)
+            joint = self._joint(arguments, hooks)
 
             def call(part: range | None) -> Any:
-                return self.binding.call(masked_arguments(kept, kept_absent, batch, subsets, part))
+                masked = masked_arguments(kept, kept_absent, batch, subsets, part)
+                return self.outputs.logits(self.binding.call(masked))
 
-            return joint, self.chunks.run(self.network, call, parts)
+            return joint, self.chunks.run(self.network, call, parts, hooks)
         masked = masked_arguments(arguments, absent, batch, subsets)
-        joint = self.binding.call(arguments)
-        with evaluation(self.network):
-            return joint, self.binding.call(masked)
+        joint = self._joint(arguments, hooks)
+        with evaluation(self.network, hooks):
+            return joint, self.outputs.logits(self.binding.call(masked))
+
+    def _joint(self, arguments: Arguments, hooks: ForwardHooks | None) -> Any:
+        with nullcontext() if hooks is None else hooks.watched():
+            return self.binding.call(arguments)
+
+
+def _pad_id(network: nn.Module) -> int:
+    """The id of a padding token, of a network that says so as those of Hugging Face do; else 0."""
+    pad = getattr(getattr(network, "config", None), "pad_token_id", None)
+    return pad if isinstance(pad, int) and pad >= 0 else 0
 
 
 def _check_logits(logits: object, rows: int, outputs: Sequence[int] | None = None) -> None:
@@ -259,16 +284,31 @@ def _summands(joint: Tensor, terms: Mapping[int, Tensor], rows: Rows) -> Additiv
     return AdditiveLogits([few[:-1] for few in ordered], [few[-1:] for few in ordered], joint)
 
 
+# What calls of the function have found out: there is no object that could keep it from one to the next.
+_records: WeakKeyDictionary[nn.Module, dict[object, Record]] = WeakKeyDictionary()
+
+
+def _record_of(network: nn.Module, options: MaskedOptions) -> Record | None:
+    if not isinstance(network, nn.Module):
+        return None
+    paths = tuple((options.encoders or {}).items())
+    key = (options.modalities, options.masked, paths, options.passes, options.absent_gradient, str(options.output))
+    return _records.setdefault(network, {}).setdefault(key, Record())
+
+
 def masked_logits(
     network: nn.Module,
     inputs: Mapping[str, Any],
     *,
-    masked: Literal["exact", "shared"] = "exact",
+    masked: Masked = "exact",
     absent: Mapping[str, Absent] | None = None,
     encoders: Mapping[str, str] | None = None,
+    output: Output | None = None,
+    class_dim: int | None = None,
     passes: Passes = "auto",
     max_rows: int | None = None,
     checkpoint: bool = False,
+    absent_gradient: bool = True,
     arguments: Mapping[str, Any] | None = None,
     present: Tensor | None = None,
     sample: SubsetSample | None = None,
@@ -361,16 +401,21 @@ def masked_logits(
             f"Expected argument `inputs` to map modalities to their inputs, but got a {type(inputs).__name__}. "
             'Name them, for example {"audio": a, "visual": v}.'
         )
-    run = MaskedPasses(
-        network,
-        tuple(inputs),
+    options = MaskedOptions(
+        modalities=tuple(inputs),
         masked=masked,
         absent=absent,
         encoders=encoders,
+        output=output,
+        class_dim=class_dim,
         passes=passes,
         max_rows=max_rows,
         checkpoint=checkpoint,
+        absent_gradient=absent_gradient,
     )
+    peers = Peers(False)
+    record = None if torch.compiler.is_compiling() else _record_of(network, options)
+    run = MaskedPasses(network, options, peers, record)
     if sample is not None and sample.modalities != len(run.modalities):
         raise ValueError(
             f"Expected argument `sample` to be of the {len(run.modalities)} modalities of `inputs`, but got one of "

@@ -6,10 +6,11 @@ from typing import Literal
 
 from torch import nn
 
+from agm._lazy_rows.decision import Deferral, declares_sum
 from agm._module_state.eval_mode import depends_on_mode
 from agm._one_pass.choice import Choice
 
-__all__ = ["Line", "Plan", "encoder_lines", "fusion_lines"]
+__all__ = ["Line", "Plan", "encoder_lines", "fusion_line", "fusion_lines"]
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,22 @@ class Plan:
         return "\n".join([*text, *self.notes])
 
 
-def encoder_lines(network: nn.Module, name: str, encoder: nn.Module, choice: Choice) -> list[Line]:
-    """The passes of one encoder: the joint one and that of the masked inputs, or one for both."""
+def encoder_lines(
+    network: nn.Module, name: str, encoder: nn.Module, choice: Choice, all_rows: int | None = None
+) -> list[Line]:
+    """The passes of one encoder: the joint one and that of the masked inputs, or one for both.
+
+    Args:
+        network: for the names of layers.
+        name: of the modality.
+        encoder: its encoder.
+        choice: how many passes it takes.
+        all_rows: the number of masked subsets, if it is given rows that other modalities go into; None: it is not.
+    """
     part = f"encoder `{name}`"
+    if all_rows is not None:
+        note = "every masked row, since what forward gives it was computed from other modalities too"
+        return [Line(part, "training", 1, 0, "the joint pass"), Line(part, "eval", all_rows, 0, note)]
     if choice.how == "split":
         note = (
             "the joint pass, and in the same batch the present inputs and an absent one, which norms and dropouts "
@@ -131,3 +145,19 @@ def _rows(batches: int, rows: int) -> str:
     terms = [f"{batches} B" if batches > 1 else "B"] if batches else []
     terms += [str(rows)] if rows else []
     return f"{' + '.join(terms)} row{'' if (batches, rows) == (0, 1) else 's'}"
+
+
+def fusion_line(
+    part: str, modalities: Sequence[str], network: nn.Module, note: str, subsets: int, found: Deferral | None
+) -> list[Line]:
+    """What is known of the passes of the part that runs on every subset."""
+    summed = declares_sum(network) if found is None else found.how == "sum"
+    if summed:
+        terms = "what each modality adds to the logits, from its present rows and an absent one; they sum up, so that "
+        return [
+            Line(part, "training", 1, 0, "the joint pass"),
+            Line(part, "eval", 1, 1, f"{terms}no subset is computed"),
+        ]
+    if found is not None and found.how == "rows":
+        note = f"{note}, written out at once: {found.why}"
+    return fusion_lines(part, modalities, note, subsets)

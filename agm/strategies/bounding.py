@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from agm._passes.masked_logits import MaskedPasses
+from agm._passes.options import MaskedOptions
 from agm.modulation.modulator import Modulator
 from agm.strategies.parts import Parts
 
@@ -46,7 +47,8 @@ class BoundedPasses:
         encoders: Mapping[str, str] | None = None,
     ) -> None:
         self.parts, self.bound = parts, bound
-        self._passes = MaskedPasses(parts.network, parts.modalities, masked=masked, encoders=encoders)
+        options = MaskedOptions(modalities=parts.modalities, masked=masked, encoders=encoders)
+        self._passes = MaskedPasses(parts.network, options)
         self._pending: tuple[list[Tensor], list[Tensor], list[Tensor]] | None = None
 
     def forward(self, modulator: Modulator, inputs: Mapping[str, Any], target: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Why a training step is not what the definition says, and what to do about it."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ def causes(
             "Two eval passes over the same batch differ: the network draws random numbers in eval mode, or an encoder "
             "keeps a state from call to call. Draw only `if self.training`, and start every call from the same state."
         ]
-    if model._options["passes"] != "two" and _is_right_with(model, model._options["encoders"], is_right):
+    if model._options.passes != "two" and _is_right_with(model, model._options.encoders, is_right):
         return ["One pass of an encoder is not what two are: set passes='two'."]
     if advice := _other_encoders(model, is_right):
         return [advice]
@@ -64,9 +65,12 @@ def _eval_passes(model: AGM, given: Mapping[str, Any]) -> tuple[Tensor, Tensor, 
     def first_half(leaf: Any) -> Any:
         return leaf[:count] if is_rows(leaf) and leaf.shape[0] == batch else leaf
 
+    def call(arguments: dict[str, Any]) -> Tensor:
+        return model._passes.outputs.logits(binding.call(binding.split((), arguments)))
+
     with torch.no_grad(), eval_mode(model.module):
-        first, second = (binding.call(binding.split((), copied(dict(given)))) for _ in range(2))
-        half = binding.call(binding.split((), pytree.tree_map(first_half, copied(dict(given))))) if count else first
+        first, second = (call(copied(dict(given))) for _ in range(2))
+        half = call(pytree.tree_map(first_half, copied(dict(given)))) if count else first
     return first, second, half, batch
 
 
@@ -79,7 +83,7 @@ def _differs(left: Tensor, right: Tensor, tolerance: float) -> bool:
 def _other_encoders(model: AGM, is_right: Callable[[AGM], bool]) -> str | None:
     """Advice to name other encoders, if that makes it right."""
     paths = _paths(model)
-    own = not model._options["encoders"]  # the network's own `encoders` and `fuse`
+    own = not model._options.encoders  # the network's own `encoders` and `fuse`
     if not paths:
         return None
     if own and _is_right_with(model, paths, is_right):
@@ -107,7 +111,7 @@ def _separately(model: AGM, batch: int, is_right: Callable[[AGM], bool]) -> str:
     """How each subset gets a pass of its own."""
     if not _is_right_with(model, None, is_right, max_rows=batch):
         return _BY_HAND
-    leave = "leave `encoders` out and " if model._options["encoders"] else ""
+    leave = "leave `encoders` out and " if model._options.encoders else ""
     return f"{leave}set `max_rows` to the size of your batches, all of one size: each subset then has a pass of its own"
 
 
@@ -118,15 +122,16 @@ def _paths(model: AGM) -> dict[str, str]:
 
 
 def _is_right_with(
-    model: AGM, paths: dict[str, str] | None, is_right: Callable[[AGM], bool], max_rows: int | None = None
+    model: AGM, paths: Mapping[str, str] | None, is_right: Callable[[AGM], bool], max_rows: int | None = None
 ) -> bool:
     """Whether the same network is right with these encoders; one that is refused is not."""
     settings: Any = model.modulator
     network: nn.Module = model.module
-    options = {**model._options, "encoders": paths, "max_rows": max_rows, "checkpoint": False, "passes": "two"}
+    own = {field.name: getattr(model._options, field.name) for field in fields(model._options)}
+    options = {**own, "encoders": paths, "max_rows": max_rows, "checkpoint": False, "passes": "two"}
     try:
         strength = {"alpha": settings.alpha, "max_gap": settings.max_gap, "floor": settings.floor}
-        changed = AGM(network, process_group=False, **strength, **options)
+        changed = AGM(network, process_group=False, target=model._target_name, **strength, **options)
         changed.modulator.ignore_index, changed.modulator.score = settings.ignore_index, settings.score
         return is_right(changed)
     except (RuntimeError, TypeError, ValueError):

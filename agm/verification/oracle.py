@@ -45,7 +45,7 @@ def separate_passes(
         if encoders:
             recorders = {encoder: _recording(encoder, answers[name]) for name, encoder in encoders.items()}
             stack.enter_context(answering(recorders))
-        joint = passes.binding.call(_copied(arguments))
+        joint = passes.outputs.logits(passes.binding.call(_copied(arguments)))
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
@@ -56,7 +56,8 @@ def separate_passes(
         replies = {encoder: _replying(answers[name]) for name, encoder in encoders.items() if name in present}
         _renew_buffers(passes.network)
         with eval_mode(passes.network), answering(replies):
-            masked.append(passes.binding.call(_copied(arguments._replace(inputs=inputs))))
+            output = passes.binding.call(_copied(arguments._replace(inputs=inputs)))
+            masked.append(passes.outputs.logits(output))
     return torch.stack([*(logits.to(joint.dtype) for logits in masked), joint])
 
 

@@ -213,13 +213,12 @@ def _compare(
     masked, expected = own.masked, separate.masked
     scale = _largest(expected)
     largest = max((_largest(x) for x in separate.gradients.values() if x is not None), default=0.0)
-    options: Mapping[str, Any] = model._options
     differences = [
         (_words(subset, model.modalities), _difference(mine, its, scale))
         for subset, mine, its in zip(own.subsets, masked, expected, strict=True)
     ]
     return Verification(
-        masked=options["masked"],
+        masked=model._options.masked,
         logits={words: max(d for other, d in differences if other == words) for words, _ in differences},
         gradients={
             name: _gradient_difference(own.gradients[name], x, _SMALL * largest)
@@ -251,9 +250,10 @@ def _own_step(model: AGM, given: Mapping[str, Any], target: Tensor, present: Ten
         kept.append((masked_logits, others["sample"]))
         return modulate(masked_logits, target, **others)
 
+    positional, named = model._passes.binding.as_given(arguments)
     with answering({model.modulator: watched}):
-        logits = model(**arguments.inputs, **arguments.rest, target=target, present=present)
-    loss = _loss(model, logits, target)
+        output = model(*positional, **named, **{model._target_name: target}, present=present)
+    loss = _loss(model, model._passes.outputs.logits(output), target)
     gradients = _gradients(loss, leaves)
     masked, sample = kept[0]
     if isinstance(masked, AdditiveLogits):  # from which the responses of all subsets follow, whatever was drawn

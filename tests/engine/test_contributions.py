@@ -155,7 +155,8 @@ class TestCounting:
         assert parts.contributions == whole.contributions
         assert parts.samples == 23
         assert parts.sample_values is not None
-        assert torch.equal(parts.sample_values, agm.modality_values(masked, target))
+        # A product of matrices may round otherwise for another number of columns.
+        torch.testing.assert_close(parts.sample_values, agm.modality_values(masked, target), rtol=0, atol=1e-15)
 
     def test_ignored_samples_do_not_count(self) -> None:
         masked, target = guesses(2)

@@ -463,9 +463,12 @@ class TestNumbersAgainstIt:
         network = Pair(plain)
         network.visual_net = Drifting().double()
         options: dict[str, Any] = {"modalities": ("audio", "visual"), "encoders": PATHS}
-        model, other = (agm.AGM(copy.deepcopy(network), passes=p, **options) for p in ("auto", "two"))
-        torch.testing.assert_close(train(model, vectors), train(other, vectors), rtol=1e-11, atol=1e-11)
-        assert encoded(model) == [JOINED, TWO]
+        model = agm.AGM(copy.deepcopy(network), **options)
+        for _ in range(2):  # its joint features serve: in the joint pass its rows depend on what they should
+            found = agm.verify(model, vectors(0), target())
+            assert found.ok, found
+            model(**vectors(0), target=target())
+        assert encoded(model) == [JOINED, SHARED]
         with pytest.raises(ValueError, match=r"encoder of `visual`.*depend on one another"):
             agm.AGM(network, passes="one", **options)(**vectors(0), target=target())
 

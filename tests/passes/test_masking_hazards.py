@@ -76,9 +76,16 @@ class TestOriginOfRows:
     @pytest.mark.parametrize("masked", ["exact", "shared"])
     @pytest.mark.parametrize("batch", [1, 4])
     @pytest.mark.parametrize("absent", [None, {"audio": torch.zeros_like}])
-    def test_is_refused(self, kind: type[Pairs], masked: Any, batch: int, absent: Any) -> None:
-        with pytest.raises(ValueError, match=r"`audio`.*own modality only"):
-            agm.masked_logits(kind(), inputs(batch), masked=masked, encoders=BOTH, absent=absent)
+    def test_every_row_goes_through_it(self, kind: type[Pairs], masked: Any, batch: int, absent: Any) -> None:
+        model = agm.AGM(kind(), ("audio", "visual"), masked=masked, encoders=BOTH, absent=absent)
+        target = torch.arange(batch) % 3
+        for _ in range(2):
+            found = agm.verify(model, inputs(batch), target)
+            assert found.ok, str(found)
+            model(**inputs(batch), target=target)
+        assert "computed from other modalities" in str(model.plan())
+        assert model.plan().count("encoder `audio`", batch) == 3 * batch
+        assert "computed from" not in str(next(x for x in model.plan().lines if x.part == "encoder `visual`"))
 
     def test_the_network_of_one_piece_is_right(self) -> None:
         for kind in (self.Added, self.Multiplied, self.ClosedGate):
