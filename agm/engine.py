@@ -19,6 +19,7 @@ from agm._inputs.arguments import Arguments, Modalities
 from agm._module_state.undo import all_or_nothing
 from agm._module_state.values import kept_generators, kept_surroundings, kept_values
 from agm._one_pass.choice import Passes
+from agm._passes.absent_features import AbsentFeaturesState
 from agm._passes.masked_logits import MaskedPasses
 from agm._passes.options import Masked, MaskedOptions
 from agm._passes.outputs import Output
@@ -156,6 +157,7 @@ class AGM(nn.Module):
         if modalities is None:  # so that they stay these, whatever network takes this one's place
             self._options = replace(self._options, modalities=self._passes.modalities)
         self._target_name = _checked_target(network, target)
+        self.kept = AbsentFeaturesState(self._passes.absent_features) if absent_refresh > 1 else None
         self.sampler = None if subsets is None else SubsetSampler(len(self._passes.modalities), subsets, seed)
         self.module = network
         self.absent = nn.Module()  # what is learnt of absent inputs: parameters and modules among them
@@ -169,6 +171,11 @@ class AGM(nn.Module):
                     f"Expected what is learnt of an absent `{name}` to be a parameter or a module by itself, but it is "
                     "inside a pytree. Give a module that takes the input and returns the absent one."
                 )
+        if not absent_gradient and self._learnt():
+            raise ValueError(
+                "Expected argument `absent_gradient` to be True where absent inputs are learnt, by that gradient, but "
+                f"got False, and {[name for name, _ in self._learnt()]} are."
+            )
         if isinstance(network, DistributedDataParallel) and next(self.absent.parameters(), None) is not None:
             raise ValueError(
                 "Expected a network without DistributedDataParallel where absent inputs are learnt, since their "
@@ -190,7 +197,6 @@ class AGM(nn.Module):
         placed = next(chain(network.parameters(), network.buffers()), None)
         if placed is not None and not placed.is_meta:
             self.modulator.state.to(placed.device)
-        self._classes: int | None = None
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -251,9 +257,6 @@ class AGM(nn.Module):
         output, masked, rows = self._passes.step(arguments, present, sample)
         joint = self._passes.outputs.logits(output)
         stacked = self._passes.put_together(joint, masked, rows)
-        if not torch.compiler.is_compiling():  # the second step would not be served by the first one's graph
-            # Of tokens there may be another number in every batch.
-            self._classes = joint.shape[1] if joint.dim() == 2 else None
         logits = self.modulator(stacked, target, present=present, sample=sample)
         if self.sampler is not None:
             self.sampler.draws += 1
@@ -319,13 +322,11 @@ class AGM(nn.Module):
     def _follow(self) -> None:
         """The masked passes of the network that is there now: the user may have put another in its place."""
         if self._passes.network is not self.module:
-            self._passes = MaskedPasses(self.module, self._options, self.modulator.peers)
+            kept = self._passes.absent_features
+            self._passes = MaskedPasses(self.module, self._options, self.modulator.peers, absent_features=kept)
 
     def _check(self, inputs: Mapping[str, Any], target: Tensor | None) -> None:
-        """What can be wrong with a batch, found before the joint pass updates any running statistic.
-
-        The number of classes is known from the second batch on if there is one prediction a sample.
-        """
+        """What can be wrong with a batch before anything has been computed."""
         check_surroundings()
         if target is None:
             raise ValueError(
@@ -341,8 +342,6 @@ class AGM(nn.Module):
             )
         score, batch = find_score(self.modulator.score), batch_size(inputs)
         score.check_batch(target, batch, state.device)
-        if not torch.compiler.is_compiling() and self._classes is not None:
-            score.check(target, (batch, self._classes), state.device, self.modulator.ignore_index)
 
 
 def _checked_target(network: nn.Module, target: str) -> str:

@@ -44,6 +44,13 @@ def batch_size(inputs: Mapping[str, Any]) -> int:
                 f"{type(opaque).__name__}. Take it apart, build it inside the network from tensors, or say where in it "
                 "the modality lies, with `inputs=`."
             )
+        odd = next((leaf for leaf in leaves if isinstance(leaf, Tensor) and _has_no_rows(leaf)), None)
+        if odd is not None:
+            kind = "nested" if odd.is_nested else "quantised" if odd.is_quantized else str(odd.layout)
+            raise ValueError(
+                f"Expected argument `{name}` to be made of dense tensors, whose rows can be put together, but got one "
+                f"that is {kind}. Make it dense before the call (to_dense, dequantize, to_padded_tensor with a mask)."
+            )
         # Compared and not hashed, which would bind a compiled graph to this number of samples.
         rows = [leaf.shape[0] for leaf in leaves if is_rows(leaf)]
         if not rows or any(size != rows[0] for size in rows):
@@ -56,6 +63,10 @@ def batch_size(inputs: Mapping[str, Any]) -> int:
     if any(size != batch for size in sizes.values()):
         raise ValueError(f"Expected all inputs to have the same number of samples, but got {sizes}.")
     return batch
+
+
+def _has_no_rows(leaf: Tensor) -> bool:
+    return leaf.is_nested or leaf.is_quantized or leaf.layout not in (torch.strided, torch._mkldnn)  # type: ignore[attr-defined]
 
 
 def check_absent(absent: Mapping[str, Absent] | None, modalities: tuple[str, ...]) -> dict[str, Absent]:

@@ -203,7 +203,7 @@ _IN_PLACE = re.compile(r"__(setitem|i(add|sub|mul|truediv|floordiv|mod|pow|and|o
 
 def _kind_of(func: Any) -> str:
     name = getattr(func, "__name__", "")
-    if func is Tensor.data.__set__:  # type: ignore[attr-defined]
+    if func == Tensor.data.__set__:  # type: ignore[attr-defined]
         return "data"
     if name in ("batch_norm", "instance_norm"):
         return "norm"

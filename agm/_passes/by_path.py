@@ -28,6 +28,7 @@ from agm._module_state.hooks import ForwardHooks
 from agm._module_state.replace_forward import answering
 from agm._one_pass.choice import Choice, JointCall, apart, checked, choose, in_common
 from agm._one_pass.numeric_check import ROWS_DEPEND, untouched
+from agm._passes.absent_features import AbsentFeatures, warn_if_amplified
 from agm._passes.encoder_calls import Answer, Handed, NeedsOrigins, Recorder, Target
 from agm._passes.encoder_paths import find_targets
 from agm._passes.options import MaskedOptions
@@ -59,6 +60,7 @@ class InterceptedPasses:
         options: of the masked passes, with `encoders`.
         peers: the processes that take every step together.
         record: what is known of the network.
+        absent_features: of rows in which a modality is absent.
 
     Raises:
         ValueError: a path leads nowhere, or encoders have modules in common.
@@ -73,6 +75,7 @@ class InterceptedPasses:
         options: MaskedOptions,
         peers: Peers,
         record: Record,
+        absent_features: AbsentFeatures,
     ) -> None:
         assert options.encoders is not None
         self.network = network
@@ -84,6 +87,7 @@ class InterceptedPasses:
         self.passes = options.passes
         self.peers = peers
         self.record = record
+        self.absent_features = absent_features
         self._targets()
 
     def _targets(self) -> list[Target]:
@@ -93,6 +97,14 @@ class InterceptedPasses:
         """Modality -> its encoder, or the module whose method it is, of those that are named."""
         by_name = {name: target.owner for target in self._targets() for name in target.names.values()}
         return {name: by_name[name] for name in self.paths}
+
+    def encoder_calls(self) -> list[tuple[nn.Module, str, list[str]]]:
+        """Of each encoder the module, the method that is called, and the modalities of its calls, in their order."""
+        found = []
+        for target in self._targets():
+            order = self.record.order.get(str(target)) or list(target.names.values())
+            found.append((target.owner, target.method, order))
+        return found
 
     def plan(self, subsets: int) -> list[Line]:
         """The passes of a training step, after the first one, which may compare numbers."""
@@ -274,7 +286,8 @@ class InterceptedPasses:
             # Of one sample, or where the absent rows are not all the same, more rows are encoded than these.
             alone = all(leaf.shape[0] == 1 for leaf in pytree.tree_leaves(rows) if is_rows(leaf))
             alone = alone and batch_size({name: inputs}) > 1 and not has_samples(inputs)
-            if choice.is_one and alone:
+            kept = self.shared and self.absent_features.find(name, pytree.tree_leaves(rows)) is not None
+            if choice.is_one and alone and not kept:
                 own = (name, choice, target.owner, inputs, rows, self.passes, self.peers)
                 agrees = partial(checked, *own, shared=self.shared, known=self.record.numbers)
                 calls[bit] = JointCall(target.owner, choice, inputs, rows, True, agrees)
@@ -375,6 +388,7 @@ class _Given:
                 extra_rows=self.extra_rows,
                 origins=origins,
                 other_rows=self.passes.record.other_rows,
+                absent_features=self.passes.absent_features,
                 check=check,
                 deferred=deferred,
             )
@@ -393,6 +407,8 @@ class _Given:
         record = self.passes.record
         for answer in answers:
             answer.finish()
+            for name, present, absent in () if self.passes.peers.together else answer.examples:
+                warn_if_amplified(name, answer.target.owner, present, absent)
             record.all_rows.update(answer.all_rows)
             record.other_rows.update(answer.other_rows)
             record.order[str(answer.target)] = answer.order

@@ -1,7 +1,7 @@
 """Masked passes of a network that is built to be factorised: `encoders` and `fuse(features) -> logits`."""
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -30,6 +30,7 @@ from agm._one_pass.choice import (
     choose,
     in_common,
 )
+from agm._passes.absent_features import AbsentFeatures, detached, warn_if_amplified
 from agm._passes.chunks import Chunks
 from agm._passes.joint_pass import Joint, joint_pass
 from agm._passes.options import MaskedOptions
@@ -59,6 +60,7 @@ class FactorisedPasses:
         chunks: Chunks,
         peers: Peers,
         record: Record,
+        absent_features: AbsentFeatures,
     ) -> None:
         self.network: Any = network
         self.binding = binding
@@ -69,7 +71,9 @@ class FactorisedPasses:
         self.chunks = chunks
         self.peers = peers
         self.record = record
+        self.absent_features = absent_features
         self._declares_sum = declares_sum(network)
+        self._parted: Mapping[str, tuple[Any, Any]] = {}
 
     def __call__(
         self,
@@ -92,13 +96,29 @@ class FactorisedPasses:
             that output, and the masked ones (len(rows), C), or where they are a sum what each modality adds to
             them: its bit -> (B + 1, C), that of its absent row last.
         """
+        output, masked = self._run(arguments, rows, absent, here, hooks)
+        # Behind the passes, since a checkpoint of the joint one would recompute with what it had.
+        parted, self._parted = self._parted, {}
+        self._look_at_absent_rows(parted, rows.batch)
+        return output, masked
+
+    def _run(
+        self,
+        arguments: Arguments,
+        rows: Rows,
+        absent: Mapping[str, Any],
+        here: Mapping[str, Tensor] | None,
+        hooks: ForwardHooks | None,
+    ) -> tuple[Any, Tensor | Mapping[int, Tensor]]:
         self._check(arguments)
         inputs = arguments.inputs
         # Before the joint pass, since an encoder may write to its input.
-        given, calls = {}, {}
+        given, calls, kept = {}, {}, {}
         for name in self.modalities:
             absent_rows = aligned(absent[name])
-            if call := self._joint_call(name, inputs[name], absent_rows, rows.batch):
+            if self.shared and (features := self.absent_features.find(name, absent_rows)) is not None:
+                kept[name] = features
+            elif call := self._joint_call(name, inputs[name], absent_rows, rows.batch):
                 calls[name] = call
             else:
                 given[name] = copied(absent_rows) if self.shared else stacked(inputs[name], absent_rows)
@@ -109,9 +129,17 @@ class FactorisedPasses:
         device = found.logits.device
         with evaluation(self.network, hooks):
             parted = {
-                name: self._features(name, given.get(name), found, calls.get(name), rows.batch)
+                name: (found.features[name], kept[name])
+                if name in kept
+                else self._features(name, given.get(name), found, calls.get(name), rows.batch)
                 for name in self.modalities
             }
+            self._parted = parted
+            if not self.absent_features.gradient:
+                parted = {name: (present, detached(few)) for name, (present, few) in parted.items()}
+                for name, (_, few) in parted.items():
+                    if name not in kept:
+                        self.absent_features.keep(name, aligned(absent[name]), few)
             # What the joint pass made of an absent input is, where it depends on the mode, not what an absent
             # modality's features are.
             if self.shared and here is not None:
@@ -192,6 +220,10 @@ class FactorisedPasses:
         """Modality -> its encoder."""
         return {name: self.network.encoders[name] for name in self.modalities}
 
+    def encoder_calls(self) -> list[tuple[nn.Module, str, list[str]]]:
+        """Of each encoder the module, the method that is called, and the modality of its calls."""
+        return [(encoder, "forward", [name]) for name, encoder in self.encoders().items()]
+
     def plan(self, subsets: int) -> list[Line]:
         """The passes of a training step with `subsets` masked subsets, if the numbers of the first agree."""
         device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
@@ -239,7 +271,17 @@ class FactorisedPasses:
     def _features(self, name: str, given: Any, found: Joint, call: JointCall | None, batch: int) -> tuple[Any, Any]:
         """Features of the present rows and of the absent ones, in eval mode."""
         both = self._encoded(name, given, found, call, batch)
-        return pytree.tree_map(_detached, both) if name in found.frozen else both
+        return detached(both) if name in found.frozen else both
+
+    def _look_at_absent_rows(self, parted: Mapping[str, tuple[Any, Any]], batch: int) -> None:
+        """Warns once where their gradient explodes."""
+        looks = self.absent_features.gradient and batch and torch.is_grad_enabled() and not self.record.has_warned
+        if not looks or torch.compiler.is_compiling() or self.peers.together:
+            return
+        self.record.has_warned = True
+        for name, (present, absent) in parted.items():
+            encoder = self.network.encoders[name]
+            warn_if_amplified(name, encoder, pytree.tree_leaves(present), pytree.tree_leaves(absent))
 
     def _encoded(self, name: str, given: Any, found: Joint, call: JointCall | None, batch: int) -> tuple[Any, Any]:
         if call is not None:
@@ -249,13 +291,15 @@ class FactorisedPasses:
             if given is None:
                 return _parted(name, call.more, batch)
             self.record.choices.note(name, call.chosen, Choice("shared" if self.shared else "two", OWN_WAY))
-        with nullcontext() if torch.compiler.is_compiling() else found.as_there(name):
+        # Absent rows by themselves need no graph if they are to have no gradient.
+        constant = self.shared and not self.absent_features.gradient
+        with ExitStack() as stack:
+            if not torch.compiler.is_compiling():
+                stack.enter_context(found.as_there(name))
+            if constant:
+                stack.enter_context(torch.no_grad())
             features = self.network.encoders[name](unwrap(given))
         return (found.features[name], features) if self.shared else _parted(name, features, batch)
-
-
-def _detached(leaf: Any) -> Any:
-    return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
 
 def _parted(name: str, features: Any, batch: int) -> tuple[Any, Any]:

@@ -1,6 +1,7 @@
 """The calls of an encoder that is named by path: noted in the joint pass, answered for all rows in the masked pass."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from agm._lazy_rows.tensor import CannotDefer, Deferred, Rows, written
 from agm._module_state.checkpoints import check_not_reentrant, reentrant_checkpoint
 from agm._one_pass.choice import OWN_WAY, Choice, JointCall, surroundings
 from agm._one_pass.numeric_check import close
+from agm._passes.absent_features import AbsentFeatures
 from agm._passes.encoder_rows import EncoderRows, changed_dims
 from agm._passes.origins import Origins
 
@@ -169,6 +171,7 @@ class Answer:
         origins: what tensors were computed from; None: nobody follows that.
         other_rows: modalities whose encoder was given other rows in a masked pass than in the joint pass, though as far
             as one could see it was given its input.
+        absent_features: of rows in which a modality is absent.
         check: whether to look at the rows that are picked.
         deferred: whether features are handed on as deferred rows.
     """
@@ -185,6 +188,7 @@ class Answer:
         extra_rows: bool,
         origins: Origins | None,
         other_rows: Collection[str],
+        absent_features: AbsentFeatures,
         check: bool,
         deferred: bool,
     ) -> None:
@@ -202,7 +206,9 @@ class Answer:
         self.pending = list(reversed(recorder.calls))
         self.all_rows: list[str] = []  # modalities of which all rows were encoded
         self.other_rows: set[str] = set(other_rows)
+        self.absent_features = absent_features
         self.order: list[str] = []
+        self.examples: list[tuple[str, list[Any], list[Any]]] = []  # features of present rows and of an absent one
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.deferred and reentrant_checkpoint() is not None:
@@ -248,10 +254,23 @@ class Answer:
         rows = EncoderRows(name, bit, self.rows, per_sample, shares, here, per_sample and self.mixes)
         single = as_given and len(self.recorder.calls) == 1
         output = _known(self.recorder.calls_with.get(bit), rows) if single else None
+        keeps = self.recorder.shared and shares and single and rows.absent == 1
+        absent = [source.few[-source.fold :] for source in sources if source.few is not None] if keeps else None
+        if output is None and keeps:
+            output = self.absent_features.find(name, absent)
         if output is None:
             found = zip(leaves, sources, call.input_sizes, strict=True)
             args, kwargs = pytree.tree_unflatten([self._picked(*one, rows) for one in found], structure)
-            output = self.recorder.function(*args, **kwargs)
+            # Absent rows by themselves need no graph if they are to have no gradient.
+            constant = rows.present == 0 and not self.absent_features.gradient
+            with torch.no_grad() if constant else nullcontext():
+                output = self.recorder.function(*args, **kwargs)
+        if keeps:
+            self.absent_features.keep(name, absent, output)
+        if self.check and self.absent_features.gradient and torch.is_grad_enabled():
+            encoded = pytree.tree_leaves(output)
+            last = [leaf[-1:] for leaf in encoded if is_rows(leaf)]
+            self.examples.append((name, pytree.tree_leaves(call.output) if shares else encoded, last))
         return self._in_place(output, call, rows, shares)
 
     def _are_as_handed(self, leaves: Sequence[Any], sources: Sequence["_Source"], bit: int) -> bool:
@@ -288,16 +307,17 @@ class Answer:
         output = self.recorder.function(*args, **kwargs)
         if bit is not None:
             self.all_rows.append(self.target.names[bit])
-        if not self.recorder.shared:
+        gradient = self.absent_features.gradient
+        if not self.recorder.shared and gradient:
             return output
         if bit is None:
-            raise self._refusal("is given rows of several modalities, so that nobody knows whose features to share")
+            raise self._refusal("is given rows of several modalities, so that nobody knows whose features they are")
         rows = EncoderRows(self.target.names[bit], bit, self.rows, True, True)
         here = None if self.here is None else self.here[self.target.names[bit]]
         outputs, made = self._leaves("returns", output)
-        shared = pytree.tree_leaves(call.output)
+        shared = pytree.tree_leaves(call.output) if self.recorder.shared else [None] * len(outputs)
         placed = [
-            _mixed(leaf, size, own, rows.is_present, here)
+            _mixed(leaf, size, own, rows.is_present, here, gradient)
             for leaf, size, own in zip(outputs, call.output_sizes, shared, strict=True)
         ]
         return pytree.tree_unflatten(placed, made)
@@ -308,7 +328,7 @@ class Answer:
             raise self._refusal("returns another structure in the masked pass than in the joint pass")
         joint = pytree.tree_leaves(call.output) if shares else [None] * len(leaves)
         expanded = [
-            rows.expand(leaf, size, own, self.deferred)
+            rows.expand(leaf, size, own, self.deferred, self.absent_features.gradient)
             for leaf, size, own in zip(leaves, call.output_sizes, joint, strict=True)
         ]
         if self.origins is not None:
@@ -395,12 +415,18 @@ def _known(call: JointCall | None, rows: EncoderRows) -> Any:
     return call.more if (rows.present, rows.absent, rows.spare) == (present, 1, 0) else None
 
 
-def _mixed(leaf: Any, joint: torch.Size | None, shared: Any, is_present: list[bool], here: Tensor | None) -> Any:
-    """Features of all rows, with shared ones where the modality is present."""
+def _mixed(
+    leaf: Any, joint: torch.Size | None, shared: Any, is_present: list[bool], here: Tensor | None, gradient: bool
+) -> Any:
+    """Features of all rows: shared ones where the modality is present, and without a gradient where it is not."""
     if joint is None or not is_rows(leaf) or leaf.shape == joint:
         return leaf
     (dim,) = changed_dims(leaf.shape, joint)
-    blocks = leaf.split(joint[dim], dim)
+    blocks = list(leaf.split(joint[dim], dim))
+    if not gradient:
+        blocks = [own if one else own.detach() for one, own in zip(is_present, blocks, strict=True)]
+    if shared is None:
+        return torch.cat(blocks, dim)
     if here is not None:
         rows = joint[dim] // len(here)
         mask = here.repeat_interleave(rows).view([-1 if d == dim else 1 for d in range(leaf.dim())])

@@ -102,10 +102,13 @@ class EncoderRows:
                     "is given rows that depend on the other modalities, or in another order than the samples'"
                 )
 
-    def expand(self, leaf: Any, joint: torch.Size | None, shared: Tensor | None, deferred: bool) -> Any:
+    def expand(
+        self, leaf: Any, joint: torch.Size | None, shared: Tensor | None, deferred: bool, gradient: bool = True
+    ) -> Any:
         """What the encoder returned for the picked rows, put in place for every row, or deferred.
 
-        `joint` is the size of the joint pass's output and `shared` that output, if it serves the present rows.
+        `joint` is the size of the joint pass's output and `shared` that output, if it serves the present rows; the
+        absent ones have a `gradient` or none.
         """
         if joint is None or not is_rows(leaf) or leaf.shape == joint:
             return leaf
@@ -119,6 +122,7 @@ class EncoderRows:
         rows = joint[dim] // self.batch
         present = leaf.narrow(dim, 0, joint[dim]) if shared is None else shared
         absent = leaf.narrow(dim, self.present * rows, self.absent * rows)
+        absent = absent if gradient else absent.detach()
         if self.here is not None:
             here = self.here.repeat_interleave(rows).view([-1 if d == dim else 1 for d in range(leaf.dim())])
             present = torch.where(here, present, tile(absent, joint[dim], dim))

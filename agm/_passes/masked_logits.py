@@ -17,6 +17,7 @@ from agm._module_state.eval_mode import evaluation, mixes_samples, mode_dependen
 from agm._module_state.hooks import ForwardHooks
 from agm._module_state.modules import submodules
 from agm._one_pass.choice import Passes, refused
+from agm._passes.absent_features import AbsentFeatures
 from agm._passes.by_path import InterceptedPasses
 from agm._passes.by_protocol import FactorisedPasses, is_factorised
 from agm._passes.chunks import Chunks
@@ -41,6 +42,7 @@ class MaskedPasses:
         options: their settings, see `masked_logits`.
         peers: the processes that take every step together; None: none do.
         record: what is known of the network under these options; None: nothing yet.
+        absent_features: those that are kept from step to step; None: none yet.
 
     Attributes:
         modalities: their names, in bit order.
@@ -58,6 +60,7 @@ class MaskedPasses:
         options: MaskedOptions,
         peers: Peers | None = None,
         record: Record | None = None,
+        absent_features: AbsentFeatures | None = None,
     ) -> None:
         if not isinstance(network, nn.Module):
             raise TypeError(f"Expected argument `network` to be an nn.Module, but got {type(network).__name__}.")
@@ -84,6 +87,9 @@ class MaskedPasses:
         self.binding = Binding(network, modalities, options.inputs)
         self.outputs = Outputs(options.output, options.class_dim)
         self.chunks = Chunks(options.max_rows, options.checkpoint)
+        if absent_features is None:
+            absent_features = AbsentFeatures(options.absent_gradient, options.absent_refresh)
+        self.absent_features = absent_features
         self._parted: InterceptedPasses | FactorisedPasses | None = None  # None: the network is one piece
         if encoders:
             if self.chunks:
@@ -92,9 +98,18 @@ class MaskedPasses:
                     "forward runs once, on all masked rows. Leave `encoders` out, or give the network `encoders` and "
                     "`fuse`, whose fusion then runs in chunks."
                 )
-            self._parted = InterceptedPasses(network, self.binding, self.outputs, options, peers, record)
+            self._parted = InterceptedPasses(
+                network, self.binding, self.outputs, options, peers, record, self.absent_features
+            )
         elif own:
-            self._parted = FactorisedPasses(network, self.binding, self.outputs, options, self.chunks, peers, record)
+            self._parted = FactorisedPasses(
+                network, self.binding, self.outputs, options, self.chunks, peers, record, self.absent_features
+            )
+        elif not options.absent_gradient:
+            raise ValueError(
+                "Expected argument `absent_gradient` to be True for a network of one piece, of which nobody knows what "
+                "an absent modality's features are, but got False. Name the encoders in `encoders`."
+            )
         elif options.passes == "one":
             raise refused(self.modalities[0], "no encoder is known in a network of one piece. Name them in `encoders`")
 
@@ -125,6 +140,7 @@ class MaskedPasses:
         """As `apart`, with the joint pass's output as the network returned it."""
         batch = batch_size(arguments.inputs)
         modalities = len(self.modalities)
+        self.absent_features.begin()
         here, absent = None, self.absent_inputs(arguments)
         if present is not None:
             here = self._here(present, arguments, batch)
@@ -182,6 +198,10 @@ class MaskedPasses:
     def encoders(self) -> dict[str, nn.Module]:
         """Modality -> its encoder, of those whose encoder is known."""
         return self._parted.encoders() if self._parted else {}
+
+    def encoder_calls(self) -> list[tuple[nn.Module, str, list[str]]]:
+        """Of each encoder the module, the method that is called, and the modalities of its calls, in their order."""
+        return self._parted.encoder_calls() if self._parted else []
 
     def plan(self, subsets: int | None = None) -> Plan:
         """What a training step computes, with all subsets or so many drawn ones.
@@ -362,6 +382,7 @@ def masked_logits(
             it bears none of their names, and returns logits (B, C), or (B, ..., C).
         inputs: modality -> tensor (B, ...) or pytree of tensors (features with a padding mask, ids with lengths).
         masked: "exact" or "shared"; for a modality without a named encoder the latter is the former.
+        output, class_dim: where the network's output holds the logits, as in `agm.AGM`.
         absent: modality -> what an absent input is: a number (a pad id), a tensor (one row), a callable of the
             present input, which returns its like or one row of it, or a pytree like the input of numbers, tensors
             and None (stays as it is). Zeros by default; in a pytree floating tensors become zeros while booleans and
@@ -372,6 +393,8 @@ def masked_logits(
         passes: of an encoder: "auto": one, where it is proved to be the same and is faster, which it is on CUDA, and
             on a CPU where no norm would take the batch apart; "one": raises where it is not proved; "two": the rows of
             the masked passes have one of their own, as they always have where the step is compiled.
+        absent_gradient: whether a gradient flows into an encoder through rows in which its modality is absent, as
+            published. False: the features of absent rows are constants, for networks whose encoders are known.
         max_rows: at most so many masked rows at a time go through a network of one piece, or through `fuse` (each
             encoder still sees its rows at once). This bounds what the forward needs while it runs; what it keeps for
             the backward it keeps for all rows, unless `checkpoint` is set. None: all at once.

@@ -20,6 +20,7 @@ class Record:
         all_rows: modalities of which an encoder was given rows that others went into.
         other_rows: modalities whose encoder was given other rows in a masked pass than in the joint pass, though as far
             as one could see it was given its input.
+        has_warned: whether the gradient of absent rows has been looked at.
         order: encoder -> the modalities of its calls, in their order.
         calls_fuse: whether the forward of a network with `encoders` and `fuse` calls `fuse`; None: nobody has looked.
         autocasts: modality -> under which autocast its encoder has run, for encoders that are not watched.
@@ -32,6 +33,7 @@ class Record:
     follows: bool = False
     all_rows: set[str] = field(default_factory=set)
     other_rows: set[str] = field(default_factory=set)
+    has_warned: bool = False
     order: dict[str, list[str]] = field(default_factory=dict)
     calls_fuse: bool | None = None
     autocasts: dict[str, Any] = field(default_factory=dict)

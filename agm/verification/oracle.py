@@ -15,6 +15,7 @@ from agm._inputs.arguments import Arguments
 from agm._inputs.rows import copied, doubled, tile
 from agm._module_state.replace_forward import answering
 from agm._module_state.traces import untraced
+from agm._passes.absent_features import detached
 from agm._passes.masked_logits import MaskedPasses
 
 __all__ = ["eval_mode", "separate_passes"]
@@ -39,12 +40,11 @@ def separate_passes(
         name: pytree.tree_map(lambda leaf: _as_input(tile(leaf, batch)) if is_rows(leaf) else leaf, x)
         for name, x in absent.items()
     }
-    encoders = passes.encoders() if passes.shared else {}
-    answers: dict[str, list[Any]] = {name: [] for name in encoders}
+    encoders = _encoders(passes)
     with ExitStack() as stack:
-        if encoders:
-            recorders = {encoder: _recording(encoder, answers[name]) for name, encoder in encoders.items()}
-            stack.enter_context(answering(recorders))
+        if passes.shared:
+            for encoder in encoders:
+                stack.enter_context(answering({encoder.owner: encoder.recording()}, encoder.method))
         joint = passes.outputs.logits(passes.binding.call(_copied(arguments)))
     torch.manual_seed(0)
     np.random.seed(0)
@@ -53,12 +53,61 @@ def separate_passes(
     for subset in subsets:
         present = {name for bit, name in enumerate(passes.modalities) if subset >> bit & 1}
         inputs = {name: x if name in present else absent[name] for name, x in arguments.inputs.items()}
-        replies = {encoder: _replying(answers[name]) for name, encoder in encoders.items() if name in present}
         _renew_buffers(passes.network)
-        with eval_mode(passes.network), answering(replies):
+        with ExitStack() as stack:
+            stack.enter_context(eval_mode(passes.network))
+            for encoder in encoders:
+                answer = encoder.answering(present, passes.shared, passes.options.absent_gradient)
+                stack.enter_context(answering({encoder.owner: answer}, encoder.method))
             output = passes.binding.call(_copied(arguments._replace(inputs=inputs)))
             masked.append(passes.outputs.logits(output))
     return torch.stack([*(logits.to(joint.dtype) for logits in masked), joint])
+
+
+class _Encoder:
+    """An encoder in the passes of the definition.
+
+    Args:
+        owner, method: what is called.
+        order: the modality of each of its calls; the one of all, if it encodes one.
+    """
+
+    def __init__(self, owner: nn.Module, method: str, order: Sequence[str]) -> None:
+        self.owner, self.method, self.order = owner, method, order
+        self.outputs: list[Any] = []
+
+    def recording(self) -> Callable[..., Any]:
+        """Its function, noting what it returns."""
+        function = getattr(self.owner, self.method)
+
+        def recording(*args: Any, **kwargs: Any) -> Any:
+            output, kept = doubled(function(*args, **kwargs))
+            self.outputs.append(kept)
+            return output
+
+        return recording
+
+    def answering(self, present: set[str], shared: bool, gradient: bool) -> Callable[..., Any]:
+        """Its function in the pass of a subset."""
+        function = getattr(self.owner, self.method)
+        calls = iter(range(10**6))
+
+        def answer(*args: Any, **kwargs: Any) -> Any:
+            call = next(calls)
+            name = self.order[call % len(self.order)]
+            if shared and name in present:
+                return copied(self.outputs[call])
+            output = function(*args, **kwargs)
+            return output if gradient or name in present else detached(output)
+
+        return answer
+
+
+def _encoders(passes: MaskedPasses) -> list[_Encoder]:
+    """Those that the definition has to know: in shared mode, and where absent rows have no gradient."""
+    if not passes.shared and passes.options.absent_gradient:
+        return []
+    return [_Encoder(*one) for one in passes.encoder_calls()]
 
 
 def _as_input(rows: Tensor) -> Tensor:
@@ -93,22 +142,6 @@ def _copied(arguments: Arguments) -> Arguments:
     """The network may write to what it is given."""
     inputs, others, rest = copied(tuple(arguments[:3]))
     return Arguments(inputs, others, rest, arguments.placed)
-
-
-def _recording(encoder: nn.Module, answers: list[Any]) -> Callable[..., Any]:
-    forward = encoder.forward
-
-    def recording(*args: Any, **kwargs: Any) -> Any:
-        output, kept = doubled(forward(*args, **kwargs))
-        answers.append(kept)
-        return output
-
-    return recording
-
-
-def _replying(answers: list[Any]) -> Callable[..., Any]:
-    pending = iter(answers)
-    return lambda *args, **kwargs: copied(next(pending))
 
 
 def _renew_buffers(network: nn.Module) -> None:
