@@ -16,7 +16,7 @@ from agm._module_state.checkpoints import CheckpointedRegions
 from agm._module_state.compiled import is_compiled
 from agm._module_state.undo import putting_back
 
-__all__ = ["untraced"]
+__all__ = ["contents", "refill", "untraced"]
 
 _CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict)
 _LARGE = 1000
@@ -39,18 +39,21 @@ def untraced(modules: Iterable[nn.Module], again: Callable[[], AbstractContextMa
     """
     modules = list(modules)
     attributes = [(vars(module), dict(vars(module))) for module in modules if _is_own(module)]
-    contents = list(_contents(kept for _, kept in attributes))
+    held = list(contents(kept for _, kept in attributes))
     watch = _Watch(modules, attributes, again)
 
     def restore() -> None:
         watch.restore()
         for current, kept in attributes:
-            if len(current) != len(kept) or any(current.get(name, kept) is not value for name, value in kept.items()):
+            mode = current["training"]  # which is put back by itself
+            if len(current) != len(kept) or any(
+                current.get(name, kept) is not value for name, value in kept.items() if name != "training"
+            ):
                 current.clear()
                 current.update(kept)
-        for container, content in contents:
-            if not _is_same(container, content):
-                _refill(container, content)
+                current["training"] = mode
+        for container, content in held:
+            refill(container, content)
 
     with putting_back(restore):
         if any(map(_is_compiled, modules)):  # graphs would break at every function that is watched
@@ -71,7 +74,7 @@ def _is_compiled(module: nn.Module) -> bool:
     return is_compiled(module) or any(hasattr(value, "_torchdynamo_orig_callable") for value in values)
 
 
-def _contents(attributes: Iterable[dict[str, Any]]) -> Iterator[tuple[Any, Any]]:
+def contents(attributes: Iterable[dict[str, Any]]) -> Iterator[tuple[Any, Any]]:
     """Containers that attributes hold, and those inside them, each with a copy of what it contains.
 
     An object of the user's own (a meter, a cache) is taken for the dict of its attributes. Of a container that is too
@@ -118,7 +121,10 @@ def _are_same(left: Iterable[Any], right: Iterable[Any]) -> bool:
     return all(a is b for a, b in zip(left, right, strict=True))
 
 
-def _refill(container: Any, content: Any) -> None:
+def refill(container: Any, content: Any) -> None:
+    """Puts back what a container held, see `contents`."""
+    if _is_same(container, content):
+        return
     if isinstance(content, int):
         while len(container) > content:
             container.popitem() if isinstance(container, dict) else container.pop()

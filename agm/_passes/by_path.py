@@ -264,6 +264,7 @@ class InterceptedPasses:
         watched = nullcontext() if hooks is None else hooks.watched()
         with watched, _instead({recorder.target: recorder for recorder in recorders}):
             output = self.binding.call(arguments)
+            self.outputs.logits(output)  # refused here, where it is the joint pass's
         for recorder in recorders:
             if not recorder.calls:
                 raise ValueError(

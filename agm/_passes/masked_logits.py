@@ -262,7 +262,9 @@ class MaskedPasses:
 
     def _joint(self, arguments: Arguments, hooks: ForwardHooks | None) -> Any:
         with nullcontext() if hooks is None else hooks.watched():
-            return self.binding.call(arguments)
+            output = self.binding.call(arguments)
+        self.outputs.logits(output)  # refused here, where it is the joint pass's
+        return output
 
 
 def _pad_id(network: nn.Module) -> int:
