@@ -45,13 +45,13 @@ def untraced(modules: Iterable[nn.Module], again: Callable[[], AbstractContextMa
     def restore() -> None:
         watch.restore()
         for current, kept in attributes:
-            mode = current["training"]  # which is put back by itself
+            mode = {name: current[name] for name in ("training",) if name in current}  # is put back by itself
             if len(current) != len(kept) or any(
                 current.get(name, kept) is not value for name, value in kept.items() if name != "training"
             ):
                 current.clear()
                 current.update(kept)
-                current["training"] = mode
+                current.update(mode)
         for container, content in held:
             refill(container, content)
 
