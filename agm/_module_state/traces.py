@@ -6,6 +6,7 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from copy import copy
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -55,8 +56,10 @@ def untraced(modules: Iterable[nn.Module], again: Callable[[], AbstractContextMa
         for container, content in held:
             refill(container, content)
 
+    # In a compiled part graphs would break at every function that is watched.
+    compiled = any(map(is_compiled, modules)) or any(_has_graph(kept) for _, kept in attributes)
     with putting_back(restore):
-        if any(map(_is_compiled, modules)):  # graphs would break at every function that is watched
+        if compiled:
             yield
         else:
             with watch:
@@ -69,9 +72,12 @@ def _is_own(module: nn.Module) -> bool:
     return not home.startswith("torch.nn.modules.") or "forward" in module.__dict__
 
 
-def _is_compiled(module: nn.Module) -> bool:
-    values = vars(module).values()
-    return is_compiled(module) or any(hasattr(value, "_torchdynamo_orig_callable") for value in values)
+def _has_graph(attributes: dict[str, Any]) -> bool:
+    """Whether a compiled function is among them."""
+    return any(
+        isinstance(value, FunctionType) and hasattr(value, "_torchdynamo_orig_callable")
+        for value in attributes.values()
+    )
 
 
 def contents(attributes: Iterable[dict[str, Any]]) -> Iterator[tuple[Any, Any]]:

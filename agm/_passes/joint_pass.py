@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from agm._inputs.rows import copied, doubled
+from agm._inputs.trees import flattened, leaves_of
 from agm._module_state.checkpoints import check_not_reentrant, reentrant_checkpoint
 from agm._module_state.compiled import is_compiled
 from agm._module_state.eval_mode import evaluation
@@ -220,7 +220,7 @@ class _Fused:
 
 
 def _requires_grad(tree: Any) -> bool:
-    return any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in pytree.tree_leaves(tree))
+    return any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves_of(tree))
 
 
 def _equals_fuse(
@@ -252,8 +252,8 @@ def _refusal(network: nn.Module, encoders: Mapping[str, nn.Module]) -> ValueErro
 
 
 def _identical(left: Any, right: Any) -> bool:
-    leaves, structure = pytree.tree_flatten(left)
-    others, other = pytree.tree_flatten(right)
+    leaves, structure = flattened(left)
+    others, other = flattened(right)
     return structure == other and all(map(_are_one, leaves, others))
 
 
