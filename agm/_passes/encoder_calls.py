@@ -356,7 +356,9 @@ class Answer:
         leaves, structure = flattened(tree, is_leaf=lambda leaf: is_listed(leaf) or is_opaque(leaf))
         opaque = next((leaf for leaf in leaves if is_opaque(leaf) and not is_listed(leaf)), None)
         if opaque is not None:
-            raise self._refusal(f"{does} a {type(opaque).__name__}, whose rows cannot be told apart")
+            kind = type(opaque).__name__
+            cache = " (a decoder's cache: call it with use_cache=False)" if "Cache" in kind else ""
+            raise self._refusal(f"{does} a {kind}{cache}, whose rows cannot be told apart")
         return leaves, structure
 
     def _refusal(self, what: str) -> ValueError:

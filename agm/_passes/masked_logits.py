@@ -297,6 +297,12 @@ def _check_logits(logits: object, rows: int, outputs: Sequence[int] | None = Non
     fits = isinstance(logits, Tensor) and logits.dim() >= 2 and logits.shape[0] == rows
     if not fits or (outputs is not None and logits.shape[1:] != outputs):  # type: ignore[attr-defined]
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if isinstance(logits, Tensor) and tuple(logits.shape) == (rows, rows) and outputs is not None:
+            raise ValueError(
+                "Expected the network to return logits of shape (batch, classes), but it returns one for each pair "
+                "of samples, as contrastive losses take them: samples of other subsets would be among the classes. "
+                "Compute the similarities of each subset yourself, and give them to agm.fused_modulate."
+            )
         inner = "..., classes" if outputs is None else ", ".join(map(str, outputs))
         raise ValueError(
             f"Expected the network to return logits of shape (batch, classes) with {rows} rows, or of shape (batch, "

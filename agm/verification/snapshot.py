@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ def preserved(root: nn.Module) -> Iterator[Callable[[], None]]:
     modules = list(root.modules())
     attributes = [(vars(module), dict(vars(module))) for module in modules]
     containers = list(contents(kept for _, kept in attributes))
+    # Hooks too, which a network may register on itself in its first forward.
+    hooks = [(value, copy(value)) for _, kept in attributes for name, value in kept.items() if name.endswith("_hooks")]
     tensors = {id(tensor): (tensor, tensor.detach().clone()) for tensor in _tensors(modules)}
     gradients = [(parameter, parameter.grad) for parameter in root.parameters()]
     generators = _generators(modules)
@@ -36,6 +39,8 @@ def preserved(root: nn.Module) -> Iterator[Callable[[], None]]:
             current.update(kept)
         for container, content in containers:
             refill(container, content)
+        for registered, before in hooks:
+            refill(registered, before)
         with torch.no_grad():
             for tensor, value in tensors.values():
                 # Not by versions: batch norm writes to its running statistics without counting one.
