@@ -7,12 +7,14 @@ one. `strategies` has them by name.
 from agm.strategies.agm import AGM
 from agm.strategies.batch import Batch
 from agm.strategies.bounding import BoundedPasses
+from agm.strategies.draws import Draws
 from agm.strategies.g_blending import GBlending
 from agm.strategies.heads import LinearHead, linear_heads
 from agm.strategies.inforeg import InfoReg
 from agm.strategies.joint import Joint
 from agm.strategies.measuring import Measured, measure
 from agm.strategies.mlb import MLB
+from agm.strategies.mmpareto import MMPareto
 from agm.strategies.mses import MSES
 from agm.strategies.mslr import MSLR
 from agm.strategies.multi_loss import MultiLoss
@@ -32,10 +34,12 @@ __all__ = [
     "Batch",
     "BoundedPasses",
     "Draw",
+    "Draws",
     "GBlending",
     "InfoReg",
     "Joint",
     "LinearHead",
+    "MMPareto",
     "Measured",
     "MultiLoss",
     "Outcome",

@@ -44,6 +44,7 @@ class AGM(Strategy):
         common: see `Strategy`.
     """
 
+    distributed = True
     module: Engine
 
     def __init__(

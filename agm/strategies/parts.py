@@ -15,7 +15,7 @@ from agm.factorised import is_factorised
 from agm.modes import evaluation
 from agm.ops._checks import check_modalities
 
-__all__ = ["Parts"]
+__all__ = ["Parts", "zeros"]
 
 Alter = Callable[[str, Any], Any]  # (modality, its feature) -> the feature that goes on
 
@@ -114,11 +114,27 @@ class Parts:
         if self.has_heads:
             logits: dict[str, Tensor] = self.network.unimodal_logits(features)
             return logits
-        zeros = {name: pytree.tree_map(_zeros, value) for name, value in features.items()}
+        absent = zeros(features)
         with evaluation(self.network):
-            return {name: self._answered(inputs, {**zeros, name: features[name]}) for name in self.modalities}
+            return {name: self.fused(inputs, {**absent, name: features[name]}) for name in self.modalities}
 
-    def _answered(self, inputs: Mapping[str, Any], features: Mapping[str, Any]) -> Tensor:
+    def encode(self, name: str, inputs: Mapping[str, Any]) -> Any:
+        """What the encoder of one modality gives for that modality's input; the rest of the network does not run."""
+        return self.encoders[name](inputs[name])
+
+    def subset_logits(self, inputs: Mapping[str, Any], features: Mapping[str, Any]) -> Tensor:
+        """(2**M - 1, B, C) logits in eval mode, row i those of the modalities in bitmask i + 1: others' features are 0.
+
+        Unlike `Batch.masked_logits`, which masks inputs.
+        """
+        absent, rows = zeros(features), []
+        with evaluation(self.network):
+            for subset in range(1, 2 ** len(self.modalities)):
+                present = {n: features[n] for place, n in enumerate(self.modalities) if subset >> place & 1}
+                rows.append(self.fused(inputs, {**absent, **present}))
+        return torch.stack(rows)
+
+    def fused(self, inputs: Mapping[str, Any], features: Mapping[str, Any]) -> Tensor:
         """The network's logits when its encoders answer with these features."""
         answers = {self.encoders[name]: _constant(features[name]) for name in self.modalities}
         with answering(answers):
@@ -187,8 +203,13 @@ def _checked_heads(heads: Mapping[str, nn.Module] | None, modalities: tuple[str,
     return {name: heads[name] for name in modalities}
 
 
-def _zeros(leaf: Any) -> Any:
-    return torch.zeros_like(leaf) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+def zeros(features: Mapping[str, Any]) -> dict[str, Any]:
+    """Features of the same shapes in which every floating tensor is 0."""
+
+    def zero(leaf: Any) -> Any:
+        return torch.zeros_like(leaf) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+    return {name: pytree.tree_map(zero, value) for name, value in features.items()}
 
 
 def _constant(value: Any) -> Callable[..., Any]:

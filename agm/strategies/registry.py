@@ -14,6 +14,7 @@ from agm.strategies.g_blending import GBlending
 from agm.strategies.inforeg import InfoReg
 from agm.strategies.joint import Joint
 from agm.strategies.mlb import MLB
+from agm.strategies.mmpareto import MMPareto
 from agm.strategies.mses import MSES
 from agm.strategies.mslr import MSLR
 from agm.strategies.multi_loss import MultiLoss
@@ -34,6 +35,7 @@ strategies: Mapping[str, type[Strategy]] = MappingProxyType(
         "g-blending": GBlending,
         "mlb": MLB,
         "inforeg": InfoReg,
+        "mmpareto": MMPareto,
     }
 )
 

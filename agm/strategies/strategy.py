@@ -14,6 +14,8 @@ from torch.utils import _pytree as pytree
 from agm.gradients import scale_gradients_
 from agm.strategies._checks import check_window
 from agm.strategies.batch import Batch, Criterion
+from agm.strategies.draws import Draws
+from agm.strategies.heads import linear_heads
 from agm.strategies.measuring import Batches, Measured, measure
 from agm.strategies.parts import Parts
 
@@ -95,22 +97,31 @@ class Strategy(nn.Module):
         heads: an `nn.ModuleDict` of the heads, empty where there are none.
         parts: the network taken apart.
         epoch: the current one.
-        optimizer: the user's; set it for a strategy that puts back the optimizer's state too.
+        optimizer: the user's; set it for a strategy that puts back the optimizer's state too, or adds parameters.
+        draws: the random numbers of the strategy; another object with its methods replays recorded ones.
 
     Raises:
         TypeError: `network` or a head is no module, or an argument that the strategy does not have.
-        ValueError: no encoders, parts that do not fit together, heads that are needed and missing, or an impossible
-            setting.
+        ValueError: no encoders, parts that do not fit together, heads that are needed and missing, an impossible
+            setting, or a DistributedDataParallel network under a strategy that decides by process.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset()  # of "train" and "validation": splits asked for between epochs
+    # Of "train" and "validation": splits asked for between epochs; "index": train comes with the samples' numbers.
+    needs: ClassVar[frozenset[str]] = frozenset()
     trains_heads: ClassVar[bool] = False  # whether there are unimodal losses
+    distributed: ClassVar[bool] = False  # whether every process of a DistributedDataParallel network decides alike
 
     def __init__(self, network: nn.Module, **common: Unpack[Common]) -> None:
         super().__init__()
         if unknown := sorted(common.keys() - Common.__annotations__.keys()):
             raise TypeError(f"Expected settings that {type(self).__name__} has, but got {', '.join(unknown)}.")
         heads = common.get("heads")
+        if isinstance(network, nn.parallel.DistributedDataParallel) and not self.distributed:
+            raise ValueError(
+                f"Expected argument `network` to be trained by one process, but got a DistributedDataParallel: what "
+                f"{type(self).__name__} decides from each process's own batch would drive their weights apart. Give "
+                "the plain network, or use Joint or AGM."
+            )
         self.parts = Parts(network, common.get("modalities"), common.get("encoders"), heads)
         self.start, self.stop = common.get("start", 0), common.get("stop")
         check_window(self.start, self.stop)
@@ -119,6 +130,7 @@ class Strategy(nn.Module):
         self.heads = nn.ModuleDict(self.parts.heads)
         self.epoch = 0
         self.optimizer: torch.optim.Optimizer | None = None
+        self.draws = Draws()
         self.latest: dict[str, Tensor] = {}
         if self.trains_heads:
             self._require_heads()
@@ -128,6 +140,18 @@ class Strategy(nn.Module):
         """The plain network."""
         network: nn.Module = self.parts.network
         return network
+
+    @property
+    def predictor(self) -> nn.Module:
+        """What predicts: takes the modalities by keyword and returns logits (B, C). The plain network for most."""
+        return self.network
+
+    @classmethod
+    def default_heads(cls, network: Any, num_classes: int) -> dict[str, nn.Module] | None:
+        """`heads` for a network of `agm.models`, where the strategy cannot do without; else None."""
+        if cls.trains_heads and not hasattr(network, "unimodal_logits"):
+            return linear_heads(network.widths, num_classes)
+        return None
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -306,7 +306,8 @@ class _Trainer:
     def _splits(self, epoch: int) -> dict[str, Passes]:
         """What a strategy may look at between epochs: never the test split."""
         size, seed = self.config.batch_size, self.config.seed
-        splits = {"train": Passes(self.train_split, size, (seed, epoch))}
+        numbered = "index" in self.strategy.needs
+        splits = {"train": Passes(self.train_split, size, (seed, epoch), numbered)}
         if self.watched_name == "validation":
             splits["validation"] = Passes(self.watched_split, max(size, 256))
         return splits

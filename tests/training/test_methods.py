@@ -29,6 +29,7 @@ ACTIVE = {
     "g-blending": {"super_epoch": 1},
     "mlb": {"beta_max": 10},
     "inforeg": {"threshold": 0, "multi_loss": True},
+    "mmpareto": {},
 }
 
 
