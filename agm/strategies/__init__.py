@@ -7,9 +7,10 @@ one. `strategies` has them by name.
 from agm.strategies.agm import AGM
 from agm.strategies.batch import Batch
 from agm.strategies.bounding import BoundedPasses
+from agm.strategies.cggm import CGGM
 from agm.strategies.draws import Draws
 from agm.strategies.g_blending import GBlending
-from agm.strategies.heads import LinearHead, linear_heads
+from agm.strategies.heads import LinearHead, hidden_heads, linear_heads
 from agm.strategies.inforeg import InfoReg
 from agm.strategies.joint import Joint
 from agm.strategies.measuring import Measured, measure
@@ -21,11 +22,13 @@ from agm.strategies.multi_loss import MultiLoss
 from agm.strategies.ogm import OGM, OGMGE
 from agm.strategies.parts import Parts
 from agm.strategies.registry import build, options_of, strategies
+from agm.strategies.relearning import Relearning
 from agm.strategies.smoothing import SmoothedModulator
 from agm.strategies.strategy import Draw, Outcome, Strategy
 
 __all__ = [
     "AGM",
+    "CGGM",
     "MLB",
     "MSES",
     "MSLR",
@@ -44,9 +47,11 @@ __all__ = [
     "MultiLoss",
     "Outcome",
     "Parts",
+    "Relearning",
     "SmoothedModulator",
     "Strategy",
     "build",
+    "hidden_heads",
     "linear_heads",
     "measure",
     "options_of",

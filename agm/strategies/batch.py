@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from agm.masking import masked_logits
 
@@ -83,6 +84,20 @@ class Batch:
     def unimodal_losses(self) -> dict[str, Tensor]:
         """Modality -> () criterion of its logits alone, with a graph."""
         return {name: self._criterion(logits, self.target) for name, logits in self.unimodal.items()}
+
+    @cached_property
+    def probes(self) -> dict[str, Tensor]:
+        """Modality -> its logits (B, C) alone, with a graph that ends before the encoders."""
+        cut = {
+            name: pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, feature)
+            for name, feature in self.features.items()
+        }
+        return self.parts.unimodal(self.inputs, cut)
+
+    @cached_property
+    def probe_losses(self) -> dict[str, Tensor]:
+        """Modality -> () criterion of its probe."""
+        return {name: self._criterion(logits, self.target) for name, logits in self.probes.items()}
 
     @cached_property
     def _unimodal_values(self) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from agm.strategies.agm import AGM
+from agm.strategies.cggm import CGGM
 from agm.strategies.g_blending import GBlending
 from agm.strategies.inforeg import InfoReg
 from agm.strategies.joint import Joint
@@ -19,6 +20,7 @@ from agm.strategies.mses import MSES
 from agm.strategies.mslr import MSLR
 from agm.strategies.multi_loss import MultiLoss
 from agm.strategies.ogm import OGM, OGMGE
+from agm.strategies.relearning import Relearning
 from agm.strategies.strategy import Strategy
 
 __all__ = ["build", "options_of", "strategies"]
@@ -36,6 +38,8 @@ strategies: Mapping[str, type[Strategy]] = MappingProxyType(
         "mlb": MLB,
         "inforeg": InfoReg,
         "mmpareto": MMPareto,
+        "cggm": CGGM,
+        "relearning": Relearning,
     }
 )
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from agm.strategies import Draw, Outcome, Strategy, build, linear_heads, options_of, strategies
+from agm.strategies import Draw, Outcome, Strategy, build, options_of, strategies
 
 from .networks import Loader, assert_same, batch_of, belongs, early, gradients, gradients_of, late, take
 
@@ -259,7 +259,7 @@ class NothingIsRead(TorchDispatchMode):
 def test_no_step_reads_from_the_device(name, build_network):
     """All but AGM, whose checks of the target read it on the CPU alone."""
     network, (inputs, target) = build_network(), batch_of()
-    heads = linear_heads(network.widths, 4) if strategies[name].trains_heads else None
+    heads = strategies[name].default_heads(network, 4)
     strategy = build(name, network, heads=heads)
     splits = {"train": Loader((inputs, target)), "validation": Loader((inputs, target))}
     for epoch in range(3):

@@ -30,6 +30,8 @@ ACTIVE = {
     "mlb": {"beta_max": 10},
     "inforeg": {"threshold": 0, "multi_loss": True},
     "mmpareto": {},
+    "cggm": {},
+    "relearning": {"every": 1},
 }
 
 
