@@ -25,6 +25,7 @@ from agm.strategies.registry import build, options_of, strategies
 from agm.strategies.relearning import Relearning
 from agm.strategies.smoothing import SmoothedModulator
 from agm.strategies.strategy import Draw, Outcome, Strategy
+from agm.strategies.valuation import Valuation
 
 __all__ = [
     "AGM",
@@ -50,6 +51,7 @@ __all__ = [
     "Relearning",
     "SmoothedModulator",
     "Strategy",
+    "Valuation",
     "build",
     "hidden_heads",
     "linear_heads",

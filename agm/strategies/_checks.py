@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["check_count", "check_flag", "check_number", "check_per_modality", "check_window"]
+__all__ = ["check_choice", "check_count", "check_flag", "check_number", "check_per_modality", "check_window"]
 
 
 def check_number(name: str, value: Any, *, least: float = 0.0, below: float = math.inf) -> float:
@@ -31,6 +31,18 @@ def check_count(name: str, value: Any, *, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"Expected argument `{name}` to be an integer >= {least}, but got {value!r}.")
     return value
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    """`value` if it is one of the choices.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"Expected argument `{name}` to be one of {listed}, but got {value!r}.")
+    return str(value)
 
 
 def check_flag(name: str, value: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,24 @@ from torch.nn import functional as F
 from agm.modes import evaluation
 from agm.strategies.parts import Parts
 
-__all__ = ["Batches", "Measured", "measure"]
+__all__ = ["Batches", "Measured", "measure", "numbered"]
 
 Batches = Iterable[tuple[Mapping[str, Any], Tensor]]  # (inputs by modality, target), as often as it is iterated
+
+
+def numbered(batches: Iterable[Any]) -> Iterator[tuple[Mapping[str, Any], Tensor, Tensor]]:
+    """Batches that have the numbers of their samples: (inputs, target, index (B,)).
+
+    Raises:
+        ValueError: they have none.
+    """
+    for batch in batches:
+        if len(batch) != 3:
+            raise ValueError(
+                f"Expected the train split in batches of (inputs, target, index), but got {len(batch)} items: this "
+                "strategy tells samples apart. Give the numbers 0 ... N - 1 of the samples along."
+            )
+        yield batch
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from agm.strategies.multi_loss import MultiLoss
 from agm.strategies.ogm import OGM, OGMGE
 from agm.strategies.relearning import Relearning
 from agm.strategies.strategy import Strategy
+from agm.strategies.valuation import Valuation
 
 __all__ = ["build", "options_of", "strategies"]
 
@@ -40,6 +41,7 @@ strategies: Mapping[str, type[Strategy]] = MappingProxyType(
         "mmpareto": MMPareto,
         "cggm": CGGM,
         "relearning": Relearning,
+        "valuation": Valuation,
     }
 )
 

@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from agm.strategies import Strategy
 
-_FOLDER = Path(__file__).parents[1] / "golden" / "strategies"
-
 Features = dict[str, Tensor]
 
 
 class Trace:
     """The arrays of one file, by name; those of a step by its number."""
 
+    folder = Path(__file__).parents[1] / "golden" / "strategies"
+
     def __init__(self, name: str) -> None:
-        with np.load(_FOLDER / f"{name}.npz") as arrays:
+        with np.load(self.folder / f"{name}.npz") as arrays:
             self.arrays = {key: value for key, value in arrays.items() if key != "settings"}
             self.settings = json.loads(str(arrays["settings"]))
         self.modalities = self.settings["modalities"]

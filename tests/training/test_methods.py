@@ -32,6 +32,7 @@ ACTIVE = {
     "mmpareto": {},
     "cggm": {},
     "relearning": {"every": 1},
+    "valuation": {"warmup": 1},
 }
 
 
