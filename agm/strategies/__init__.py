@@ -13,6 +13,7 @@ from agm.strategies.g_blending import GBlending
 from agm.strategies.heads import LinearHead, hidden_heads, linear_heads
 from agm.strategies.inforeg import InfoReg
 from agm.strategies.joint import Joint
+from agm.strategies.mcr import MCR
 from agm.strategies.measuring import Measured, measure
 from agm.strategies.mlb import MLB
 from agm.strategies.mmpareto import MMPareto
@@ -30,6 +31,7 @@ from agm.strategies.valuation import Valuation
 __all__ = [
     "AGM",
     "CGGM",
+    "MCR",
     "MLB",
     "MSES",
     "MSLR",

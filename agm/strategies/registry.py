@@ -14,6 +14,7 @@ from agm.strategies.cggm import CGGM
 from agm.strategies.g_blending import GBlending
 from agm.strategies.inforeg import InfoReg
 from agm.strategies.joint import Joint
+from agm.strategies.mcr import MCR
 from agm.strategies.mlb import MLB
 from agm.strategies.mmpareto import MMPareto
 from agm.strategies.mses import MSES
@@ -42,6 +43,7 @@ strategies: Mapping[str, type[Strategy]] = MappingProxyType(
         "cggm": CGGM,
         "relearning": Relearning,
         "valuation": Valuation,
+        "mcr": MCR,
     }
 )
 

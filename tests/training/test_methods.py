@@ -33,6 +33,7 @@ ACTIVE = {
     "cggm": {},
     "relearning": {"every": 1},
     "valuation": {"warmup": 1},
+    "mcr": {"samples": 2},
 }
 
 
