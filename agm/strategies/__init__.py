@@ -13,6 +13,7 @@ from agm.strategies.g_blending import GBlending
 from agm.strategies.heads import LinearHead, hidden_heads, linear_heads
 from agm.strategies.inforeg import InfoReg
 from agm.strategies.joint import Joint
+from agm.strategies.lfm import LFM
 from agm.strategies.mcr import MCR
 from agm.strategies.measuring import Measured, measure
 from agm.strategies.mlb import MLB
@@ -31,6 +32,7 @@ from agm.strategies.valuation import Valuation
 __all__ = [
     "AGM",
     "CGGM",
+    "LFM",
     "MCR",
     "MLB",
     "MSES",

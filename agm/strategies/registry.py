@@ -14,6 +14,7 @@ from agm.strategies.cggm import CGGM
 from agm.strategies.g_blending import GBlending
 from agm.strategies.inforeg import InfoReg
 from agm.strategies.joint import Joint
+from agm.strategies.lfm import LFM
 from agm.strategies.mcr import MCR
 from agm.strategies.mlb import MLB
 from agm.strategies.mmpareto import MMPareto
@@ -44,6 +45,7 @@ strategies: Mapping[str, type[Strategy]] = MappingProxyType(
         "relearning": Relearning,
         "valuation": Valuation,
         "mcr": MCR,
+        "lfm": LFM,
     }
 )
 

@@ -34,6 +34,7 @@ ACTIVE = {
     "relearning": {"every": 1},
     "valuation": {"warmup": 1},
     "mcr": {"samples": 2},
+    "lfm": {},
 }
 
 
