@@ -5,6 +5,7 @@ one. `strategies` has them by name.
 """
 
 from agm.strategies.agm import AGM
+from agm.strategies.amss import AMSS, AMSSPlus
 from agm.strategies.batch import Batch
 from agm.strategies.bounding import BoundedPasses
 from agm.strategies.cggm import CGGM
@@ -31,6 +32,7 @@ from agm.strategies.valuation import Valuation
 
 __all__ = [
     "AGM",
+    "AMSS",
     "CGGM",
     "LFM",
     "MCR",
@@ -39,6 +41,7 @@ __all__ = [
     "MSLR",
     "OGM",
     "OGMGE",
+    "AMSSPlus",
     "Batch",
     "BoundedPasses",
     "Draw",

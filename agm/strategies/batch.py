@@ -71,6 +71,11 @@ class Batch:
         return self._forward[0]
 
     @cached_property
+    def one_hot(self) -> Tensor:
+        """(B, C) bool: the class of each sample. Unlike `F.one_hot` it does not look at the target's values."""
+        return self.target.unsqueeze(1) == torch.arange(self.logits.shape[-1], device=self.target.device)
+
+    @cached_property
     def joint_loss(self) -> Tensor:
         """() criterion of the joint logits."""
         return self._criterion(self.logits, self.target)

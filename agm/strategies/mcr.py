@@ -208,7 +208,7 @@ class MCR(Strategy):
         return torch.where(pairs, losses, 0.0).sum() / pairs.sum()
 
     def _bottleneck(self, batch: Batch) -> Tensor:
-        given = batch.logits.detach() if self.released else F.one_hot(batch.target, batch.logits.shape[-1])
+        given = batch.logits.detach() if self.released else batch.one_hot
         features = torch.cat([pooled(batch.features[name]) for name in self.modalities], 1)
         assert self.conditional is not None
         loss: Tensor = F.mse_loss(features, self.conditional(given.to(features.dtype)))

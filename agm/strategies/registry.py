@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from agm.strategies.agm import AGM
+from agm.strategies.amss import AMSS, AMSSPlus
 from agm.strategies.cggm import CGGM
 from agm.strategies.g_blending import GBlending
 from agm.strategies.inforeg import InfoReg
@@ -46,6 +47,8 @@ strategies: Mapping[str, type[Strategy]] = MappingProxyType(
         "valuation": Valuation,
         "mcr": MCR,
         "lfm": LFM,
+        "amss": AMSS,
+        "amss-plus": AMSSPlus,
     }
 )
 

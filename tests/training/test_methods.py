@@ -35,6 +35,8 @@ ACTIVE = {
     "valuation": {"warmup": 1},
     "mcr": {"samples": 2},
     "lfm": {},
+    "amss-plus": {},
+    "amss": {},
 }
 
 
