@@ -75,7 +75,7 @@ class CGGM(Strategy):
                 "Expected argument `heads` to map each modality to its classifier, but got none. Give for example "
                 "heads=agm.strategies.hidden_heads(network.widths, network.classifier.in_features, num_classes)."
             )
-        self._weights: list[nn.Parameter] = []  # of the network's last layer, then of the classifiers'
+        self._weights: list[Tensor] = []  # of the network's last layer, then of the classifiers'
         if self.direction:
             self._weights = self._last_weights(output)
             if self.released:
@@ -142,7 +142,7 @@ class CGGM(Strategy):
             self._weights[0].grad.add_(self.direction_gradient, alpha=self.direction)
         self.direction_gradient.copy_(gradient)
 
-    def _last_weights(self, output: str | None) -> list[nn.Parameter]:
+    def _last_weights(self, output: str | None) -> list[Tensor]:
         layer = self.network.get_submodule(output) if output else getattr(self.network, "classifier", None)
         last = [layer] if isinstance(layer, nn.Linear) else []
         layers = [*last, *(last_linear(head) for head in self.heads.values())]

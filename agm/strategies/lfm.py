@@ -15,6 +15,7 @@ from agm.strategies.batch import Batch
 from agm.strategies.heads import linear_heads, pooled
 from agm.strategies.measuring import Batches
 from agm.strategies.strategy import Common, Strategy
+from agm.strategies.vectors import Vector, dot, gradient
 
 __all__ = ["LFM"]
 
@@ -151,41 +152,38 @@ class LFM(Strategy):
             classification, matching = batch.joint_loss, self._matching(batch)
             weight = self.weight.to(classification.dtype)
             total = (1 - weight) * classification + weight * matching
-            slope = _gradients(total, parameters, graph=True)
-            outer = [g.detach() for g in _gradients(classification, parameters, graph=True)]
+            slope = _slope(total, parameters)
+            outer = [g.detach() for g in _slope(classification, parameters)]
             if self.released:
-                return torch.autograd.grad(_dot(slope, outer), parameters)[0].mean().double()
+                return torch.autograd.grad(dot(slope, outer), parameters)[0].mean().double()
             # The mixed derivative d^2 L / da dtheta is a difference of two gradients.
-            mixed = [a - b for a, b in zip(_gradients(matching, parameters, graph=True), outer, strict=True)]
+            mixed = [a - b for a, b in zip(_slope(matching, parameters), outer, strict=True)]
             solved = self._solve(slope, parameters, outer)
-            return -_dot([g.detach() for g in mixed], solved).double()
+            return -dot([g.detach() for g in mixed], solved).double()
 
-    def _solve(self, slope: Sequence[Tensor], parameters: list[nn.Parameter], right: list[Tensor]) -> list[Tensor]:
+    def _solve(self, slope: Vector, parameters: list[nn.Parameter], right: Vector) -> Vector:
         """v of (H + damping) v = right, by conjugate gradients; stops where H is not positive along a direction."""
         solution = [torch.zeros_like(g) for g in right]
         rest, direction = list(right), list(right)
-        size = _dot(rest, rest)
+        size = dot(rest, rest)
         for _ in range(self.iterations):
-            product = torch.autograd.grad(_dot(slope, direction), parameters, retain_graph=True, allow_unused=True)
+            product = gradient(dot(slope, direction), parameters, retain=True)
             bent = [
                 self.damping * d if h is None else h + self.damping * d for h, d in zip(product, direction, strict=True)
             ]
-            curvature = _dot(direction, bent)
+            curvature = dot(direction, bent)
             # Without a branch on the device: a step of 0 where there is nothing to go down.
             step = torch.where((curvature > 0) & (size > 0), size / curvature, 0.0)
             solution = [s + step * d for s, d in zip(solution, direction, strict=True)]
             rest = [r - step * b for r, b in zip(rest, bent, strict=True)]
-            left = _dot(rest, rest)
+            left = dot(rest, rest)
             ratio = torch.where(size > 0, left / size, 0.0)
             direction = [r + ratio * d for r, d in zip(rest, direction, strict=True)]
             size = left
         return solution
 
 
-def _gradients(loss: Tensor, parameters: list[nn.Parameter], *, graph: bool) -> list[Tensor]:
-    found = torch.autograd.grad(loss, parameters, create_graph=graph, allow_unused=True)
+def _slope(loss: Tensor, parameters: list[nn.Parameter]) -> Vector:
+    """Its gradient with a graph; zeros where it does not reach."""
+    found = gradient(loss, parameters, graph=True)
     return [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
-
-
-def _dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:  # tensors of the same shapes -> ()
-    return torch.stack([(a * b).sum() for a, b in zip(left, right, strict=True)]).sum()

@@ -165,9 +165,10 @@ class MCR(Strategy):
             cut = {name: value if name == own else _detached(value) for name, value in features.items()}
             with evaluation(self.network):
                 return self.parts.fused(inputs, cut)
-        terms = self.network.unimodal_logits(features)
+        network: Any = self.network
+        terms = network.unimodal_logits(features)
         # What does not depend on the feature, such as a share of a bias, belongs to no modality.
-        constant = self.network.unimodal_logits(zeros(features))
+        constant = network.unimodal_logits(zeros(features))
         others = [terms[n].detach() + constant[n] - constant[n].detach() for n in self.modalities if n != own]
         total: Tensor = torch.stack([terms[own], *others]).sum(0)
         return total

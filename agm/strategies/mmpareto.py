@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from agm.strategies._checks import check_flag, check_number
 from agm.strategies.batch import Batch
 from agm.strategies.strategy import Common, Strategy
+from agm.strategies.vectors import dot, gradient
 
 __all__ = ["MMPareto"]
 
@@ -55,9 +56,9 @@ class MMPareto(Strategy):
     def backward(self, batch: Batch) -> None:
         losses = batch.unimodal_losses
         trained = [p for p in self.parameters() if p.requires_grad]
-        joint = _gradients(batch.joint_loss, trained, retain=True)
+        joint = gradient(batch.joint_loss, trained, retain=True)
         last = self.modalities[-1]
-        own = [_gradients(losses[name], trained, retain=name != last) for name in self.modalities]
+        own = [gradient(losses[name], trained, retain=name != last) for name in self.modalities]
         for place, parameter in enumerate(trained):
             known = [g for g in (joint[place], *(row[place] for row in own)) if g is not None]
             if known:
@@ -71,36 +72,28 @@ class MMPareto(Strategy):
                 rows = [(p, joint[places[id(p)]], row[places[id(p)]]) for p in group]
                 weights.append(self._combine([(p, j, u) for p, j, u in rows if j is not None and u is not None]))
         # (M,) the weight of the joint gradient; 1 is the plain sum
-        self.latest = {"coefficient": 2 * torch.stack(weights)} if None not in weights else {}
+        self.latest = {"coefficient": 2 * torch.stack(weights)}
 
     def _combine(self, rows: Sequence[tuple[nn.Parameter, Tensor, Tensor]]) -> Tensor:
         """Writes the gradients of one encoder; () its weight a of the joint gradient."""
         if not rows:
             return torch.full((), 0.5, device=next(self.network.parameters()).device)
-        parameters, joint, own = ([row[place] for row in rows] for place in range(3))
-        total, difference = torch._foreach_add(joint, own), torch._foreach_sub(own, joint)
-        conflict = ~(_dot(joint, own) > 0)  # NaN as well, as released
+        parameters, joint, own = [p for p, _, _ in rows], [j for _, j, _ in rows], [u for _, _, u in rows]
+        total, difference = list(torch._foreach_add(joint, own)), list(torch._foreach_sub(own, joint))
+        conflict = ~(dot(joint, own) > 0)  # NaN as well, as released
         # |U - J| = 0 in a conflict: both are 0, and any weight will do.
-        share = (_dot(difference, own) / _dot(difference, difference)).nan_to_num(0.5).clamp(0.0, 1.0)
+        share = (dot(difference, own) / dot(difference, difference)).nan_to_num(0.5).clamp(0.0, 1.0)
         share = torch.where(conflict, share, 0.5)
-        combined = torch._foreach_mul(joint, 2 * share)
+        combined = list(torch._foreach_mul(joint, 2 * share))
         torch._foreach_add_(combined, torch._foreach_mul(own, 2 * (1 - share)))
         if self.released:
             for part, whole in zip(combined, total, strict=True):
                 part.mul_((whole.norm() / part.norm()).clamp(min=1.0))
         else:
-            norm, wanted = _dot(combined, combined).sqrt(), _dot(total, total).sqrt()
+            norm, wanted = dot(combined, combined).sqrt(), dot(total, total).sqrt()
             scale = torch.where(conflict & (norm > 0), wanted / norm, 1.0)
             torch._foreach_mul_(combined, scale)
         torch._foreach_mul_(combined, self.gamma)
-        for parameter, gradient in zip(parameters, combined, strict=True):
-            parameter.grad = gradient
+        for parameter, part in zip(parameters, combined, strict=True):
+            parameter.grad = part
         return share
-
-
-def _gradients(loss: Tensor, parameters: Sequence[nn.Parameter], *, retain: bool) -> tuple[Tensor | None, ...]:
-    return torch.autograd.grad(loss, parameters, retain_graph=retain, allow_unused=True)
-
-
-def _dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:  # lists of tensors of the same shapes -> ()
-    return torch.stack([product.sum() for product in torch._foreach_mul(left, right)]).sum()

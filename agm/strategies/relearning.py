@@ -86,7 +86,7 @@ class Relearning(Strategy):
         new = self._purities(self.required(validation, "validation"))
         strengths = [math.tanh(self.strength * abs(a - b)) for a, b in zip(seen, new, strict=True)]
         for share, names, encoder in zip(strengths, self._first, self.parts.encoders.values(), strict=True):
-            parameters = list(encoder.parameters())
+            parameters: list[Tensor] = list(encoder.parameters())
             first = [self.get_buffer(name) for name in names]
             torch._foreach_mul_(parameters, 1 - share)
             torch._foreach_add_(parameters, first, alpha=share)
