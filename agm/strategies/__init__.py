@@ -17,6 +17,7 @@ from agm.strategies.joint import Joint
 from agm.strategies.lfm import LFM
 from agm.strategies.mcr import MCR
 from agm.strategies.measuring import Measured, measure
+from agm.strategies.mla import MLA
 from agm.strategies.mlb import MLB
 from agm.strategies.mmpareto import MMPareto
 from agm.strategies.mses import MSES
@@ -24,6 +25,7 @@ from agm.strategies.mslr import MSLR
 from agm.strategies.multi_loss import MultiLoss
 from agm.strategies.ogm import OGM, OGMGE
 from agm.strategies.parts import Parts
+from agm.strategies.pmr import PMR
 from agm.strategies.registry import build, options_of, strategies
 from agm.strategies.relearning import Relearning
 from agm.strategies.smoothing import SmoothedModulator
@@ -36,11 +38,13 @@ __all__ = [
     "CGGM",
     "LFM",
     "MCR",
+    "MLA",
     "MLB",
     "MSES",
     "MSLR",
     "OGM",
     "OGMGE",
+    "PMR",
     "AMSSPlus",
     "Batch",
     "BoundedPasses",

@@ -93,6 +93,8 @@ class LFM(Strategy):
         if len(limits) != 2 or not 0 <= limits[0] <= limits[1] <= 1:
             raise ValueError(f"Expected argument `limits` to be 0 <= low <= high <= 1, but got {tuple(limits)}.")
         self.limits = (float(limits[0]), float(limits[1]))
+        if self.schedule == "learned":
+            self.needs = frozenset({"validation"})
         self.register_buffer("weight", torch.tensor(check_number("initial", initial), dtype=torch.float64))
         self.register_buffer("rate", torch.tensor(check_number("rate", rate), dtype=torch.float64))
         self.hyper_gradient: Tensor | None = None  # () of the last epoch that learned

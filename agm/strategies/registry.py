@@ -17,12 +17,14 @@ from agm.strategies.inforeg import InfoReg
 from agm.strategies.joint import Joint
 from agm.strategies.lfm import LFM
 from agm.strategies.mcr import MCR
+from agm.strategies.mla import MLA
 from agm.strategies.mlb import MLB
 from agm.strategies.mmpareto import MMPareto
 from agm.strategies.mses import MSES
 from agm.strategies.mslr import MSLR
 from agm.strategies.multi_loss import MultiLoss
 from agm.strategies.ogm import OGM, OGMGE
+from agm.strategies.pmr import PMR
 from agm.strategies.relearning import Relearning
 from agm.strategies.strategy import Strategy
 from agm.strategies.valuation import Valuation
@@ -49,6 +51,8 @@ strategies: Mapping[str, type[Strategy]] = MappingProxyType(
         "lfm": LFM,
         "amss": AMSS,
         "amss-plus": AMSSPlus,
+        "pmr": PMR,
+        "mla": MLA,
     }
 )
 

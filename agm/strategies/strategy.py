@@ -107,7 +107,7 @@ class Strategy(nn.Module):
     """
 
     # Of "train" and "validation": splits asked for between epochs; "index": train comes with the samples' numbers.
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: frozenset[str] = frozenset()
     trains_heads: ClassVar[bool] = False  # whether there are unimodal losses
     distributed: ClassVar[bool] = False  # whether every process of a DistributedDataParallel network decides alike
 

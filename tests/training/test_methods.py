@@ -37,6 +37,8 @@ ACTIVE = {
     "lfm": {},
     "amss-plus": {},
     "amss": {},
+    "pmr": {},
+    "mla": {},
 }
 
 
