@@ -6,6 +6,7 @@ one. `strategies` has them by name.
 
 from agm.strategies.agm import AGM
 from agm.strategies.amss import AMSS, AMSSPlus
+from agm.strategies.aug import AUG
 from agm.strategies.batch import Batch
 from agm.strategies.bounding import BoundedPasses
 from agm.strategies.cggm import CGGM
@@ -35,6 +36,7 @@ from agm.strategies.valuation import Valuation
 __all__ = [
     "AGM",
     "AMSS",
+    "AUG",
     "CGGM",
     "LFM",
     "MCR",

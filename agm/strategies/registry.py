@@ -11,6 +11,7 @@ from torch import nn
 
 from agm.strategies.agm import AGM
 from agm.strategies.amss import AMSS, AMSSPlus
+from agm.strategies.aug import AUG
 from agm.strategies.cggm import CGGM
 from agm.strategies.g_blending import GBlending
 from agm.strategies.inforeg import InfoReg
@@ -53,6 +54,7 @@ strategies: Mapping[str, type[Strategy]] = MappingProxyType(
         "amss-plus": AMSSPlus,
         "pmr": PMR,
         "mla": MLA,
+        "aug": AUG,
     }
 )
 

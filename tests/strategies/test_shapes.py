@@ -261,6 +261,7 @@ def test_no_step_reads_from_the_device(name, build_network):
     network, (inputs, target) = build_network(), batch_of()
     heads = strategies[name].default_heads(network, 4)
     strategy = build(name, network, heads=heads)
+    strategy.optimizer = torch.optim.SGD(strategy.parameters(), lr=0.1)
     numbers = (torch.arange(8),) if "index" in strategy.needs else ()
     splits = {"train": Loader((inputs, target, *numbers)), "validation": Loader((inputs, target))}
     for epoch in range(3):

@@ -39,6 +39,7 @@ ACTIVE = {
     "amss": {},
     "pmr": {},
     "mla": {},
+    "aug": {"check": 1},
 }
 
 
