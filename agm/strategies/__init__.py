@@ -13,6 +13,7 @@ from agm.strategies.cggm import CGGM
 from agm.strategies.draws import Draws
 from agm.strategies.g_blending import GBlending
 from agm.strategies.heads import LinearHead, hidden_heads, linear_heads
+from agm.strategies.igm import IGM
 from agm.strategies.inforeg import InfoReg
 from agm.strategies.joint import Joint
 from agm.strategies.lfm import LFM
@@ -38,6 +39,7 @@ __all__ = [
     "AMSS",
     "AUG",
     "CGGM",
+    "IGM",
     "LFM",
     "MCR",
     "MLA",

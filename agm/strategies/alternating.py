@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,13 +19,27 @@ class Alternating(Strategy):
     """Base of strategies without a joint network: each encoder has a head, and the logits of all are combined.
 
     The network gives the encoders, which are called on their modality's input as it is; its own fusion is not trained
-    and not used. `predictor` is the ensemble. A subclass writes `steps` and `combine`, and `alone` if its heads are
+    and not used. `predictor` is the ensemble. A subclass writes `updates` and `combine`, and `alone` if its heads are
     not `heads`.
     """
 
     @abstractmethod
     def combine(self, alone: Mapping[str, Tensor]) -> Tensor:
         """Joint logits (B, C) from those of each modality."""
+
+    @abstractmethod
+    def updates(self, batch: Batch) -> Iterator[Outcome]:
+        """The updates of one batch, as `steps` yields them: gradients from before are dropped before each."""
+
+    def steps(
+        self,
+        inputs: Mapping[str, Any],
+        target: Tensor,
+        *,
+        index: Tensor | None = None,
+        present: Tensor | None = None,
+    ) -> Iterator[Outcome]:
+        yield from self.updates(self.batch(inputs, target, index, present))
 
     def alone(self, name: str, feature: Any) -> Tensor:
         """Logits (B, C) of one modality from its feature."""

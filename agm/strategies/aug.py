@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from agm.strategies._checks import check_count, check_flag, check_number
 from agm.strategies.alternating import Alternating
+from agm.strategies.batch import Batch
 from agm.strategies.heads import pooled
 from agm.strategies.measuring import Batches
 from agm.strategies.strategy import Common, Outcome
@@ -91,7 +92,7 @@ class AUG(Alternating):
                 f"does not say them, but got {widths!r} and {classes!r}."
             )
         like = next(network.parameters())
-        made = {"device": like.device, "dtype": like.dtype}
+        made: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
         self.layers = nn.ModuleDict(
             {name: nn.ModuleList([nn.Linear(widths[name], self.hidden, **made)]) for name in self.modalities}
         )
@@ -115,16 +116,8 @@ class AUG(Alternating):
         super().begin_epoch(epoch)
         self.scores.zero_()
 
-    def steps(
-        self,
-        inputs: Mapping[str, Any],
-        target: Tensor,
-        *,
-        index: Tensor | None = None,
-        present: Tensor | None = None,
-    ) -> Iterator[Outcome]:
-        batch = self.batch(inputs, target, index, present)
-        features = batch.features
+    def updates(self, batch: Batch) -> Iterator[Outcome]:
+        features, target = batch.features, batch.target
         losses = []
         for place, name in enumerate(self.modalities):
             self.zero_grad(set_to_none=True)

@@ -126,7 +126,7 @@ class LFM(Strategy):
             return batch.joint_loss
         classification, matching = batch.joint_loss, self._matching(batch)
         weight = self.weight.to(classification.dtype)
-        self.latest = {"score": torch.stack([classification.detach(), matching.detach()])}
+        self.latest = {"terms": torch.stack([classification.detach(), matching.detach()])}
         mixed = (1 - weight) * classification + weight * matching
         if not self.released:
             return mixed

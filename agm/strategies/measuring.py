@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agm.modes import evaluation
 from agm.strategies.parts import Parts
 
-__all__ = ["Batches", "Measured", "measure", "numbered"]
+__all__ = ["Batches", "Measured", "macro_f1", "measure", "numbered"]
 
 Batches = Iterable[tuple[Mapping[str, Any], Tensor]]  # (inputs by modality, target), as often as it is iterated
 
@@ -82,3 +82,28 @@ def measure(parts: Parts, batches: Batches) -> Measured:
         losses={name: row[0] for name, row in zip(names, others, strict=True)},
         accuracies={name: row[1] for name, row in zip(names, others, strict=True)},
     )
+
+
+@torch.no_grad()
+def macro_f1(network: nn.Module, batches: Iterable[Any]) -> float:
+    """Mean over the classes of 2 TP / (2 TP + FP + FN), in eval mode; classes that occur nowhere are left out.
+
+    Args:
+        network: takes the modalities by keyword and returns logits (B, C).
+        batches: of (inputs, target, ...).
+
+    Raises:
+        ValueError: there is no sample.
+    """
+    counts: Tensor | None = None  # (C, C) by target and prediction
+    for inputs, target, *_ in batches:
+        with evaluation(network):
+            logits = network(**inputs)
+        classes = logits.shape[-1]
+        found = torch.bincount(target * classes + logits.argmax(-1), minlength=classes**2).view(classes, classes)
+        counts = found if counts is None else counts + found
+    if counts is None or not counts.sum():
+        raise ValueError("Expected batches of one sample or more, but got none.")
+    total = (counts.sum(0) + counts.sum(1)).double()
+    occurs = total > 0
+    return float((2 * counts.diagonal()[occurs] / total[occurs]).mean())

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from agm.strategies._checks import check_choice, check_number
 from agm.strategies.alternating import Alternating
+from agm.strategies.batch import Batch
 from agm.strategies.heads import LinearHead, pooled
 from agm.strategies.measuring import Batches
 from agm.strategies.strategy import Common, Outcome
@@ -100,19 +101,11 @@ class MLA(Alternating):
         weighted: Tensor = ((entropies.amax(0) - entropies).softmax(0) * logits).sum(0)
         return weighted
 
-    def steps(
-        self,
-        inputs: Mapping[str, Any],
-        target: Tensor,
-        *,
-        index: Tensor | None = None,
-        present: Tensor | None = None,
-    ) -> Iterator[Outcome]:
-        batch = self.batch(inputs, target, index, present)
+    def updates(self, batch: Batch) -> Iterator[Outcome]:
         losses = []
         for name, feature in batch.features.items():
             self.zero_grad(set_to_none=True)
-            loss = self.criterion(self.alone(name, feature), target)
+            loss = self.criterion(self.alone(name, feature), batch.target)
             loss.backward()
             losses.append(loss.detach())
             if self.active and self.projection != "none" and self._updates:

@@ -14,6 +14,7 @@ from agm.strategies.amss import AMSS, AMSSPlus
 from agm.strategies.aug import AUG
 from agm.strategies.cggm import CGGM
 from agm.strategies.g_blending import GBlending
+from agm.strategies.igm import IGM
 from agm.strategies.inforeg import InfoReg
 from agm.strategies.joint import Joint
 from agm.strategies.lfm import LFM
@@ -55,6 +56,7 @@ strategies: Mapping[str, type[Strategy]] = MappingProxyType(
         "pmr": PMR,
         "mla": MLA,
         "aug": AUG,
+        "igm": IGM,
     }
 )
 

@@ -217,7 +217,10 @@ class Strategy(nn.Module):
         """After the last step of an epoch, with the splits as in `begin_epoch`."""
 
     def statistics(self) -> dict[str, Tensor]:
-        """Of the last step, if the strategy acted: kind ("coefficient", "ratio") -> (M,), a copy on the device."""
+        """Of the last step, if the strategy acted: kind -> a copy on the device.
+
+        "score", "ratio" and "coefficient" are (M,), and a run writes them down; other kinds are as a strategy says.
+        """
         return {kind: values.clone() for kind, values in self.latest.items()} if self.active else {}
 
     # What a strategy fills in.

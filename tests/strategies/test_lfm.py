@@ -36,7 +36,7 @@ def test_replays_the_fitted_schedule():
         close(strategy.weight, trace["weights"][place, 1], "weight of matching")
         for step, outcome in steps:
             close(outcome.loss, trace["terms"][step, 2], "joint loss")
-            close(strategy.statistics()["score"], trace["terms"][step, [2, 1]], "terms")
+            close(strategy.statistics()["terms"], trace["terms"][step, [2, 1]], "terms")
     for name, value in trace.state("final/").items():
         close(strategy.network.state_dict()[name], value, name)
 
@@ -49,7 +49,7 @@ def test_replays_the_learned_schedule():
         close(strategy.rate, trace["hyper_rate"][place], "rate")
         close(1 - strategy.weight, trace["weights"][place, 0], "weight of classification")
         for step, _ in steps:
-            close(strategy.statistics()["score"], trace["terms"][step, [2, 1]], "terms")
+            close(strategy.statistics()["terms"], trace["terms"][step, [2, 1]], "terms")
 
 
 def test_replays_the_heuristic_schedule():
@@ -58,7 +58,7 @@ def test_replays_the_heuristic_schedule():
     for _, epoch, steps in epochs(trace, strategy, optimizer, range(trace.steps // each)):
         for step, _ in steps:
             close(strategy.weight, trace["alpha"][step], "weight of matching")
-            close(strategy.statistics()["score"], trace["terms"][step, [2, 1]], "terms")
+            close(strategy.statistics()["terms"], trace["terms"][step, [2, 1]], "terms")
         assert math.isclose(float(strategy.weight), 1 - math.exp(-1 / (epoch + 1)))
 
 

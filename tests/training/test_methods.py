@@ -40,6 +40,7 @@ ACTIVE = {
     "pmr": {},
     "mla": {},
     "aug": {"check": 1},
+    "igm": {},
 }
 
 
