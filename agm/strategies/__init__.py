@@ -22,6 +22,7 @@ from agm.strategies.measuring import Measured, measure
 from agm.strategies.mla import MLA
 from agm.strategies.mlb import MLB
 from agm.strategies.mmpareto import MMPareto
+from agm.strategies.moments import FirstMoment
 from agm.strategies.mses import MSES
 from agm.strategies.mslr import MSLR
 from agm.strategies.multi_loss import MultiLoss
@@ -54,6 +55,7 @@ __all__ = [
     "BoundedPasses",
     "Draw",
     "Draws",
+    "FirstMoment",
     "GBlending",
     "InfoReg",
     "Joint",

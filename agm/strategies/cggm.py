@@ -52,6 +52,8 @@ class CGGM(Strategy):
         >>> groups = [{"params": network.parameters()}, {"params": strategy.heads.parameters(), "lr": 5e-4}]
     """
 
+    scales = True
+
     accuracies: Tensor  # (M,) float64, of the batch before
     direction_gradient: Tensor  # the released form: gradient of D with respect to W, for the next step
 

@@ -37,6 +37,8 @@ class MLB(MultiLoss):
         common: see `Strategy`.
     """
 
+    scales = True
+
     def __init__(
         self,
         network: nn.Module,

@@ -35,6 +35,8 @@ class MSLR(Strategy):
         common: see `Strategy`.
     """
 
+    scales = True
+
     needs = frozenset({"validation"})
     initial: Tensor  # (M,) float64
     history: Tensor  # (window + 1, M) float64, the last row newest

@@ -161,6 +161,28 @@ class Parts:
             return [[gradients[name]] for name in self.modalities]
         return [[] for _ in self.modalities]
 
+    def head_factors(self, coefficients: Tensor) -> dict[nn.Parameter, Tensor]:
+        """Parameter -> what each of its elements is multiplied by if `head_gradients` are by these (M,) coefficients.
+
+        Without heads in it that no modality has to itself.
+        """
+        modules = (self.network, *self.heads.values())
+        known = [p for module in modules for p in module.parameters() if p.grad is not None]
+        kept = [p.grad for p in known]
+        try:
+            for parameter in known:
+                parameter.grad = torch.ones_like(parameter)
+            written = set()
+            for coefficient, views in zip(coefficients, self.head_gradients(), strict=True):
+                for view in views:
+                    if view is not None:
+                        view.mul_(coefficient)
+                        written.add(view.untyped_storage().data_ptr())
+            return {p: p.grad for p in known if p.grad is not None and p.grad.untyped_storage().data_ptr() in written}
+        finally:
+            for parameter, gradient in zip(known, kept, strict=True):
+                parameter.grad = gradient
+
 
 def _encoders(network: nn.Module, paths: Mapping[str, str] | None) -> dict[str, nn.Module]:
     if paths:

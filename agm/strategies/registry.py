@@ -81,4 +81,5 @@ def build(name: str, network: nn.Module, **settings: Any) -> Strategy:
 def options_of(name: str) -> dict[str, Any]:
     """The settings that are a strategy's own, and their defaults; those of every `Strategy` are not among them."""
     parameters = inspect.signature(strategies[name].__init__).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    own = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    return own | ({"moments": "gradient"} if strategies[name].scales else {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypedDict, Unpack
+from typing import Any, ClassVar, Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,12 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from agm.gradients import scale_gradients_
-from agm.strategies._checks import check_window
+from agm.strategies._checks import check_choice, check_window
 from agm.strategies.batch import Batch, Criterion
 from agm.strategies.draws import Draws
 from agm.strategies.heads import linear_heads
 from agm.strategies.measuring import Batches, Measured, measure
+from agm.strategies.moments import FirstMoment, normalises
 from agm.strategies.parts import Parts
 
 __all__ = ["Common", "Draw", "Outcome", "Strategy"]
@@ -31,6 +32,7 @@ class Common(TypedDict, total=False):
     criterion: Criterion
     start: int
     stop: int | None
+    moments: Literal["gradient", "first"]
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,8 @@ class Strategy(nn.Module):
         criterion: (logits, target) -> loss.
         start: first epoch in which the strategy acts; before it training is plain joint training.
         stop: first epoch in which it no longer does; None for no end.
+        moments: of strategies that scale gradients: "gradient" scales them; "first" scales what enters Adam's first
+            moment alone (`agm.strategies.FirstMoment`), since Adam cancels most of the former. It needs `optimizer`.
 
     Attributes:
         module: what is trained, without the heads: the network, or a wrapper of it.
@@ -109,6 +113,7 @@ class Strategy(nn.Module):
     # Of "train" and "validation": splits asked for between epochs; "index": train comes with the samples' numbers.
     needs: frozenset[str] = frozenset()
     trains_heads: ClassVar[bool] = False  # whether there are unimodal losses
+    scales: ClassVar[bool] = False  # whether it multiplies gradients of encoders, so that `moments` is a choice
     distributed: ClassVar[bool] = False  # whether every process of a DistributedDataParallel network decides alike
 
     def __init__(self, network: nn.Module, **common: Unpack[Common]) -> None:
@@ -126,6 +131,10 @@ class Strategy(nn.Module):
         self.start, self.stop = common.get("start", 0), common.get("stop")
         check_window(self.start, self.stop)
         self.criterion: Criterion = common.get("criterion", F.cross_entropy)
+        self.moments = check_choice("moments", common.get("moments", "gradient"), ("gradient", "first"))
+        if self.moments == "first" and not self.scales:
+            raise ValueError(f"Expected no argument `moments`, since {type(self).__name__} scales no gradients.")
+        self._moment: tuple[torch.optim.Optimizer, FirstMoment | None] | None = None
         self.module: nn.Module = network
         self.heads = nn.ModuleDict(self.parts.heads)
         self.epoch = 0
@@ -285,11 +294,34 @@ class Strategy(nn.Module):
             convolutions_only: of the encoders, only 4-D weights.
             noise: add normal noise of the gradient's own standard deviation.
         """
+        moment = self._first_moment()
+        if moment is not None:
+            moment.scale(self._factors(coefficients, heads, convolutions_only))
+            return
         groups = [[p.grad for p in parameters] for parameters in self.parts.parameters(convolutions_only)]
         if heads:
             own = self.parts.head_gradients()
             groups = [[*group, *more] for group, more in zip(groups, own, strict=True)]
         scale_gradients_(groups, coefficients, noise=noise)
+
+    def _first_moment(self) -> FirstMoment | None:
+        """What scales the first moment; None where gradients are to be scaled, which for SGD is the same."""
+        if self.moments != "first":
+            return None
+        if self.optimizer is None:
+            raise RuntimeError(
+                "Expected attribute `optimizer` of the strategy to be the optimizer for moments='first', but it is "
+                "None. Set it before the first step."
+            )
+        if self._moment is None or self._moment[0] is not self.optimizer:
+            first = FirstMoment(self.optimizer) if normalises(self.optimizer) else None
+            self._moment = (self.optimizer, first)
+        return self._moment[1]
+
+    def _factors(self, coefficients: Tensor, heads: bool, convolutions_only: bool) -> dict[nn.Parameter, Tensor]:
+        groups = self.parts.parameters(convolutions_only)
+        factors = {p: k for group, k in zip(groups, coefficients, strict=True) for p in group}
+        return factors | self.parts.head_factors(coefficients) if heads else factors
 
     def required(self, batches: Batches | None, split: str) -> Batches:
         """The split, which must have been given.

@@ -275,7 +275,7 @@ def test_no_step_reads_from_the_device(name, build_network):
 def test_the_registry():
     network = late()
     assert isinstance(build("ogm-ge", network, alpha=0.5), strategies["ogm-ge"])
-    assert options_of("mlb") == {"alpha": 0.8, "beta_max": 2.0, "weight": 1.0}
+    assert options_of("mlb") == {"alpha": 0.8, "beta_max": 2.0, "weight": 1.0, "moments": "gradient"}
     with pytest.raises(ValueError, match=r"one of joint, agm, .*, but got 'ogmge'"):
         build("ogmge", network)
     with pytest.raises(TypeError, match="Joint has, but got alpha"):
