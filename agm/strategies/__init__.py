@@ -5,16 +5,21 @@ one. `strategies` has them by name.
 """
 
 from agm.strategies.agm import AGM
+from agm.strategies.amgb import AMGB
 from agm.strategies.amss import AMSS, AMSSPlus
 from agm.strategies.aug import AUG
+from agm.strategies.balgrad import BalGrad
 from agm.strategies.batch import Batch
 from agm.strategies.bounding import BoundedPasses
+from agm.strategies.bss import BSS
 from agm.strategies.cggm import CGGM
 from agm.strategies.draws import Draws
+from agm.strategies.dus import DUS
 from agm.strategies.g_blending import GBlending
 from agm.strategies.heads import LinearHead, hidden_heads, linear_heads
 from agm.strategies.igm import IGM
 from agm.strategies.inforeg import InfoReg
+from agm.strategies.irm import IRM
 from agm.strategies.joint import Joint
 from agm.strategies.lfm import LFM
 from agm.strategies.mcr import MCR
@@ -37,10 +42,14 @@ from agm.strategies.valuation import Valuation
 
 __all__ = [
     "AGM",
+    "AMGB",
     "AMSS",
     "AUG",
+    "BSS",
     "CGGM",
+    "DUS",
     "IGM",
+    "IRM",
     "LFM",
     "MCR",
     "MLA",
@@ -51,6 +60,7 @@ __all__ = [
     "OGMGE",
     "PMR",
     "AMSSPlus",
+    "BalGrad",
     "Batch",
     "BoundedPasses",
     "Draw",

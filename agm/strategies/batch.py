@@ -50,7 +50,9 @@ class Batch:
 
     @cached_property
     def _forward(self) -> tuple[dict[str, Any] | None, Tensor]:
-        return self._run(self)
+        # A statistic may be the first to ask for it, and the loss the next.
+        with torch.enable_grad():
+            return self._run(self)
 
     @property
     def logits(self) -> Tensor:
@@ -83,7 +85,8 @@ class Batch:
     @cached_property
     def unimodal(self) -> dict[str, Tensor]:
         """Modality -> its logits (B, C) alone, with a graph."""
-        return self.parts.unimodal(self.inputs, self.features)
+        with torch.enable_grad():
+            return self.parts.unimodal(self.inputs, self.features)
 
     @cached_property
     def unimodal_losses(self) -> dict[str, Tensor]:
@@ -97,7 +100,8 @@ class Batch:
             name: pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, feature)
             for name, feature in self.features.items()
         }
-        return self.parts.unimodal(self.inputs, cut)
+        with torch.enable_grad():
+            return self.parts.unimodal(self.inputs, cut)
 
     @cached_property
     def probe_losses(self) -> dict[str, Tensor]:

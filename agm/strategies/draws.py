@@ -31,6 +31,14 @@ class Draws:
         """
         return (weights / torch.empty_like(weights).exponential_()).argsort(descending=True)
 
+    def by_weight(self, weights: Tensor, drawn: int) -> Tensor:
+        """(drawn,) int64, each with probability proportional to its weight, with replacement."""
+        return weights.multinomial(drawn, replacement=True)
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Standard normal numbers in the shape of a tensor."""
+        return torch.randn_like(like)
+
     def beta(self, concentration: float) -> float:
         """A number in (0, 1) from the symmetric Beta distribution."""
         # From the CPU's generator, whatever the device of the network.

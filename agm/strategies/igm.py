@@ -15,7 +15,7 @@ from agm.strategies.alternating import Alternating
 from agm.strategies.batch import Batch
 from agm.strategies.heads import linear_heads, pooled
 from agm.strategies.measuring import Batches, macro_f1
-from agm.strategies.projectors import input_covariances, soft_projector
+from agm.strategies.projectors import input_covariances, project_, soft_projector
 from agm.strategies.strategy import Common, Outcome
 from agm.strategies.vectors import Vector, gradient
 
@@ -200,8 +200,7 @@ class IGM(Alternating):
                 f"Expected features of one width, but got {len(projector)} for {before} and {weight.shape[1]} for "
                 f"{name}: IGM projects the head of one by the features of the other."
             )
-        if weight.grad is not None:
-            weight.grad = weight.grad @ projector.to(weight.grad)
+        project_(weight, projector)
 
     def _released_step(self, name: str, inputs: Mapping[str, Any], target: Tensor) -> Outcome:
         head = self.heads[name]
@@ -239,12 +238,12 @@ class IGM(Alternating):
     def _project_layers(self, name: str) -> None:
         for module in (self.parts.encoders[name], self.heads[name]):
             for layer in module.modules():
-                if not isinstance(layer, nn.Linear) or layer.weight.grad is None:
+                if not isinstance(layer, nn.Linear):
                     continue
                 for path, projector in self.projectors.items():
                     other = cast(nn.Linear, self.get_submodule(path))
                     if other is not layer and other.weight.shape == layer.weight.shape:
-                        layer.weight.grad = layer.weight.grad @ projector.to(layer.weight.grad)
+                        project_(layer.weight, projector)
 
     def _logits(self, name: str, inputs: Mapping[str, Any]) -> Tensor:
         return self.alone(name, self.parts.encode(name, inputs))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from agm.modes import evaluation
 from agm.strategies.parts import Parts
 
-__all__ = ["Batches", "Measured", "macro_f1", "measure", "numbered"]
+__all__ = ["Batches", "Measured", "by_number", "macro_f1", "measure", "numbered"]
 
 Batches = Iterable[tuple[Mapping[str, Any], Tensor]]  # (inputs by modality, target), as often as it is iterated
 
@@ -31,6 +31,30 @@ def numbered(batches: Iterable[Any]) -> Iterator[tuple[Mapping[str, Any], Tensor
                 "strategy tells samples apart. Give the numbers 0 ... N - 1 of the samples along."
             )
         yield batch
+
+
+def by_number(batches: Iterable[Any], value: Callable[[Mapping[str, Any], Tensor], Tensor]) -> Tensor:
+    """(N, ...) values of all samples of a split, by their numbers.
+
+    Args:
+        batches: of (inputs, target, index), see `numbered`.
+        value: (inputs, target) -> (B, ...).
+
+    Raises:
+        ValueError: no numbers, or others than 0 ... N - 1 once each.
+    """
+    values, numbers = [], []
+    for inputs, target, index in numbered(batches):
+        values.append(value(inputs, target))
+        numbers.append(index)
+    order = torch.cat(numbers)
+    in_order, places = order.sort()
+    if not torch.equal(in_order, torch.arange(len(order), device=order.device)):
+        raise ValueError(
+            f"Expected the train split to hold every sample 0 ... N - 1 once, but got {len(order)} numbers with gaps "
+            "or repetitions. Do not drop the last batch."
+        )
+    return torch.cat(values)[places]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from agm.strategies.alternating import Alternating
 from agm.strategies.batch import Batch
 from agm.strategies.heads import LinearHead, pooled
 from agm.strategies.measuring import Batches
+from agm.strategies.projectors import project_
 from agm.strategies.strategy import Common, Outcome
 
 __all__ = ["MLA"]
@@ -118,17 +119,19 @@ class MLA(Alternating):
 
     @torch.no_grad()
     def _project(self, mean: Tensor) -> None:  # (F,)
-        ahead = self.projector @ mean
-        outer = torch.outer(ahead, ahead)
-        if self.projection == "scalar":
-            self.projector -= outer / (self.alpha + mean @ ahead)
-        else:
-            share = 0.1 ** (self._batch / self._batches + 1)
-            self.projector -= outer / (share + torch.outer(ahead, mean))
-            self.projector /= self.projector.norm()
+        with torch.autocast(mean.device.type, enabled=False):
+            mean = mean.to(self.projector)
+            ahead = self.projector @ mean
+            outer = torch.outer(ahead, ahead)
+            if self.projection == "scalar":
+                self.projector -= outer / (self.alpha + mean @ ahead)
+            else:
+                share = 0.1 ** (self._batch / self._batches + 1)
+                self.projector -= outer / (share + torch.outer(ahead, mean))
+                self.projector /= self.projector.norm()
         for parameter in self.heads.parameters():
-            if parameter.dim() == 2 and parameter.grad is not None:
-                parameter.grad = parameter.grad @ self.projector.T
+            if parameter.dim() == 2:
+                project_(parameter, self.projector.T)
 
     def get_extra_state(self) -> dict[str, Any]:
         return {"updates": self._updates, "batch": self._batch}

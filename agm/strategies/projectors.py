@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["input_covariances", "soft_projector"]
+__all__ = ["input_covariances", "project_", "soft_projector"]
 
 
 def soft_projector(covariance: Tensor, temperature: float) -> Tensor:
@@ -26,6 +26,14 @@ def soft_projector(covariance: Tensor, temperature: float) -> Tensor:
     share = torch.where(high > low, (values - low) / torch.where(high > low, high - low, 1.0), 0.0)
     projector: Tensor = (vectors * (-temperature * share).exp()) @ vectors.T
     return projector
+
+
+@torch.no_grad()
+def project_(parameter: nn.Parameter, projector: Tensor) -> None:
+    """Multiplies the gradient of a weight (out, in) by a matrix (in, in) from the right, in its own precision."""
+    if parameter.grad is not None:
+        with torch.autocast(parameter.device.type, enabled=False):
+            parameter.grad = parameter.grad @ projector.to(parameter.grad)
 
 
 @torch.no_grad()

@@ -10,12 +10,17 @@ from typing import Any
 from torch import nn
 
 from agm.strategies.agm import AGM
+from agm.strategies.amgb import AMGB
 from agm.strategies.amss import AMSS, AMSSPlus
 from agm.strategies.aug import AUG
+from agm.strategies.balgrad import BalGrad
+from agm.strategies.bss import BSS
 from agm.strategies.cggm import CGGM
+from agm.strategies.dus import DUS
 from agm.strategies.g_blending import GBlending
 from agm.strategies.igm import IGM
 from agm.strategies.inforeg import InfoReg
+from agm.strategies.irm import IRM
 from agm.strategies.joint import Joint
 from agm.strategies.lfm import LFM
 from agm.strategies.mcr import MCR
@@ -57,6 +62,11 @@ strategies: Mapping[str, type[Strategy]] = MappingProxyType(
         "mla": MLA,
         "aug": AUG,
         "igm": IGM,
+        "amgb": AMGB,
+        "bss": BSS,
+        "dus": DUS,
+        "balgrad": BalGrad,
+        "irm": IRM,
     }
 )
 

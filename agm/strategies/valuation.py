@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from agm.modes import evaluation
 from agm.ops.reference import responses
 from agm.strategies._checks import check_choice, check_count, check_number
-from agm.strategies.measuring import Batches, numbered
+from agm.strategies.measuring import Batches, by_number
 from agm.strategies.strategy import Common, Draw, Strategy
 
 __all__ = ["Valuation", "modality_values"]
@@ -116,21 +116,14 @@ class Valuation(Strategy):
 
     def _valued(self, train: Batches) -> Tensor:
         """(N, M) float64, by the number of the sample."""
-        values, numbers = [], []
-        for inputs, target, index in numbered(train):
+
+        def value(inputs: Any, target: Tensor) -> Tensor:
             with evaluation(self.network):
                 features, _ = self.parts.run(inputs)
                 logits = self.parts.subset_logits(inputs, features)
-            values.append(modality_values(logits.argmax(-1).eq(target)))
-            numbers.append(index)
-        order = torch.cat(numbers)
-        sorted_order, places = order.sort()
-        if not torch.equal(sorted_order, torch.arange(len(order), device=order.device)):
-            raise ValueError(
-                f"Expected the train split to hold every sample 0 ... N - 1 once, but got {len(order)} numbers with "
-                "gaps or repetitions. Do not drop the last batch."
-            )
-        return torch.cat(values)[places]
+            return modality_values(logits.argmax(-1).eq(target))
+
+        return by_number(train, value)
 
     def get_extra_state(self) -> dict[str, Any]:
         drawn = self._list

@@ -27,7 +27,7 @@ METHODS = (*strategies, *(f"{kind}:NAME" for kind in OF_ONE))
 
 # Options that are settings of a run already, or that the trainer fills in.
 _SETTINGS = {"agm": ("alpha", "max_gap", "masked")}
-_FILLED_IN = ("make_optimizer",)
+_FILLED_IN = ("make_optimizer", "teachers", "cluster", "conditional", "widths", "num_classes")
 
 
 @dataclass(frozen=True)

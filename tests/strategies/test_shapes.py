@@ -246,6 +246,16 @@ def test_statistics_of_a_batch_are_computed_once(build_network):
     torch.testing.assert_close(masked[2], network(**inputs).detach())
 
 
+@pytest.mark.parametrize("first", ["confidences", "cross_entropies", "probes"])
+def test_a_statistic_that_is_asked_for_first_does_not_cut_the_graph(first):
+    network, (inputs, target) = late(), batch_of()
+    batch = Strategy(network).batch(inputs, target)
+    with torch.no_grad():
+        getattr(batch, first)
+    (batch.joint_loss + sum(batch.unimodal_losses.values())).backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
 class NothingIsRead(TorchDispatchMode):
     """Refuses what would wait for a GPU: a number or a condition from a tensor, and shapes that depend on values."""
 
@@ -280,3 +290,57 @@ def test_the_registry():
         build("ogmge", network)
     with pytest.raises(TypeError, match="Joint has, but got alpha"):
         build("joint", network, alpha=3)
+
+
+class Paths(nn.Module):
+    """A network whose encoders are known by path alone, with one bias and no `unimodal_logits`."""
+
+    def __init__(self, modalities):
+        super().__init__()
+        parts = late(modalities)
+        self.parts = nn.ModuleDict(parts.encoders)
+        self.out = parts.classifier
+
+    def forward(self, **inputs):
+        return self.out(torch.cat([encoder(inputs[name]) for name, encoder in self.parts.items()], 1))
+
+
+OF_TWO = ("lfm", "pmr", "aug", "balgrad")
+
+
+@pytest.mark.parametrize("modalities", [2, 3])
+@pytest.mark.parametrize("name", list(strategies))
+def test_networks_by_path_train_under_autocast(name, modalities):
+    """Every strategy takes a step that changes encoders, or refuses the number of modalities with words."""
+    network, (inputs, target) = Paths(modalities), batch_of(modalities)
+    settings = {"encoders": {m: f"parts.{m}" for m in inputs}}
+    template = early(modalities)
+    template.widths = dict.fromkeys(inputs, 5)
+    heads = strategies[name].default_heads(template, 4)
+    if heads is not None:
+        settings["heads"] = heads
+    if "widths" in options_of(name):
+        settings |= {"widths": template.widths, "num_classes": 4}
+    if name == "cggm":
+        settings["direction"] = 0.0
+    if modalities == 3 and name in OF_TWO:
+        with pytest.raises(ValueError, match="two modalities"):
+            build(name, network, **settings)
+        return
+    strategy = build(name, network, **settings)
+    strategy.optimizer = torch.optim.SGD(strategy.parameters(), lr=0.1)
+    numbers = (torch.arange(8),) if "index" in strategy.needs else ()
+    splits = {"train": Loader((inputs, target, *numbers)), "validation": Loader((inputs, target))}
+    before = [p.detach().clone() for p in network.parts.parameters()]
+    for epoch in range(2):
+        strategy.begin_epoch(epoch, **splits)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            for outcome in strategy.steps(inputs, target):
+                assert outcome.loss.isfinite()
+                strategy.optimizer.step()
+        strategy.end_epoch(**splits)
+    after = list(network.parts.parameters())
+    assert all(p.isfinite().all() for p in after)
+    assert not all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+    for kind, value in strategy.statistics().items():
+        assert value.shape == (modalities,) or kind not in ("score", "ratio", "coefficient")

@@ -41,6 +41,11 @@ ACTIVE = {
     "mla": {},
     "aug": {"check": 1},
     "igm": {},
+    "amgb": {},
+    "bss": {},
+    "dus": {},
+    "balgrad": {},
+    "irm": {"teacher_epochs": 1},
 }
 
 
