@@ -243,7 +243,7 @@ class IGM(Alternating):
                 for path, projector in self.projectors.items():
                     other = cast(nn.Linear, self.get_submodule(path))
                     if other is not layer and other.weight.shape == layer.weight.shape:
-                        project_(layer.weight, projector)
+                        project_(cast(nn.Parameter, layer.weight), projector)
 
     def _logits(self, name: str, inputs: Mapping[str, Any]) -> Tensor:
         return self.alone(name, self.parts.encode(name, inputs))

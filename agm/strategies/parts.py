@@ -14,6 +14,7 @@ from agm.binding import Binding
 from agm.factorised import is_factorised
 from agm.modes import evaluation
 from agm.ops._checks import check_modalities
+from agm.strategies.splitting import Block, split_head
 
 __all__ = ["Parts", "zeros"]
 
@@ -63,6 +64,8 @@ class Parts:
         _check_apart(self.encoders)
         self.heads = _checked_heads(heads, self.modalities)
         self.binding = Binding(network, self.modalities)
+        self._blocks: dict[str, Block] | None = None
+        self._searched = False
 
     def run(self, inputs: Mapping[str, Any], alter: Alter | None = None) -> tuple[dict[str, Any], Tensor]:
         """One forward of the network: each encoder's output, and the joint logits (B, C).
@@ -94,7 +97,19 @@ class Parts:
                 f"Expected the network's forward to call each encoder once, but that of {', '.join(wrong)} was called "
                 f"{calls[wrong[0]]} times. Name modules that give one feature a batch in `encoders`."
             )
+        self._search(inputs, features)
         return features, logits
+
+    def _search(self, inputs: Mapping[str, Any], features: Mapping[str, Any]) -> None:
+        """Looks once whether the head splits, in the graph of a pass from these features on."""
+        if self._searched or len(self.modalities) == 1:
+            return
+        self._searched = True
+        if not all(isinstance(value, Tensor) and value.is_floating_point() for value in features.values()):
+            return
+        leaves = {name: value.detach().requires_grad_() for name, value in features.items()}
+        with torch.enable_grad(), evaluation(self.network):
+            self._blocks = split_head(self.fused(inputs, leaves), leaves)
 
     @property
     def has_heads(self) -> bool:
@@ -105,15 +120,18 @@ class Parts:
         """Modality -> logits (B, C) of that modality alone.
 
         From `heads` where they were given; else from the network's `unimodal_logits(features)`, the terms of an
-        additive head (Peng et al., CVPR 2022); else from the network on this modality's feature and zeros in the
-        place of the others' features, in eval mode (the form of Yang et al., "Adaptively Masking Subnetworks", 2025,
-        for fusions that do not split).
+        additive head (Peng et al., CVPR 2022), `W_m h_m + b / M`; the same from a linear layer on the concatenated
+        features, or a sum of such layers, which is found in the graph of the first pass; else from the network on this
+        modality's feature and zeros in the place of the others' features, in eval mode (the form of Yang et al.,
+        "Adaptively Masking Subnetworks", 2025, for fusions that do not split).
         """
         if self.heads:
             return {name: head(features[name]) for name, head in self.heads.items()}
         if self.has_heads:
             logits: dict[str, Tensor] = self.network.unimodal_logits(features)
             return logits
+        if self._blocks is not None:
+            return {name: block.logits(features[name]) for name, block in self._blocks.items()}
         absent = zeros(features)
         with evaluation(self.network):
             return {name: self.fused(inputs, {**absent, name: features[name]}) for name in self.modalities}
@@ -149,17 +167,21 @@ class Parts:
         ]
 
     def head_gradients(self) -> list[list[Tensor | None]]:
-        """Of each modality, the gradient of the weights that only its feature meets in the head.
+        """Of each modality, the gradients of what only its feature meets behind its encoder; they may be written.
 
-        The heads that were given, or what the network's `head_gradients()` names (a view into the gradient of a head
-        on concatenated features); nothing where the head does not split.
+        All parameters of the head that was given, and the modality's part of the network's own head where that splits:
+        the columns of a common layer, without its bias, or a layer of its own, with it.
         """
-        if self.heads:
-            return [[p.grad for p in self.heads[name].parameters() if p.dim() > 1] for name in self.modalities]
-        if callable(getattr(self.network, "head_gradients", None)):
-            gradients = self.network.head_gradients()
-            return [[gradients[name]] for name in self.modalities]
-        return [[] for _ in self.modalities]
+        found: list[list[Tensor | None]] = [[] for _ in self.modalities]
+        declared = getattr(self.network, "head_gradients", None)
+        for place, name in enumerate(self.modalities):
+            if self.heads:
+                found[place] += [p.grad for p in self.heads[name].parameters()]
+            if self._blocks is not None:
+                found[place] += self._blocks[name].gradients()
+            elif callable(declared):
+                found[place].append(declared()[name])
+        return found
 
     def head_factors(self, coefficients: Tensor) -> dict[nn.Parameter, Tensor]:
         """Parameter -> what each of its elements is multiplied by if `head_gradients` are by these (M,) coefficients.

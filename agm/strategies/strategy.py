@@ -340,6 +340,8 @@ class Strategy(nn.Module):
         if not self.parts.has_heads:
             raise ValueError(
                 f"Expected argument `heads` to map each modality to a head for its unimodal loss, but got none, and "
-                f"the head of {type(self.network).__name__} does not split. Give for example "
-                "heads=agm.strategies.linear_heads(network.widths, num_classes)."
+                f"{type(self.network).__name__} has no `unimodal_logits(features)`. Give heads that take what each "
+                "encoder returns: agm.strategies.linear_heads(widths, num_classes) for vectors (B, D) and tokens "
+                "(B, N, D); nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes)) "
+                "for feature maps (B, channels, H, W)."
             )
