@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import time
@@ -323,7 +324,7 @@ class _Trainer:
         """The steps of this epoch so far; generators and weights are as before it, also in a resumed run."""
         if self.unfinished is None:
             weights = {} if self.checkpoint_every is None else self.method.model.state_dict()
-            return Taken(random_state(), {name: value.clone() for name, value in weights.items()})
+            return Taken(random_state(), copy.deepcopy(dict(weights)))
         with fitting(self.run.checkpoint):
             taken = Taken.read(self.unfinished["unfinished"], self.train_split.target.device)
             # What a strategy measures as it begins an epoch, it measures before the first step.
