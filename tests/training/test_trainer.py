@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils import _pytree as pytree
 import torch.nn.functional as F
+from torch.utils import _pytree as pytree
 
 import agm
 from agm import data as datasets
