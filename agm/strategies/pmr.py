@@ -80,6 +80,7 @@ class PMR(Strategy):
         self.regulated = check_count("regulated", regulated, least=0)
         self.momentum, self.share = check_number("momentum", momentum, below=1), check_fraction("share", share)
         self.released = check_flag("released", released)
+        self.hard = self.released  # whether the modality that is behind has its loss whole
         self.prototypes: dict[str, Tensor] = {}
         self._known: Tensor | None = None  # (C,) bool, classes that have had a sample
         self._sets = 0  # of prototypes, measured
@@ -107,7 +108,7 @@ class PMR(Strategy):
         score = torch.stack(scores)
         ratios = score / score.flip(0)
         behind = ratios.flip(0) - 1  # of the other over this one, less 1
-        shares = (behind > 0).to(score.dtype) if self.released else behind.clamp(0.0, 1.0)
+        shares = (behind > 0).to(score.dtype) if self.hard else behind.clamp(0.0, 1.0)
         total = batch.joint_loss + self.alpha * (shares * torch.stack(losses)).sum()
         if not self.released and self.epoch - self.start < self.regulated:
             total = total - self.entropy * (shares.flip(0) * torch.stack(entropies)).sum()

@@ -1,0 +1,23 @@
+"""Balanced modality selection in federated learning: clients, what they send, and whom the server asks next.
+
+The parts know nothing of a transport: `Client` trains and reports, `select` chooses clients and modalities, `average`
+and `merge_prototypes` put together what came back, and `Federation` is one server's rounds over all of them.
+"""
+
+from agm.federated.aggregation import average, merge_prototypes
+from agm.federated.client import Client, Report, Update
+from agm.federated.enhancement import ModalEnhancement
+from agm.federated.federation import Federation
+from agm.federated.selection import Choice, select
+
+__all__ = [
+    "Choice",
+    "Client",
+    "Federation",
+    "ModalEnhancement",
+    "Report",
+    "Update",
+    "average",
+    "merge_prototypes",
+    "select",
+]
