@@ -144,6 +144,7 @@ setup(
         "agm",
         "agm.competition",
         "agm.data",
+        "agm.federated",
         "agm.integrations",
         "agm.kernels",
         "agm.models",

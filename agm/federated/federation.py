@@ -3,27 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from agm.federated.aggregation import average, merge_prototypes
-from agm.federated.client import Client
+from agm.federated.client import Client, Report, Update
 from agm.federated.selection import Choice, select
 
-__all__ = ["Federation"]
+__all__ = ["Clients", "Federation", "LocalClients"]
+
+
+class Clients(Protocol):
+    """All clients of a federation, wherever they are."""
+
+    def reports(
+        self, weights: Mapping[str, Tensor], prototypes: Mapping[str, Tensor], known: Tensor | None
+    ) -> list[Report]:
+        """Of every client, in their order."""
+
+    def fits(
+        self,
+        choices: Sequence[Choice],
+        weights: Mapping[str, Tensor],
+        prototypes: Mapping[str, Tensor],
+        known: Tensor | None,
+    ) -> list[Update]:
+        """Of the chosen clients, in the order of the choices."""
+
+
+class LocalClients:
+    """Clients in this process, one after the other.
+
+    Args:
+        clients: all of them.
+    """
+
+    def __init__(self, clients: Sequence[Client]) -> None:
+        self.clients = clients
+
+    def reports(
+        self, weights: Mapping[str, Tensor], prototypes: Mapping[str, Tensor], known: Tensor | None
+    ) -> list[Report]:
+        """See `Clients`."""
+        return [client.report(weights, prototypes, known) for client in self.clients]
+
+    def fits(
+        self,
+        choices: Sequence[Choice],
+        weights: Mapping[str, Tensor],
+        prototypes: Mapping[str, Tensor],
+        known: Tensor | None,
+    ) -> list[Update]:
+        """See `Clients`."""
+        return [self.clients[c.client].fit(weights, prototypes, known, c.modality) for c in choices]
 
 
 class Federation:
-    """Rounds of balanced modality selection over clients in this process.
+    """The server of a federation with balanced modality selection (BMSFed, arXiv 2401.00403).
 
     A round asks every client for a report, selects clients and modalities, lets them train, and averages what comes
-    back: each encoder over the clients that trained its modality, everything else over all of them. With another
-    transport, call `Client.report`, `select`, `Client.fit`, `average` and `merge_prototypes` in its place.
+    back: each encoder over the clients that trained its modality, everything else over all of them.
 
     Args:
         weights: name -> tensor of the network, the state dict to begin with.
-        clients: all of them.
+        clients: `LocalClients`, `agm.federated.flower.FlowerClients`, or others with these two methods.
         count: clients of a round; 5 of 20 in the released settings.
         threshold, share: of `select`.
         generator: of `select`.
@@ -34,7 +79,7 @@ class Federation:
         known: (C,) bool, classes that have a prototype; None before the first round.
 
     Example:
-        >>> federation = Federation(network.state_dict(), clients, count=5)
+        >>> federation = Federation(network.state_dict(), LocalClients(clients), count=5)
         >>> for _ in range(180):
         ...     choices = federation.round()
     """
@@ -42,7 +87,7 @@ class Federation:
     def __init__(
         self,
         weights: Mapping[str, Tensor],
-        clients: Sequence[Client],
+        clients: Clients,
         *,
         count: int = 5,
         threshold: float = 1.0,
@@ -57,7 +102,7 @@ class Federation:
 
     def round(self) -> list[Choice]:
         """One round; returns who trained what."""
-        reports = [client.report(self.weights, self.prototypes, self.known) for client in self.clients]
+        reports = self.clients.reports(self.weights, self.prototypes, self.known)
         if self.known is None:
             self._merge([r.prototypes for r in reports], [r.counts for r in reports])
         names = list(reports[0].own)
@@ -71,10 +116,7 @@ class Federation:
             share=self.share,
             generator=self.generator,
         )
-        updates = [
-            self.clients[choice.client].fit(self.weights, self.prototypes, self.known, choice.modality)
-            for choice in choices
-        ]
+        updates = self.clients.fits(choices, self.weights, self.prototypes, self.known)
         self.weights = average(self.weights, [u.weights for u in updates], [u.samples for u in updates])
         self._merge([u.prototypes for u in updates], [u.counts for u in updates])
         return choices

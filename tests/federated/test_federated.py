@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agm.federated import Client, Federation, ModalEnhancement, average, merge_prototypes, select
+from agm.federated import Client, Federation, LocalClients, ModalEnhancement, average, merge_prototypes, select
 from agm.models import LateFusion
 from agm.strategies import OGM
 
@@ -181,7 +181,9 @@ def test_rounds_learn_with_any_strategy(kind):
         for seed in range(6)
     ]
     server = network()
-    federation = Federation(server.state_dict(), clients, count=3, generator=torch.Generator().manual_seed(0))
+    federation = Federation(
+        server.state_dict(), LocalClients(clients), count=3, generator=torch.Generator().manual_seed(0)
+    )
 
     def loss():
         server.load_state_dict(federation.weights)
