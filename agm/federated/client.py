@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from agm.modes import evaluation
 from agm.strategies import Strategy
 from agm.strategies.heads import pooled
+from agm.strategies.parts import evaluation
 
 __all__ = ["Client", "Report", "Update"]
 

@@ -102,7 +102,7 @@ def select(
 
 
 def _distances(rows: Tensor) -> Tensor:  # (N, P) -> (N + 1, N), the last row from the mean
-    rows = rows.double()
+    rows = rows.double().cpu()
     return torch.cdist(torch.cat([rows, rows.mean(0, keepdim=True)]), rows)
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agm.modes import evaluation
 from agm.strategies._checks import check_choice, check_count, check_fraction
 from agm.strategies.measuring import Batches, by_number
 from agm.strategies.multi_loss import MultiLoss
+from agm.strategies.parts import evaluation
 from agm.strategies.strategy import Common, Draw
 
 __all__ = ["BSS"]

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Unpack, cast
 
 import torch
 from torch import Tensor, nn
 
-from agm.modes import evaluation
 from agm.strategies._checks import check_count, check_flag, check_number
 from agm.strategies.alternating import Alternating
 from agm.strategies.batch import Batch
 from agm.strategies.heads import linear_heads, pooled
 from agm.strategies.measuring import Batches, macro_f1
+from agm.strategies.parts import evaluation
 from agm.strategies.projectors import input_covariances, project_, soft_projector
 from agm.strategies.strategy import Common, Outcome
 from agm.strategies.vectors import Vector, gradient
@@ -99,7 +100,7 @@ class IGM(Alternating):
 
     def combine(self, alone: Mapping[str, Tensor]) -> Tensor:
         shares = torch.stack([alone[name].log_softmax(-1) for name in self.modalities])
-        return shares.logsumexp(0) - torch.tensor(float(len(shares))).log().item()
+        return shares.logsumexp(0) - math.log(len(shares))
 
     @property
     def stage(self) -> int:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agm.modes import evaluation
 from agm.strategies._checks import check_choice, check_count, check_flag, check_number
 from agm.strategies.batch import Batch
 from agm.strategies.heads import linear_heads, pooled
 from agm.strategies.measuring import Batches
+from agm.strategies.parts import evaluation
 from agm.strategies.strategy import Common, Strategy
 from agm.strategies.vectors import Vector, dot, gradient
 

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from agm.modes import evaluation
 from agm.strategies._checks import check_choice, check_count, check_flag, check_number
 from agm.strategies.batch import Batch
 from agm.strategies.heads import linear_heads, pooled
-from agm.strategies.parts import zeros
+from agm.strategies.parts import evaluation, zeros
 from agm.strategies.strategy import Common, Strategy
 
 __all__ = ["MCR"]

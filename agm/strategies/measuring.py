@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agm.modes import evaluation
-from agm.strategies.parts import Parts
+from agm.strategies.parts import Parts, evaluation
 
 __all__ = ["Batches", "Measured", "by_number", "macro_f1", "measure", "numbered"]
 

@@ -16,7 +16,7 @@ from agm.modes import evaluation
 from agm.ops._checks import check_modalities
 from agm.strategies.splitting import Block, split_head
 
-__all__ = ["Parts", "zeros"]
+__all__ = ["Parts", "evaluation", "zeros"]
 
 Alter = Callable[[str, Any], Any]  # (modality, its feature) -> the feature that goes on
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agm.modes import evaluation
 from agm.strategies._checks import check_count, check_flag, check_fraction, check_number
 from agm.strategies.batch import Batch
 from agm.strategies.heads import pooled
 from agm.strategies.measuring import Batches
+from agm.strategies.parts import evaluation
 from agm.strategies.strategy import Common, Strategy
 
 __all__ = ["PMR"]

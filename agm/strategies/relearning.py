@@ -9,10 +9,10 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from agm.modes import evaluation
 from agm.strategies._checks import check_count, check_number
 from agm.strategies.heads import pooled
 from agm.strategies.measuring import Batches
+from agm.strategies.parts import evaluation
 from agm.strategies.strategy import Common, Strategy
 
 __all__ = ["Relearning", "k_means"]

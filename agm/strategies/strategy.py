@@ -177,6 +177,13 @@ class Strategy(nn.Module):
         """Whether the strategy would end the training here; known between epochs."""
         return False
 
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """As `nn.Module`, where the network is: a strategy over one on a GPU needs no `.to`."""
+        place = next(self.module.parameters(), None)
+        if tensor is not None and place is not None:
+            tensor = tensor.to(place.device)
+        super().register_buffer(name, tensor, persistent)
+
     # What a training loop calls.
 
     def begin_epoch(self, epoch: int, *, train: Batches | None = None, validation: Batches | None = None) -> None:

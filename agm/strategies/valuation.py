@@ -7,10 +7,10 @@ from typing import Any, Literal, Unpack
 import torch
 from torch import Tensor, nn
 
-from agm.modes import evaluation
 from agm.ops.reference import responses
 from agm.strategies._checks import check_choice, check_count, check_number
 from agm.strategies.measuring import Batches, by_number
+from agm.strategies.parts import evaluation
 from agm.strategies.strategy import Common, Draw, Strategy
 
 __all__ = ["Valuation", "modality_values"]

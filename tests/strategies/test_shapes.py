@@ -344,3 +344,34 @@ def test_networks_by_path_train_under_autocast(name, modalities):
     assert not all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
     for kind, value in strategy.statistics().items():
         assert value.shape == (modalities,) or kind not in ("score", "ratio", "coefficient")
+
+
+@pytest.mark.parametrize("name", [name for name in strategies if name not in ("joint", "agm")])
+def test_state_is_where_the_network_is(name):
+    """On the meta device, as on a GPU, without moving the strategy."""
+    network = late().to("meta")
+    heads = strategies[name].default_heads(network, 4)
+    heads = heads and {m: head.to("meta") for m, head in heads.items()}
+    assert {buffer.device.type for buffer in build(name, network, heads=heads).buffers()} == {"meta"}
+
+
+class Distributed(nn.parallel.DistributedDataParallel):
+    """Its kind alone: no processes."""
+
+    def __init__(self, module):
+        nn.Module.__init__(self)
+        self.module = module
+
+
+@pytest.mark.parametrize("name", list(strategies))
+def test_processes_that_would_decide_alone_are_refused(name):
+    network, paths = Distributed(Paths(2)), {m: f"module.parts.{m}" for m in ("audio", "image")}
+    if strategies[name].distributed:
+        assert build(name, network, encoders=paths).network is network
+    else:
+        with pytest.raises(ValueError, match="but got a DistributedDataParallel"):
+            build(name, network, encoders=paths)
+
+
+def test_only_what_decides_nothing_trains_in_several_processes():
+    assert [name for name, kind in strategies.items() if kind.distributed] == ["joint", "agm"]
