@@ -1,19 +1,20 @@
 """Adaptive Gradient Modulation: balanced multimodal training, fast."""
 
 from agm import competition
-from agm.additive import fused_modulate_additive
+from agm._passes.masked_logits import masked_logits
+from agm._passes.plan import Plan
 from agm.contribution import ContributionMeter, Contributions, contributions, modality_values
 from agm.engine import AGM
-from agm.expansion import expand_subsets
-from agm.functional import fused_modulate, fused_modulate_cross_entropy
-from agm.gradients import scale_gradients_
-from agm.masking import masked_logits
-from agm.modulator import Modulator
+from agm.modulation.additive import fused_modulate_additive
+from agm.modulation.expand_subsets import expand_subsets
+from agm.modulation.functional import fused_modulate, fused_modulate_cross_entropy
+from agm.modulation.modulator import Modulator
+from agm.modulation.scale_gradients import scale_gradients_
+from agm.modulation.state import ModulationState
 from agm.ops import backends
-from agm.sampling import SubsetSample, sample_subsets
-from agm.shapley import subset_weights
-from agm.state import ModulationState
-from agm.verification import Verification, verify
+from agm.shapley.sampling import SubsetSample, sample_subsets
+from agm.shapley.weights import subset_weights
+from agm.verification.verify import Verification, verify
 
 __version__ = "0.1.0"
 
@@ -23,6 +24,7 @@ __all__ = [
     "Contributions",
     "ModulationState",
     "Modulator",
+    "Plan",
     "SubsetSample",
     "Verification",
     "backends",

@@ -2,20 +2,21 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from agm.absent import Absent
+from agm._inputs.absent import Absent
+from agm._module_state.eval_mode import evaluation
+from agm._passes.masked_logits import MaskedPasses
+from agm._passes.options import MaskedOptions
 from agm.engine import AGM
-from agm.masking import MaskedPasses
-from agm.modes import evaluation
 from agm.ops._checks import check_classes, check_ignore_index, check_masked_logits, check_modalities, check_target
 from agm.ops.reference import responses
-from agm.shapley import num_modalities, weights_on
+from agm.shapley.weights import num_modalities, weights_on
 
 __all__ = ["ContributionMeter", "Contributions", "contributions", "modality_values"]
 
@@ -270,7 +271,7 @@ def contributions(
 
 def _passes(network: nn.Module, modalities: Sequence[str] | None, **options: Any) -> MaskedPasses:
     if not isinstance(network, AGM):
-        return MaskedPasses(network, modalities, **options)
+        return MaskedPasses(network, MaskedOptions(modalities=modalities, **options))
     given = [name for name, value in {"modalities": modalities, **options}.items() if value is not None]
     if given:
         raise ValueError(
@@ -278,9 +279,8 @@ def _passes(network: nn.Module, modalities: Sequence[str] | None, **options: Any
             "Leave them out, or pass model.module."
         )
     # Passes of their own, so that those of training stay as they are, with what is learnt of absent inputs by now.
-    learnt = {**network.absent._parameters, **network.absent._modules}
-    own = {**network._options, "absent": {**network._passes.absent, **learnt}, "passes": "auto"}
-    return MaskedPasses(network.module, **own)
+    absent = {**network._passes.absent, **dict(network._learnt())}
+    return MaskedPasses(network.module, replace(network._options, absent=absent, passes="auto"))
 
 
 def _pair(batch: Any, number: int) -> tuple[Mapping[str, Any], Tensor]:

@@ -1,10 +1,12 @@
 """AGM in one line: the wrapped network trains with modulated gradients and otherwise is what it was."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +14,21 @@ from torch.distributed import ProcessGroup
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
 
-from agm.absent import Absent, batch_size
-from agm.masking import MaskedPasses
-from agm.modulator import Modulator
-from agm.onepass import Passes
-from agm.peers import Peers
-from agm.plan import Plan
-from agm.sampling import SubsetSampler
-from agm.scores import ScoreName, find_score
-from agm.surroundings import check_surroundings
+from agm._inputs.absent import Absent, batch_size
+from agm._inputs.arguments import Arguments, Modalities
+from agm._module_state.undo import all_or_nothing
+from agm._module_state.values import kept_generators, kept_surroundings, kept_values
+from agm._one_pass.choice import Passes
+from agm._passes.absent_features import AbsentFeaturesState
+from agm._passes.masked_logits import MaskedPasses
+from agm._passes.options import Masked, MaskedOptions
+from agm._passes.outputs import Output
+from agm._passes.plan import Plan
+from agm.distributed import Peers
+from agm.modulation.modulator import Modulator
+from agm.modulation.scores import ScoreName, find_score
+from agm.modulation.surroundings import check_surroundings
+from agm.shapley.sampling import SubsetSampler
 
 __all__ = ["AGM"]
 
@@ -60,14 +68,28 @@ class AGM(nn.Module):
 
     Args:
         network: any module that `agm.masked_logits` takes.
-        modalities: their names, in bit order; may be left out for a network that offers `encoders` and `fuse`.
+        modalities: their names, in bit order; or modality -> the argument of forward that carries it, or those that do
+            together: {"text": ("input_ids", "attention_mask"), "image": "pixel_values"}. Of an absent group masks and
+            lengths stay (boolean tensors, and integers named so), floating tensors become zeros and token ids the
+            network's `config.pad_token_id`, or 0. May be left out for a network that offers `encoders` and `fuse`.
         alpha: strength of the modulation, >= 0; 0 is plain joint training.
         max_gap, floor, ignore_index, score, backend: as in `agm.fused_modulate`.
         masked: "exact" (masked passes in eval mode, as published) or "shared" (the joint pass's own features).
         absent: modality -> what an absent input is, as in `agm.masked_logits`.
         encoders: modality -> path of its encoder in the network, as in `agm.masked_logits`.
+        inputs: modality -> where it is in the one batch that forward takes as its first argument: a key, an index, an
+            attribute, or a path of these, "views.0" or ("views", 0). Dicts, lists, dataclasses and other objects with
+            attributes are copied, not written to.
+        output: where the network's output holds the logits: a key, an index, a path of these, or a function that picks
+            them. None: the output itself, or its `logits`.
+        class_dim: the dimension of the classes, where it is not the last: 1 for (B, C, H, W).
+        target: the name under which a call takes the targets, for networks whose forward has a `target` of its own.
         passes: of each encoder: "auto", "one" or "two", as in `agm.masked_logits`.
         max_rows, checkpoint: bounds of the memory of the masked passes, as in `agm.masked_logits`.
+        absent_gradient: whether a gradient flows into an encoder through rows in which its modality is absent, as
+            published. False: the features of an absent modality are constants of a step.
+        absent_refresh: with masked="shared" and absent_gradient=False, of an absent input that does not change: its
+            features are computed in every so many steps only, and kept in between.
         subsets: how many proper subsets a step may evaluate, at least 2 (M - 1): others are drawn in every step, as by
             `agm.sample_subsets`, and the responses are estimates. None: all 2**M - 2. A fusion that is a sum over the
             modalities needs none and is exact. Compiled, the drawing breaks the graph.
@@ -89,19 +111,25 @@ class AGM(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        modalities: Sequence[str] | None = None,
+        modalities: Modalities | None = None,
         *,
         alpha: float = 1.0,
         max_gap: float | None = 10.0,
         floor: float = 1e-8,
         ignore_index: int = -100,
         score: ScoreName = "cross_entropy",
-        masked: Literal["exact", "shared"] = "exact",
+        masked: Masked = "exact",
         absent: Mapping[str, Absent] | None = None,
         encoders: Mapping[str, str] | None = None,
+        inputs: Mapping[str, Any] | None = None,
+        output: Output | None = None,
+        class_dim: int | None = None,
+        target: str = "target",
         passes: Passes = "auto",
         max_rows: int | None = None,
         checkpoint: bool = False,
+        absent_gradient: bool = True,
+        absent_refresh: int = 1,
         subsets: int | None = None,
         seed: int = 0,
         start: int = 0,
@@ -110,23 +138,26 @@ class AGM(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        self._options: dict[str, Any] = {
-            "masked": masked,
-            "absent": absent,
-            "encoders": encoders,
-            "passes": passes,
-            "max_rows": max_rows,
-            "checkpoint": checkpoint,
-        }
+        self._options = MaskedOptions(
+            modalities=modalities,
+            masked=masked,
+            absent=absent,
+            encoders=encoders,
+            inputs=inputs,
+            output=output,
+            class_dim=class_dim,
+            passes=passes,
+            max_rows=max_rows,
+            checkpoint=checkpoint,
+            absent_gradient=absent_gradient,
+            absent_refresh=absent_refresh,
+        )
         peers = Peers(process_group)
-        self._passes = MaskedPasses(network, modalities, **self._options, peers=peers)
-        self._options["modalities"] = self._passes.modalities
-        taken = {"target": "the targets", "present": "which samples have which modalities"}
-        for name in taken.keys() & inspect.signature(network.forward).parameters.keys():
-            raise ValueError(
-                f"Expected the network's forward to have no parameter `{name}`, since AGM takes {taken[name]} under "
-                "that name and does not pass them on. Rename the network's."
-            )
+        self._passes = MaskedPasses(network, self._options, peers)
+        if modalities is None:  # so that they stay these, whatever network takes this one's place
+            self._options = replace(self._options, modalities=self._passes.modalities)
+        self._target_name = _checked_target(network, target)
+        self.kept = AbsentFeaturesState(self._passes.absent_features) if absent_refresh > 1 else None
         self.sampler = None if subsets is None else SubsetSampler(len(self._passes.modalities), subsets, seed)
         self.module = network
         self.absent = nn.Module()  # what is learnt of absent inputs: parameters and modules among them
@@ -140,6 +171,11 @@ class AGM(nn.Module):
                     f"Expected what is learnt of an absent `{name}` to be a parameter or a module by itself, but it is "
                     "inside a pytree. Give a module that takes the input and returns the absent one."
                 )
+        if not absent_gradient and self._learnt():
+            raise ValueError(
+                "Expected argument `absent_gradient` to be True where absent inputs are learnt, by that gradient, but "
+                f"got False, and {[name for name, _ in self._learnt()]} are."
+            )
         if isinstance(network, DistributedDataParallel) and next(self.absent.parameters(), None) is not None:
             raise ValueError(
                 "Expected a network without DistributedDataParallel where absent inputs are learnt, since their "
@@ -161,7 +197,6 @@ class AGM(nn.Module):
         placed = next(chain(network.parameters(), network.buffers()), None)
         if placed is not None and not placed.is_meta:
             self.modulator.state.to(placed.device)
-        self._classes: int | None = None
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -177,8 +212,8 @@ class AGM(nn.Module):
     def epoch(self, epoch: int) -> None:
         self.modulator.epoch = epoch
 
-    def forward(self, *args: Any, target: Tensor | None = None, present: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Joint logits (B, ..., C).
+    def forward(self, *args: Any, target: Tensor | None = None, present: Tensor | None = None, **kwargs: Any) -> Any:
+        """Joint logits (B, ..., C), or the network's output in its own structure with the modulated logits in it.
 
         Args:
             args, kwargs: what the network's forward takes; the modalities by keyword, or by position as there.
@@ -192,32 +227,84 @@ class AGM(nn.Module):
             ValueError: a modality or the target is missing, or inputs do not fit together; as `agm.masked_logits` and
                 `agm.fused_modulate`.
         """
+        if self._target_name != "target":
+            target = kwargs.pop(self._target_name, target)
         modulates = self.modulator.active and self.training
+        if torch.compiler.is_compiling():
+            return self._step(args, kwargs, target, present, modulates)
+        with self._alone():
+            return self._step(args, kwargs, target, present, modulates)
+
+    def _step(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], target: Any, present: Tensor | None, modulates: bool
+    ) -> Any:
         self._follow()
         if not modulates and present is None and self._passes.binding.is_verbatim(args):
-            return cast(Tensor, self.module(*args, **kwargs))
-        for name in self.absent._parameters.keys() | self.absent._modules.keys():
-            self._passes.absent[name] = getattr(self.absent, name)  # loading may have put another in its place
+            return self.module(*args, **kwargs)
+        for name, value in self._learnt():
+            self._passes.absent[name] = value  # loading may have put another in its place
         arguments = self._passes.binding.split(args, kwargs)
         if not modulates:
-            return cast(Tensor, self._passes.joint(arguments, present))
+            return self._passes.joint(arguments, present)
         self._check(arguments.inputs, target)
+        if torch.compiler.is_compiling():
+            return self._modulated(arguments, target, present)
+        with all_or_nothing(*self._as_before()):
+            return self._modulated(arguments, target, present)
+
+    def _modulated(self, arguments: Arguments, target: Tensor | None, present: Tensor | None) -> Any:
         sample = None if self.sampler is None else self.sampler()
-        masked = self._passes(arguments, present, sample)
-        joint = masked[-1] if isinstance(masked, Tensor) else masked.joint
-        if not torch.compiler.is_compiling():  # the second step would not be served by the first one's graph
-            # Of tokens there may be another number in every batch.
-            self._classes = joint.shape[1] if joint.dim() == 2 else None
-        logits = self.modulator(masked, target, present=present, sample=sample)
+        output, masked, rows = self._passes.step(arguments, present, sample)
+        joint = self._passes.outputs.logits(output)
+        stacked = self._passes.put_together(joint, masked, rows)
+        logits = self.modulator(stacked, target, present=present, sample=sample)
         if self.sampler is not None:
             self.sampler.draws += 1
-        return cast(Tensor, logits)
+        return logits if output is joint else self._passes.outputs.put(output, logits)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One thread at a time: a step changes the modes of the network's modules while it runs.
+
+        Raises:
+            RuntimeError: another thread is inside.
+        """
+        own = threading.get_ident()
+        holder = self.__dict__.setdefault("_thread", own)  # at once, in one operation
+        if holder != own:
+            raise RuntimeError(
+                "Expected one thread at a time to call an agm.AGM, but another one is inside: a training step changes "
+                "the modes of the network's modules while it runs. Give the other thread a copy.deepcopy of the model, "
+                "or let it wait with a lock of your own."
+            )
+        try:
+            yield
+        finally:
+            self.__dict__.pop("_thread", None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_thread"}
+
+    def _as_before(self) -> list[Callable[[], None]]:
+        """What puts back all that a failed step may have moved: statistics, generators, and the state."""
+        sampler, draws = self.sampler, 0 if self.sampler is None else self.sampler.draws
+
+        def put_back_draws() -> None:
+            if sampler is not None:
+                sampler.draws = draws
+
+        device = self.modulator.state.values.device
+        return [put_back_draws, kept_values(self.module, self.modulator), kept_generators(device), kept_surroundings()]
+
+    def _learnt(self) -> list[tuple[str, Any]]:
+        """Modality -> its absent input, of those that are learnt."""
+        return [*self.absent._parameters.items(), *self.absent._modules.items()]
 
     def plan(self) -> Plan:
         """What a training step computes: which rows go through which part of the network, in which mode, and why.
 
         Returns:
-            An `agm.plan.Plan`; `print(model.plan())` explains it in words, its `lines` hold the numbers of rows. Before
+            An `agm.Plan`; `print(model.plan())` explains it in words, its `lines` hold the numbers of rows. Before
             the first step it is what will be if the numbers of that step agree (see `passes`).
 
         Raises:
@@ -235,13 +322,11 @@ class AGM(nn.Module):
     def _follow(self) -> None:
         """The masked passes of the network that is there now: the user may have put another in its place."""
         if self._passes.network is not self.module:
-            self._passes = MaskedPasses(self.module, **self._options, peers=self.modulator.peers)
+            kept = self._passes.absent_features
+            self._passes = MaskedPasses(self.module, self._options, self.modulator.peers, absent_features=kept)
 
     def _check(self, inputs: Mapping[str, Any], target: Tensor | None) -> None:
-        """What can be wrong with a batch, found before the joint pass updates any running statistic.
-
-        The number of classes is known from the second batch on if there is one prediction a sample.
-        """
+        """What can be wrong with a batch before anything has been computed."""
         check_surroundings()
         if target is None:
             raise ValueError(
@@ -257,5 +342,26 @@ class AGM(nn.Module):
             )
         score, batch = find_score(self.modulator.score), batch_size(inputs)
         score.check_batch(target, batch, state.device)
-        if not torch.compiler.is_compiling() and self._classes is not None:
-            score.check(target, (batch, self._classes), state.device, self.modulator.ignore_index)
+
+
+def _checked_target(network: nn.Module, target: str) -> str:
+    """The name under which a call takes the targets.
+
+    Raises:
+        ValueError: forward has a parameter of that name, or of `present`.
+        TypeError: it is no name.
+    """
+    if not isinstance(target, str) or not target.isidentifier():
+        raise TypeError(f"Expected argument `target` to be a name such as 'labels', but got {target!r}.")
+    own = inspect.signature(network.forward).parameters
+    if target in own:
+        raise ValueError(
+            f"Expected the network's forward to have no parameter `{target}`, since AGM takes the targets under that "
+            "name and does not pass them on. Let AGM take them under another: agm.AGM(..., target='labels')."
+        )
+    if "present" in own:
+        raise ValueError(
+            "Expected the network's forward to have no parameter `present`, since AGM takes which samples have which "
+            "modalities under that name and does not pass them on. Rename the network's."
+        )
+    return target

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from agm.absent import Absent, absent_input, batch_size, check_absent, is_rows
-from agm.binding import Binding
-from agm.modes import evaluation
-from agm.subsets import tile
+from agm._inputs.absent import Absent, absent_input, batch_size, check_absent, is_rows
+from agm._inputs.arguments import Binding
+from agm._inputs.rows import tile
+from agm._module_state.eval_mode import evaluation
 
 __all__ = ["alone", "fused_features", "mono_modal_concept"]
 

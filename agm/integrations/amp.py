@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from agm.integrations.logs import modulators
-from agm.state import ModulationState
+from agm.modulation.state import ModulationState
 
 __all__ = ["GradScaler"]
 

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from agm.modulator import Modulator
+from agm.modulation.modulator import Modulator
 
 __all__ = ["modulators", "scalars"]
 

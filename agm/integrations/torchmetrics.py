@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agm.modulator import Modulator
+from agm.modulation.modulator import Modulator
 
 try:
     from torchmetrics import Metric

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agm.shapley import num_modalities
+from agm.shapley.weights import num_modalities
 
 
 def check_modulation(alpha: float, max_gap: float | None, floor: float) -> float:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from agm.ops._backends import BACKENDS, MOST_ROWS, select
-from agm.shapley import weights_on
+from agm.shapley.weights import weights_on
 
 
 def modulate(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from agm.masking import masked_logits
+from agm._passes.masked_logits import masked_logits
 
 if TYPE_CHECKING:
     from agm.strategies.parts import Parts

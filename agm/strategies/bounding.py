@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from agm.masking import MaskedPasses
-from agm.modulator import Modulator
+from agm._passes.masked_logits import MaskedPasses
+from agm._passes.options import MaskedOptions
+from agm.modulation.modulator import Modulator
 from agm.strategies.parts import Parts
 
 __all__ = ["BoundedPasses"]
@@ -46,7 +47,8 @@ class BoundedPasses:
         encoders: Mapping[str, str] | None = None,
     ) -> None:
         self.parts, self.bound = parts, bound
-        self._passes = MaskedPasses(parts.network, parts.modalities, masked=masked, encoders=encoders)
+        options = MaskedOptions(modalities=parts.modalities, masked=masked, encoders=encoders)
+        self._passes = MaskedPasses(parts.network, options)
         self._pending: tuple[list[Tensor], list[Tensor], list[Tensor]] | None = None
 
     def forward(self, modulator: Modulator, inputs: Mapping[str, Any], target: Tensor) -> Tensor:

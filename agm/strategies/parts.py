@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from agm.answering import answering
-from agm.binding import Binding
-from agm.factorised import is_factorised
-from agm.modes import evaluation
+from agm._inputs.arguments import Binding
+from agm._module_state.eval_mode import evaluation
+from agm._module_state.replace_forward import answering
+from agm._passes.by_protocol import is_factorised
 from agm.ops._checks import check_modalities
 from agm.strategies.splitting import Block, split_head
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agm.additive import AdditiveLogits
-from agm.modulator import Modulator
+from agm.modulation.additive import AdditiveLogits
+from agm.modulation.modulator import Modulator
+from agm.modulation.scaling import ScaleSubsets
 from agm.ops.reference import subset_scales
-from agm.sampling import SubsetSample
-from agm.scaling import ScaleSubsets
+from agm.shapley.sampling import SubsetSample
 
 __all__ = ["SmoothedModulator"]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from agm.gradients import scale_gradients_
+from agm.modulation.scale_gradients import scale_gradients_
 from agm.strategies._checks import check_choice, check_window
 from agm.strategies.batch import Batch, Criterion
 from agm.strategies.draws import Draws

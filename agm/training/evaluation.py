@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agm import masked_logits
+from agm._module_state.eval_mode import evaluation
 from agm.data import Split
-from agm.modes import evaluation
 from agm.ops.reference import responses
 
 __all__ = ["Evaluation", "evaluate"]

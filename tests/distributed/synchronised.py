@@ -12,7 +12,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import agm
-from agm import rowcheck
+from agm._one_pass import numeric_check
 
 from .samples import Parted, Shares, close, loss, own
 from .training import even, train
@@ -109,12 +109,12 @@ def synchronised_norms_apart(rank: int, size: int) -> None:
 def other_numbers_in_one_process(rank: int, size: int) -> None:
     """What one process finds against one pass, all heed."""
 
-    differs: Callable[..., str | None] = rowcheck._split_differs
+    differs: Callable[..., str | None] = numeric_check._split_differs
 
     def strange(*given: Any) -> str | None:
         return differs(*given) or ("it is strange" if rank == 0 else None)
 
-    with stand_in(), patch.object(rowcheck, "_split_differs", strange):
+    with stand_in(), patch.object(numeric_check, "_split_differs", strange):
         model, _ = _networks(passes="one")
         shares = Shares.even(rank, size)
         reason = "another process has found other numbers" if rank else "it is strange"

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from agm.ops.reference.steps import make_step
-from agm.shapley import num_modalities, weights_on
+from agm.shapley.weights import num_modalities, weights_on
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

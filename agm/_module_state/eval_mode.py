@@ -1,0 +1,180 @@
+"""The evaluation mode of the masked passes, which leaves no trace on the network."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from agm._module_state.hooks import ForwardHooks
+from agm._module_state.modules import submodules
+from agm._module_state.traces import untraced
+from agm._module_state.undo import putting_back
+
+__all__ = [
+    "Evaluation",
+    "depends_on_mode",
+    "evaluation",
+    "mixes_samples",
+    "mode_dependent_layers",
+    "unfrozen",
+    "written_buffers",
+]
+
+_RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
+_ALIKE = frozenset((nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.GELU, nn.LayerNorm, nn.Linear, nn.ReLU, nn.Sequential))
+_STATISTICS = ("running_mean", "running_var")  # torch's batch norm writes to them without counting it as a version
+
+
+@contextmanager
+def evaluation(network: nn.Module, hooks: ForwardHooks | None = None) -> Iterator[None]:
+    """Eval mode for a forward pass with gradients that leaves no trace, also on errors.
+
+    Every submodule's mode is as before afterwards, and so is all that forward stores or writes to (`untraced`).
+
+    The flags are set directly: a network that overrides `train()` (to keep a frozen part in eval, to merge
+    adapters) is left alone. Buffers that training passes write to are copied, since the backward of this pass reads
+    them: otherwise two forwards could not come before one backward. Recurrent layers stay in training mode without
+    dropout, which is the same: cuDNN refuses a backward through them in eval mode. Checkpoints of the network's own
+    recompute nothing in another mode (`CheckpointedRegions`).
+
+    Args:
+        network: the module.
+        hooks: those of its modules, of which observers are left out inside.
+    """
+    with Evaluation(network, hooks).entered():
+        yield
+
+
+class Evaluation:
+    """`evaluation` that can be entered again, as what is recomputed in the backward must be.
+
+    Each time the modes and the running statistics are those of the moment when it was made, whatever training passes,
+    `eval()` or `train()` did to the network since; afterwards they are again what they were before.
+    """
+
+    def __init__(self, network: nn.Module, hooks: ForwardHooks | None = None) -> None:
+        modules = submodules(network)
+        training = [module for module in modules if module.training]
+        # Not subclasses, which may read their mode for more than dropout.
+        self._recurrent = [m for m in training if isinstance(m, nn.RNNBase) and type(m) in _RECURRENT]
+        self._modes = [(m, m.training and type(m) in _RECURRENT) for m in modules]
+        self._modules = modules
+        self._hooks = hooks
+        changed = [m for m in training if type(m) not in _RECURRENT]
+        written = written_buffers(changed) if torch.is_grad_enabled() else []
+        self._buffers: list[tuple[nn.Module, str, Tensor]] = []
+        if written:
+            with torch.no_grad():
+                copies = torch._foreach_mul([buffer for _, _, buffer in written], 1.0)
+            self._buffers = [(m, name, copy) for (m, name, _), copy in zip(written, copies, strict=True)]
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        modes = [(module, mode) for module, mode in self._modes if module.training != mode]
+        dropouts = [(rnn, rnn.dropout) for rnn in self._recurrent]
+        buffers = [(module, name, module._buffers[name]) for module, name, _ in self._buffers]
+
+        def put_back() -> None:
+            for module, name, buffer in buffers:
+                module._buffers[name] = buffer
+            _set_modes([(module, not mode) for module, mode in modes])
+            for rnn, dropout in dropouts:
+                rnn.dropout = dropout
+
+        with ExitStack() as stack:
+            if torch.compiler.is_compiling():
+                stack.callback(put_back)
+            else:
+                stack.enter_context(putting_back(put_back))
+            _set_modes(modes)
+            for rnn, _ in dropouts:
+                rnn.dropout = 0.0
+            for module, name, copy in self._buffers:
+                module._buffers[name] = copy
+            if not torch.compiler.is_compiling():  # what a graph changes is part of it
+                stack.enter_context(untraced(self._modules, self.entered))
+                if self._hooks is not None:
+                    stack.enter_context(self._hooks.acting_alone())
+            yield
+
+
+def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:
+    """The flags alone. As plain attributes they are set past `nn.Module`, which takes longer than all the rest here."""
+    compiling = torch.compiler.is_compiling()
+    plain: dict[type, bool] = {}
+    for module, training in modes:
+        kind = type(module)
+        if kind not in plain:  # nobody listens
+            plain[kind] = kind.__setattr__ is nn.Module.__setattr__ and not hasattr(kind, "training")
+        if plain[kind] and not compiling:
+            module.__dict__["training"] = training
+        else:
+            module.training = training
+
+
+@contextmanager
+def unfrozen(network: nn.Module) -> Iterator[None]:
+    """A network in eval mode has all its modules in training mode inside: which of them are frozen nobody knows."""
+    frozen = [] if network.training else [module for module in network.modules() if not module.training]
+    try:
+        for module in frozen:
+            module.training = True
+        yield
+    finally:
+        for module in frozen:
+            module.training = False
+
+
+def written_buffers(modules: list[nn.Module]) -> list[tuple[nn.Module, str, Tensor]]:
+    """Floating buffers that training passes write to, as to running statistics."""
+    return [
+        (module, name, buffer)
+        for module in modules
+        for name, buffer in module._buffers.items()
+        if buffer is not None and buffer.is_floating_point() and (name in _STATISTICS or _is_written(buffer))
+    ]
+
+
+def _is_written(buffer: Tensor) -> bool:
+    # A graph does not know it; there copies cost little.
+    return torch.compiler.is_compiling() or (not buffer.is_inference() and buffer._version > 0)
+
+
+def mixes_samples(network: nn.Module) -> list[str]:
+    """Names of layers that normalise with the statistics of the batch in eval mode too."""
+    return _names(network, _mixes)
+
+
+def _mixes(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
+
+
+def mode_dependent_layers(network: nn.Module) -> list[str]:
+    """Names of torch's own layers in training mode that compute something else in eval mode.
+
+    A layer that cannot be known (a user's own that reads `self.training`) is not among them.
+    """
+    return _names(network, lambda module: module.training and depends_on_mode(module))
+
+
+def _names(network: nn.Module, which: Callable[[nn.Module], bool]) -> list[str]:
+    if not any(map(which, submodules(network))):
+        return []
+    return [name or type(module).__name__ for name, module in network.named_modules() if which(module)]
+
+
+def depends_on_mode(module: nn.Module) -> bool:
+    """Whether one of torch's own layers computes something else in eval mode than in training mode."""
+    if type(module) in _ALIKE:  # most of a network
+        return False
+    if isinstance(module, _NormBase):
+        return bool(module.track_running_stats)
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return bool(module.p > 0)
+    if isinstance(module, nn.RNNBase):
+        return bool(module.dropout) and module.num_layers > 1
+    if isinstance(module, nn.MultiheadAttention):
+        return bool(module.dropout > 0)
+    return isinstance(module, (nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d))

@@ -1,0 +1,74 @@
+"""Forward hooks of a network's modules: those that only observe see the joint pass alone."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from agm._module_state.undo import putting_back
+
+__all__ = ["ForwardHooks"]
+
+_KINDS = ("_forward_pre_hooks", "_forward_hooks")
+
+
+class ForwardHooks:
+    """The hooks of modules, and which of them act: return something, or write to what they are given.
+
+    A hook that did nothing of the kind in any call of the joint pass is taken for an observer. One that was not called
+    there is not.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        found = [(module, kind) for module in modules for kind in _KINDS if module.__dict__[kind]]
+        self._hooked = found
+        self._observers: set[tuple[int, str, int]] = set()
+        self._acting: set[tuple[int, str, int]] = set()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Finds out, while the joint pass runs inside, what each hook does."""
+        with self._replaced(self._watch):
+            yield
+
+    @contextmanager
+    def acting_alone(self) -> Iterator[None]:
+        """Leaves out the observers inside."""
+        with self._replaced(self._left):
+            yield
+
+    @contextmanager
+    def _replaced(self, hooks: Callable[[nn.Module, str], "OrderedDict[int, Any]"]) -> Iterator[None]:
+        own = [(module, kind, module.__dict__[kind]) for module, kind in self._hooked]
+
+        def put_back() -> None:
+            for module, kind, mine in own:
+                module.__dict__[kind] = mine
+
+        with putting_back(put_back):
+            for module, kind, _ in own:
+                module.__dict__[kind] = hooks(module, kind)
+            yield
+
+    def _watch(self, module: nn.Module, kind: str) -> "OrderedDict[int, Any]":
+        own = module.__dict__[kind]
+        return OrderedDict((key, self._watcher((id(module), kind, key), hook)) for key, hook in own.items())
+
+    def _watcher(self, key: tuple[int, str, int], hook: Callable[..., Any]) -> Callable[..., Any]:
+        def watcher(*args: Any, **kwargs: Any) -> Any:
+            tensors = [leaf for leaf in pytree.tree_leaves((args[1:], kwargs)) if isinstance(leaf, Tensor)]
+            before = [None if tensor.is_inference() else tensor._version for tensor in tensors]
+            result = hook(*args, **kwargs)
+            after = [None if tensor.is_inference() else tensor._version for tensor in tensors]
+            (self._observers if result is None and before == after else self._acting).add(key)
+            return result
+
+        return watcher
+
+    def _left(self, module: nn.Module, kind: str) -> "OrderedDict[int, Any]":
+        own = module.__dict__[kind]
+        observers = self._observers - self._acting
+        return OrderedDict((key, hook) for key, hook in own.items() if (id(module), kind, key) not in observers)

@@ -1,0 +1,217 @@
+"""What forward leaves behind: put back after a masked pass, so that it is the joint pass's."""
+
+import re
+import sys
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from copy import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from agm._module_state.checkpoints import CheckpointedRegions
+from agm._module_state.compiled import is_compiled
+from agm._module_state.undo import putting_back
+
+__all__ = ["untraced"]
+
+_CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict)
+_LARGE = 1000
+_REGISTERED = ("_parameters", "_buffers", "_modules")
+_OF_MODULES = frozenset(vars(nn.Module()))
+
+
+@contextmanager
+def untraced(modules: Iterable[nn.Module], again: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
+    """Puts back what a forward pass changes in modules: attributes, containers, parameters and buffers.
+
+    Attributes are put back as they were, with the content of the lists, dicts, sets and plain objects that they hold.
+    A parameter, a buffer or a tensor in an attribute that is written to gets its values back; it is copied when the
+    write comes, so that a pass which writes to nothing copies nothing. In a network with compiled parts such writes
+    are not seen, and stay.
+
+    Args:
+        modules: those of the network.
+        again: enters the modes of this pass, see `CheckpointedRegions`.
+    """
+    modules = list(modules)
+    attributes = [(vars(module), dict(vars(module))) for module in modules if _is_own(module)]
+    contents = list(_contents(kept for _, kept in attributes))
+    watch = _Watch(modules, attributes, again)
+
+    def restore() -> None:
+        watch.restore()
+        for current, kept in attributes:
+            if len(current) != len(kept) or any(current.get(name, kept) is not value for name, value in kept.items()):
+                current.clear()
+                current.update(kept)
+        for container, content in contents:
+            if not _is_same(container, content):
+                _refill(container, content)
+
+    with putting_back(restore):
+        if any(map(_is_compiled, modules)):  # graphs would break at every function that is watched
+            yield
+        else:
+            with watch:
+                yield
+
+
+def _is_own(module: nn.Module) -> bool:
+    """Whether its forward may store something: those of torch's layers do not."""
+    home = type(module).__module__
+    return not home.startswith("torch.nn.modules.") or "forward" in module.__dict__
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    values = vars(module).values()
+    return is_compiled(module) or any(hasattr(value, "_torchdynamo_orig_callable") for value in values)
+
+
+def _contents(attributes: Iterable[dict[str, Any]]) -> Iterator[tuple[Any, Any]]:
+    """Containers that attributes hold, and those inside them, each with a copy of what it contains.
+
+    An object of the user's own (a meter, a cache) is taken for the dict of its attributes. Of a container that is too
+    large to copy in every step (a vocabulary) only its length comes back.
+    """
+    attributes = list(attributes)
+    pending = [(kept[name], False) for kept in attributes for name in _REGISTERED if kept.get(name)]
+    pending += [(value, True) for kept in attributes for name, value in kept.items() if name not in _OF_MODULES]
+    seen: set[int] = set()
+    while pending:
+        value, may_be_object = pending.pop()
+        if type(value) not in _CONTAINERS:
+            if not (may_be_object and _is_users(value)):
+                continue
+            value, may_be_object = vars(value), False
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if len(value) > _LARGE:
+            yield value, len(value)
+            continue
+        yield value, copy(value)
+        pending.extend((inner, may_be_object) for inner in (value.values() if isinstance(value, dict) else value))
+
+
+def _is_users(value: Any) -> bool:
+    """Whether it is an object of the user's own, which may keep what it has seen in attributes."""
+    home = type(value).__module__.partition(".")[0]
+    known = home in sys.stdlib_module_names or home in ("torch", "numpy", "tensorboard", "wandb")
+    return not known and not callable(value) and type(getattr(value, "__dict__", None)) is dict
+
+
+def _is_same(container: Any, content: Any) -> bool:
+    if isinstance(content, int):
+        return len(container) == content
+    if len(container) != len(content):
+        return False
+    if isinstance(container, dict):
+        return all(container.get(key, content) is value for key, value in content.items())
+    return all(value in content for value in container) if isinstance(container, set) else _are_same(container, content)
+
+
+def _are_same(left: Iterable[Any], right: Iterable[Any]) -> bool:
+    return all(a is b for a, b in zip(left, right, strict=True))
+
+
+def _refill(container: Any, content: Any) -> None:
+    if isinstance(content, int):
+        while len(container) > content:
+            container.popitem() if isinstance(container, dict) else container.pop()
+        return
+    container.clear()
+    (container.extend if isinstance(container, (list, deque)) else container.update)(content)
+
+
+class _Watch(TorchFunctionMode):
+    """Copies what belongs to the network before the pass writes to it."""
+
+    def __init__(
+        self,
+        modules: list[nn.Module],
+        attributes: list[tuple[dict[str, Any], dict[str, Any]]],
+        again: Callable[[], AbstractContextManager[object]],
+    ) -> None:
+        super().__init__()
+        self._modules = modules
+        self._attributes = attributes
+        self._regions = CheckpointedRegions(again)
+        self._storages: dict[int, Tensor] | None = None
+        self._copies: dict[int, tuple[Tensor, Tensor]] = {}
+        self._data: list[tuple[Tensor, Tensor]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._regions.settle()
+        kind = _WRITES.get(func)
+        if kind is None:
+            kind = _WRITES[func] = _kind_of(func)
+        if kind:
+            self._before(kind, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+    def _before(self, kind: str, args: Any, kwargs: Any) -> None:
+        if kind == "data" and isinstance(args[0], Tensor) and self._owner(args[0]) is not None:
+            self._data.append((args[0], args[0].data))
+            return
+        written = args[:1] if kind != "norm" else args[1:3]
+        if kind == "norm" and not (kwargs.get("training", args[5] if len(args) > 5 else False)):
+            return
+        for tensor in (*written, kwargs.get("out"), kwargs.get("running_mean"), kwargs.get("running_var")):
+            owner = self._owner(tensor) if isinstance(tensor, Tensor) else None
+            if owner is not None and id(owner) not in self._copies:
+                self._copies[id(owner)] = (owner, owner.detach().clone())
+
+    def _owner(self, tensor: Tensor) -> Tensor | None:
+        """The tensor of the network that shares its memory."""
+        if self._storages is None:
+            self._storages = {}
+            for owner in self._tensors():
+                if (address := _address(owner)) is not None:
+                    self._storages.setdefault(address, owner)
+        address = _address(tensor)
+        return None if address is None else self._storages.get(address)
+
+    def _tensors(self) -> Iterator[Tensor]:
+        for module in self._modules:
+            yield from (x for x in module._parameters.values() if x is not None)
+            yield from (x for x in module._buffers.values() if x is not None)
+        for _, kept in self._attributes:
+            for value in kept.values():
+                if isinstance(value, Tensor):
+                    yield value
+                elif isinstance(value, (list, tuple)):
+                    yield from (x for x in value if isinstance(x, Tensor))
+                elif isinstance(value, dict):
+                    yield from (x for x in value.values() if isinstance(x, Tensor))
+
+    def restore(self) -> None:
+        self._regions.close()
+        with torch.no_grad():
+            for owner, values in self._copies.values():
+                owner.data.copy_(values)  # no new version: a graph of before may have saved it
+        for owner, data in reversed(self._data):
+            owner.data = data
+
+
+_WRITES: dict[Any, str] = {}  # function -> "" if it writes to nothing, "first", "norm" or "data"
+_IN_PLACE = re.compile(r"__(setitem|i(add|sub|mul|truediv|floordiv|mod|pow|and|or|xor|lshift|rshift))__|\w*[^_]_")
+
+
+def _kind_of(func: Any) -> str:
+    name = getattr(func, "__name__", "")
+    if func == Tensor.data.__set__:  # type: ignore[attr-defined]
+        return "data"
+    if name in ("batch_norm", "instance_norm"):
+        return "norm"
+    return "first" if _IN_PLACE.fullmatch(name) else ""
+
+
+def _address(tensor: Tensor) -> int | None:
+    try:
+        return tensor.untyped_storage().data_ptr() or None
+    except (RuntimeError, NotImplementedError):  # it has no memory of its own to write to
+        return None

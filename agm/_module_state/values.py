@@ -1,0 +1,79 @@
+"""What a failed step must not have moved: statistics, the state of the modulation, generators, a thread's modes."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import _len_torch_function_stack, _pop_mode  # type: ignore[attr-defined]
+
+from agm._module_state.eval_mode import written_buffers
+from agm._module_state.modules import submodules
+
+__all__ = ["kept_generators", "kept_surroundings", "kept_values"]
+
+
+def kept_values(network: nn.Module, modulator: nn.Module) -> Callable[[], None]:
+    """Copies the buffers that a step writes to; the callable puts their values back."""
+    modules = [module for module in submodules(network) if module.training]
+    own = [buffer for _, _, buffer in written_buffers(modules)]
+    every = [buffer for module in modules for buffer in module._buffers.values() if buffer is not None]
+    own += [buffer for buffer in every if buffer.dim() == 0 and not buffer.is_floating_point()]  # numbers of batches
+    own += [buffer for module in submodules(modulator) for buffer in module._buffers.values() if buffer is not None]
+    own = list({id(buffer): buffer for buffer in own}.values())
+    with torch.no_grad():
+        copies = _copies(own)
+
+    def put_back() -> None:
+        for buffer, copy in zip(own, copies, strict=True):
+            if not torch.equal(buffer, copy):
+                buffer.data.copy_(copy)  # as it was: `data` counts no version
+
+    return put_back
+
+
+def _copies(tensors: list[Tensor]) -> list[Tensor]:
+    """Copies of floating tensors in one operation, and of the others."""
+    floating = [tensor for tensor in tensors if tensor.is_floating_point()]
+    made = iter(torch._foreach_mul(floating, 1.0) if floating else ())
+    return [next(made) if tensor.is_floating_point() else tensor.clone() for tensor in tensors]
+
+
+def kept_generators(device: torch.device) -> Callable[[], None]:
+    """The states of the generators that a step may draw from; the callable puts them back."""
+    states: list[tuple[Callable[[Any], object], Any]] = [
+        (torch.set_rng_state, torch.get_rng_state()),
+        (np.random.set_state, np.random.get_state()),
+        (random.setstate, random.getstate()),
+    ]
+    if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+        states.append((lambda state: torch.cuda.set_rng_state(state, device), torch.cuda.get_rng_state(device)))
+
+    def put_back() -> None:
+        for set_state, state in states:
+            set_state(state)
+
+    return put_back
+
+
+def kept_surroundings() -> Callable[[], None]:
+    """Whether gradients are on, and which modes and hooks are on this thread; the callable puts that back."""
+    gradients = torch.is_grad_enabled()
+    modes = _len_torch_function_stack()
+    hooks = _saving()
+
+    def put_back() -> None:
+        torch.set_grad_enabled(gradients)
+        while _len_torch_function_stack() > modes:
+            _pop_mode()
+        while (current := _saving()) is not None and current is not hooks:
+            torch._C._autograd._pop_saved_tensors_default_hooks()
+
+    return put_back
+
+
+def _saving() -> Any:
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return None if hooks is None else hooks[0]

@@ -1,0 +1,439 @@
+"""Masked passes of a network whose encoders are named by path, without rewriting its forward.
+
+The network's own forward runs on the batch of all masked inputs, so everything around the encoders (batch
+sizes, padding masks, skip connections) is what it would be anyway. Only the encoders' forwards are replaced
+for that pass: from the rows that they are given they pick the present ones and an absent one, encode these,
+and answer with the features put in place for every row.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from agm._inputs.absent import batch_size, is_rows
+from agm._inputs.arguments import Arguments, Binding
+from agm._inputs.rows import EVERYWHERE, check_others, combine, copied
+from agm._inputs.samples import Samples, has_samples
+from agm._lazy_rows.decision import SHARDED, Deferral, found_deferral, some_subsets
+from agm._lazy_rows.tensor import CannotDefer, Deferred, Rows, current, outcome
+from agm._module_state.compiled import compiled_part, is_compiled
+from agm._module_state.eval_mode import evaluation, mixes_samples
+from agm._module_state.hooks import ForwardHooks
+from agm._module_state.replace_forward import answering
+from agm._one_pass.choice import Choice, JointCall, apart, checked, choose, in_common
+from agm._one_pass.numeric_check import ROWS_DEPEND, untouched
+from agm._passes.absent_features import AbsentFeatures, warn_if_amplified
+from agm._passes.encoder_calls import Answer, Handed, NeedsOrigins, Recorder, Target
+from agm._passes.encoder_paths import find_targets
+from agm._passes.options import MaskedOptions
+from agm._passes.origins import Origins
+from agm._passes.outputs import Outputs
+from agm._passes.plan import Line, encoder_lines, fusion_line
+from agm._passes.record import Record
+from agm.distributed import Peers, is_sharded
+
+__all__ = ["InterceptedPasses"]
+
+_TOGETHER = "processes that train together look at a first batch at other moments"
+_OTHER_ROWS = "in the masked pass it is given other rows than the modality's"
+_METHOD = "it is a method of a module"
+_TOWER = "it encodes several modalities, one after another"
+
+
+class InterceptedPasses:
+    """The joint pass as it is; then all masked inputs as one batch, the encoders on present rows and absent ones.
+
+    Where the joint pass and the masked pass both give an encoder the modality's input as it is, all its rows can go
+    through it in the joint pass, and where no layer of it depends on the mode the features of the joint pass serve the
+    present rows. Whether they do is seen in every step.
+
+    Args:
+        network: whose forward calls the encoders.
+        binding: how modalities enter it.
+        outputs: where its output holds the logits.
+        options: of the masked passes, with `encoders`.
+        peers: the processes that take every step together.
+        record: what is known of the network.
+        absent_features: of rows in which a modality is absent.
+
+    Raises:
+        ValueError: a path leads nowhere, or encoders have modules in common.
+        TypeError: a path is not a string.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        binding: Binding,
+        outputs: Outputs,
+        options: MaskedOptions,
+        peers: Peers,
+        record: Record,
+        absent_features: AbsentFeatures,
+    ) -> None:
+        assert options.encoders is not None
+        self.network = network
+        self.binding = binding
+        self.outputs = outputs
+        self.modalities = binding.modalities
+        self.paths = dict(options.encoders)
+        self.shared = options.shared
+        self.passes = options.passes
+        self.peers = peers
+        self.record = record
+        self.absent_features = absent_features
+        self._targets()
+
+    def _targets(self) -> list[Target]:
+        return find_targets(self.network, self.paths, self.modalities)
+
+    def encoders(self) -> dict[str, nn.Module]:
+        """Modality -> its encoder, or the module whose method it is, of those that are named."""
+        by_name = {name: target.owner for target in self._targets() for name in target.names.values()}
+        return {name: by_name[name] for name in self.paths}
+
+    def encoder_calls(self) -> list[tuple[nn.Module, str, list[str]]]:
+        """Of each encoder the module, the method that is called, and the modalities of its calls, in their order."""
+        found = []
+        for target in self._targets():
+            order = self.record.order.get(str(target)) or list(target.names.values())
+            found.append((target.owner, target.method, order))
+        return found
+
+    def plan(self, subsets: int) -> list[Line]:
+        """The passes of a training step, after the first one, which may compare numbers."""
+        device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
+        encoders, lines = self.encoders(), []
+        chosen = self._choose(self._targets(), device)
+        for name in self.paths:
+            choice = self.record.choices(name, chosen[self.modalities.index(name)])
+            rows = subsets if name in self.record.all_rows else None
+            lines += encoder_lines(self.network, name, encoders[name], choice, all_rows=rows)
+        left = [f"`{name}`" for name in self.modalities if name not in self.paths]
+        note = f", with what encodes {', '.join(left)}" if left else ""
+        found = self.record.deferral
+        return [*lines, *fusion_line("rest of the network", self.modalities, self.network, note, subsets, found)]
+
+    def _choose(self, targets: Sequence[Target], device: torch.device) -> dict[int, Choice]:
+        """Bit -> how many passes the encoder of a modality takes."""
+        if is_compiled(self.network):
+            raise ValueError(
+                "Expected a network with the paths of `encoders` not to be compiled as a whole, since its encoders "
+                "answer with what they have computed before, for which it would be compiled anew each time. Compile "
+                "the encoders (network.audio_net.compile()), or give it `encoders` and `fuse` and compile the model."
+            )
+        self._check_apart(targets)
+        encoders = {name: target.owner for target in targets for name in target.names.values()}
+        found = {}
+        for target in targets:
+            for bit, name in target.names.items():
+                if target.method != "forward" or len(target.names) > 1:
+                    reason = _TOWER if len(target.names) > 1 else _METHOD
+                    found[bit] = apart(name, self.passes, reason, shared=self.shared)
+                    continue
+                unsplit = partial(in_common, self.network, encoders, name)
+                choice = choose(name, target.owner, self.passes, device, unsplit, shared=self.shared)
+                if choice.is_one and (self.peers.together or name in self.record.other_rows):
+                    reason = _TOGETHER if self.peers.together else _OTHER_ROWS
+                    choice = apart(name, self.passes, reason, shared=self.shared)
+                found[bit] = choice
+        return found
+
+    def _check_apart(self, targets: Sequence[Target]) -> None:
+        """That no layer puts rows of several subsets together; shared encoders see nothing but absent rows.
+
+        Raises:
+            ValueError: there are some.
+        """
+        mixing = mixes_samples(self.network)
+        if self.shared and mixing:
+            inside = {module for target in targets if target.method == "forward" for module in target.owner.modules()}
+            mixing = [name for name in mixing if self.network.get_submodule(name) not in inside]
+        if mixing:
+            raise ValueError(
+                "Expected a network with the paths of `encoders` to treat samples apart in eval mode, but "
+                f"`{mixing[0]}` normalises with the statistics of the batch there too, in which the rows of several "
+                "subsets would mix. Give it running statistics, or leave `encoders` out: each subset then goes through "
+                "the network by itself."
+            )
+
+    def __call__(
+        self,
+        arguments: Arguments,
+        rows: Rows,
+        absent: Mapping[str, Any],
+        here: Mapping[str, Tensor] | None = None,
+        hooks: ForwardHooks | None = None,
+    ) -> tuple[Any, Tensor | Mapping[int, Tensor]]:
+        """The joint pass's output and masked logits, as `FactorisedPasses` returns them."""
+        check_others(arguments, rows.batch)
+        device = next(leaf.device for leaf in pytree.tree_leaves(arguments.inputs) if is_rows(leaf))
+        targets = self._targets()
+        choices = self._choose(targets, device)
+        # Copies, since the network may write to its inputs in the joint pass.
+        few = {name: _few(x, absent[name]) for name, x in arguments.inputs.items()}
+        given = _Given(self, few, device, copied(arguments.others), copied(arguments.rest), arguments.placed, here)
+        output, given.recorders = self._joint(targets, arguments, absent, choices, hooks)
+        given.shares = frozenset(
+            bit for bit, choice in choices.items() if self._may_share(bit, choice, given.recorders)
+        )
+        given.hooks = hooks
+        if torch.compiler.is_compiling():
+            return output, cast(Tensor, given.logits(rows, deferred=False))
+        before = set(self.record.other_rows)
+        masked = self._masked(given, rows)
+        if self.record.other_rows - before:
+            choices = self._choose(targets, device)
+        for recorder in given.recorders:
+            for bit, name in recorder.target.names.items():
+                self.record.choices.note(name, choices[bit], recorder.outcome(bit, choices[bit]))
+        return output, masked
+
+    def _may_share(self, bit: int, choice: Choice, recorders: Sequence[Recorder]) -> bool:
+        """Whether joint features of a modality may serve its present rows."""
+        if self.shared:
+            return True
+        calls = [call for recorder in recorders for own, call in recorder.calls_with.items() if own == bit]
+        # Whose rows depend on one another has in the joint pass what it would have in one of its own.
+        differs = any(call.disagrees not in (None, ROWS_DEPEND) for call in calls)
+        return choice.how in ("shared", "joined") and not differs
+
+    def _masked(self, given: "_Given", rows: Rows) -> Tensor | Mapping[int, Tensor]:
+        """The masked logits of all rows, after a first batch has shown on some of them what they may come from."""
+        if not self._is_checked(rows.batch):
+            self._check(given, replace(rows, subsets=some_subsets(rows.modalities)))
+        found = self.record.deferral
+        if found is None or found.how == "rows" or not rows.batch:
+            return cast(Tensor, given.logits(rows, deferred=False))
+        try:
+            logits = current(given.logits(rows, deferred=True))
+        except CannotDefer as error:  # on a way through the network that it has not taken before
+            self.record.deferral = Deferral("rows", str(error))
+            return cast(Tensor, given.logits(rows, deferred=False))
+        return outcome(logits)
+
+    def _is_checked(self, batch: int) -> bool:
+        """Whether a batch like this one has been looked at, as closely as this one could be.
+
+        With one sample rows in a wrong order cannot be told from right ones: a look at such a batch will do for its
+        like, but not for others. Processes that train together look until all have had a batch that shows everything,
+        since they must all look or none.
+        """
+        like = True if self.peers.together else batch > 1
+        return like in self.record.looked or True in self.record.looked
+
+    def _check(self, given: "_Given", some: Rows) -> None:
+        """What the encoders are given, and whether rows may be deferred, on the rows of some subsets."""
+        weights = list(self.network.parameters())
+        with untouched(self.network, weights):
+            expected = given.logits(some, deferred=False, check=True).detach()
+        least = self.peers.least(some.batch, given.device)
+        self.record.looked.add(least > 1)
+        if not least or any(weight.is_meta for weight in weights):
+            return
+        if any(map(is_sharded, self.network.modules())):
+            self.record.deferral = SHARDED
+            return
+        if (part := compiled_part(self.network, self.encoders().values())) is not None:
+            self.record.deferral = Deferral("rows", f"`{part}` is compiled")
+            return
+        with untouched(self.network, weights):
+            self.record.deferral = found_deferral(expected, lambda: given.logits(some, deferred=True), self.peers)
+
+    def _joint(
+        self,
+        targets: Sequence[Target],
+        arguments: Arguments,
+        absent: Mapping[str, Any],
+        choices: Mapping[int, Choice],
+        hooks: ForwardHooks | None,
+    ) -> tuple[Any, list[Recorder]]:
+        """The joint pass as it is, and what each encoder was called with."""
+        handed = Handed()
+        if not torch.compiler.is_compiling():
+            for bit, value in enumerate(arguments.inputs.values()):
+                for leaf in pytree.tree_leaves(value):
+                    handed.add(leaf, bit)
+        recorders = [self._recorder(target, choices, arguments, absent, handed) for target in targets]
+        watched = nullcontext() if hooks is None else hooks.watched()
+        with watched, _instead({recorder.target: recorder for recorder in recorders}):
+            output = self.binding.call(arguments)
+        for recorder in recorders:
+            if not recorder.calls:
+                raise ValueError(
+                    f"Expected the network's forward to call {recorder.target}, but it did not. Name in `encoders` the "
+                    "module that forward calls, or the method ('clip.get_image_features')."
+                )
+        return output, recorders
+
+    def _recorder(
+        self,
+        target: Target,
+        choices: Mapping[int, Choice],
+        arguments: Arguments,
+        absent: Mapping[str, Any],
+        handed: Handed,
+    ) -> Recorder:
+        calls = {}
+        for bit, name in target.names.items():
+            inputs, rows, choice = arguments.inputs[name], absent[name], choices[bit]
+            # Of one sample, or where the absent rows are not all the same, more rows are encoded than these.
+            alone = all(leaf.shape[0] == 1 for leaf in pytree.tree_leaves(rows) if is_rows(leaf))
+            alone = alone and batch_size({name: inputs}) > 1 and not has_samples(inputs)
+            kept = self.shared and self.absent_features.find(name, pytree.tree_leaves(rows)) is not None
+            if choice.is_one and alone and not kept:
+                own = (name, choice, target.owner, inputs, rows, self.passes, self.peers)
+                agrees = partial(checked, *own, shared=self.shared, known=self.record.numbers)
+                calls[bit] = JointCall(target.owner, choice, inputs, rows, True, agrees)
+        keeps = any(choices[bit].how in ("shared", "joined") for bit in target.names)
+        return Recorder(target, calls, keeps, handed, self.shared)
+
+
+@contextmanager
+def _instead(functions: Mapping[Target, Callable[..., Any]]) -> Iterator[None]:
+    """Each encoder is called as one of these."""
+    methods: dict[str, dict[nn.Module, Callable[..., Any]]] = {}
+    for target, function in functions.items():
+        methods.setdefault(target.method, {})[target.owner] = function
+    with ExitStack() as stack:
+        for method, answers in methods.items():
+            stack.enter_context(answering(answers, method))
+        yield
+
+
+class _Given:
+    """What the masked passes of one step are given: the same for any of its rows.
+
+    Attributes:
+        recorders: what the encoders did in the joint pass.
+        shares: bits of the modalities whose joint features may serve the present rows.
+        hooks: of the network's modules.
+    """
+
+    recorders: list[Recorder]
+    shares: frozenset[int]
+    hooks: ForwardHooks | None
+
+    def __init__(
+        self,
+        passes: InterceptedPasses,
+        few: Mapping[str, Any],
+        device: torch.device,
+        others: list[Any],
+        rest: dict[str, Any],
+        placed: tuple[str, ...],
+        here: Mapping[str, Tensor] | None,
+    ) -> None:
+        self.passes = passes
+        self.few = few
+        self.device = device
+        self.others, self.rest, self.placed = others, rest, placed
+        self.here = here if passes.shared else None
+        # Arguments beside the modalities can reach an encoder, and then every absent row is another one.
+        self.extra_rows = _has_rows(others, rest)
+
+    def logits(self, rows: Rows, *, deferred: bool, check: bool = False) -> Any:
+        """What the network makes of the masked rows, its encoders answering for them.
+
+        Args:
+            rows: which.
+            deferred: whether forward is given deferred rows; else all are written out.
+            check: whether to look at the rows that encoders pick.
+        """
+        record = self.passes.record
+        if not record.follows:
+            try:
+                return self._run(rows, deferred, check, None)
+            except NeedsOrigins:
+                record.follows = True
+        return self._run(rows, deferred, check, Origins())
+
+    def _run(self, rows: Rows, deferred: bool, check: bool, origins: Origins | None) -> Any:
+        compiling = torch.compiler.is_compiling()
+        handed = Handed()
+        place = _deferred if deferred else _written
+
+        def handing(bit: int, few: Any) -> Any:
+            def hand(leaf: Any) -> Any:
+                placed = place(rows, bit, leaf)
+                if not compiling and is_rows(leaf):
+                    handed.add(placed, bit, leaf)
+                return placed
+
+            return pytree.tree_map(hand, few)
+
+        inputs = {name: handing(bit, few) for bit, (name, few) in enumerate(self.few.items())}
+        others, rest = self.others, self.rest
+        if self.extra_rows and deferred:
+            others, rest = (handing(EVERYWHERE, pytree.tree_map(_one_more, tree)) for tree in (others, rest))
+        elif self.extra_rows:
+            everywhere = [True] * len(rows.subsets)
+            others, rest = (combine(tree, tree, everywhere, rows.part) for tree in (others, rest))
+            for leaf in () if compiling else pytree.tree_leaves((others, rest)):
+                handed.add(leaf, EVERYWHERE)
+        answers = [
+            Answer(
+                recorder,
+                rows,
+                handed,
+                self.here,
+                self.shares,
+                mixes=self.passes.shared and bool(mixes_samples(recorder.target.owner)),
+                extra_rows=self.extra_rows,
+                origins=origins,
+                other_rows=self.passes.record.other_rows,
+                absent_features=self.passes.absent_features,
+                check=check,
+                deferred=deferred,
+            )
+            for recorder in self.recorders
+        ]
+        network = self.passes.network
+        with ExitStack() as stack:
+            stack.enter_context(evaluation(network, self.hooks))
+            stack.enter_context(_instead({answer.target: answer for answer in answers}))
+            if origins is not None:
+                for tensor, _, bit, _ in handed.of.values():
+                    origins.note(tensor, frozenset((bit,)))
+                stack.enter_context(origins)
+            output = self.passes.binding.call(Arguments(inputs, others, rest, self.placed))
+            logits = self.passes.outputs.logits(output)
+        record = self.passes.record
+        for answer in answers:
+            answer.finish()
+            for name, present, absent in () if self.passes.peers.together else answer.examples:
+                warn_if_amplified(name, answer.target.owner, present, absent)
+            record.all_rows.update(answer.all_rows)
+            record.other_rows.update(answer.other_rows)
+            record.order[str(answer.target)] = answer.order
+        return logits
+
+
+def _has_rows(*trees: Any) -> bool:
+    return any(is_rows(leaf) or isinstance(leaf, Samples) for leaf in pytree.tree_leaves(trees))
+
+
+def _few(present: Any, absent: Any) -> Any:
+    """(B, ...) and (1 or B, ...) one after another."""
+    return pytree.tree_map(lambda leaf, row: torch.cat([leaf, row]) if is_rows(leaf) else leaf, present, absent)
+
+
+def _one_more(leaf: Any) -> Any:
+    """(B, ...) with a row more, which is never looked at, in the place of an absent one."""
+    return torch.cat([leaf, leaf[:1]]) if is_rows(leaf) else leaf
+
+
+def _written(rows: Rows, bit: int, leaf: Any) -> Any:
+    if isinstance(leaf, Samples):
+        return leaf.repeated(len(rows.subsets), rows.part)
+    return rows.expanded(bit, leaf) if is_rows(leaf) else leaf
+
+
+def _deferred(rows: Rows, bit: int, leaf: Any) -> Any:
+    return Deferred.of(rows, bit, leaf) if is_rows(leaf) else _written(rows, bit, leaf)

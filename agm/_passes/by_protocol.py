@@ -1,0 +1,327 @@
+"""Masked passes of a network that is built to be factorised: `encoders` and `fuse(features) -> logits`."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from agm._inputs.absent import is_rows
+from agm._inputs.arguments import Arguments, Binding
+from agm._inputs.rows import aligned, blocks, combine, copied, lacking, stacked
+from agm._inputs.samples import unwrap
+from agm._lazy_rows.decision import Deferral, declares_sum, deferral
+from agm._lazy_rows.tensor import CannotDefer, Deferred, Rows, current, outcome, written
+from agm._module_state.compiled import is_compiled
+from agm._module_state.eval_mode import evaluation, mixes_samples
+from agm._module_state.hooks import ForwardHooks
+from agm._module_state.replace_forward import answering
+from agm._one_pass.choice import (
+    OWN_WAY,
+    Choice,
+    JointCall,
+    apart,
+    check_apart,
+    checked,
+    choose,
+    in_common,
+)
+from agm._passes.absent_features import AbsentFeatures, detached, warn_if_amplified
+from agm._passes.chunks import Chunks
+from agm._passes.joint_pass import Joint, joint_pass
+from agm._passes.options import MaskedOptions
+from agm._passes.outputs import Outputs
+from agm._passes.plan import Line, encoder_lines, fusion_line
+from agm._passes.record import Record
+from agm.distributed import Peers, is_sharded
+
+__all__ = ["FactorisedPasses", "is_factorised"]
+
+
+def is_factorised(network: nn.Module) -> bool:
+    """Whether the network offers `encoders`, a mapping of modules, and `fuse`."""
+    encoders = getattr(network, "encoders", None)
+    return isinstance(encoders, (Mapping, nn.ModuleDict)) and callable(getattr(network, "fuse", None))
+
+
+class FactorisedPasses:
+    """Each encoder sees the present rows and one absent row; `fuse` sees every subset, as one batch."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        binding: Binding,
+        outputs: Outputs,
+        options: MaskedOptions,
+        chunks: Chunks,
+        peers: Peers,
+        record: Record,
+        absent_features: AbsentFeatures,
+    ) -> None:
+        self.network: Any = network
+        self.binding = binding
+        self.outputs = outputs
+        self.modalities = binding.modalities
+        self.shared = options.shared
+        self.passes = options.passes
+        self.chunks = chunks
+        self.peers = peers
+        self.record = record
+        self.absent_features = absent_features
+        self._declares_sum = declares_sum(network)
+        self._parted: Mapping[str, tuple[Any, Any]] = {}
+
+    def __call__(
+        self,
+        arguments: Arguments,
+        rows: Rows,
+        absent: Mapping[str, Any],
+        here: Mapping[str, Tensor] | None = None,
+        hooks: ForwardHooks | None = None,
+    ) -> tuple[Any, Tensor | Mapping[int, Tensor]]:
+        """The joint pass's output in the network's mode, and the masked logits.
+
+        Args:
+            arguments: of forward.
+            rows: samples and subsets.
+            absent: modality -> its absent input, one row or B.
+            here: modality -> (B,), which samples have it; in the inputs of the others it is absent already.
+            hooks: of the network's modules.
+
+        Returns:
+            that output, and the masked ones (len(rows), C), or where they are a sum what each modality adds to
+            them: its bit -> (B + 1, C), that of its absent row last.
+        """
+        output, masked = self._run(arguments, rows, absent, here, hooks)
+        # Behind the passes, since a checkpoint of the joint one would recompute with what it had.
+        parted, self._parted = self._parted, {}
+        self._look_at_absent_rows(parted, rows.batch)
+        return output, masked
+
+    def _run(
+        self,
+        arguments: Arguments,
+        rows: Rows,
+        absent: Mapping[str, Any],
+        here: Mapping[str, Tensor] | None,
+        hooks: ForwardHooks | None,
+    ) -> tuple[Any, Tensor | Mapping[int, Tensor]]:
+        self._check(arguments)
+        inputs = arguments.inputs
+        # Before the joint pass, since an encoder may write to its input.
+        given, calls, kept = {}, {}, {}
+        for name in self.modalities:
+            absent_rows = aligned(absent[name])
+            if self.shared and (features := self.absent_features.find(name, absent_rows)) is not None:
+                kept[name] = features
+            elif call := self._joint_call(name, inputs[name], absent_rows, rows.batch):
+                calls[name] = call
+            else:
+                given[name] = copied(absent_rows) if self.shared else stacked(inputs[name], absent_rows)
+        watched = nullcontext() if hooks is None else hooks.watched()
+        with watched, answering({call.encoder: call for call in calls.values()}):
+            found = joint_pass(self.network, self.encoders(), unwrap(inputs), self.shared, self.outputs, self.record)
+        joint = found.output
+        device = found.logits.device
+        with evaluation(self.network, hooks):
+            parted = {
+                name: (found.features[name], kept[name])
+                if name in kept
+                else self._features(name, given.get(name), found, calls.get(name), rows.batch)
+                for name in self.modalities
+            }
+            self._parted = parted
+            if not self.absent_features.gradient:
+                parted = {name: (present, detached(few)) for name, (present, few) in parted.items()}
+                for name, (_, few) in parted.items():
+                    if name not in kept:
+                        self.absent_features.keep(name, aligned(absent[name]), few)
+            # What the joint pass made of an absent input is, where it depends on the mode, not what an absent
+            # modality's features are.
+            if self.shared and here is not None:
+                parted = {name: (lacking(*both, here[name]), both[1]) for name, both in parted.items()}
+            if torch.compiler.is_compiling():  # a compiler cannot look into deferred rows
+                how = Deferral("rows")
+                if self._declares_sum and (declared := self._declared(parted)) is not None:
+                    return joint, declared
+            else:
+                how = self._how(parted, rows, device)
+            if how.how == "sum":
+                return joint, outcome(self._deferred(parted, rows))
+            if not self.chunks and not mixes_samples(self.network):
+                return joint, self._written(parted, rows, how)
+        parts = self.chunks.parts(self.network, rows.batch, len(rows.subsets))
+
+        def run(part: range | None) -> Tensor:
+            return self._written(parted, replace(rows, part=part), how)
+
+        return joint, self.chunks.run(self.network, run, parts, hooks)
+
+    def _check(self, arguments: Arguments) -> None:
+        """That its encoders and `fuse` can be called by themselves.
+
+        Raises:
+            TypeError: there are arguments beside the modalities.
+            ValueError: the network is sharded by itself.
+        """
+        if not torch.compiler.is_compiling() and is_sharded(self.network):
+            raise ValueError(
+                "Expected a network with `encoders` and `fuse` not to be sharded by itself, since `fuse` runs outside "
+                "of its forward, where its parameters are not whole. Shard the encoders, if you like, and the model: "
+                "fully_shard(agm.AGM(network))."
+            )
+        if arguments.others or arguments.rest:
+            raise TypeError(
+                f"Expected no arguments beside the modalities {self.modalities} for a network with `encoders` and "
+                f"`fuse`, but got {len(arguments.others)} more by position and {list(arguments.rest)} by keyword."
+            )
+
+    def _how(self, parted: Mapping[str, tuple[Any, Any]], rows: Rows, device: torch.device) -> Deferral:
+        if self.record.deferral is None:
+            fuse, encoders = partial(self._fuse, parted), self.encoders().values()
+            self.record.deferral = deferral(self.network, fuse, rows, device, self.peers, encoders)
+        return self.record.deferral or Deferral("rows", "without numbers nothing can be verified")
+
+    def _declared(self, parted: Mapping[str, tuple[Any, Any]]) -> Mapping[int, Tensor] | None:
+        """What each modality adds to the logits, by a network that tells it, of features with one absent row."""
+        absent = [leaf for _, rows in parted.values() for leaf in pytree.tree_leaves(rows)]
+        if len(absent) != len(parted) or any(leaf.shape[0] != 1 for leaf in absent):
+            return None
+        few = {name: torch.cat(features) for name, features in parted.items()}
+        terms: Mapping[str, Tensor] = self.network.unimodal_logits(few)
+        return {bit: terms[name] for bit, name in enumerate(self.modalities)}
+
+    def _deferred(self, parted: Mapping[str, tuple[Any, Any]], rows: Rows) -> Any:
+        try:
+            return current(self._fuse(parted, rows, True))
+        except CannotDefer as error:  # on a way through `fuse` that it has not taken before
+            self.record.deferral = Deferral("rows", str(error))
+            return self._fuse(parted, rows, False)
+
+    def _written(self, parted: Mapping[str, tuple[Any, Any]], rows: Rows, found: Deferral) -> Tensor:
+        if found.how == "rows":
+            return cast(Tensor, self._fuse(parted, rows, False))
+        return cast(Tensor, written(self._deferred(parted, rows)))
+
+    def _fuse(self, parted: Mapping[str, tuple[Any, Any]], rows: Rows, deferred: bool) -> Any:
+        """`fuse` on the features of `rows`, deferred or written out; a part of the samples takes their first ones."""
+        features = {}
+        for bit, name in enumerate(self.modalities):
+            present, absent = parted[name]
+            place = partial(_deferred_leaf if deferred else _written_leaf, rows, bit)
+            features[name] = pytree.tree_map(place, present, absent)
+        return self.outputs.logits(self.network.fuse(features))
+
+    def encoders(self) -> dict[str, nn.Module]:
+        """Modality -> its encoder."""
+        return {name: self.network.encoders[name] for name in self.modalities}
+
+    def encoder_calls(self) -> list[tuple[nn.Module, str, list[str]]]:
+        """Of each encoder the module, the method that is called, and the modality of its calls."""
+        return [(encoder, "forward", [name]) for name, encoder in self.encoders().items()]
+
+    def plan(self, subsets: int) -> list[Line]:
+        """The passes of a training step with `subsets` masked subsets, if the numbers of the first agree."""
+        device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
+        lines = []
+        for name, encoder in self.encoders().items():
+            choice = self.record.choices(name, self._choose(name, device))
+            lines += encoder_lines(self.network, name, encoder, choice)
+        note = self.chunks.describe(self.network)
+        return [*lines, *fusion_line("fusion", self.modalities, self.network, note, subsets, self.record.deferral)]
+
+    def _choose(self, name: str, device: torch.device) -> Choice:
+        if self.shared and torch.compiler.is_compiling():  # at once: a graph would be guarded by all that is looked at
+            return Choice("shared", "masked='shared'")
+        encoders = self.encoders()
+        if not self.shared:
+            check_apart(name, mixes_samples(encoders[name]))
+        if is_compiled(self.network):
+            why = "the network is compiled as a whole, for encoders as they are"
+            return apart(name, self.passes, why, shared=self.shared)
+        unsplit = partial(in_common, self.network, encoders, name)
+        return choose(name, encoders[name], self.passes, device, unsplit, self.peers, shared=self.shared)
+
+    def _joint_call(self, name: str, inputs: Any, absent: Any, batch: int) -> JointCall | None:
+        """What runs in the place of an encoder whose rows all go through it in the joint pass."""
+        device = next(leaf.device for leaf in pytree.tree_leaves(inputs) if is_rows(leaf))
+        chosen = self._choose(name, device)
+        # With no samples too, since other processes may have some and wait for this one.
+        if not (batch or self.peers.together):
+            return None
+        encoder = self.network.encoders[name]
+        choice = checked(
+            name,
+            chosen,
+            encoder,
+            inputs,
+            absent,
+            self.passes,
+            self.peers,
+            shared=self.shared,
+            known=self.record.numbers,
+        )
+        self.record.choices.note(name, chosen, choice)
+        return JointCall(encoder, chosen, inputs, absent, self.shared) if choice.is_one and batch else None
+
+    def _features(self, name: str, given: Any, found: Joint, call: JointCall | None, batch: int) -> tuple[Any, Any]:
+        """Features of the present rows and of the absent ones, in eval mode."""
+        both = self._encoded(name, given, found, call, batch)
+        return detached(both) if name in found.frozen else both
+
+    def _look_at_absent_rows(self, parted: Mapping[str, tuple[Any, Any]], batch: int) -> None:
+        """Warns once where their gradient explodes."""
+        looks = self.absent_features.gradient and batch and torch.is_grad_enabled() and not self.record.has_warned
+        if not looks or torch.compiler.is_compiling() or self.peers.together:
+            return
+        self.record.has_warned = True
+        for name, (present, absent) in parted.items():
+            encoder = self.network.encoders[name]
+            warn_if_amplified(name, encoder, pytree.tree_leaves(present), pytree.tree_leaves(absent))
+
+    def _encoded(self, name: str, given: Any, found: Joint, call: JointCall | None, batch: int) -> tuple[Any, Any]:
+        if call is not None:
+            given = call.second_pass()
+            if given is None and call.chosen.how == "joined":
+                return found.features[name] if self.shared else call.present, call.more
+            if given is None:
+                return _parted(name, call.more, batch)
+            self.record.choices.note(name, call.chosen, Choice("shared" if self.shared else "two", OWN_WAY))
+        # Absent rows by themselves need no graph if they are to have no gradient.
+        constant = self.shared and not self.absent_features.gradient
+        with ExitStack() as stack:
+            if not torch.compiler.is_compiling():
+                stack.enter_context(found.as_there(name))
+            if constant:
+                stack.enter_context(torch.no_grad())
+            features = self.network.encoders[name](unwrap(given))
+        return (found.features[name], features) if self.shared else _parted(name, features, batch)
+
+
+def _parted(name: str, features: Any, batch: int) -> tuple[Any, Any]:
+    for leaf in pytree.tree_leaves(features):
+        if is_rows(leaf) and leaf.shape[0] not in (batch + 1, 2 * batch):
+            raise ValueError(
+                f"Expected encoder `{name}` to return features with the samples in the first dimension, but for "
+                f"{batch} samples and one absent row it returned {tuple(leaf.shape)}."
+            )
+    present = pytree.tree_map(lambda leaf: leaf[:batch] if is_rows(leaf) else leaf, features)
+    absent = pytree.tree_map(lambda leaf: leaf[batch:] if is_rows(leaf) else leaf, features)
+    return present, absent
+
+
+def _written_leaf(rows: Rows, bit: int, present: Any, absent: Any) -> Any:
+    if not is_rows(present):
+        return present
+    absent = absent[: rows.batch]
+    return combine(present[: rows.batch], absent, blocks(bit, rows.subsets), rows.part)
+
+
+def _deferred_leaf(rows: Rows, bit: int, present: Any, absent: Any) -> Any:
+    if not is_rows(present):
+        return present
+    return Deferred.of(rows, bit, torch.cat([present[: rows.batch], absent[: rows.batch]]))

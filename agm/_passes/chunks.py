@@ -1,0 +1,98 @@
+"""The masked rows in chunks, so that what a masked pass holds in memory can be bounded."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from agm._module_state.eval_mode import Evaluation, mixes_samples
+from agm._module_state.hooks import ForwardHooks
+
+__all__ = ["Chunks"]
+
+
+class Chunks:
+    """How many masked rows go through the network at a time, and whether the backward recomputes them.
+
+    Args:
+        max_rows: at most so many rows at a time; None: all at once.
+        checkpoint: whether each chunk's activations are dropped after its forward and recomputed in the backward.
+
+    Raises:
+        ValueError: `max_rows` is not a positive integer.
+        TypeError: `checkpoint` is not a bool.
+    """
+
+    def __init__(self, max_rows: int | None = None, checkpoint: bool = False) -> None:
+        if max_rows is not None and (isinstance(max_rows, bool) or not isinstance(max_rows, int) or max_rows < 1):
+            raise ValueError(
+                f"Expected argument `max_rows` to be a positive integer, or None for all rows at once, but got "
+                f"{max_rows!r}."
+            )
+        if not isinstance(checkpoint, bool):
+            raise TypeError(f"Expected argument `checkpoint` to be a bool, but got {checkpoint!r}.")
+        self.max_rows = max_rows
+        self.checkpoint = checkpoint
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to do."""
+        return self.max_rows is not None or self.checkpoint
+
+    def describe(self, network: nn.Module) -> str:
+        """In words for a plan, to be appended to what goes through in chunks."""
+        if mixing := mixes_samples(network):
+            rows = f", one subset at a time, because `{mixing[0]}` normalises with the statistics of the batch"
+        else:
+            rows = f", at most {self.max_rows} rows at a time" if self.max_rows is not None else ""
+        return rows + (", recomputed in the backward" if self.checkpoint else "")
+
+    def parts(self, network: nn.Module, batch: int, subsets: int) -> list[range] | list[None]:
+        """The rows of each chunk, among `subsets` blocks of `batch` rows; None: all of them.
+
+        Raises:
+            ValueError: `max_rows` < B where a layer needs all rows of a block.
+        """
+        size = self.max_rows or max(batch * subsets, 1)
+        if mixing := mixes_samples(network):
+            if size < batch:
+                raise ValueError(
+                    f"Expected argument `max_rows` to be at least the {batch} samples of a batch, since `{mixing[0]}` "
+                    f"normalises with the statistics of the batch in eval mode too, but got {size}. Give it running "
+                    "statistics, or raise `max_rows`."
+                )
+            size = batch
+        rows = range(batch * subsets)
+        return [rows[start : start + size] for start in rows[::size]] if batch and size < len(rows) else [None]
+
+    def run(
+        self,
+        network: nn.Module,
+        call: Callable[[range | None], Any],
+        parts: list[range] | list[None],
+        hooks: ForwardHooks | None = None,
+    ) -> Any:
+        """What `call(part)` returns for each part, put together, in eval mode.
+
+        Args:
+            network: whose modes and running statistics of now hold in every call, the recomputing ones too.
+            call: builds the rows of its part and runs the network on them. The rows are built in there because a
+                checkpoint keeps what it is given: so it keeps one batch of inputs, and not one for every subset.
+            parts: see `parts`.
+            hooks: of the network's modules, of which observers are left out.
+        """
+        mode = Evaluation(network, hooks)
+
+        def evaluated(part: range | None) -> Any:
+            with mode.entered():
+                return call(part)
+
+        # A compiler decides by itself what it recomputes.
+        recomputed = self.checkpoint and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        outputs = [
+            checkpoint(evaluated, part, use_reentrant=False) if recomputed else evaluated(part) for part in parts
+        ]
+        # What is no tensor is for the caller to refuse, who can say what was expected.
+        tensors = all(isinstance(output, Tensor) for output in outputs)
+        return torch.cat(outputs) if tensors and len(outputs) > 1 else outputs[0]

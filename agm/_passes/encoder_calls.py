@@ -1,0 +1,451 @@
+"""The calls of an encoder that is named by path: noted in the joint pass, answered for all rows in the masked pass."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from agm._inputs.absent import is_opaque, is_rows
+from agm._inputs.rows import EVERYWHERE, doubled
+from agm._inputs.samples import Samples, is_listed
+from agm._lazy_rows.tensor import CannotDefer, Deferred, Rows, written
+from agm._module_state.checkpoints import check_not_reentrant, reentrant_checkpoint
+from agm._one_pass.choice import OWN_WAY, Choice, JointCall, surroundings
+from agm._one_pass.numeric_check import close
+from agm._passes.absent_features import AbsentFeatures
+from agm._passes.encoder_rows import EncoderRows, changed_dims
+from agm._passes.origins import Origins
+
+__all__ = ["Answer", "Call", "Handed", "NeedsOrigins", "Recorder", "Target"]
+
+_NO_BITS: frozenset[int] = frozenset()
+
+
+class NeedsOrigins(RuntimeError):
+    """An encoder is given rows of which it has to be known what they were computed from."""
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """What encodes one modality, or several one after another: a module, or a method of one.
+
+    Attributes:
+        owner: the module.
+        method: the name of the method that is called, "forward" where the module itself is.
+        names: bit -> modality, of those that it encodes.
+    """
+
+    owner: nn.Module
+    method: str
+    names: Mapping[int, str]
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """What is called."""
+        called: Callable[..., Any] = getattr(self.owner, self.method)
+        return called
+
+    def __str__(self) -> str:
+        names = " and ".join(f"`{name}`" for name in self.names.values())
+        return f"the encoder of {names}"
+
+
+@dataclass
+class Call:
+    """One call of an encoder in the joint pass.
+
+    Attributes:
+        input_sizes, output_sizes: of the tensors and lists among its arguments and in what it returned, in their order.
+        output: a copy of what it returned, if that is to serve the masked passes.
+        direct: the bit of the modality whose input it was given as it is, and nothing else that has rows.
+        is_whole: whether it ran with gradients and under autocast as the pass around it does.
+    """
+
+    input_sizes: list[torch.Size | None]
+    output_sizes: list[torch.Size | None]
+    output: Any
+    direct: int | None
+    is_whole: bool
+
+
+@dataclass
+class Handed:
+    """The tensors that forward is given in a pass, by identity: of which modality each is.
+
+    Attributes:
+        of: id of a tensor -> (the tensor, what it was like, the bit of its modality, its few rows or None).
+    """
+
+    of: dict[int, tuple[Tensor, object, int, Tensor | None]] = field(default_factory=dict)
+
+    def add(self, tensor: Any, bit: int, few: Tensor | None = None) -> None:
+        if isinstance(tensor, Tensor):
+            self.of[id(tensor)] = (tensor, _likeness(tensor), bit, few)
+
+    def find(self, leaf: Any) -> tuple[int, Tensor | None] | None:
+        """The bit of a tensor that forward was given and nobody has written to, and its few rows."""
+        found = self.of.get(id(leaf))
+        return None if found is None or found[0] is not leaf or found[1] != _likeness(leaf) else found[2:]
+
+
+class Recorder:
+    """Runs an encoder in the joint pass and notes its calls.
+
+    Args:
+        target: the encoder.
+        calls_with: what takes the rows of the masked pass with it, by modality's bit.
+        keeps: whether its outputs are to serve the masked passes.
+        handed: what forward was given.
+        shared: whether they serve whatever the mode.
+    """
+
+    def __init__(
+        self, target: Target, calls_with: Mapping[int, JointCall], keeps: bool, handed: Handed, shared: bool
+    ) -> None:
+        self.target = target
+        self.function = target.function
+        self.calls_with = calls_with
+        self.keeps = keeps
+        self.shared = shared
+        self.handed = handed
+        self.around = surroundings()
+        self.calls: list[Call] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.keeps and self.shared:
+            check_not_reentrant(str(self.target))
+        direct, is_whole = self._direct((args, kwargs)), surroundings() == self.around
+        with_rows = None if direct is None else self.calls_with.get(direct)
+        sizes = _sizes((args, kwargs))
+        output, kept = (with_rows or self.function)(*args, **kwargs), None
+        if self.keeps:
+            output, kept = doubled(output)
+        self.calls.append(Call(sizes, _sizes(output), kept, direct, is_whole))
+        return output
+
+    def _direct(self, given: Any) -> int | None:
+        bits = set()
+        for leaf in pytree.tree_leaves(given, is_leaf=is_listed):
+            if not is_rows(leaf):
+                if is_listed(leaf):
+                    return None
+                continue
+            found = self.handed.find(leaf)
+            if found is None:
+                return None
+            bits.add(found[0])
+        return bits.pop() if len(bits) == 1 and EVERYWHERE not in bits else None
+
+    def outcome(self, bit: int, chosen: Choice) -> Choice:
+        """What the choice for a modality came to."""
+        call = self.calls_with.get(bit)
+        direct = all(one.direct is not None and one.is_whole for one in self.calls)
+        if chosen.is_one and call is not None and call.is_done and len(self.calls) == 1:
+            return chosen
+        if self.shared:
+            return chosen if chosen.how == "shared" else Choice("shared", OWN_WAY)
+        if chosen.how == "two" or (chosen.how == "shared" and direct):
+            return chosen
+        return Choice("shared" if chosen.how == "joined" and direct else "two", OWN_WAY)
+
+
+class Answer:
+    """Encodes present and absent rows only in the masked pass, and answers for all.
+
+    What it is given decides call by call: rows of its own modality, as forward was given them or computed from them
+    alone, are encoded once where it is present and once where it is absent. Rows that others went into are encoded as
+    they are, all of them.
+
+    Args:
+        recorder: of the joint pass.
+        rows: of the masked pass.
+        handed: what forward is given in it.
+        here: modality -> (B,), the samples that have it, if what the others have is not to be shared.
+        shares: bits of the modalities whose joint features may serve the present rows.
+        mixes: whether an encoder puts rows together, so that none may be added.
+        extra_rows: whether forward has other arguments with a row a sample.
+        origins: what tensors were computed from; None: nobody follows that.
+        other_rows: modalities whose encoder was given other rows in a masked pass than in the joint pass, though as far
+            as one could see it was given its input.
+        absent_features: of rows in which a modality is absent.
+        check: whether to look at the rows that are picked.
+        deferred: whether features are handed on as deferred rows.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        rows: Rows,
+        handed: Handed,
+        here: Mapping[str, Tensor] | None,
+        shares: frozenset[int],
+        *,
+        mixes: bool,
+        extra_rows: bool,
+        origins: Origins | None,
+        other_rows: Collection[str],
+        absent_features: AbsentFeatures,
+        check: bool,
+        deferred: bool,
+    ) -> None:
+        self.recorder = recorder
+        self.target = recorder.target
+        self.rows = rows
+        self.handed = handed
+        self.here = here
+        self.shares = shares
+        self.mixes = mixes
+        self.extra_rows = extra_rows
+        self.origins = origins
+        self.check = check
+        self.deferred = deferred
+        self.pending = list(reversed(recorder.calls))
+        self.all_rows: list[str] = []  # modalities of which all rows were encoded
+        self.other_rows: set[str] = set(other_rows)
+        self.absent_features = absent_features
+        self.order: list[str] = []
+        self.examples: list[tuple[str, list[Any], list[Any]]] = []  # features of present rows and of an absent one
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.deferred and reentrant_checkpoint() is not None:
+            raise CannotDefer("an encoder is called by a reentrant checkpoint")
+        if not self.pending:
+            raise self._refusal("is called more often in the masked pass than in the joint pass")
+        call = self.pending.pop()
+        leaves, structure = self._leaves("takes", (args, kwargs))
+        if len(leaves) != len(call.input_sizes):
+            raise self._refusal("takes other arguments in the masked pass than in the joint pass")
+        sources = [_Source.of(leaf, size, self.handed) for leaf, size in zip(leaves, call.input_sizes, strict=True)]
+        bits = self._bits(leaves, sources)
+        own = bits & self.target.names.keys()
+        if len(own) != 1:
+            if self.rows.batch and not bits:
+                raise self._refusal("takes no tensor that grows with the batch")
+            return self._all(call, leaves, structure, None)
+        bit = next(iter(own))
+        self.order.append(self.target.names[bit])
+        if bits - own - {EVERYWHERE}:
+            return self._all(call, leaves, structure, bit)
+        return self._few(call, leaves, structure, sources, bit)
+
+    def _few(self, call: Call, leaves: list[Any], structure: Any, sources: Sequence["_Source"], bit: int) -> Any:
+        name = self.target.names[bit]
+        if self.check and not self._are_as_handed(leaves, sources, bit):
+            self.other_rows.add(name)
+        if name in self.other_rows and not self.deferred:
+            sources = [replace(source, few=None, is_direct=not source.grows) for source in sources]
+        direct = all(source.is_direct for source in sources)
+        if call.direct == bit and not direct:
+            self.other_rows.add(name)
+        as_given = direct and call.direct == bit  # in both passes it is given what forward was, and nothing else
+        shares = bit in self.shares and (self.recorder.shared or (as_given and call.is_whole))
+        if shares and self.recorder.shared:
+            check_not_reentrant(str(self.target))
+        batch = self.rows.batch
+        own = any(source.few is not None and source.few.shape[0] == 2 * batch * source.fold for source in sources)
+        foreign = self.extra_rows and any(source.grows and source.few is None for source in sources)
+        per_sample = (own and batch > 1) or foreign
+        per_sample |= any(source.grows and (source.is_listed or source.bit == EVERYWHERE) for source in sources)
+        here = None if self.here is None else self.here[name]
+        rows = EncoderRows(name, bit, self.rows, per_sample, shares, here, per_sample and self.mixes)
+        single = as_given and len(self.recorder.calls) == 1
+        output = _known(self.recorder.calls_with.get(bit), rows) if single else None
+        keeps = self.recorder.shared and shares and single and rows.absent == 1
+        absent = [source.few[-source.fold :] for source in sources if source.few is not None] if keeps else None
+        if output is None and keeps:
+            output = self.absent_features.find(name, absent)
+        if output is None:
+            found = zip(leaves, sources, call.input_sizes, strict=True)
+            args, kwargs = pytree.tree_unflatten([self._picked(*one, rows) for one in found], structure)
+            # Absent rows by themselves need no graph if they are to have no gradient.
+            constant = rows.present == 0 and not self.absent_features.gradient
+            with torch.no_grad() if constant else nullcontext():
+                output = self.recorder.function(*args, **kwargs)
+        if keeps:
+            self.absent_features.keep(name, absent, output)
+        if self.check and self.absent_features.gradient and torch.is_grad_enabled():
+            encoded = pytree.tree_leaves(output)
+            last = [leaf[-1:] for leaf in encoded if is_rows(leaf)]
+            self.examples.append((name, pytree.tree_leaves(call.output) if shares else encoded, last))
+        return self._in_place(output, call, rows, shares)
+
+    def _are_as_handed(self, leaves: Sequence[Any], sources: Sequence["_Source"], bit: int) -> bool:
+        """Whether the rows are those that forward was given: who writes past autograd leaves no version."""
+        for leaf, source in zip(leaves, sources, strict=True):
+            if source.few is None or source.bit != bit or isinstance(leaf, Deferred):
+                continue
+            if not close(leaf, self.rows.expanded(bit, source.few)):
+                return False
+        return True
+
+    def _picked(self, leaf: Any, source: "_Source", size: torch.Size | None, rows: EncoderRows) -> Any:
+        if not source.grows:
+            return written(leaf)
+        if source.is_listed:
+            assert size is not None
+            return rows.pick_values(Samples(leaf), size[0] // rows.batch)
+        if source.few is not None:
+            few, every = source.few, rows.batch * source.fold
+            if source.bit == EVERYWHERE:  # an absent row has what its sample has
+                few = torch.cat([few[:every], few[:every]])
+            return rows.pick_few(few, source.fold)
+        leaf = written(leaf)
+        dim, rows_a_sample = rows.find(leaf, size)
+        if dim is None:
+            return leaf
+        if self.check:
+            rows.verify(leaf, dim, rows_a_sample)
+        return rows.pick(leaf, dim, rows_a_sample)
+
+    def _all(self, call: Call, leaves: list[Any], structure: Any, bit: int | None) -> Any:
+        """Encodes every row as it is given; where features are shared, present rows have those of the joint pass."""
+        args, kwargs = pytree.tree_unflatten([written(leaf) for leaf in leaves], structure)
+        output = self.recorder.function(*args, **kwargs)
+        if bit is not None:
+            self.all_rows.append(self.target.names[bit])
+        gradient = self.absent_features.gradient
+        if not self.recorder.shared and gradient:
+            return output
+        if bit is None:
+            raise self._refusal("is given rows of several modalities, so that nobody knows whose features they are")
+        rows = EncoderRows(self.target.names[bit], bit, self.rows, True, True)
+        here = None if self.here is None else self.here[self.target.names[bit]]
+        outputs, made = self._leaves("returns", output)
+        shared = pytree.tree_leaves(call.output) if self.recorder.shared else [None] * len(outputs)
+        placed = [
+            _mixed(leaf, size, own, rows.is_present, here, gradient)
+            for leaf, size, own in zip(outputs, call.output_sizes, shared, strict=True)
+        ]
+        return pytree.tree_unflatten(placed, made)
+
+    def _in_place(self, output: Any, call: Call, rows: EncoderRows, shares: bool) -> Any:
+        leaves, structure = self._leaves("returns", output)
+        if len(leaves) != len(call.output_sizes):
+            raise self._refusal("returns another structure in the masked pass than in the joint pass")
+        joint = pytree.tree_leaves(call.output) if shares else [None] * len(leaves)
+        expanded = [
+            rows.expand(leaf, size, own, self.deferred, self.absent_features.gradient)
+            for leaf, size, own in zip(leaves, call.output_sizes, joint, strict=True)
+        ]
+        if self.origins is not None:
+            self.origins.note(expanded, frozenset((rows.bit,)))
+        return pytree.tree_unflatten(expanded, structure)
+
+    def _bits(self, leaves: list[Any], sources: Sequence["_Source"]) -> frozenset[int]:
+        """The modalities that what grows with the batch was computed from."""
+        bits = _NO_BITS
+        for leaf, source in zip(leaves, sources, strict=True):
+            if not source.grows or source.is_listed:
+                continue
+            found = frozenset() if source.bit is None else frozenset((source.bit,))
+            if not found and isinstance(leaf, Deferred):
+                found = leaf.bits
+            if not found:
+                if self.origins is None:
+                    raise NeedsOrigins
+                found = self.origins.of(leaf)
+            bits |= found
+        return bits
+
+    def _leaves(self, does: str, tree: Any) -> tuple[list[Any], pytree.TreeSpec]:
+        leaves, structure = pytree.tree_flatten(tree, is_leaf=lambda leaf: is_listed(leaf) or is_opaque(leaf))
+        opaque = next((leaf for leaf in leaves if is_opaque(leaf) and not is_listed(leaf)), None)
+        if opaque is not None:
+            raise self._refusal(f"{does} a {type(opaque).__name__}, whose rows cannot be told apart")
+        return leaves, structure
+
+    def _refusal(self, what: str) -> ValueError:
+        name = next(iter(self.target.names.values()))
+        return EncoderRows(name, 0, self.rows, False, False).refusal(what)
+
+    def finish(self) -> None:
+        """That it was called as often as in the joint pass.
+
+        Raises:
+            ValueError: it was not.
+        """
+        if self.pending:
+            raise self._refusal("is called less often in the masked pass than in the joint pass")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where one argument of an encoder comes from.
+
+    Attributes:
+        grows: whether it has rows of the masked pass.
+        bit: of the one modality whose rows it holds, where that is plain to see.
+        few: these rows, where it is present and where it is absent, if they are known.
+        fold: how many there are a sample.
+        is_direct: whether it is what forward was given, or has no rows.
+        is_listed: whether it holds values of Python.
+    """
+
+    grows: bool
+    bit: int | None = None
+    few: Tensor | None = None
+    fold: int = 1
+    is_direct: bool = False
+    is_listed: bool = False
+
+    @staticmethod
+    def of(leaf: Any, joint: torch.Size | None, handed: Handed) -> "_Source":
+        if is_listed(leaf):
+            return _Source(joint is not None and len(leaf) != joint[0], is_listed=True, is_direct=False)
+        if not is_rows(leaf) or (joint is not None and not isinstance(leaf, Deferred) and leaf.shape == joint):
+            return _Source(False, is_direct=True)
+        if (found := handed.find(leaf)) is not None:
+            bit, few = found
+            return _Source(True, bit, few, is_direct=few is not None)
+        if isinstance(leaf, Deferred) and leaf.content is not None and leaf.content.is_one:
+            bit, few = next(iter(leaf.content.terms.items()))
+            return _Source(True, bit, few, leaf.content.fold)
+        return _Source(True)
+
+
+def _known(call: JointCall | None, rows: EncoderRows) -> Any:
+    """Features of `rows`, if they came with the joint pass's."""
+    if call is None or not call.is_done:
+        return None
+    present = 0 if call.chosen.how == "joined" else rows.batch
+    return call.more if (rows.present, rows.absent, rows.spare) == (present, 1, 0) else None
+
+
+def _mixed(
+    leaf: Any, joint: torch.Size | None, shared: Any, is_present: list[bool], here: Tensor | None, gradient: bool
+) -> Any:
+    """Features of all rows: shared ones where the modality is present, and without a gradient where it is not."""
+    if joint is None or not is_rows(leaf) or leaf.shape == joint:
+        return leaf
+    (dim,) = changed_dims(leaf.shape, joint)
+    blocks = list(leaf.split(joint[dim], dim))
+    if not gradient:
+        blocks = [own if one else own.detach() for one, own in zip(is_present, blocks, strict=True)]
+    if shared is None:
+        return torch.cat(blocks, dim)
+    if here is not None:
+        rows = joint[dim] // len(here)
+        mask = here.repeat_interleave(rows).view([-1 if d == dim else 1 for d in range(leaf.dim())])
+        return torch.cat(
+            [torch.where(mask, shared, own) if one else own for one, own in zip(is_present, blocks, strict=True)], dim
+        )
+    return torch.cat([shared if one else own for one, own in zip(is_present, blocks, strict=True)], dim)
+
+
+def _likeness(tensor: Tensor) -> object:
+    """What is another one once the tensor has been written to."""
+    if isinstance(tensor, Deferred):
+        return id(tensor.content)
+    return None if tensor.is_inference() else tensor._version
+
+
+def _sizes(tree: Any) -> list[torch.Size | None]:
+    leaves = pytree.tree_leaves(tree, is_leaf=lambda leaf: is_listed(leaf) or is_opaque(leaf))
+    return [
+        leaf.shape if isinstance(leaf, Tensor) else torch.Size([len(leaf)]) if is_listed(leaf) else None
+        for leaf in leaves
+    ]

@@ -1,0 +1,128 @@
+"""Where a network's output holds the logits, and the output with others in their place."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agm._inputs.structures import entries, parse_path, read, replaced, where
+
+__all__ = ["Output", "Outputs"]
+
+Output = str | int | tuple[Any, ...] | Callable[[Any], Tensor]
+"""Which part of a network's output holds the logits: a key, an index, a path of these, or a function."""
+
+
+class Outputs:
+    """Finds the logits in what a network returns.
+
+    Args:
+        output: where they are. None: the output itself if it is a tensor, else its `logits`.
+        class_dim: the dimension of the classes, in logits of more than two; None: the last.
+
+    Raises:
+        TypeError: `output` is no key, index, path or function, or `class_dim` no integer.
+    """
+
+    def __init__(self, output: Output | None = None, class_dim: int | None = None) -> None:
+        if output is not None and not (isinstance(output, (str, int, tuple)) or callable(output)):
+            raise TypeError(
+                "Expected argument `output` to be a key, an index, a path such as 'heads.fused', or a function of the "
+                f"output, but got {type(output).__name__}."
+            )
+        if class_dim is not None and (isinstance(class_dim, bool) or not isinstance(class_dim, int) or class_dim == 0):
+            raise TypeError(
+                "Expected argument `class_dim` to be the dimension of the classes, 1 for (B, C, H, W), and not 0, "
+                f"which is that of the samples, but got {class_dim!r}."
+            )
+        self.output = output
+        self.class_dim = class_dim
+
+    def logits(self, output: Any) -> Tensor:
+        """The logits, with the classes last: (B, ..., C), and (B, 1) where there is one number a sample.
+
+        Raises:
+            ValueError: they are not where they should be.
+        """
+        if type(output) is Tensor and self.output is None and self.class_dim is None and output.dim() > 1:
+            return output  # at once: most networks return them alone
+        found = self._leaf(output)
+        if self.class_dim is not None:
+            if not -found.dim() <= self.class_dim < found.dim():
+                raise ValueError(
+                    f"Expected argument `class_dim` to be a dimension of the logits, but got {self.class_dim} for "
+                    f"{tuple(found.shape)}."
+                )
+            return found.movedim(self.class_dim, -1)
+        return found.unsqueeze(1) if found.dim() == 1 else found
+
+    def put(self, output: Any, logits: Tensor) -> Any:
+        """The output in its own structure, with these logits (B, ..., C) in their place.
+
+        Raises:
+            ValueError: it holds a loss that was computed from the others.
+        """
+        leaf = self._leaf(output)
+        if leaf is not output:
+            _check_no_loss(output)
+        if self.class_dim is not None:
+            logits = logits.movedim(-1, self.class_dim)
+        logits = logits.view_as(leaf) if leaf.dim() == 1 else logits
+        if leaf is output:
+            return logits
+        path = where(output, leaf)
+        if path is None:
+            raise ValueError(
+                "Expected argument `output` to be a function that picks a tensor out of the network's output, but what "
+                "it returned is not in there. Compute nothing from it, or give a key or an index."
+            )
+        return replaced(output, path, logits)
+
+    def _leaf(self, output: Any) -> Tensor:
+        if isinstance(output, Tensor) and not callable(self.output):  # some return more in training than in eval mode
+            found = output
+        elif self.output is None:
+            found = _named_logits(output)
+        elif callable(self.output):
+            found = self.output(output)
+        else:
+            try:
+                found = read(output, parse_path(self.output))
+            except LookupError:
+                found = None
+        if not isinstance(found, Tensor) or found.dim() == 0:
+            raise ValueError(_refusal(output, self.output))
+        return found
+
+
+def _named_logits(output: Any) -> Any:
+    if isinstance(output, Mapping):
+        return output.get("logits")
+    return getattr(output, "logits", None)
+
+
+def _check_no_loss(output: Any) -> None:
+    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if isinstance(loss, Tensor) and loss.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            "Expected the network's forward to return no loss of its own while it trains, since its gradient would "
+            "pass by the modulation, but its output holds a `loss`. Leave the labels out of the call, give them as "
+            "`target`, and compute the loss from the logits: F.cross_entropy(output.logits, target)."
+        )
+
+
+def _refusal(output: Any, given: Output | None) -> str:
+    found = entries(output)
+    if given is not None:
+        wanted = f"argument `output` to lead to the logits, but there are none at {given!r}"
+    else:
+        wanted = f"the network to return logits, alone or as `logits`, but got {_kind(output)}"
+    if found is None:
+        return f"Expected {wanted}."
+    choices = ", ".join(f"{key!r}: {_kind(value)}" for key, value in found)
+    return f"Expected {wanted}. Say where they are, with `output=`, one of {{{choices}}}."
+
+
+def _kind(value: Any) -> str:
+    return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

@@ -1,0 +1,163 @@
+"""What a training step computes, in words and in numbers of rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from agm._lazy_rows.decision import Deferral, declares_sum
+from agm._module_state.eval_mode import depends_on_mode
+from agm._one_pass.choice import Choice
+
+__all__ = ["Line", "Plan", "encoder_lines", "fusion_line", "fusion_lines"]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One pass of the step through one part of the network: `batches` * B + `rows` rows.
+
+    Attributes:
+        part: "network", "encoder `audio`", "fusion" ...
+        mode: "training" stands for the mode in which the network is, part by part.
+        batches: rows that grow with the batch, in batches.
+        rows: rows beside them.
+        note: what they are, and why.
+    """
+
+    part: str
+    mode: Literal["training", "eval"]
+    batches: int
+    rows: int
+    note: str
+
+    def count(self, batch: int) -> int:
+        """Rows of this pass for a batch of `batch` samples."""
+        return self.batches * batch + self.rows
+
+    def __str__(self) -> str:
+        return f"{_rows(self.batches, self.rows)} in {self.mode} mode: {self.note}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training step computes; `print` it.
+
+    Attributes:
+        modalities: their names, in bit order.
+        masked: "exact" or "shared".
+        lines: the passes, those of one part after another, in the order in which they run.
+        notes: what is worth knowing about them.
+    """
+
+    modalities: tuple[str, ...]
+    masked: str
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...] = ()
+
+    def count(self, part: str, batch: int) -> int:
+        """Rows that go through a part in one step, for a batch of `batch` samples; in joint training these are B.
+
+        Raises:
+            ValueError: no such part.
+        """
+        counts = [line.count(batch) for line in self.lines if line.part == part]
+        if not counts:
+            raise ValueError(f"Expected argument `part` to be one of {self._parts()}, but got {part!r}.")
+        return sum(counts)
+
+    def _parts(self) -> list[str]:
+        return list(dict.fromkeys(line.part for line in self.lines))
+
+    def __str__(self) -> str:
+        text = [f"A training step with {', '.join(self.modalities)}, on B samples, masked={self.masked!r}:"]
+        width = max(map(len, self._parts()))
+        totals = []
+        for part in self._parts():
+            own = [line for line in self.lines if line.part == part]
+            text += [f"  {part if i == 0 else '':{width}}  {line}" for i, line in enumerate(own)]
+            totals.append(f"{part} {_rows(sum(line.batches for line in own), sum(line.rows for line in own))}")
+        subsets = 2 ** len(self.modalities) - 1
+        text.append(
+            f"In all: {'; '.join(totals)}. Joint training: B rows. One pass a subset: {subsets} B rows of everything."
+        )
+        return "\n".join([*text, *self.notes])
+
+
+def encoder_lines(
+    network: nn.Module, name: str, encoder: nn.Module, choice: Choice, all_rows: int | None = None
+) -> list[Line]:
+    """The passes of one encoder: the joint one and that of the masked inputs, or one for both.
+
+    Args:
+        network: for the names of layers.
+        name: of the modality.
+        encoder: its encoder.
+        choice: how many passes it takes.
+        all_rows: the number of masked subsets, if it is given rows that other modalities go into; None: it is not.
+    """
+    part = f"encoder `{name}`"
+    if all_rows is not None:
+        note = "every masked row, since what forward gives it was computed from other modalities too"
+        return [Line(part, "training", 1, 0, "the joint pass"), Line(part, "eval", all_rows, 0, note)]
+    if choice.how == "split":
+        note = (
+            "the joint pass, and in the same batch the present inputs and an absent one, which norms and dropouts "
+            f"treat as in eval mode: {choice.why}"
+        )
+        return [Line(part, "training", 2, 1, note)]
+    if choice.how == "joined":
+        note = f"the joint pass, whose features serve the present rows, and an absent one in its batch: {choice.why}"
+        if layers := _mode_dependent(network, encoder):
+            note += f"; what depends on the mode treats that one as in eval mode ({layers})"
+        return [Line(part, "training", 1, 1, note)]
+    joint = Line(part, "training", 1, 0, "the joint pass")
+    if choice.how == "shared":
+        note = (
+            f"the absent input, by itself: {choice.why}; the features of the present ones are those of the joint pass"
+        )
+        return [joint, Line(part, "eval", 0, 1, note)]
+    note = "the present inputs and an absent one"
+    if layers := _mode_dependent(network, encoder):
+        note += f", because it depends on the mode ({layers})"
+    return [joint, Line(part, "eval", 1, 1, f"{note}; a pass of their own: {choice.why}")]
+
+
+def fusion_lines(part: str, modalities: Sequence[str], note: str, subsets: int) -> list[Line]:
+    """The passes of what runs on every subset: the joint one, and the other `subsets` as one batch."""
+    every = subsets == 2 ** len(modalities) - 2
+    which = "all proper subsets of the modalities" if every else f"{subsets} drawn subsets of the modalities"
+    return [Line(part, "training", 1, 0, "the joint pass"), Line(part, "eval", subsets, 0, f"{which}{note}")]
+
+
+def _mode_dependent(network: nn.Module, part: nn.Module) -> str:
+    """Layers of a part that depend on the mode, by their names in the network; those that are frozen do not."""
+    names = {module: name for name, module in network.named_modules()}
+    found = [
+        f"`{names.get(module, name)}` {type(module).__name__}"
+        for name, module in part.named_modules()
+        if module.training and depends_on_mode(module)
+    ]
+    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+
+
+def _rows(batches: int, rows: int) -> str:
+    terms = [f"{batches} B" if batches > 1 else "B"] if batches else []
+    terms += [str(rows)] if rows else []
+    return f"{' + '.join(terms)} row{'' if (batches, rows) == (0, 1) else 's'}"
+
+
+def fusion_line(
+    part: str, modalities: Sequence[str], network: nn.Module, note: str, subsets: int, found: Deferral | None
+) -> list[Line]:
+    """What is known of the passes of the part that runs on every subset."""
+    summed = declares_sum(network) if found is None else found.how == "sum"
+    if summed:
+        terms = "what each modality adds to the logits, from its present rows and an absent one; they sum up, so that "
+        return [
+            Line(part, "training", 1, 0, "the joint pass"),
+            Line(part, "eval", 1, 1, f"{terms}no subset is computed"),
+        ]
+    if found is not None and found.how == "rows":
+        note = f"{note}, written out at once: {found.why}"
+    return fusion_lines(part, modalities, note, subsets)

@@ -1,0 +1,41 @@
+"""What is known of one network under one setting of its masked passes."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from agm._lazy_rows.decision import Deferral
+from agm._one_pass.choice import Choices
+
+__all__ = ["Record"]
+
+
+@dataclass
+class Record:
+    """What has been found out from a network's batches so far; it belongs to its masked passes.
+
+    Attributes:
+        looked: kinds of batches in which what encoders were given has been looked at.
+        deferral: whether its rows may be deferred; None: nobody has looked.
+        follows: whether what tensors come from has to be followed.
+        all_rows: modalities of which an encoder was given rows that others went into.
+        other_rows: modalities whose encoder was given other rows in a masked pass than in the joint pass, though as far
+            as one could see it was given its input.
+        has_warned: whether the gradient of absent rows has been looked at.
+        order: encoder -> the modalities of its calls, in their order.
+        calls_fuse: whether the forward of a network with `encoders` and `fuse` calls `fuse`; None: nobody has looked.
+        autocasts: modality -> under which autocast its encoder has run, for encoders that are not watched.
+        numbers: (modality, kind of batch) -> what differs between one pass of its encoder and two, None if nothing.
+        choices: what became of the choices that were made before any numbers.
+    """
+
+    looked: set[object] = field(default_factory=set)
+    deferral: Deferral | None = None
+    follows: bool = False
+    all_rows: set[str] = field(default_factory=set)
+    other_rows: set[str] = field(default_factory=set)
+    has_warned: bool = False
+    order: dict[str, list[str]] = field(default_factory=dict)
+    calls_fuse: bool | None = None
+    autocasts: dict[str, Any] = field(default_factory=dict)
+    numbers: dict[object, str | None] = field(default_factory=dict)
+    choices: Choices = field(default_factory=Choices)

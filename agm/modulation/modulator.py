@@ -1,0 +1,191 @@
+"""The modulation as a module that carries its own state and settings."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from agm.distributed import Peers
+from agm.modulation.additive import AdditiveLogits, fused_modulate_additive
+from agm.modulation.checks import check_backend
+from agm.modulation.functional import fused_modulate
+from agm.modulation.scores import ScoreName, find_score
+from agm.modulation.state import ModulationState
+from agm.ops import _checks
+from agm.ops._backends import BACKENDS
+from agm.shapley.sampling import SubsetSample
+
+__all__ = ["Modulator"]
+
+
+class Modulator(nn.Module):
+    """`agm.fused_modulate` with its settings, its state in buffers, and a window of epochs.
+
+    In training mode, in the epochs `start <= epoch < stop`, a call is `fused_modulate`; otherwise, and under
+    `torch.no_grad()`, where no gradient is to be modulated, it returns the joint logits and leaves the state alone.
+
+    Args:
+        modalities: their names, in bit order (the first is bit 0 of a subset); two or more.
+        alpha, max_gap, floor, ignore_index, score, backend: as in `agm.fused_modulate`.
+        start: first epoch that is modulated.
+        stop: first epoch that no longer is; None for no end.
+        process_group: of processes that train together, as in `agm.fused_modulate`. None: the default group wherever
+            `torch.distributed` is initialised with more than one process; False: each process by itself. Every process
+            of the group must then take every training step.
+
+    Attributes:
+        peers: the processes of the group.
+        state: the `agm.ModulationState`, saved in the state dict as `state.*`.
+        epoch: the current epoch, from 0; set it at the start of each epoch if there is a window.
+
+    Raises:
+        ValueError: names that are fewer than two or not distinct, or a setting that cannot be.
+        TypeError: `process_group` is none.
+    """
+
+    def __init__(
+        self,
+        modalities: Sequence[str],
+        *,
+        alpha: float = 1.0,
+        max_gap: float | None = 10.0,
+        floor: float = 1e-8,
+        ignore_index: int = -100,
+        score: ScoreName = "cross_entropy",
+        start: int = 0,
+        stop: int | None = None,
+        process_group: ProcessGroup | Literal[False] | None = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.modalities = _checks.check_modalities(modalities)
+        _checks.check_modulation(alpha, max_gap, floor)
+        _checks.check_ignore_index(ignore_index)
+        whole = isinstance(start, int) and (stop is None or isinstance(stop, int))
+        if not whole or start < 0 or (stop is not None and stop < start):
+            raise ValueError(f"Expected whole epochs 0 <= `start` <= `stop`, but got start={start!r}, stop={stop!r}.")
+        if backend not in ("auto", *BACKENDS):
+            raise ValueError(
+                f"Expected argument `backend` to be 'auto' or one of {sorted(BACKENDS)}, but got {backend!r}."
+            )
+        if not find_score(score).served:
+            check_backend(backend, "score")
+        self.alpha = alpha
+        self.max_gap = max_gap
+        self.floor = floor
+        self.ignore_index = ignore_index
+        self._window = start, stop
+        self.score = score
+        self.backend = backend
+        self.epoch = 0
+        self.peers = Peers(process_group)
+        self.state = ModulationState(len(self.modalities))
+
+    @property
+    def start(self) -> int:
+        """First epoch that is modulated."""
+        return self._window[0]
+
+    @start.setter
+    def start(self, start: int) -> None:
+        self._window = start, self.stop
+        self.epoch = self._epoch
+
+    @property
+    def stop(self) -> int | None:
+        """First epoch that no longer is; None for no end."""
+        return self._window[1]
+
+    @stop.setter
+    def stop(self, stop: int | None) -> None:
+        self._window = self.start, stop
+        self.epoch = self._epoch
+
+    @property
+    def epoch(self) -> int:
+        """The current epoch, from 0; set it at the start of each epoch if there is a window."""
+        return self._epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+        # A graph is guarded by what `active` reads: by the number of the epoch, each epoch would be compiled anew.
+        self._within = self.start <= epoch < (math.inf if self.stop is None else self.stop)
+
+    @property
+    def active(self) -> bool:
+        """Whether a call modulates: training mode, gradients enabled, and the epoch inside the window."""
+        return self.training and torch.is_grad_enabled() and self._within
+
+    def forward(
+        self,
+        masked_logits: Tensor | AdditiveLogits,
+        target: Tensor | None = None,
+        *,
+        present: Tensor | None = None,
+        sample: SubsetSample | None = None,
+    ) -> Tensor:
+        """Joint logits (B, ..., C) of masked logits, modulated when `active`.
+
+        Args:
+            masked_logits: (2**M - 1, B, ..., C), or (R, B, ..., C) of a sample of subsets, or the parts of a sum.
+            target: (B,) class indices, or what `score` takes.
+            present: (B, M) bool, which samples have which modalities, as in `agm.fused_modulate`.
+            sample: of whose subsets the masked logits are, as there; a sum needs none.
+
+        Raises:
+            ValueError: `target` is missing although the call modulates; otherwise as `agm.fused_modulate` and
+                `agm.fused_modulate_additive`.
+        """
+        if not self.active:
+            if isinstance(masked_logits, AdditiveLogits):
+                return masked_logits.joint
+            if sample is None:
+                _checks.check_masked_logits(masked_logits, len(self.modalities))
+            return masked_logits[-1]
+        if target is None:
+            raise ValueError("Expected argument `target` to hold the batch's targets in training mode, but got None.")
+        settings: dict[str, Any] = {
+            "alpha": self.alpha,
+            "max_gap": self.max_gap,
+            "floor": self.floor,
+            "ignore_index": self.ignore_index,
+            "score": self.score,
+            "process_group": self.peers.group,
+            "backend": self.backend,
+        }
+        if isinstance(masked_logits, AdditiveLogits):
+            parts, absent, joint = masked_logits
+            return fused_modulate_additive(
+                parts, absent, target, self.state, joint_logits=joint, available=present, **settings
+            )
+        return fused_modulate(masked_logits, target, self.state, present=present, sample=sample, **settings)
+
+    def report(self) -> dict[str, dict[str, float]]:
+        """The last step in numbers, by modality; reading them synchronises with the device.
+
+        Returns:
+            modality -> {"score", "running_score", "ratio", "reference_ratio", "coefficient", "accuracy"}; the last is
+            the accuracy of the mono-modal response on the last batch, NaN before the first step, and where the score
+            does not tell what is right.
+        """
+        state = self.state
+        right = state.mono_correct.double() if find_score(self.score).has_hits else torch.nan
+        columns = {
+            "score": state.scores,
+            "running_score": state.running_scores,
+            "ratio": state.ratios,
+            "reference_ratio": state.reference_ratios,
+            "coefficient": state.coefficients,
+            "accuracy": right / state.samples.expand(len(self.modalities)),
+        }
+        rows = torch.stack([column.double() for column in columns.values()]).cpu().T.tolist()
+        return {name: dict(zip(columns, row, strict=True)) for name, row in zip(self.modalities, rows, strict=True)}
+
+    def extra_repr(self) -> str:
+        window = "" if (self.start, self.stop) == (0, None) else f", start={self.start}, stop={self.stop}"
+        score = "" if self.score == "cross_entropy" else f", score={self.score!r}"
+        return f"{', '.join(self.modalities)}, alpha={self.alpha}, max_gap={self.max_gap}{score}{window}"

@@ -1,0 +1,147 @@
+"""What the modulation remembers from step to step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agm import ops
+from agm.ops import reference
+from agm.shapley.weights import MAX_MODALITIES
+
+__all__ = ["ModulationState"]
+
+
+class ModulationState(nn.Module):
+    """Running scores and step of a training run, and the statistics of its last step.
+
+    Everything is a tensor on the device and is written in place by `agm.fused_modulate`; reading a value
+    in Python (`.tolist()`, `.item()`) is the only synchronisation. Clone what you want to keep.
+
+    The state dict holds `running_scores`, `step` and `skipped`, which continue a run exactly; the
+    statistics of the last step are not part of it. Moving the state (`.to(device)`) moves all of it, and casts
+    (`.half()`, `.to(torch.bfloat16)`) leave its dtypes as they are.
+
+    Attributes:
+        running_scores: (M,) float64, R_m: mean score of each modality over the steps so far.
+        step: () int64, steps taken, skipped ones left out.
+        skipped: () int64, steps whose scores or coefficients were not finite: they used kappa = 1 and left
+            `running_scores` and `step` alone.
+        scores: (M,) float64, s_m of the last step, in nats; of errors the logarithm (see `agm.modulation.scores`).
+        ratios: (M,) float64, discrepancy ratios r_m of the last step.
+        reference_ratios: (M,) float64, tau_m of the last step.
+        coefficients: (M,) float64, modulation coefficients kappa_m of the last step.
+        mono_correct: (M,) int64, samples of the last step that the mono-modal response alone got right; 0 where the
+            score does not tell what is right.
+        joint_correct: () int64, samples that the joint logits got right, or 0.
+        samples: () int64, samples (or tokens, segments) of the last step that were not ignored.
+
+    Args:
+        num_modalities: M, from 2 to 16.
+        device: where the state lives; it must be where the logits are.
+
+    Raises:
+        ValueError: `num_modalities` is not an integer from 2 to 16.
+    """
+
+    values: Tensor  # (5, M) float64, one row a quantity
+    counts: Tensor  # (M + 4,) int64
+
+    def __init__(self, num_modalities: int, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        if isinstance(num_modalities, bool) or not isinstance(num_modalities, int):
+            raise ValueError(f"Expected argument `num_modalities` to be an integer, but got {num_modalities!r}.")
+        if not 2 <= num_modalities <= MAX_MODALITIES:
+            raise ValueError(
+                f"Expected argument `num_modalities` to be from 2 to {MAX_MODALITIES}, but got {num_modalities}."
+            )
+        self.num_modalities = num_modalities
+        values = torch.zeros(5, num_modalities, dtype=torch.float64, device=device)
+        values[reference.RATIOS :] = 1.0
+        self.register_buffer("values", values, persistent=False)
+        counts = torch.zeros(num_modalities + 4, dtype=torch.int64, device=device)
+        self.register_buffer("counts", counts, persistent=False)
+        ops.prepare(num_modalities, values.device)
+
+    @property
+    def running_scores(self) -> Tensor:
+        return self.values[reference.RUNNING_SCORES]
+
+    @property
+    def scores(self) -> Tensor:
+        return self.values[reference.SCORES]
+
+    @property
+    def ratios(self) -> Tensor:
+        return self.values[reference.RATIOS]
+
+    @property
+    def reference_ratios(self) -> Tensor:
+        return self.values[reference.REFERENCE_RATIOS]
+
+    @property
+    def coefficients(self) -> Tensor:
+        return self.values[reference.COEFFICIENTS]
+
+    @property
+    def mono_correct(self) -> Tensor:
+        return self.counts[: self.num_modalities]
+
+    @property
+    def joint_correct(self) -> Tensor:
+        return self.counts[self.num_modalities + reference.JOINT_CORRECT]
+
+    @property
+    def samples(self) -> Tensor:
+        return self.counts[self.num_modalities + reference.SAMPLES]
+
+    @property
+    def step(self) -> Tensor:
+        return self.counts[self.num_modalities + reference.STEP]
+
+    @property
+    def skipped(self) -> Tensor:
+        return self.counts[self.num_modalities + reference.SKIPPED]
+
+    def extra_repr(self) -> str:
+        return f"num_modalities={self.num_modalities}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ModulationState":
+        # A cast of the network must not round the running scores, so only the place of fn's result counts.
+        for name, buffer in self._buffers.items():
+            assert buffer is not None
+            moved = fn(buffer)
+            self._buffers[name] = moved if moved.dtype == buffer.dtype else buffer.to(moved.device)
+        ops.prepare(self.num_modalities, self.values.device)
+        return self
+
+    _saved = ("running_scores", "step", "skipped")
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        for name in self._saved:
+            destination[prefix + name] = getattr(self, name)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        for name in self._saved:
+            key, own = prefix + name, getattr(self, name)
+            if key not in state_dict:
+                missing_keys.append(key)
+            elif state_dict[key].shape != own.shape:
+                error_msgs.append(
+                    f"size mismatch for {key}: {tuple(state_dict[key].shape)} in the checkpoint, "
+                    f"{tuple(own.shape)} here; was it saved with as many modalities?"
+                )
+            else:
+                own.copy_(state_dict[key])
+        known = {prefix + name for name in self._saved}
+        unexpected_keys.extend(k for k in state_dict if k.startswith(prefix) and k not in known)

@@ -1,0 +1,175 @@
+"""The modulation beyond the kernels: sampled subsets, lacking modalities, other scores, other processes."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.distributed import ProcessGroup
+
+from agm import ops
+from agm.distributed import summed
+from agm.modulation.scores import Score
+from agm.ops import reference
+from agm.shapley.sampling import SubsetSample
+from agm.shapley.weights import weights_on
+
+__all__ = ["Settings", "modulate_responses", "modulate_rows", "restricted", "shared_step"]
+
+
+class Settings(NamedTuple):
+    """Those of one step, checked."""
+
+    alpha: float
+    max_gap: float
+    floor: float
+    ignore_index: int
+    update: bool
+
+
+def restricted(masked_logits: Tensor, present: Tensor, sample: SubsetSample | None = None) -> Tensor:
+    """Masked logits (R, B, ..., C) of the game that each sample's own modalities play; `present` is (B, M) bool.
+
+    A subset that holds all modalities of a sample is worth its joint logits there, and one that holds none of them
+    nothing. All other rows are what they were: in them a modality that the sample lacks is absent either way. Then
+    lacking modalities are null players, whose responses are 0, and the others' are their Shapley values among
+    themselves.
+    """
+    modalities = present.shape[1]
+    bits = (
+        _bits_on(masked_logits.device, modalities)
+        if sample is None
+        else _moved(_bits(sample.subsets, modalities), masked_logits.device)
+    )
+    own = present.float()
+    shared = bits @ own.T  # (R, B), modalities of the subset that the sample has
+    covers = shared == own.sum(1)
+    shape = (*shared.shape, *[1] * (masked_logits.dim() - 2))
+    rows = torch.where((shared == 0).view(shape), 0.0, masked_logits)
+    return torch.where(covers.view(shape), masked_logits[-1], rows)
+
+
+def modulate_rows(
+    masked_logits: Tensor,  # (R, B, ..., C)
+    target: Tensor,
+    values: Tensor,
+    counts: Tensor,
+    settings: Settings,
+    score: Score,
+    present: Tensor | None,  # (B, M) bool
+    sample: SubsetSample | None,
+    process_group: ProcessGroup | None,
+) -> Tensor:
+    """One step of the modulation; returns the scales c_S (R,) float64 of the rows' gradients.
+
+    With `present` the rows are `restricted` ones.
+    """
+    with torch.no_grad():
+        if sample is None:
+            weights = weights_on(masked_logits.device, values.shape[1])
+        else:
+            weights = _moved(sample.weights, masked_logits.device)
+        shape = masked_logits.shape[1:]
+        response = reference.responses(masked_logits.flatten(1, -2), weights)
+        response = response.view(len(weights), *shape)
+        given = (settings, score, present, process_group)
+        coefficients = _step(response, masked_logits[-1], target, values, counts, *given)
+        return reference.subset_scales(coefficients, weights)
+
+
+def modulate_responses(
+    response: Tensor,  # (M, B, ..., C), which carry the gradient
+    joint: Tensor,  # (B, ..., C), their sum
+    target: Tensor,
+    values: Tensor,
+    counts: Tensor,
+    settings: Settings,
+    score: Score,
+    present: Tensor | None,  # (B, M) bool
+    process_group: ProcessGroup | None,
+) -> Tensor:
+    """One step of the modulation on mono-modal responses; returns the joint logits, modulated."""
+    with torch.no_grad():
+        given = (settings, score, present, process_group)
+        coefficients = _step(response.detach(), joint.detach(), target, values, counts, *given)
+    logits: Tensor = _ScaleResponses.apply(response, joint.detach(), coefficients)
+    return logits
+
+
+def _step(
+    response: Tensor,
+    joint: Tensor,
+    target: Tensor,
+    values: Tensor,
+    counts: Tensor,
+    settings: Settings,
+    score: Score,
+    present: Tensor | None,
+    process_group: ProcessGroup | None,
+) -> Tensor:
+    totals = score.totals(response, joint, target, present, settings.floor, settings.ignore_index)
+    totals = summed(totals, process_group)
+    return reference.finish_step(
+        totals, values, counts, settings.alpha, settings.max_gap, settings.update, score.of_mean
+    )
+
+
+def shared_step(
+    step: Callable[[Tensor, Tensor, Settings], Any],
+    values: Tensor,
+    counts: Tensor,
+    settings: Settings,
+    process_group: ProcessGroup,
+) -> tuple[Tensor, Any]:
+    """Coefficients (M,) float64 of the batches of all processes together, and what `step` returns of this one's.
+
+    Args:
+        step: takes a step on the batch of this process, by kernels, as the first one of the state that it is given.
+        values, counts: those of the state, which get the step on all batches.
+        settings: of that step.
+        process_group: those who take it together. Each must, whatever its batch.
+    """
+    modalities = values.shape[1]
+    own, own_counts = torch.zeros_like(values), torch.zeros_like(counts)
+    returned = step(own, own_counts, settings._replace(update=True))
+    samples = own_counts[modalities + reference.SAMPLES].double()
+    # Without samples the mean scores are no numbers, but their sums are.
+    sums = torch.where(samples > 0, own[reference.SCORES] * samples, 0.0)
+    totals = torch.cat([sums, own_counts[: modalities + reference.SAMPLES + 1].double()])
+    totals = summed(totals, process_group)
+    finish = (settings.alpha, settings.max_gap, settings.update)
+    return reference.finish_step(totals, values, counts, *finish), returned
+
+
+class _ScaleResponses(torch.autograd.Function):
+    """The joint logits forward; backward, kappa_m times their gradient into every mono-modal response."""
+
+    @staticmethod
+    def forward(ctx: Any, response: Tensor, joint: Tensor, coefficients: Tensor) -> Tensor:
+        ctx.save_for_backward(coefficients)
+        ctx.dtype = response.dtype
+        return joint.view_as(joint)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (coefficients,) = ctx.saved_tensors
+        rows = ops.modulate_backward(grad.to(ctx.dtype).flatten(0, -2), coefficients)
+        return rows.view(len(coefficients), *grad.shape), None, None
+
+
+def _bits(subsets: tuple[int, ...], modalities: int) -> Tensor:
+    """(R, M) float32: 1 where the subset holds the modality."""
+    return (torch.tensor(subsets).unsqueeze(1) >> torch.arange(modalities) & 1).float()
+
+
+@lru_cache(maxsize=64)
+def _bits_on(device: torch.device, modalities: int) -> Tensor:
+    return _bits(tuple(range(1, 2**modalities)), modalities).to(device)
+
+
+def _moved(table: Tensor, device: torch.device) -> Tensor:
+    """A table of this step on the device, without waiting for it."""
+    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table.to(device)

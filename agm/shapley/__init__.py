@@ -1,0 +1,1 @@
+"""Weights of the Shapley value: of all subsets of modalities (`weights`) or of drawn ones (`sampling`)."""

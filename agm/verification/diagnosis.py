@@ -1,0 +1,138 @@
+"""Why a training step is not what the definition says, and what to do about it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from agm._inputs.absent import batch_size, is_rows
+from agm._inputs.rows import copied
+from agm.engine import AGM
+from agm.verification.oracle import eval_mode
+
+__all__ = ["causes"]
+
+_BY_HAND = "compute the masked logits yourself, a pass a subset, and give them to agm.fused_modulate"
+
+
+def causes(
+    model: AGM,
+    given: Mapping[str, Any],
+    restore: Callable[[], None],
+    is_right: Callable[[AGM], bool],
+    tolerance: float,
+) -> list[str]:
+    """Advice in sentences, found by trial: two eval passes, half a batch, the model with other `passes` or `encoders`.
+
+    Args:
+        model: the one that is wrong.
+        given: arguments of its network.
+        restore: puts the network back to what it was.
+        is_right: whether another model of the same network is.
+        tolerance: relative difference that is taken for rounding.
+    """
+    first, second, half, batch = _eval_passes(model, given)
+    restore()
+    if _differs(first, second, tolerance):
+        return [
+            "Two eval passes over the same batch differ: the network draws random numbers in eval mode, or an encoder "
+            "keeps a state from call to call. Draw only `if self.training`, and start every call from the same state."
+        ]
+    if model._options.passes != "two" and _is_right_with(model, model._options.encoders, is_right):
+        return ["One pass of an encoder is not what two are: set passes='two'."]
+    if advice := _other_encoders(model, is_right):
+        return [advice]
+    if len(half) < batch and _differs(first[: len(half)], half, tolerance):
+        return [
+            "In eval mode the logits of a sample depend on the other samples of its batch, so that subsets cannot "
+            f"share one. Normalise and attend within samples, or {_separately(model, batch, is_right)}."
+        ]
+    return [
+        "No other way to run its masked passes is right for this network. If it depends on the values of its input or "
+        f"on what ran before, {_BY_HAND}."
+    ]
+
+
+def _eval_passes(model: AGM, given: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Logits of the batch in eval mode twice, those of its first half, and how many samples the batch has."""
+    binding = model._passes.binding
+    batch = batch_size(binding.split((), given).inputs)
+    count = batch // 2
+
+    def first_half(leaf: Any) -> Any:
+        return leaf[:count] if is_rows(leaf) and leaf.shape[0] == batch else leaf
+
+    def call(arguments: dict[str, Any]) -> Tensor:
+        return model._passes.outputs.logits(binding.call(binding.split((), arguments)))
+
+    with torch.no_grad(), eval_mode(model.module):
+        first, second = (call(copied(dict(given))) for _ in range(2))
+        half = call(pytree.tree_map(first_half, copied(dict(given)))) if count else first
+    return first, second, half, batch
+
+
+def _differs(left: Tensor, right: Tensor, tolerance: float) -> bool:
+    left, right = left.double(), right.double()
+    scale = float(left.nan_to_num(0.0, 0.0, 0.0).abs().max()) if left.numel() else 0.0
+    return not torch.allclose(left, right, rtol=0.0, atol=tolerance * scale, equal_nan=True)
+
+
+def _other_encoders(model: AGM, is_right: Callable[[AGM], bool]) -> str | None:
+    """Advice to name other encoders, if that makes it right."""
+    paths = _paths(model)
+    own = not model._options.encoders  # the network's own `encoders` and `fuse`
+    if not paths:
+        return None
+    if own and _is_right_with(model, paths, is_right):
+        return (
+            "`fuse` is not what the network's forward does with the features. Make forward return "
+            f"fuse({{name: encoders[name](x)}}), or name the encoders by path: encoders={paths}."
+        )
+    for name in paths:
+        others = {other: path for other, path in paths.items() if other != name}
+        if others and _is_right_with(model, others, is_right):
+            instead = f"name the others by path, encoders={others}" if own else f"leave `{name}` out of `encoders`"
+            return (
+                f"The encoder of `{name}` does not treat the samples that it is given apart and in their order. "
+                f"Make it, or {instead}: its masked inputs then go through it as they are."
+            )
+    if not own and _is_right_with(model, None, is_right):
+        return (
+            "The network is right as one piece: leave `encoders` out, or change the encoders so that they treat "
+            "samples apart and in their order."
+        )
+    return None
+
+
+def _separately(model: AGM, batch: int, is_right: Callable[[AGM], bool]) -> str:
+    """How each subset gets a pass of its own."""
+    if not _is_right_with(model, None, is_right, max_rows=batch):
+        return _BY_HAND
+    leave = "leave `encoders` out and " if model._options.encoders else ""
+    return f"{leave}set `max_rows` to the size of your batches, all of one size: each subset then has a pass of its own"
+
+
+def _paths(model: AGM) -> dict[str, str]:
+    names = {module: path for path, module in model.module.named_modules()}
+    encoders = model._passes.encoders()
+    return {name: names[encoder] for name, encoder in encoders.items() if names.get(encoder)}
+
+
+def _is_right_with(
+    model: AGM, paths: Mapping[str, str] | None, is_right: Callable[[AGM], bool], max_rows: int | None = None
+) -> bool:
+    """Whether the same network is right with these encoders; one that is refused is not."""
+    settings: Any = model.modulator
+    network: nn.Module = model.module
+    own = {field.name: getattr(model._options, field.name) for field in fields(model._options)}
+    options = {**own, "encoders": paths, "max_rows": max_rows, "checkpoint": False, "passes": "two"}
+    try:
+        strength = {"alpha": settings.alpha, "max_gap": settings.max_gap, "floor": settings.floor}
+        changed = AGM(network, process_group=False, target=model._target_name, **strength, **options)
+        changed.modulator.ignore_index, changed.modulator.score = settings.ignore_index, settings.score
+        return is_right(changed)
+    except (RuntimeError, TypeError, ValueError):
+        return False
