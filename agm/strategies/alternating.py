@@ -85,4 +85,5 @@ class Ensemble(nn.Module):
 
     def forward(self, /, **inputs: Any) -> Tensor:
         """Logits (B, C) from one input a modality, by keyword."""
-        return self.fuse({name: encoder(inputs[name]) for name, encoder in self.encoders.items()})
+        parts = self._strategy[0].parts
+        return self.fuse({name: parts.encode(name, inputs) for name in self.encoders})

@@ -143,7 +143,7 @@ class Batch:
         try:
             network.eval()
             with torch.no_grad():
-                return masked_logits(network, dict(self.inputs), encoders=encoders)
+                return masked_logits(network, dict(self.inputs), encoders=encoders, output=self.parts.outputs.output)
         finally:
             for module, mode in was_training.items():
                 module.training = mode

@@ -40,7 +40,7 @@ class CGGM(Strategy):
         rho: >= 0; 1.3 on Food-101, CMU-MOSI and IEMOCAP, 1.0 on BraTS.
         direction: weight of D, lambda in the paper, >= 0; 0.2 on CMU-MOSI and IEMOCAP, 0.05 on Food-101, 0.1 on BraTS.
         limit: of |B_m|, > 0; ours.
-        output: path of the network's last linear layer; `classifier` in the networks of `agm.models`.
+        last_layer: path of the network's last linear layer; `classifier` in the networks of `agm.models`.
         released: as the released code.
         common: see `Strategy`. Outside the window the classifiers are trained, and the rest is joint training.
 
@@ -64,7 +64,7 @@ class CGGM(Strategy):
         rho: float = 1.3,
         direction: float = 0.2,
         limit: float = 10.0,
-        output: str | None = None,
+        last_layer: str | None = None,
         released: bool = False,
         **common: Unpack[Common],
     ) -> None:
@@ -79,7 +79,7 @@ class CGGM(Strategy):
             )
         self._weights: list[Tensor] = []  # of the network's last layer, then of the classifiers'
         if self.direction:
-            self._weights = self._last_weights(output)
+            self._weights = self._last_weights(last_layer)
             if self.released:
                 self.register_buffer("direction_gradient", torch.zeros_like(self._weights[0]))
         self.register_buffer("accuracies", torch.zeros(len(self.modalities), dtype=torch.float64))
@@ -144,14 +144,14 @@ class CGGM(Strategy):
             self._weights[0].grad.add_(self.direction_gradient, alpha=self.direction)
         self.direction_gradient.copy_(gradient)
 
-    def _last_weights(self, output: str | None) -> list[Tensor]:
-        layer = self.network.get_submodule(output) if output else getattr(self.network, "classifier", None)
+    def _last_weights(self, last_layer: str | None) -> list[Tensor]:
+        layer = self.network.get_submodule(last_layer) if last_layer else getattr(self.network, "classifier", None)
         last = [layer] if isinstance(layer, nn.Linear) else []
         layers = [*last, *(last_linear(head) for head in self.heads.values())]
         shapes = [tuple(layer.weight.shape) for layer in layers if layer is not None]
         if not last or len(shapes) != len(layers) or len(set(shapes)) != 1:
             raise ValueError(
-                "Expected the last linear layers of the network (argument `output`) and of all `heads` to have "
+                "Expected the last linear layers of the network (argument `last_layer`) and of all `heads` to have "
                 f"weights of one shape for the direction of gradients, but got {shapes}. Give such heads, as "
                 "agm.strategies.hidden_heads makes them, or direction=0."
             )

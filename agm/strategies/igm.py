@@ -9,6 +9,7 @@ from typing import Any, Unpack, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from agm.strategies._checks import check_count, check_flag, check_number
 from agm.strategies.alternating import Alternating
@@ -207,8 +208,8 @@ class IGM(Alternating):
         head = self.heads[name]
         weight = self.draws.beta(1.0)
         order = self.draws.permutation(len(target), target.device)
-        mixed_input = weight * inputs[name] + (1 - weight) * inputs[name][order]
-        feature = self.parts.encode(name, {name: mixed_input})
+        mixed = pytree.tree_map(lambda leaf: weight * leaf + (1 - weight) * leaf[order], inputs[name])
+        feature = self.parts.encode(name, {name: mixed})
         logits = head(feature)
         loss = weight * self.criterion(logits, target) + (1 - weight) * self.criterion(logits, target[order])
         parameters = self._trained_with(name)

@@ -116,7 +116,7 @@ class IRM(Strategy):
         for _ in range(self.teacher_epochs):
             for inputs, target, *_ in batches:
                 optimizer.zero_grad()
-                self.criterion(teacher(inputs[name]), target).backward()
+                self.criterion(self.parts.given(teacher, name, inputs), target).backward()
                 optimizer.step()
         teacher.eval().requires_grad_(False)
         for parameter in teacher.parameters():
@@ -126,7 +126,9 @@ class IRM(Strategy):
         if not self.active:
             return batch.joint_loss
         with torch.no_grad():
-            taught = torch.stack([self.teachers[n](batch.inputs[n]).log_softmax(-1) for n in self.modalities])
+            taught = torch.stack(
+                [self.parts.given(self.teachers[n], n, batch.inputs).log_softmax(-1) for n in self.modalities]
+            )
             true = taught.exp().gather(2, batch.target.expand(len(taught), -1).unsqueeze(2)).squeeze(2)  # (M, B)
             gaps = 1 - true
             total = gaps.sum(0)
@@ -150,9 +152,9 @@ class Teacher(nn.Module):
         super().__init__()
         self.encoder, self.head = encoder, head
 
-    def forward(self, x: Any) -> Tensor:
-        """(B, C)."""
-        logits: Tensor = self.head(self.encoder(x))
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """(B, C), from what the encoder takes."""
+        logits: Tensor = self.head(self.encoder(*args, **kwargs))
         return logits
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from agm._inputs.arguments import Binding
+from agm._inputs.arguments import Binding, Modalities
 from agm._module_state.eval_mode import evaluation
 from agm._module_state.replace_forward import answering
 from agm._passes.by_protocol import is_factorised
+from agm._passes.outputs import Output, Outputs
 from agm.ops._checks import check_modalities
 from agm.strategies.splitting import Block, split_head
 
@@ -26,9 +27,11 @@ class Parts:
 
     Args:
         network: forward takes the modalities (by keyword, or by position in their order) and returns logits (B, C).
-        modalities: their names, two or more (one makes the unimodal network); those of `encoders` by default.
+        modalities: their names, two or more (one makes the unimodal network), or modality -> what carries it, as in
+            `agm.AGM`; those of `encoders` by default.
         encoders: modality -> path of its encoder in the network; may be left out for a network that offers `encoders`.
         heads: modality -> module from its feature to its own logits (B, C), beside the network.
+        output: where the network's output holds the logits, as in `agm.AGM`.
 
     Attributes:
         network: as given.
@@ -44,9 +47,10 @@ class Parts:
     def __init__(
         self,
         network: nn.Module,
-        modalities: Sequence[str] | None = None,
+        modalities: Modalities | None = None,
         encoders: Mapping[str, str] | None = None,
         heads: Mapping[str, nn.Module] | None = None,
+        output: Output | None = None,
     ) -> None:
         if not isinstance(network, nn.Module):
             raise TypeError(f"Expected argument `network` to be an nn.Module, but got {type(network).__name__}.")
@@ -63,7 +67,9 @@ class Parts:
         self.encoders = {name: self.encoders[name] for name in self.modalities}
         _check_apart(self.encoders)
         self.heads = _checked_heads(heads, self.modalities)
-        self.binding = Binding(network, self.modalities)
+        self.carriers: Modalities = modalities if isinstance(modalities, Mapping) else self.modalities
+        self.binding = Binding(network, self.carriers)
+        self.outputs = Outputs(output)
         self._blocks: dict[str, Block] | None = None
         self._searched = False
 
@@ -91,7 +97,7 @@ class Parts:
 
         watchers = {encoder: watch(name, encoder.forward) for name, encoder in self.encoders.items()}
         with answering(watchers):
-            logits: Tensor = self.binding.call(self.binding.split((), inputs))
+            logits = self._called(inputs)
         if wrong := [name for name, count in calls.items() if count != 1]:
             raise ValueError(
                 f"Expected the network's forward to call each encoder once, but that of {', '.join(wrong)} was called "
@@ -99,6 +105,25 @@ class Parts:
             )
         self._search(inputs, features)
         return features, logits
+
+    def arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The keyword arguments of forward that carry these inputs: of a group, those in the modality's mapping."""
+        given: dict[str, Any] = {}
+        for name, value in inputs.items():
+            carrier = self.binding.carriers.get(name, name)
+            if isinstance(carrier, str):
+                given[carrier] = value
+            elif isinstance(value, Mapping):
+                given |= value
+            else:
+                raise ValueError(
+                    f"Expected the input of `{name}` to map each of {carrier} to its value, but got "
+                    f"{type(value).__name__}."
+                )
+        return given
+
+    def _called(self, inputs: Mapping[str, Any]) -> Tensor:
+        return self.outputs.logits(self.binding.call(self.binding.split((), self.arguments(inputs))))
 
     def _search(self, inputs: Mapping[str, Any], features: Mapping[str, Any]) -> None:
         """Looks once whether the head splits, in the graph of a pass from these features on."""
@@ -138,7 +163,12 @@ class Parts:
 
     def encode(self, name: str, inputs: Mapping[str, Any]) -> Any:
         """What the encoder of one modality gives for that modality's input; the rest of the network does not run."""
-        return self.encoders[name](inputs[name])
+        return self.given(self.encoders[name], name, inputs)
+
+    def given(self, module: nn.Module, name: str, inputs: Mapping[str, Any]) -> Any:
+        """What a module gives for the input of one modality; that of a group by keyword."""
+        value = inputs[name]
+        return module(value) if isinstance(self.binding.carriers[name], str) else module(**value)
 
     def subset_logits(self, inputs: Mapping[str, Any], features: Mapping[str, Any]) -> Tensor:
         """(2**M - 1, B, C) logits in eval mode, row i those of the modalities in bitmask i + 1: others' features are 0.
@@ -156,7 +186,7 @@ class Parts:
         """The network's logits when its encoders answer with these features."""
         answers = {self.encoders[name]: _constant(features[name]) for name in self.modalities}
         with answering(answers):
-            logits: Tensor = self.binding.call(self.binding.split((), inputs))
+            logits = self._called(inputs)
         return logits
 
     def parameters(self, convolutions_only: bool = False) -> list[list[nn.Parameter]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypedDict, Unpack
 
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+from agm._inputs.arguments import Modalities
+from agm._passes.outputs import Output
 from agm.modulation.scale_gradients import scale_gradients_
 from agm.strategies._checks import check_choice, check_window
 from agm.strategies.batch import Batch, Criterion
@@ -26,9 +28,10 @@ __all__ = ["Common", "Draw", "Outcome", "Strategy"]
 class Common(TypedDict, total=False):
     """The keyword arguments that every strategy takes, see `Strategy`."""
 
-    modalities: Sequence[str] | None
+    modalities: Modalities | None
     encoders: Mapping[str, str] | None
     heads: Mapping[str, nn.Module] | None
+    output: Output | None
     criterion: Criterion
     start: int
     stop: int | None
@@ -85,11 +88,13 @@ class Strategy(nn.Module):
 
     Args:
         network: forward takes the modalities and returns logits (B, C).
-        modalities: their names, in order; those of the encoders by default.
+        modalities: their names, in order, or modality -> the arguments of forward that carry it, as in `agm.AGM`: the
+            input of a modality of several is a mapping. Those of the encoders by default.
         encoders: modality -> path of its encoder in the network. A network that offers `encoders` and `fuse`, such as
             those of `agm.models`, needs none.
         heads: modality -> module from its feature to logits (B, C) of its own, trained along with the network. Needed
             by strategies with unimodal losses where the network's head does not split (`linear_heads` makes them).
+        output: where the network's output holds the logits, as in `agm.AGM`; the output itself, or its `logits`.
         criterion: (logits, target) -> loss.
         start: first epoch in which the strategy acts; before it training is plain joint training.
         stop: first epoch in which it no longer does; None for no end.
@@ -127,7 +132,7 @@ class Strategy(nn.Module):
                 f"{type(self).__name__} decides from each process's own batch would drive their weights apart. Give "
                 "the plain network, or use Joint or AGM."
             )
-        self.parts = Parts(network, common.get("modalities"), common.get("encoders"), heads)
+        self.parts = Parts(network, common.get("modalities"), common.get("encoders"), heads, common.get("output"))
         self.start, self.stop = common.get("start", 0), common.get("stop")
         check_window(self.start, self.stop)
         self.criterion: Criterion = common.get("criterion", F.cross_entropy)

@@ -43,7 +43,7 @@ def recorded(name, **settings):
         network,
         encoders=paths,
         heads=heads,
-        output="out_layer",
+        last_layer="out_layer",
         rho=s["rho"],
         direction=s["lambda"],
         **settings,
