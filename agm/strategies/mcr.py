@@ -130,24 +130,27 @@ class MCR(Strategy):
         if self.released:
             with evaluation(self.network):
                 features, _ = self.parts.run(batch.inputs)
+        # A head that splits need not see the permuted features: its terms are permuted.
+        terms = self.parts.terms(features)
+        values = features if terms is None else terms
+        # What does not depend on the feature, such as a share of a bias, belongs to no modality.
+        constant = None if terms is None else self.parts.terms(zeros(_rows(features, slice(1))))
         orders, kept = self._orders(batch)
-        shuffled = {name: _rows(features[name], orders[name].flatten()) for name in self.modalities}
         same = torch.arange(len(batch.target), device=batch.target.device).repeat(self.samples)
-        plain = {name: _rows(value, same) for name, value in features.items()}
-        terms = []  # (M,) J_m of each encoder e
+        shuffled = {name: _rows(values[name], orders[name].flatten()) for name in self.modalities}
+        plain = _rows(dict(values), same)
+        found = []  # (M,) J_m of each encoder e
         for own in (None,) if self.game == "collaborative" else self.modalities:
-            if self.released or own is None:
-                wanted = batch.logits
-            else:
-                wanted = self._seen_by(own, batch.inputs, batch.features)
+            whole = self.released or own is None
+            wanted = batch.logits if whole else self._seen_by(own, batch.inputs, values, constant)
             wanted = (wanted if self.target_graph else wanted.detach()).softmax(-1).repeat(self.samples, 1)
             row = []
             for name in self.modalities:
-                logits = self._seen_by(own, batch.inputs, {**plain, name: shuffled[name]})
+                logits = self._seen_by(own, batch.inputs, {**plain, name: shuffled[name]}, constant)
                 row.append(_divergence(logits.softmax(-1), wanted, kept[name].flatten()))
-            terms.append(torch.stack(row))
-        values = torch.stack(terms)  # (E, M)
-        return (self._signs(values) * values).sum(), values[0]
+            found.append(torch.stack(row))
+        divergences = torch.stack(found)  # (E, M)
+        return (self._signs(divergences) * divergences).sum(), divergences[0]
 
     def _signs(self, values: Tensor) -> Tensor:
         if self.game == "collaborative":
@@ -155,21 +158,24 @@ class MCR(Strategy):
         own = torch.eye(len(values), dtype=values.dtype, device=values.device)
         return 1 - 2 * own if self.game == "greedy" else -own
 
-    def _seen_by(self, own: str | None, inputs: Features, features: Features) -> Tensor:
-        """Joint logits whose gradient goes to the encoder and the head of `own` (None: of all), and to the rest."""
-        if own is None:
-            with evaluation(self.network):
-                return self.parts.fused(inputs, features)
-        if not callable(getattr(self.network, "unimodal_logits", None)):
-            cut = {name: value if name == own else _detached(value) for name, value in features.items()}
+    def _seen_by(self, own: str | None, inputs: Features, values: Features, constant: Features | None) -> Tensor:
+        """Joint logits whose gradient goes to the encoder and the head of `own` (None: of all), and to the rest.
+
+        Args:
+            own: a modality.
+            inputs: of the batch.
+            values: modality -> its feature; its term of the logits where the head splits.
+            constant: modality -> its term without a feature (1, C), where the head splits.
+        """
+        if constant is None:
+            cut = {name: value if own in (None, name) else _detached(value) for name, value in values.items()}
             with evaluation(self.network):
                 return self.parts.fused(inputs, cut)
-        network: Any = self.network
-        terms = network.unimodal_logits(features)
-        # What does not depend on the feature, such as a share of a bias, belongs to no modality.
-        constant = network.unimodal_logits(zeros(features))
-        others = [terms[n].detach() + constant[n] - constant[n].detach() for n in self.modalities if n != own]
-        total: Tensor = torch.stack([terms[own], *others]).sum(0)
+        seen = {
+            name: value if own in (None, name) else value.detach() + constant[name] - constant[name].detach()
+            for name, value in values.items()
+        }
+        total: Tensor = torch.stack([seen[name] for name in self.modalities]).sum(0)
         return total
 
     def _orders(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -223,7 +229,7 @@ def _divergence(shuffled: Tensor, plain: Tensor, kept: Tensor) -> Tensor:  # (N,
     return (rows * kept).sum() / kept.sum().clamp_min(1)
 
 
-def _rows(feature: Any, order: Tensor) -> Any:
+def _rows(feature: Any, order: Tensor | slice) -> Any:
     return pytree.tree_map(lambda leaf: leaf[order] if isinstance(leaf, Tensor) and leaf.dim() else leaf, feature)
 
 

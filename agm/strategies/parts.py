@@ -152,14 +152,21 @@ class Parts:
         """
         if self.heads:
             return {name: head(features[name]) for name, head in self.heads.items()}
-        if self.has_heads:
+        if (terms := self.terms(features)) is not None:
+            return terms
+        absent = zeros(features)
+        with evaluation(self.network):
+            return {name: self.fused(inputs, {**absent, name: features[name]}) for name in self.modalities}
+
+    def terms(self, features: Mapping[str, Any]) -> dict[str, Tensor] | None:
+        """Modality -> its term of the joint logits (B, C), which sum to them; None where the network's head does not
+        split, whatever `heads` were given."""
+        if callable(getattr(self.network, "unimodal_logits", None)):
             logits: dict[str, Tensor] = self.network.unimodal_logits(features)
             return logits
         if self._blocks is not None:
             return {name: block.logits(features[name]) for name, block in self._blocks.items()}
-        absent = zeros(features)
-        with evaluation(self.network):
-            return {name: self.fused(inputs, {**absent, name: features[name]}) for name in self.modalities}
+        return None
 
     def encode(self, name: str, inputs: Mapping[str, Any]) -> Any:
         """What the encoder of one modality gives for that modality's input; the rest of the network does not run."""
