@@ -108,7 +108,7 @@ class CGGM(Strategy):
         if self.direction and self.released:
             self._direct_late(scale)
         self.latest["coefficient"] = self.rho * scale
-        self.latest["ratio"] = improved
+        self.latest["improvement"] = improved
 
     def modulate(self, batch: Batch) -> None:
         self.scale(self.latest["coefficient"])

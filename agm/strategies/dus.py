@@ -65,5 +65,9 @@ class DUS(Strategy):
         target = batch.target.expand(modalities, -1)
         losses = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(modalities, samples)
         counts = torch.arange(samples, device=losses.device) < numbers.unsqueeze(1)
-        self.latest = {"score": self.confidence.clone(), "coefficient": numbers}
+        self.latest = {
+            "score": self.confidence.clone(),
+            "coefficient": numbers * modalities / total,
+            "samples": numbers,
+        }
         return batch.joint_loss + self.weight * modalities / total * (losses * counts).sum()

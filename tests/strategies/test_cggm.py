@@ -70,7 +70,7 @@ def test_replays_the_recorded_steps(name, released):
         close(strategy.accuracies, trace["accuracy"][step], "accuracies")
         told = strategy.statistics()
         close(told["coefficient"], trace["coefficient"][step] * trace.settings["rho"], "coefficients")
-        close(told["ratio"], trace["improvement"][step], "improvements")
+        close(told["improvement"], trace["improvement"][step], "improvements")
         close(told["cosine"], trace["cosine"][step], "cosines")
         close(told["direction_loss"][0], trace["direction_loss"][step], "direction loss")
 

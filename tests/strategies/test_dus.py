@@ -29,7 +29,8 @@ def test_the_modality_that_is_behind_trains_on_more_samples():
         take(strategy, inputs, target)
         told = strategy.statistics()
         assert told["score"].tolist() == pytest.approx(list(mean.values()), rel=1e-4)
-        assert told["coefficient"].tolist() == list(numbers.values())
+        assert told["samples"].tolist() == list(numbers.values())
+        assert told["coefficient"].tolist() == pytest.approx([n / 6 for n in numbers.values()])
         assert_same(gradients(network), expected, rtol=1e-3, atol=1e-6)
         torch.optim.SGD(network.parameters(), lr=0.5).step()
     again = DUS(late(3))
@@ -43,4 +44,4 @@ def test_certain_modalities_share_alike():
     strategy.confidence.fill_(1.0)
     strategy.count.fill_(10**12)
     take(strategy, *batch_of())
-    assert strategy.statistics()["coefficient"].tolist() == [4, 4]
+    assert strategy.statistics()["samples"].tolist() == [4, 4]
