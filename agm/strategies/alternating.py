@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -26,20 +26,6 @@ class Alternating(Strategy):
     @abstractmethod
     def combine(self, alone: Mapping[str, Tensor]) -> Tensor:
         """Joint logits (B, C) from those of each modality."""
-
-    @abstractmethod
-    def updates(self, batch: Batch) -> Iterator[Outcome]:
-        """The updates of one batch, as `steps` yields them: gradients from before are dropped before each."""
-
-    def steps(
-        self,
-        inputs: Mapping[str, Any],
-        target: Tensor,
-        *,
-        index: Tensor | None = None,
-        present: Tensor | None = None,
-    ) -> Iterator[Outcome]:
-        yield from self.updates(self.batch(inputs, target, index, present))
 
     def alone(self, name: str, feature: Any) -> Tensor:
         """Logits (B, C) of one modality from its feature."""

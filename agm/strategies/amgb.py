@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
 from typing import Any, Unpack
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from agm.strategies._checks import check_count, check_number
 from agm.strategies.batch import Batch
 from agm.strategies.multi_loss import MultiLoss
-from agm.strategies.strategy import Common, Outcome
+from agm.strategies.strategy import Common
 from agm.strategies.vectors import gradient
 
 __all__ = ["AMGB"]
@@ -70,16 +69,7 @@ class AMGB(MultiLoss):
         self._norms: Tensor | None = None
         self._steps = 0
 
-    def steps(
-        self,
-        inputs: Mapping[str, Any],
-        target: Tensor,
-        *,
-        index: Tensor | None = None,
-        present: Tensor | None = None,
-    ) -> Iterator[Outcome]:
-        yield from super().steps(inputs, target, index=index, present=present)
-        # Here the caller has stepped.
+    def stepped(self) -> None:
         if self.active and (self.sigma_max or self.sigma_min):
             share = (math.cos(math.pi * self._steps / self.total_steps) + 1) / 2 if self.total_steps else 0.0
             deviation = math.sqrt(self.sigma_max**2 * share + self.sigma_min**2)

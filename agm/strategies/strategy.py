@@ -82,9 +82,9 @@ class Strategy(nn.Module):
             strategy.end_epoch(validation=validation_loader)
 
     A strategy of its own fills in what it needs of `begin_epoch`, `draw`, `feature`, `loss`, `backward`, `modulate`,
-    `steps` and `end_epoch`, and asks its `Batch` for statistics. No step reads from the device; `begin_epoch` and
-    `end_epoch` may. State is in buffers (or `get_extra_state`), so that `state_dict` continues a run exactly from
-    between two epochs; `epoch` is set by `begin_epoch` and is not part of it.
+    `stepped`, `updates` and `end_epoch`, and asks its `Batch` for statistics. No step reads from the device;
+    `begin_epoch` and `end_epoch` may. State is in buffers (or `get_extra_state`), so that `state_dict` continues a run
+    exactly from between two epochs; `epoch` is set by `begin_epoch` and is not part of it.
 
     Args:
         network: forward takes the modalities and returns logits (B, C).
@@ -97,7 +97,8 @@ class Strategy(nn.Module):
         output: where the network's output holds the logits, as in `agm.AGM`; the output itself, or its `logits`.
         criterion: (logits, target) -> loss.
         start: first epoch in which the strategy acts; before it training is plain joint training.
-        stop: first epoch in which it no longer does; None for no end.
+        stop: first epoch in which it no longer does; None for no end. A window that authors count from 1, with its last
+            epoch in it, begins here at one less and stops at the same number.
         moments: of strategies that scale gradients: "gradient" scales them; "first" scales what enters Adam's first
             moment alone (`agm.strategies.FirstMoment`), since Adam cancels most of the former. It needs `optimizer`.
 
@@ -226,13 +227,7 @@ class Strategy(nn.Module):
             index: (B,) numbers of the samples, for strategies that know them apart.
             present: (B, M) bool as in `Draw`.
         """
-        batch = self.batch(inputs, target, index, present)
-        self.zero_grad(set_to_none=True)
-        self.backward(batch)
-        if self.active:
-            with torch.no_grad():
-                self.modulate(batch)
-        yield self.outcome(batch)
+        yield from self.updates(self.batch(inputs, target, index, present))
 
     def end_epoch(self, *, train: Batches | None = None, validation: Batches | None = None) -> None:
         """After the last step of an epoch, with the splits as in `begin_epoch`."""
@@ -263,6 +258,16 @@ class Strategy(nn.Module):
 
         return pytree.tree_map(masked, feature)
 
+    def updates(self, batch: Batch) -> Iterator[Outcome]:
+        """The updates of one batch, as `steps` yields them: gradients from before are dropped before each."""
+        self.zero_grad(set_to_none=True)
+        self.backward(batch)
+        if self.active:
+            with torch.no_grad():
+                self.modulate(batch)
+        yield self.outcome(batch)
+        self.stepped()
+
     def loss(self, batch: Batch) -> Tensor:
         """() what is minimised; the joint loss by default."""
         return batch.joint_loss
@@ -273,6 +278,9 @@ class Strategy(nn.Module):
 
     def modulate(self, batch: Batch) -> None:
         """Changes the gradients of the parameters, without a graph, in epochs in which the strategy is active."""
+
+    def stepped(self) -> None:
+        """After the caller's step."""
 
     # What helps it.
 

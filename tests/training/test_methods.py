@@ -98,6 +98,27 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(settings, tmp_path, method):
     assert not same(found, JOINT)
 
 
+@pytest.mark.parametrize("fusion", ["late-sum", "film", "gated", "cross-attention"])
+def test_every_strategy_takes_a_step_under_every_fusion(settings, data, fusion):
+    rows = torch.arange(12)
+    inputs, target = {m: x[rows] for m, x in data.train.inputs.items()}, data.train.target[rows]
+    for method in strategies:
+        options = ACTIVE[method] | ({"direction": 0.0} if (method, fusion) == ("cggm", "late-sum") else {})
+        built = methods.build_method(settings(method=method, fusion=fusion, options=options), SHAPES, 3)
+        strategy = built.strategy
+        strategy.optimizer = methods.new_optimizer(settings(), strategy.parameters())
+        numbers = (rows,) if "index" in strategy.needs else ()
+        splits = {"train": [(inputs, target, *numbers)], "validation": [(inputs, target)]}
+        strategy.begin_epoch(0, **splits)
+        for outcome in strategy.steps(inputs, target, index=rows):
+            assert outcome.logits.shape == (12, 3), method
+            strategy.optimizer.step()
+        strategy.end_epoch(**splits)
+        logits = built.network.eval()(**inputs)
+        assert logits.isfinite().all(), method
+        assert all(p.isfinite().all() for p in strategy.parameters()), method
+
+
 def test_the_trainer_does_what_a_loop_by_hand_does(settings, data, tmp_path):
     config = settings(method="mslr", fusion="late", options=ACTIVE["mslr"], validation=0.3, lr=0.2)
     train(config, tmp_path / "run")
