@@ -149,6 +149,7 @@ setup(
         "agm._passes",
         "agm.competition",
         "agm.data",
+        "agm.federated",
         "agm.integrations",
         "agm.kernels",
         "agm.models",

@@ -5,44 +5,82 @@ one. `strategies` has them by name.
 """
 
 from agm.strategies.agm import AGM
+from agm.strategies.amgb import AMGB
+from agm.strategies.amss import AMSS, AMSSPlus
+from agm.strategies.aug import AUG
+from agm.strategies.balgrad import BalGrad
 from agm.strategies.batch import Batch
 from agm.strategies.bounding import BoundedPasses
+from agm.strategies.bss import BSS
+from agm.strategies.cggm import CGGM
+from agm.strategies.draws import Draws
+from agm.strategies.dus import DUS
 from agm.strategies.g_blending import GBlending
-from agm.strategies.heads import LinearHead, linear_heads
+from agm.strategies.heads import LinearHead, hidden_heads, linear_heads
+from agm.strategies.igm import IGM
 from agm.strategies.inforeg import InfoReg
+from agm.strategies.irm import IRM
 from agm.strategies.joint import Joint
+from agm.strategies.lfm import LFM
+from agm.strategies.mcr import MCR
 from agm.strategies.measuring import Measured, measure
+from agm.strategies.mla import MLA
 from agm.strategies.mlb import MLB
+from agm.strategies.mmpareto import MMPareto
+from agm.strategies.moments import FirstMoment
 from agm.strategies.mses import MSES
 from agm.strategies.mslr import MSLR
 from agm.strategies.multi_loss import MultiLoss
 from agm.strategies.ogm import OGM, OGMGE
 from agm.strategies.parts import Parts
+from agm.strategies.pmr import PMR
 from agm.strategies.registry import build, options_of, strategies
+from agm.strategies.relearning import Relearning
 from agm.strategies.smoothing import SmoothedModulator
 from agm.strategies.strategy import Draw, Outcome, Strategy
+from agm.strategies.valuation import Valuation
 
 __all__ = [
     "AGM",
+    "AMGB",
+    "AMSS",
+    "AUG",
+    "BSS",
+    "CGGM",
+    "DUS",
+    "IGM",
+    "IRM",
+    "LFM",
+    "MCR",
+    "MLA",
     "MLB",
     "MSES",
     "MSLR",
     "OGM",
     "OGMGE",
+    "PMR",
+    "AMSSPlus",
+    "BalGrad",
     "Batch",
     "BoundedPasses",
     "Draw",
+    "Draws",
+    "FirstMoment",
     "GBlending",
     "InfoReg",
     "Joint",
     "LinearHead",
+    "MMPareto",
     "Measured",
     "MultiLoss",
     "Outcome",
     "Parts",
+    "Relearning",
     "SmoothedModulator",
     "Strategy",
+    "Valuation",
     "build",
+    "hidden_heads",
     "linear_heads",
     "measure",
     "options_of",

@@ -6,7 +6,15 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["check_count", "check_flag", "check_number", "check_per_modality", "check_window"]
+__all__ = [
+    "check_choice",
+    "check_count",
+    "check_flag",
+    "check_fraction",
+    "check_number",
+    "check_per_modality",
+    "check_window",
+]
 
 
 def check_number(name: str, value: Any, *, least: float = 0.0, below: float = math.inf) -> float:
@@ -33,6 +41,18 @@ def check_count(name: str, value: Any, *, least: int = 1) -> int:
     return value
 
 
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    """`value` if it is one of the choices.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"Expected argument `{name}` to be one of {listed}, but got {value!r}.")
+    return str(value)
+
+
 def check_flag(name: str, value: Any) -> bool:
     """`value` if it is True or False.
 
@@ -42,6 +62,17 @@ def check_flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"Expected argument `{name}` to be True or False, but got {value!r}.")
     return value
+
+
+def check_fraction(name: str, value: Any) -> float:
+    """`value` as a float above 0, and at most 1.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        raise ValueError(f"Expected argument `{name}` to be a number above 0 and at most 1, but got {value!r}.")
+    return float(value)
 
 
 def check_per_modality(name: str, values: Any, modalities: tuple[str, ...]) -> tuple[float, ...]:

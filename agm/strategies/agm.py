@@ -44,6 +44,7 @@ class AGM(Strategy):
         common: see `Strategy`.
     """
 
+    distributed = True
     module: Engine
 
     def __init__(
@@ -70,7 +71,8 @@ class AGM(Strategy):
             "stop": self.stop,
         }
         encoders = common.get("encoders")
-        self.module = Engine(network, self.modalities, masked=masked, encoders=encoders, **settings)
+        output = common.get("output")
+        self.module = Engine(network, self.parts.carriers, masked=masked, encoders=encoders, output=output, **settings)
         if smoothing:
             modulator = SmoothedModulator(self.modalities, smoothing=smoothing, **settings)
             self.module.modulator = modulator.to(self.module.modulator.state.values.device)
@@ -88,7 +90,8 @@ class AGM(Strategy):
             if batch.present is not None:
                 raise ValueError("Expected no argument `present` with a bound. Leave either out.")
             return None, self._bounded.forward(self.module.modulator, batch.inputs, batch.target)
-        return None, self.module(**batch.inputs, target=batch.target, present=batch.present)
+        found = self.module(**self.parts.arguments(batch.inputs), target=batch.target, present=batch.present)
+        return None, self.parts.outputs.logits(found)
 
     def backward(self, batch: Batch) -> None:
         loss = self.loss(batch)

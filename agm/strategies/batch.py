@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from agm._passes.masked_logits import masked_logits
 
@@ -49,7 +50,9 @@ class Batch:
 
     @cached_property
     def _forward(self) -> tuple[dict[str, Any] | None, Tensor]:
-        return self._run(self)
+        # A statistic may be the first to ask for it, and the loss the next.
+        with torch.enable_grad():
+            return self._run(self)
 
     @property
     def logits(self) -> Tensor:
@@ -70,6 +73,11 @@ class Batch:
         return self._forward[0]
 
     @cached_property
+    def one_hot(self) -> Tensor:
+        """(B, C) bool: the class of each sample. Unlike `F.one_hot` it does not look at the target's values."""
+        return self.target.unsqueeze(1) == torch.arange(self.logits.shape[-1], device=self.target.device)
+
+    @cached_property
     def joint_loss(self) -> Tensor:
         """() criterion of the joint logits."""
         return self._criterion(self.logits, self.target)
@@ -77,12 +85,28 @@ class Batch:
     @cached_property
     def unimodal(self) -> dict[str, Tensor]:
         """Modality -> its logits (B, C) alone, with a graph."""
-        return self.parts.unimodal(self.inputs, self.features)
+        with torch.enable_grad():
+            return self.parts.unimodal(self.inputs, self.features)
 
     @cached_property
     def unimodal_losses(self) -> dict[str, Tensor]:
         """Modality -> () criterion of its logits alone, with a graph."""
         return {name: self._criterion(logits, self.target) for name, logits in self.unimodal.items()}
+
+    @cached_property
+    def probes(self) -> dict[str, Tensor]:
+        """Modality -> its logits (B, C) alone, with a graph that ends before the encoders."""
+        cut = {
+            name: pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, feature)
+            for name, feature in self.features.items()
+        }
+        with torch.enable_grad():
+            return self.parts.unimodal(self.inputs, cut)
+
+    @cached_property
+    def probe_losses(self) -> dict[str, Tensor]:
+        """Modality -> () criterion of its probe."""
+        return {name: self._criterion(logits, self.target) for name, logits in self.probes.items()}
 
     @cached_property
     def _unimodal_values(self) -> Tensor:
@@ -119,7 +143,7 @@ class Batch:
         try:
             network.eval()
             with torch.no_grad():
-                return masked_logits(network, dict(self.inputs), encoders=encoders)
+                return masked_logits(network, dict(self.inputs), encoders=encoders, output=self.parts.outputs.output)
         finally:
             for module, mode in was_training.items():
                 module.training = mode

@@ -47,13 +47,14 @@ class BoundedPasses:
         encoders: Mapping[str, str] | None = None,
     ) -> None:
         self.parts, self.bound = parts, bound
-        options = MaskedOptions(modalities=parts.modalities, masked=masked, encoders=encoders)
+        output = parts.outputs.output
+        options = MaskedOptions(modalities=parts.carriers, masked=masked, encoders=encoders, output=output)
         self._passes = MaskedPasses(parts.network, options)
         self._pending: tuple[list[Tensor], list[Tensor], list[Tensor]] | None = None
 
     def forward(self, modulator: Modulator, inputs: Mapping[str, Any], target: Tensor) -> Tensor:
         """Joint logits (B, C), whose loss goes to `backward`."""
-        joint, masked, rows = self._passes.apart(self._passes.binding.split((), inputs))
+        joint, masked, rows = self._passes.apart(self._passes.binding.split((), self.parts.arguments(inputs)))
         # Here the graphs are cut off, so that each can be gone through by itself.
         leaf = joint.detach().requires_grad_()
         cut = pytree.tree_map(lambda tensor: tensor.detach().requires_grad_(), masked)

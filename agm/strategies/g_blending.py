@@ -33,6 +33,10 @@ class GBlending(Strategy):
     so that the online form costs M + 2 times joint training. It is estimated anew every `super_epoch` epochs
     (online), or once at the first epoch (offline, for which the paper trains the copies to the end).
 
+    Departures from the paper: the joint copy begins from the present weights in every estimate, not at the first one
+    alone; |G_k| by default; O_k^2 of at least 1e-12; validation and training loss are measured in eval mode over the
+    whole splits; and there is one learning rate for all copies.
+
     Args:
         network: see `Strategy`.
         super_epoch: epochs of an estimate, and between two; 10 in BalanceBenchmark.

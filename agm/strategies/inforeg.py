@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from agm.strategies._checks import check_flag, check_number, check_per_modality
+from agm.strategies._checks import check_choice, check_flag, check_number, check_per_modality
 from agm.strategies.batch import Batch
 from agm.strategies.measuring import Batches
 from agm.strategies.strategy import Common, Strategy
@@ -32,8 +32,11 @@ class InfoReg(Strategy):
 
     Departures of the released code: the scores are summed over the batch, which saturates tanh (`summed_scores`); a_m
     has a factor for each modality, 0.95 for audio and 0.1 for visual, with beta = 1 (`factors`); and the unimodal
-    losses are on, which the paper reports as InfoReg* (`multi_loss`). Its window, on 10-epoch means of the audio
-    encoder's trace alone, is not offered.
+    losses are on, which the paper reports as InfoReg* (`multi_loss`). Its window (`window_of`) goes by one modality's
+    trace for all: the squared gradients of the weights of linear and convolution layers after the pull, summed over the
+    batches, averaged over each weight, summed over the layers; with A and B the sums of the last 10 of these and of the
+    10 up to the last but one, `(A - B) / A > threshold`, and open in the first epoch. There, moreover, a visual encoder
+    is never pulled: the condition of its branch repeats the first one's.
 
     Args:
         network: see `Strategy`.
@@ -42,6 +45,7 @@ class InfoReg(Strategy):
         multi_loss: add the unimodal losses, with weight 1.
         summed_scores: sums over the batch in the place of means.
         factors: modality -> factor of a_m; 1 by default.
+        window_of: the modality whose released trace opens the window for all; "audio" in the released code.
         common: see `Strategy`.
     """
 
@@ -50,6 +54,7 @@ class InfoReg(Strategy):
     traces: Tensor  # (2, M) float64, of the last two epochs, the last row newest
     epochs: Tensor  # () int64, epochs measured
     factors: Tensor  # (M,) float64
+    released_traces: Tensor  # (11,) float64, the released traces of the last epochs, the last entry newest
 
     def __init__(
         self,
@@ -60,6 +65,7 @@ class InfoReg(Strategy):
         multi_loss: bool = False,
         summed_scores: bool = False,
         factors: Mapping[str, float] | None = None,
+        window_of: str | None = None,
         **common: Unpack[Common],
     ) -> None:
         super().__init__(network, **common)
@@ -69,6 +75,11 @@ class InfoReg(Strategy):
         self.summed_scores = check_flag("summed_scores", summed_scores)
         if self.multi_loss:
             self._require_heads()
+        if window_of is not None:
+            check_choice("window_of", window_of, self.modalities)
+        self.window_of = window_of
+        self.register_buffer("released_traces", torch.zeros(11, dtype=torch.float64))
+        self._squares: list[Tensor] = []  # of the weights' gradients in this epoch
         factor = check_per_modality("factors", factors, self.modalities)
         self.register_buffer("factors", torch.tensor(factor, dtype=torch.float64), persistent=False)
         self.register_buffer("running_trace", torch.zeros(len(factor), dtype=torch.float64))
@@ -85,6 +96,10 @@ class InfoReg(Strategy):
         self.batches.zero_()
         before, last = self.traces
         self._window = (self.epochs >= 2) & ((last - before) / last > self.threshold)
+        if self.window_of is not None:
+            rise = (self.released_traces[1:].sum() - self.released_traces[:-1].sum()) / self.released_traces[1:].sum()
+            self._window = ((self.epochs == 0) | (rise > self.threshold)).expand(len(last))
+        self._squares = []
         self._before = [[p.detach().clone() for p in parameters] for parameters in self.parts.parameters()]
 
     def loss(self, batch: Batch) -> Tensor:
@@ -97,6 +112,8 @@ class InfoReg(Strategy):
         # Also outside the window of epochs, so that it begins with what went before.
         self.running_trace += batch.gradient_traces
         self.batches += 1
+        if not self.active:
+            self._gather()
 
     def modulate(self, batch: Batch) -> None:
         scores = batch.confidences.double()
@@ -115,6 +132,20 @@ class InfoReg(Strategy):
                 torch._foreach_mul_(pull, own.to(pull[0].dtype))
                 torch._foreach_add_(gradients, pull)
         self.latest = {"coefficient": strength}
+        self._gather()
+
+    @torch.no_grad()
+    def _gather(self) -> None:
+        """The squared gradients of the weights that the released trace is made of."""
+        if self.window_of is None:
+            return
+        layers = self.parts.encoders[self.window_of].modules()
+        weights = [m.weight for m in layers if isinstance(m, (nn.Linear, nn.Conv2d)) and m.weight.requires_grad]
+        squares = [torch.zeros_like(w) if w.grad is None else w.grad.square() for w in weights]
+        if self._squares:
+            torch._foreach_add_(self._squares, squares)
+        else:
+            self._squares = squares
 
     def _in_window(self) -> Tensor:
         if self._window is None:
@@ -125,3 +156,12 @@ class InfoReg(Strategy):
     def end_epoch(self, *, train: Batches | None = None, validation: Batches | None = None) -> None:
         self.traces.copy_(torch.stack([self.traces[1], self.running_trace / self.batches.clamp_min(1)]))
         self.epochs.add_(1)
+        if self._squares:
+            newest = torch.stack([square.double().mean() for square in self._squares]).sum()
+            self.released_traces.copy_(torch.cat([self.released_traces[1:], newest.unsqueeze(0)]))
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"squares": list(self._squares)}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self._squares = list(state["squares"])

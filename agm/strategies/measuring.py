@@ -2,20 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agm._module_state.eval_mode import evaluation
-from agm.strategies.parts import Parts
+from agm.strategies.parts import Parts, evaluation
 
-__all__ = ["Batches", "Measured", "measure"]
+__all__ = ["Batches", "Measured", "by_number", "macro_f1", "measure", "numbered"]
 
 Batches = Iterable[tuple[Mapping[str, Any], Tensor]]  # (inputs by modality, target), as often as it is iterated
+
+
+def numbered(batches: Iterable[Any]) -> Iterator[tuple[Mapping[str, Any], Tensor, Tensor]]:
+    """Batches that have the numbers of their samples: (inputs, target, index (B,)).
+
+    Raises:
+        ValueError: they have none.
+    """
+    for batch in batches:
+        if len(batch) != 3:
+            raise ValueError(
+                f"Expected the train split in batches of (inputs, target, index), but got {len(batch)} items: this "
+                "strategy tells samples apart. Give the numbers 0 ... N - 1 of the samples along."
+            )
+        yield batch
+
+
+def by_number(batches: Iterable[Any], value: Callable[[Mapping[str, Any], Tensor], Tensor]) -> Tensor:
+    """(N, ...) values of all samples of a split, by their numbers.
+
+    Args:
+        batches: of (inputs, target, index), see `numbered`.
+        value: (inputs, target) -> (B, ...).
+
+    Raises:
+        ValueError: no numbers, or others than 0 ... N - 1 once each.
+    """
+    values, numbers = [], []
+    for inputs, target, index in numbered(batches):
+        values.append(value(inputs, target))
+        numbers.append(index)
+    order = torch.cat(numbers)
+    in_order, places = order.sort()
+    if not torch.equal(in_order, torch.arange(len(order), device=order.device)):
+        raise ValueError(
+            f"Expected the train split to hold every sample 0 ... N - 1 once, but got {len(order)} numbers with gaps "
+            "or repetitions. Do not drop the last batch."
+        )
+    return torch.cat(values)[places]
 
 
 @dataclass(frozen=True)
@@ -67,3 +105,28 @@ def measure(parts: Parts, batches: Batches) -> Measured:
         losses={name: row[0] for name, row in zip(names, others, strict=True)},
         accuracies={name: row[1] for name, row in zip(names, others, strict=True)},
     )
+
+
+@torch.no_grad()
+def macro_f1(network: nn.Module, batches: Iterable[Any]) -> float:
+    """Mean over the classes of 2 TP / (2 TP + FP + FN), in eval mode; classes that occur nowhere are left out.
+
+    Args:
+        network: takes the modalities by keyword and returns logits (B, C).
+        batches: of (inputs, target, ...).
+
+    Raises:
+        ValueError: there is no sample.
+    """
+    counts: Tensor | None = None  # (C, C) by target and prediction
+    for inputs, target, *_ in batches:
+        with evaluation(network):
+            logits = network(**inputs)
+        classes = logits.shape[-1]
+        found = torch.bincount(target * classes + logits.argmax(-1), minlength=classes**2).view(classes, classes)
+        counts = found if counts is None else counts + found
+    if counts is None or not counts.sum():
+        raise ValueError("Expected batches of one sample or more, but got none.")
+    total = (counts.sum(0) + counts.sum(1)).double()
+    occurs = total > 0
+    return float((2 * counts.diagonal()[occurs] / total[occurs]).mean())

@@ -24,9 +24,8 @@ class MLB(MultiLoss):
         k_m  = 1 + (beta_m - 1) * tanh(alpha * (r_m - 1)),    beta_m = beta_max if r_m > 1, else 2
 
     so that 1 - tanh(alpha) < k_m < beta_max: a modality that is behind is accelerated, one ahead slowed down, and in
-    balance nothing happens. The gradients of encoder m and of the weights that its feature meets in the fusion's
-    linear layer are multiplied by k_m; no others are. Where the head does not split, the weights are those of the
-    modality's own head.
+    balance nothing happens. The gradients of encoder m, of its own head where `heads` are given, and of what its
+    feature meets in the fusion's linear layer, where that splits, are multiplied by k_m; no others are.
 
     Args:
         network: see `Strategy`.
@@ -36,6 +35,8 @@ class MLB(MultiLoss):
         weight: of the unimodal losses.
         common: see `Strategy`.
     """
+
+    scales = True
 
     def __init__(
         self,

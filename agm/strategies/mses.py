@@ -24,9 +24,10 @@ class MSES(Strategy):
         l_m(e)  = smoothing * v_m(e-1) + (1 - smoothing) * v_m(e),     v_m(e) = validation loss of modality m alone
 
     After more than `patience` epochs in which l_m has not fallen below its lowest value, modality m stops: its
-    encoder and the weights that its feature meets in the head get a gradient of 0 from then on, and the whole network
-    (and the optimizer's state, where `optimizer` is set) goes back to the epoch of that lowest value. When all have
-    stopped, training is `finished`. Momentum and weight decay act on a gradient of 0 too: they are the optimizer's.
+    encoder and what only its feature meets behind it (its columns of a common layer, a layer of its own with its bias)
+    get a gradient of 0 from then on, and the whole network (and the optimizer's state, where `optimizer` is set) goes
+    back to the epoch of that lowest value. When all have stopped, training is `finished`. Momentum and weight decay act
+    on a gradient of 0 too: they are the optimizer's.
 
     The snapshots (one for each distinct best epoch) are part of the state dict.
 

@@ -31,9 +31,12 @@ class MSLR(Strategy):
         initial: modality -> factor; 1 by default. AGM's baselines: 1.3 / 0.7 on AV-MNIST and 0.9 / 1.1 on CREMA-D
             (audio / visual), 0.9 / 1.4 / 0.7 on UR-Funny (audio / visual / text).
         window: accuracies in the mean.
-        heads_too: also scale the weights of the head that only this modality's feature meets.
+        heads_too: also scale what only this modality's feature meets behind its encoder: its columns of a common layer,
+            or a layer of its own with its bias, as the baselines of AGM do.
         common: see `Strategy`.
     """
+
+    scales = True
 
     needs = frozenset({"validation"})
     initial: Tensor  # (M,) float64

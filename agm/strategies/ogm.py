@@ -38,6 +38,8 @@ class OGM(Strategy):
         common: see `Strategy`.
     """
 
+    scales = True
+
     def __init__(
         self,
         network: nn.Module,
@@ -51,6 +53,11 @@ class OGM(Strategy):
         self.alpha = check_number("alpha", alpha)
         self.noise = check_flag("noise", noise)
         self.convolutions_only = check_flag("convolutions_only", convolutions_only)
+        if self.noise and self.moments == "first":
+            raise ValueError(
+                "Expected no noise with moments='first', since noise is of the gradient, which enters both moments. "
+                "Use noise=False (the strategy `ogm`)."
+            )
 
     def modulate(self, batch: Batch) -> None:
         ratios = mean_ratios(batch.confidences)

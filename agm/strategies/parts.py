@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from agm._inputs.arguments import Binding
+from agm._inputs.arguments import Binding, Modalities
 from agm._module_state.eval_mode import evaluation
 from agm._module_state.replace_forward import answering
 from agm._passes.by_protocol import is_factorised
+from agm._passes.outputs import Output, Outputs
 from agm.ops._checks import check_modalities
+from agm.strategies.splitting import Block, split_head
 
-__all__ = ["Parts"]
+__all__ = ["Parts", "evaluation", "zeros"]
 
 Alter = Callable[[str, Any], Any]  # (modality, its feature) -> the feature that goes on
 
@@ -25,9 +27,11 @@ class Parts:
 
     Args:
         network: forward takes the modalities (by keyword, or by position in their order) and returns logits (B, C).
-        modalities: their names, two or more (one makes the unimodal network); those of `encoders` by default.
+        modalities: their names, two or more (one makes the unimodal network), or modality -> what carries it, as in
+            `agm.AGM`; those of `encoders` by default.
         encoders: modality -> path of its encoder in the network; may be left out for a network that offers `encoders`.
         heads: modality -> module from its feature to its own logits (B, C), beside the network.
+        output: where the network's output holds the logits, as in `agm.AGM`.
 
     Attributes:
         network: as given.
@@ -43,9 +47,10 @@ class Parts:
     def __init__(
         self,
         network: nn.Module,
-        modalities: Sequence[str] | None = None,
+        modalities: Modalities | None = None,
         encoders: Mapping[str, str] | None = None,
         heads: Mapping[str, nn.Module] | None = None,
+        output: Output | None = None,
     ) -> None:
         if not isinstance(network, nn.Module):
             raise TypeError(f"Expected argument `network` to be an nn.Module, but got {type(network).__name__}.")
@@ -62,7 +67,11 @@ class Parts:
         self.encoders = {name: self.encoders[name] for name in self.modalities}
         _check_apart(self.encoders)
         self.heads = _checked_heads(heads, self.modalities)
-        self.binding = Binding(network, self.modalities)
+        self.carriers: Modalities = modalities if isinstance(modalities, Mapping) else self.modalities
+        self.binding = Binding(network, self.carriers)
+        self.outputs = Outputs(output)
+        self._blocks: dict[str, Block] | None = None
+        self._searched = False
 
     def run(self, inputs: Mapping[str, Any], alter: Alter | None = None) -> tuple[dict[str, Any], Tensor]:
         """One forward of the network: each encoder's output, and the joint logits (B, C).
@@ -88,13 +97,44 @@ class Parts:
 
         watchers = {encoder: watch(name, encoder.forward) for name, encoder in self.encoders.items()}
         with answering(watchers):
-            logits: Tensor = self.binding.call(self.binding.split((), inputs))
+            logits = self._called(inputs)
         if wrong := [name for name, count in calls.items() if count != 1]:
             raise ValueError(
                 f"Expected the network's forward to call each encoder once, but that of {', '.join(wrong)} was called "
                 f"{calls[wrong[0]]} times. Name modules that give one feature a batch in `encoders`."
             )
+        self._search(inputs, features)
         return features, logits
+
+    def arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The keyword arguments of forward that carry these inputs: of a group, those in the modality's mapping."""
+        given: dict[str, Any] = {}
+        for name, value in inputs.items():
+            carrier = self.binding.carriers.get(name, name)
+            if isinstance(carrier, str):
+                given[carrier] = value
+            elif isinstance(value, Mapping):
+                given |= value
+            else:
+                raise ValueError(
+                    f"Expected the input of `{name}` to map each of {carrier} to its value, but got "
+                    f"{type(value).__name__}."
+                )
+        return given
+
+    def _called(self, inputs: Mapping[str, Any]) -> Tensor:
+        return self.outputs.logits(self.binding.call(self.binding.split((), self.arguments(inputs))))
+
+    def _search(self, inputs: Mapping[str, Any], features: Mapping[str, Any]) -> None:
+        """Looks once whether the head splits, in the graph of a pass from these features on."""
+        if self._searched or len(self.modalities) == 1:
+            return
+        self._searched = True
+        if not all(isinstance(value, Tensor) and value.is_floating_point() for value in features.values()):
+            return
+        leaves = {name: value.detach().requires_grad_() for name, value in features.items()}
+        with torch.enable_grad(), evaluation(self.network):
+            self._blocks = split_head(self.fused(inputs, leaves), leaves)
 
     @property
     def has_heads(self) -> bool:
@@ -105,24 +145,55 @@ class Parts:
         """Modality -> logits (B, C) of that modality alone.
 
         From `heads` where they were given; else from the network's `unimodal_logits(features)`, the terms of an
-        additive head (Peng et al., CVPR 2022); else from the network on this modality's feature and zeros in the
-        place of the others' features, in eval mode (the form of Yang et al., "Adaptively Masking Subnetworks", 2025,
-        for fusions that do not split).
+        additive head (Peng et al., CVPR 2022), `W_m h_m + b / M`; the same from a linear layer on the concatenated
+        features, or a sum of such layers, which is found in the graph of the first pass; else from the network on this
+        modality's feature and zeros in the place of the others' features, in eval mode (the form of Yang et al.,
+        "Adaptively Masking Subnetworks", 2025, for fusions that do not split).
         """
         if self.heads:
             return {name: head(features[name]) for name, head in self.heads.items()}
-        if self.has_heads:
+        if (terms := self.terms(features)) is not None:
+            return terms
+        absent = zeros(features)
+        with evaluation(self.network):
+            return {name: self.fused(inputs, {**absent, name: features[name]}) for name in self.modalities}
+
+    def terms(self, features: Mapping[str, Any]) -> dict[str, Tensor] | None:
+        """Modality -> its term of the joint logits (B, C), which sum to them; None where the network's head does not
+        split, whatever `heads` were given."""
+        if callable(getattr(self.network, "unimodal_logits", None)):
             logits: dict[str, Tensor] = self.network.unimodal_logits(features)
             return logits
-        zeros = {name: pytree.tree_map(_zeros, value) for name, value in features.items()}
-        with evaluation(self.network):
-            return {name: self._answered(inputs, {**zeros, name: features[name]}) for name in self.modalities}
+        if self._blocks is not None:
+            return {name: block.logits(features[name]) for name, block in self._blocks.items()}
+        return None
 
-    def _answered(self, inputs: Mapping[str, Any], features: Mapping[str, Any]) -> Tensor:
+    def encode(self, name: str, inputs: Mapping[str, Any]) -> Any:
+        """What the encoder of one modality gives for that modality's input; the rest of the network does not run."""
+        return self.given(self.encoders[name], name, inputs)
+
+    def given(self, module: nn.Module, name: str, inputs: Mapping[str, Any]) -> Any:
+        """What a module gives for the input of one modality; that of a group by keyword."""
+        value = inputs[name]
+        return module(value) if isinstance(self.binding.carriers[name], str) else module(**value)
+
+    def subset_logits(self, inputs: Mapping[str, Any], features: Mapping[str, Any]) -> Tensor:
+        """(2**M - 1, B, C) logits in eval mode, row i those of the modalities in bitmask i + 1: others' features are 0.
+
+        Unlike `Batch.masked_logits`, which masks inputs.
+        """
+        absent, rows = zeros(features), []
+        with evaluation(self.network):
+            for subset in range(1, 2 ** len(self.modalities)):
+                present = {n: features[n] for place, n in enumerate(self.modalities) if subset >> place & 1}
+                rows.append(self.fused(inputs, {**absent, **present}))
+        return torch.stack(rows)
+
+    def fused(self, inputs: Mapping[str, Any], features: Mapping[str, Any]) -> Tensor:
         """The network's logits when its encoders answer with these features."""
         answers = {self.encoders[name]: _constant(features[name]) for name in self.modalities}
         with answering(answers):
-            logits: Tensor = self.binding.call(self.binding.split((), inputs))
+            logits = self._called(inputs)
         return logits
 
     def parameters(self, convolutions_only: bool = False) -> list[list[nn.Parameter]]:
@@ -133,17 +204,43 @@ class Parts:
         ]
 
     def head_gradients(self) -> list[list[Tensor | None]]:
-        """Of each modality, the gradient of the weights that only its feature meets in the head.
+        """Of each modality, the gradients of what only its feature meets behind its encoder; they may be written.
 
-        The heads that were given, or what the network's `head_gradients()` names (a view into the gradient of a head
-        on concatenated features); nothing where the head does not split.
+        All parameters of the head that was given, and the modality's part of the network's own head where that splits:
+        the columns of a common layer, without its bias, or a layer of its own, with it.
         """
-        if self.heads:
-            return [[p.grad for p in self.heads[name].parameters() if p.dim() > 1] for name in self.modalities]
-        if callable(getattr(self.network, "head_gradients", None)):
-            gradients = self.network.head_gradients()
-            return [[gradients[name]] for name in self.modalities]
-        return [[] for _ in self.modalities]
+        found: list[list[Tensor | None]] = [[] for _ in self.modalities]
+        declared = getattr(self.network, "head_gradients", None)
+        for place, name in enumerate(self.modalities):
+            if self.heads:
+                found[place] += [p.grad for p in self.heads[name].parameters()]
+            if self._blocks is not None:
+                found[place] += self._blocks[name].gradients()
+            elif callable(declared):
+                found[place].append(declared()[name])
+        return found
+
+    def head_factors(self, coefficients: Tensor) -> dict[nn.Parameter, Tensor]:
+        """Parameter -> what each of its elements is multiplied by if `head_gradients` are by these (M,) coefficients.
+
+        Without heads in it that no modality has to itself.
+        """
+        modules = (self.network, *self.heads.values())
+        known = [p for module in modules for p in module.parameters() if p.grad is not None]
+        kept = [p.grad for p in known]
+        try:
+            for parameter in known:
+                parameter.grad = torch.ones_like(parameter)
+            written = set()
+            for coefficient, views in zip(coefficients, self.head_gradients(), strict=True):
+                for view in views:
+                    if view is not None:
+                        view.mul_(coefficient)
+                        written.add(view.untyped_storage().data_ptr())
+            return {p: p.grad for p in known if p.grad is not None and p.grad.untyped_storage().data_ptr() in written}
+        finally:
+            for parameter, gradient in zip(known, kept, strict=True):
+                parameter.grad = gradient
 
 
 def _encoders(network: nn.Module, paths: Mapping[str, str] | None) -> dict[str, nn.Module]:
@@ -187,8 +284,13 @@ def _checked_heads(heads: Mapping[str, nn.Module] | None, modalities: tuple[str,
     return {name: heads[name] for name in modalities}
 
 
-def _zeros(leaf: Any) -> Any:
-    return torch.zeros_like(leaf) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+def zeros(features: Mapping[str, Any]) -> dict[str, Any]:
+    """Features of the same shapes in which every floating tensor is 0."""
+
+    def zero(leaf: Any) -> Any:
+        return torch.zeros_like(leaf) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+    return {name: pytree.tree_map(zero, value) for name, value in features.items()}
 
 
 def _constant(value: Any) -> Callable[..., Any]:

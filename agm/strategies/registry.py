@@ -10,15 +10,31 @@ from typing import Any
 from torch import nn
 
 from agm.strategies.agm import AGM
+from agm.strategies.amgb import AMGB
+from agm.strategies.amss import AMSS, AMSSPlus
+from agm.strategies.aug import AUG
+from agm.strategies.balgrad import BalGrad
+from agm.strategies.bss import BSS
+from agm.strategies.cggm import CGGM
+from agm.strategies.dus import DUS
 from agm.strategies.g_blending import GBlending
+from agm.strategies.igm import IGM
 from agm.strategies.inforeg import InfoReg
+from agm.strategies.irm import IRM
 from agm.strategies.joint import Joint
+from agm.strategies.lfm import LFM
+from agm.strategies.mcr import MCR
+from agm.strategies.mla import MLA
 from agm.strategies.mlb import MLB
+from agm.strategies.mmpareto import MMPareto
 from agm.strategies.mses import MSES
 from agm.strategies.mslr import MSLR
 from agm.strategies.multi_loss import MultiLoss
 from agm.strategies.ogm import OGM, OGMGE
+from agm.strategies.pmr import PMR
+from agm.strategies.relearning import Relearning
 from agm.strategies.strategy import Strategy
+from agm.strategies.valuation import Valuation
 
 __all__ = ["build", "options_of", "strategies"]
 
@@ -34,6 +50,23 @@ strategies: Mapping[str, type[Strategy]] = MappingProxyType(
         "g-blending": GBlending,
         "mlb": MLB,
         "inforeg": InfoReg,
+        "mmpareto": MMPareto,
+        "cggm": CGGM,
+        "relearning": Relearning,
+        "valuation": Valuation,
+        "mcr": MCR,
+        "lfm": LFM,
+        "amss": AMSS,
+        "amss-plus": AMSSPlus,
+        "pmr": PMR,
+        "mla": MLA,
+        "aug": AUG,
+        "igm": IGM,
+        "amgb": AMGB,
+        "bss": BSS,
+        "dus": DUS,
+        "balgrad": BalGrad,
+        "irm": IRM,
     }
 )
 
@@ -58,4 +91,5 @@ def build(name: str, network: nn.Module, **settings: Any) -> Strategy:
 def options_of(name: str) -> dict[str, Any]:
     """The settings that are a strategy's own, and their defaults; those of every `Strategy` are not among them."""
     parameters = inspect.signature(strategies[name].__init__).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    own = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    return own | ({"moments": "gradient"} if strategies[name].scales else {})

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypedDict, Unpack
+from typing import Any, ClassVar, Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+from agm._inputs.arguments import Modalities
+from agm._passes.outputs import Output
 from agm.modulation.scale_gradients import scale_gradients_
-from agm.strategies._checks import check_window
+from agm.strategies._checks import check_choice, check_window
 from agm.strategies.batch import Batch, Criterion
+from agm.strategies.draws import Draws
+from agm.strategies.heads import linear_heads
 from agm.strategies.measuring import Batches, Measured, measure
+from agm.strategies.moments import FirstMoment, normalises
 from agm.strategies.parts import Parts
 
 __all__ = ["Common", "Draw", "Outcome", "Strategy"]
@@ -23,12 +28,14 @@ __all__ = ["Common", "Draw", "Outcome", "Strategy"]
 class Common(TypedDict, total=False):
     """The keyword arguments that every strategy takes, see `Strategy`."""
 
-    modalities: Sequence[str] | None
+    modalities: Modalities | None
     encoders: Mapping[str, str] | None
     heads: Mapping[str, nn.Module] | None
+    output: Output | None
     criterion: Criterion
     start: int
     stop: int | None
+    moments: Literal["gradient", "first"]
 
 
 @dataclass(frozen=True)
@@ -75,50 +82,70 @@ class Strategy(nn.Module):
             strategy.end_epoch(validation=validation_loader)
 
     A strategy of its own fills in what it needs of `begin_epoch`, `draw`, `feature`, `loss`, `backward`, `modulate`,
-    `steps` and `end_epoch`, and asks its `Batch` for statistics. No step reads from the device; `begin_epoch` and
-    `end_epoch` may. State is in buffers (or `get_extra_state`), so that `state_dict` continues a run exactly from
-    between two epochs; `epoch` is set by `begin_epoch` and is not part of it.
+    `stepped`, `updates` and `end_epoch`, and asks its `Batch` for statistics. No step reads from the device;
+    `begin_epoch` and `end_epoch` may. State is in buffers (or `get_extra_state`), so that `state_dict` continues a run
+    exactly from between two epochs; `epoch` is set by `begin_epoch` and is not part of it.
 
     Args:
         network: forward takes the modalities and returns logits (B, C).
-        modalities: their names, in order; those of the encoders by default.
+        modalities: their names, in order, or modality -> the arguments of forward that carry it, as in `agm.AGM`: the
+            input of a modality of several is a mapping. Those of the encoders by default.
         encoders: modality -> path of its encoder in the network. A network that offers `encoders` and `fuse`, such as
             those of `agm.models`, needs none.
         heads: modality -> module from its feature to logits (B, C) of its own, trained along with the network. Needed
             by strategies with unimodal losses where the network's head does not split (`linear_heads` makes them).
+        output: where the network's output holds the logits, as in `agm.AGM`; the output itself, or its `logits`.
         criterion: (logits, target) -> loss.
         start: first epoch in which the strategy acts; before it training is plain joint training.
-        stop: first epoch in which it no longer does; None for no end.
+        stop: first epoch in which it no longer does; None for no end. A window that authors count from 1, with its last
+            epoch in it, begins here at one less and stops at the same number.
+        moments: of strategies that scale gradients: "gradient" scales them; "first" scales what enters Adam's first
+            moment alone (`agm.strategies.FirstMoment`), since Adam cancels most of the former. It needs `optimizer`.
 
     Attributes:
         module: what is trained, without the heads: the network, or a wrapper of it.
         heads: an `nn.ModuleDict` of the heads, empty where there are none.
         parts: the network taken apart.
         epoch: the current one.
-        optimizer: the user's; set it for a strategy that puts back the optimizer's state too.
+        optimizer: the user's; set it for a strategy that puts back the optimizer's state too, or adds parameters.
+        draws: the random numbers of the strategy; another object with its methods replays recorded ones.
 
     Raises:
         TypeError: `network` or a head is no module, or an argument that the strategy does not have.
-        ValueError: no encoders, parts that do not fit together, heads that are needed and missing, or an impossible
-            setting.
+        ValueError: no encoders, parts that do not fit together, heads that are needed and missing, an impossible
+            setting, or a DistributedDataParallel network under a strategy that decides by process.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset()  # of "train" and "validation": splits asked for between epochs
+    # Of "train" and "validation": splits asked for between epochs; "index": train comes with the samples' numbers.
+    needs: frozenset[str] = frozenset()
     trains_heads: ClassVar[bool] = False  # whether there are unimodal losses
+    scales: ClassVar[bool] = False  # whether it multiplies gradients of encoders, so that `moments` is a choice
+    distributed: ClassVar[bool] = False  # whether every process of a DistributedDataParallel network decides alike
 
     def __init__(self, network: nn.Module, **common: Unpack[Common]) -> None:
         super().__init__()
         if unknown := sorted(common.keys() - Common.__annotations__.keys()):
             raise TypeError(f"Expected settings that {type(self).__name__} has, but got {', '.join(unknown)}.")
         heads = common.get("heads")
-        self.parts = Parts(network, common.get("modalities"), common.get("encoders"), heads)
+        if isinstance(network, nn.parallel.DistributedDataParallel) and not self.distributed:
+            raise ValueError(
+                f"Expected argument `network` to be trained by one process, but got a DistributedDataParallel: what "
+                f"{type(self).__name__} decides from each process's own batch would drive their weights apart. Give "
+                "the plain network, or use Joint or AGM."
+            )
+        self.parts = Parts(network, common.get("modalities"), common.get("encoders"), heads, common.get("output"))
         self.start, self.stop = common.get("start", 0), common.get("stop")
         check_window(self.start, self.stop)
         self.criterion: Criterion = common.get("criterion", F.cross_entropy)
+        self.moments = check_choice("moments", common.get("moments", "gradient"), ("gradient", "first"))
+        if self.moments == "first" and not self.scales:
+            raise ValueError(f"Expected no argument `moments`, since {type(self).__name__} scales no gradients.")
+        self._moment: tuple[torch.optim.Optimizer, FirstMoment | None] | None = None
         self.module: nn.Module = network
         self.heads = nn.ModuleDict(self.parts.heads)
         self.epoch = 0
         self.optimizer: torch.optim.Optimizer | None = None
+        self.draws = Draws()
         self.latest: dict[str, Tensor] = {}
         if self.trains_heads:
             self._require_heads()
@@ -128,6 +155,18 @@ class Strategy(nn.Module):
         """The plain network."""
         network: nn.Module = self.parts.network
         return network
+
+    @property
+    def predictor(self) -> nn.Module:
+        """What predicts: takes the modalities by keyword and returns logits (B, C). The plain network for most."""
+        return self.network
+
+    @classmethod
+    def default_heads(cls, network: Any, num_classes: int) -> dict[str, nn.Module] | None:
+        """`heads` for a network of `agm.models`, where the strategy cannot do without; else None."""
+        if cls.trains_heads and not hasattr(network, "unimodal_logits"):
+            return linear_heads(network.widths, num_classes)
+        return None
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -143,6 +182,13 @@ class Strategy(nn.Module):
     def finished(self) -> bool:
         """Whether the strategy would end the training here; known between epochs."""
         return False
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """As `nn.Module`, where the network is: a strategy over one on a GPU needs no `.to`."""
+        place = next(self.module.parameters(), None)
+        if tensor is not None and place is not None:
+            tensor = tensor.to(place.device)
+        super().register_buffer(name, tensor, persistent)
 
     # What a training loop calls.
 
@@ -181,19 +227,16 @@ class Strategy(nn.Module):
             index: (B,) numbers of the samples, for strategies that know them apart.
             present: (B, M) bool as in `Draw`.
         """
-        batch = self.batch(inputs, target, index, present)
-        self.zero_grad(set_to_none=True)
-        self.backward(batch)
-        if self.active:
-            with torch.no_grad():
-                self.modulate(batch)
-        yield self.outcome(batch)
+        yield from self.updates(self.batch(inputs, target, index, present))
 
     def end_epoch(self, *, train: Batches | None = None, validation: Batches | None = None) -> None:
         """After the last step of an epoch, with the splits as in `begin_epoch`."""
 
     def statistics(self) -> dict[str, Tensor]:
-        """Of the last step, if the strategy acted: kind ("coefficient", "ratio") -> (M,), a copy on the device."""
+        """Of the last step, if the strategy acted: kind -> a copy on the device.
+
+        "score", "ratio" and "coefficient" are (M,), and a run writes them down; other kinds are as a strategy says.
+        """
         return {kind: values.clone() for kind, values in self.latest.items()} if self.active else {}
 
     # What a strategy fills in.
@@ -215,6 +258,16 @@ class Strategy(nn.Module):
 
         return pytree.tree_map(masked, feature)
 
+    def updates(self, batch: Batch) -> Iterator[Outcome]:
+        """The updates of one batch, as `steps` yields them: gradients from before are dropped before each."""
+        self.zero_grad(set_to_none=True)
+        self.backward(batch)
+        if self.active:
+            with torch.no_grad():
+                self.modulate(batch)
+        yield self.outcome(batch)
+        self.stepped()
+
     def loss(self, batch: Batch) -> Tensor:
         """() what is minimised; the joint loss by default."""
         return batch.joint_loss
@@ -225,6 +278,9 @@ class Strategy(nn.Module):
 
     def modulate(self, batch: Batch) -> None:
         """Changes the gradients of the parameters, without a graph, in epochs in which the strategy is active."""
+
+    def stepped(self) -> None:
+        """After the caller's step."""
 
     # What helps it.
 
@@ -258,11 +314,34 @@ class Strategy(nn.Module):
             convolutions_only: of the encoders, only 4-D weights.
             noise: add normal noise of the gradient's own standard deviation.
         """
+        moment = self._first_moment()
+        if moment is not None:
+            moment.scale(self._factors(coefficients, heads, convolutions_only))
+            return
         groups = [[p.grad for p in parameters] for parameters in self.parts.parameters(convolutions_only)]
         if heads:
             own = self.parts.head_gradients()
             groups = [[*group, *more] for group, more in zip(groups, own, strict=True)]
         scale_gradients_(groups, coefficients, noise=noise)
+
+    def _first_moment(self) -> FirstMoment | None:
+        """What scales the first moment; None where gradients are to be scaled, which for SGD is the same."""
+        if self.moments != "first":
+            return None
+        if self.optimizer is None:
+            raise RuntimeError(
+                "Expected attribute `optimizer` of the strategy to be the optimizer for moments='first', but it is "
+                "None. Set it before the first step."
+            )
+        if self._moment is None or self._moment[0] is not self.optimizer:
+            first = FirstMoment(self.optimizer) if normalises(self.optimizer) else None
+            self._moment = (self.optimizer, first)
+        return self._moment[1]
+
+    def _factors(self, coefficients: Tensor, heads: bool, convolutions_only: bool) -> dict[nn.Parameter, Tensor]:
+        groups = self.parts.parameters(convolutions_only)
+        factors = {p: k for group, k in zip(groups, coefficients, strict=True) for p in group}
+        return factors | self.parts.head_factors(coefficients) if heads else factors
 
     def required(self, batches: Batches | None, split: str) -> Batches:
         """The split, which must have been given.
@@ -281,6 +360,8 @@ class Strategy(nn.Module):
         if not self.parts.has_heads:
             raise ValueError(
                 f"Expected argument `heads` to map each modality to a head for its unimodal loss, but got none, and "
-                f"the head of {type(self.network).__name__} does not split. Give for example "
-                "heads=agm.strategies.linear_heads(network.widths, num_classes)."
+                f"{type(self.network).__name__} has no `unimodal_logits(features)`. Give heads that take what each "
+                "encoder returns: agm.strategies.linear_heads(widths, num_classes) for vectors (B, D) and tokens "
+                "(B, N, D); nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes)) "
+                "for feature maps (B, channels, H, W)."
             )

@@ -27,7 +27,7 @@ METHODS = (*strategies, *(f"{kind}:NAME" for kind in OF_ONE))
 
 # Options that are settings of a run already, or that the trainer fills in.
 _SETTINGS = {"agm": ("alpha", "max_gap", "masked")}
-_FILLED_IN = ("make_optimizer",)
+_FILLED_IN = ("make_optimizer", "teachers", "cluster", "conditional", "widths", "num_classes")
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Method:
 
     @property
     def network(self) -> nn.Module:
-        """The plain network, for evaluation."""
-        return self.strategy.network
+        """What is evaluated: the plain network, or what the strategy predicts with."""
+        return self.strategy.predictor
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -117,9 +117,11 @@ def _strategy(kind: str, config: Config, network: FactorisedNetwork, num_classes
         settings[name] = getattr(config, name)
     if kind != "joint":
         settings.update(start=config.start, stop=config.stop)
-    has_losses = strategies[kind].trains_heads or settings.get("multi_loss") is True
-    if has_losses and not hasattr(network, "unimodal_logits"):
-        settings["heads"] = linear_heads(network.widths, num_classes)
+    heads = strategies[kind].default_heads(network, num_classes)
+    if settings.get("multi_loss") is True and not hasattr(network, "unimodal_logits"):
+        heads = linear_heads(network.widths, num_classes)
+    if heads is not None:
+        settings["heads"] = heads
 
     def present_optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.SGD:
         """Like the run's own, at the learning rate that it has now."""

@@ -105,24 +105,20 @@ def training_figure(metrics: Rows, steps: Rows, title: str) -> Figure:
     ]
     colours = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(names)}
     has_absent = any(_has(metrics, f"absent_{name}") for name in names)
-    scored = any(_has(steps, f"score_{name}") for name in names)
-    modulated = any(_has(steps, f"coefficient_{name}") for name in names)
+    kinds = (("score", _draw_scores), ("ratio", _draw_ratios), ("coefficient", _draw_coefficients))
+    told = [draw for kind, draw in kinds if any(_has(steps, f"{kind}_{name}") for name in names)]
     split = metrics[0]["split"] if metrics else "test"
 
-    rows, columns = 1 + modulated, 2 + has_absent
+    rows, columns = 1 + bool(told), max(2 + has_absent, len(told))
     figure, grid = _grid(rows, columns, 3.6 * columns, 0.7 + 2.6 * rows, sharex=True)
     _draw_loss(grid[0][0], metrics, steps, split)
     _draw_accuracies(grid[0][1], metrics, colours, split)
     if has_absent:
         _draw_absent(grid[0][2], metrics, colours, split)
-    if scored:
-        _draw_scores(grid[1][0], steps, colours)
-        _draw_ratios(grid[1][1], steps, colours)
-        _draw_coefficients(grid[1][2], steps, colours)
-    elif modulated:
-        _draw_coefficients(grid[1][0], steps, colours)
-        for axes in grid[1][1:]:
-            axes.set_visible(False)
+    for draw, axes in zip(told, grid[-1], strict=False):
+        draw(axes, steps, colours)
+    for axes in (*grid[0][2 + has_absent :], *(grid[1][len(told) :] if told else ())):
+        axes.set_visible(False)
     for axes in grid[-1]:
         axes.set_xlabel("step")
         axes.set_xlim(left=0)
@@ -250,17 +246,22 @@ def _percent(axes: Axes) -> None:
 
 
 def _draw_scores(axes: Axes, steps: Rows, colours: Mapping[str, str]) -> None:
-    axes.set_title("score of each response")
+    # Of AGM, which tells a reference too; other strategies say in their docstrings what they score.
+    responses = any(_has(steps, f"reference_ratio_{name}") for name in colours)
+    axes.set_title("score of each response" if responses else "score of each modality")
     for name, colour in colours.items():
         _noisy(axes, steps, f"score_{name}", colour)
-    axes.set_ylabel("cross-entropy")
+    axes.set_ylabel("cross-entropy" if responses else "score")
     axes.set_ylim(bottom=0)
 
 
 def _draw_ratios(axes: Axes, steps: Rows, colours: Mapping[str, str]) -> None:
-    axes.set_title("ratio: solid batch, dotted reference")
+    compared = any(_has(steps, f"reference_ratio_{name}") for name in colours)
+    axes.set_title("ratio: solid batch, dotted reference" if compared else "ratio")
     for name, colour in colours.items():
         _noisy(axes, steps, f"ratio_{name}", colour)
+        if not compared:
+            continue
         reference = _column(steps, f"reference_ratio_{name}")
         axes.plot(_column(steps, "step"), reference, color=colour, linestyle=":")
     _around_one(axes, steps, "ratio", colours)

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,17 +104,22 @@ def cut(order: Tensor, batch_size: int) -> tuple[Tensor, ...]:
 class Passes:
     """A split in batches, as often as it is iterated: each pass in another order, which `entropy` decides.
 
-    Without entropy in its own order.
+    Without entropy in its own order. With `numbered` the numbers of the samples come along, as a third item.
     """
 
     split: Split
     batch_size: int
     entropy: tuple[int, ...] = ()
+    numbered: bool = False
     _done: int = field(default=0, init=False)
 
-    def __iter__(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    def __len__(self) -> int:
+        return len(cut(torch.arange(len(self.split)), self.batch_size))
+
+    def __iter__(self) -> Iterator[Any]:
         samples = len(self.split)
         order = _shuffled(samples, *self.entropy, self._done, 2) if self.entropy else torch.arange(samples)
         self._done += 1
         for index in cut(order.to(self.split.target.device), self.batch_size):
-            yield {name: values[index] for name, values in self.split.inputs.items()}, self.split.target[index]
+            inputs = {name: values[index] for name, values in self.split.inputs.items()}
+            yield (inputs, self.split.target[index], *((index,) if self.numbered else ()))

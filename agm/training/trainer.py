@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import time
@@ -306,7 +307,8 @@ class _Trainer:
     def _splits(self, epoch: int) -> dict[str, Passes]:
         """What a strategy may look at between epochs: never the test split."""
         size, seed = self.config.batch_size, self.config.seed
-        splits = {"train": Passes(self.train_split, size, (seed, epoch))}
+        numbered = "index" in self.strategy.needs
+        splits = {"train": Passes(self.train_split, size, (seed, epoch), numbered)}
         if self.watched_name == "validation":
             splits["validation"] = Passes(self.watched_split, max(size, 256))
         return splits
@@ -322,7 +324,7 @@ class _Trainer:
         """The steps of this epoch so far; generators and weights are as before it, also in a resumed run."""
         if self.unfinished is None:
             weights = {} if self.checkpoint_every is None else self.method.model.state_dict()
-            return Taken(random_state(), {name: value.clone() for name, value in weights.items()})
+            return Taken(random_state(), copy.deepcopy(dict(weights)))
         with fitting(self.run.checkpoint):
             taken = Taken.read(self.unfinished["unfinished"], self.train_split.target.device)
             # What a strategy measures as it begins an epoch, it measures before the first step.

@@ -91,6 +91,9 @@ class Loader:
     def __init__(self, *batches: tuple[dict[str, Tensor], Tensor]) -> None:
         self.batches, self.passes = batches, 0
 
+    def __len__(self) -> int:
+        return len(self.batches)
+
     def __iter__(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         self.passes += 1
         return iter(self.batches)

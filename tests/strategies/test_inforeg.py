@@ -126,3 +126,34 @@ def test_the_unimodal_losses_and_no_pull_before_epoch_2():
 def test_a_step_before_the_first_epoch_is_an_error():
     with pytest.raises(RuntimeError, match="begin_epoch"):
         take(InfoReg(late()), *batch_of())
+
+
+def test_the_released_window_goes_by_one_trace():
+    """Twelve epochs of two batches, the trace and its sums followed by hand."""
+    network, modality = late(), "audio"
+    strategy = InfoReg(
+        network, window_of=modality, threshold=0.05, summed_scores=True, factors={"audio": 0.95, "image": 0}
+    )
+    optimizer = torch.optim.SGD(strategy.parameters(), lr=0.05)
+    weights = [network.encoders[modality].conv.weight, network.encoders[modality].linear.weight]
+    traces, seen = [], []
+    for epoch in range(13):
+        strategy.begin_epoch(epoch)
+        newest, before = sum(traces[-10:]), sum(traces[-11:-1])
+        is_open = epoch == 0 or (newest - before) / newest > 0.05
+        seen.append(is_open)
+        assert strategy._window.tolist() == [is_open, is_open]
+        squares = [torch.zeros_like(w) for w in weights]
+        for seed in (2 * epoch, 2 * epoch + 1):
+            take(strategy, *batch_of(seed=seed))
+            squares = [total + w.grad**2 for total, w in zip(squares, weights, strict=True)]
+            optimizer.step()
+        traces.append(sum(float(square.mean()) for square in squares))
+        strategy.end_epoch()
+        assert float(strategy.released_traces[-1]) == pytest.approx(traces[-1], rel=1e-5)
+    assert set(seen) == {True, False}
+    again = InfoReg(late(), window_of=modality)
+    again.load_state_dict(strategy.state_dict())
+    assert torch.equal(again.released_traces, strategy.released_traces)
+    with pytest.raises(ValueError, match="`window_of` to be one of 'audio', 'image', but got 'text'"):
+        InfoReg(network, window_of="text")

@@ -30,7 +30,7 @@ def test_the_loss_is_the_joint_one_and_one_a_modality(combine):
 
 def test_heads_of_its_own_where_the_fusion_does_not_split():
     network, (inputs, target) = early(), batch_of()
-    with pytest.raises(ValueError, match=r"`heads`.*EarlyFusion does not split.*linear_heads"):
+    with pytest.raises(ValueError, match=r"EarlyFusion has no `unimodal_logits.*linear_heads.*AdaptiveAvgPool2d"):
         MultiLoss(network)
     heads = linear_heads(network.widths, 4)
     strategy = MultiLoss(network, heads=heads)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from agm.strategies import Draw, Outcome, Strategy, build, linear_heads, options_of, strategies
+from agm.strategies import Draw, Outcome, Strategy, build, options_of, strategies
 
 from .networks import Loader, assert_same, batch_of, belongs, early, gradients, gradients_of, late, take
 
@@ -246,6 +246,16 @@ def test_statistics_of_a_batch_are_computed_once(build_network):
     torch.testing.assert_close(masked[2], network(**inputs).detach())
 
 
+@pytest.mark.parametrize("first", ["confidences", "cross_entropies", "probes"])
+def test_a_statistic_that_is_asked_for_first_does_not_cut_the_graph(first):
+    network, (inputs, target) = late(), batch_of()
+    batch = Strategy(network).batch(inputs, target)
+    with torch.no_grad():
+        getattr(batch, first)
+    (batch.joint_loss + sum(batch.unimodal_losses.values())).backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
 class NothingIsRead(TorchDispatchMode):
     """Refuses what would wait for a GPU: a number or a condition from a tensor, and shapes that depend on values."""
 
@@ -259,13 +269,15 @@ class NothingIsRead(TorchDispatchMode):
 def test_no_step_reads_from_the_device(name, build_network):
     """All but AGM, whose checks of the target read it on the CPU alone."""
     network, (inputs, target) = build_network(), batch_of()
-    heads = linear_heads(network.widths, 4) if strategies[name].trains_heads else None
+    heads = strategies[name].default_heads(network, 4)
     strategy = build(name, network, heads=heads)
-    splits = {"train": Loader((inputs, target)), "validation": Loader((inputs, target))}
+    strategy.optimizer = torch.optim.SGD(strategy.parameters(), lr=0.1)
+    numbers = (torch.arange(8),) if "index" in strategy.needs else ()
+    splits = {"train": Loader((inputs, target, *numbers)), "validation": Loader((inputs, target))}
     for epoch in range(3):
         strategy.begin_epoch(epoch, **splits)
         with NothingIsRead():
-            take(strategy, inputs, target)
+            list(strategy.steps(inputs, target))
             strategy.statistics()
         strategy.end_epoch(**splits)
 
@@ -273,8 +285,93 @@ def test_no_step_reads_from_the_device(name, build_network):
 def test_the_registry():
     network = late()
     assert isinstance(build("ogm-ge", network, alpha=0.5), strategies["ogm-ge"])
-    assert options_of("mlb") == {"alpha": 0.8, "beta_max": 2.0, "weight": 1.0}
+    assert options_of("mlb") == {"alpha": 0.8, "beta_max": 2.0, "weight": 1.0, "moments": "gradient"}
     with pytest.raises(ValueError, match=r"one of joint, agm, .*, but got 'ogmge'"):
         build("ogmge", network)
     with pytest.raises(TypeError, match="Joint has, but got alpha"):
         build("joint", network, alpha=3)
+
+
+class Paths(nn.Module):
+    """A network whose encoders are known by path alone, with one bias and no `unimodal_logits`."""
+
+    def __init__(self, modalities):
+        super().__init__()
+        parts = late(modalities)
+        self.parts = nn.ModuleDict(parts.encoders)
+        self.out = parts.classifier
+
+    def forward(self, **inputs):
+        return self.out(torch.cat([encoder(inputs[name]) for name, encoder in self.parts.items()], 1))
+
+
+OF_TWO = ("lfm", "pmr", "aug", "balgrad")
+
+
+@pytest.mark.parametrize("modalities", [2, 3])
+@pytest.mark.parametrize("name", list(strategies))
+def test_networks_by_path_train_under_autocast(name, modalities):
+    """Every strategy takes a step that changes encoders, or refuses the number of modalities with words."""
+    network, (inputs, target) = Paths(modalities), batch_of(modalities)
+    settings = {"encoders": {m: f"parts.{m}" for m in inputs}}
+    template = early(modalities)
+    template.widths = dict.fromkeys(inputs, 5)
+    heads = strategies[name].default_heads(template, 4)
+    if heads is not None:
+        settings["heads"] = heads
+    if "widths" in options_of(name):
+        settings |= {"widths": template.widths, "num_classes": 4}
+    if name == "cggm":
+        settings["direction"] = 0.0
+    if modalities == 3 and name in OF_TWO:
+        with pytest.raises(ValueError, match="two modalities"):
+            build(name, network, **settings)
+        return
+    strategy = build(name, network, **settings)
+    strategy.optimizer = torch.optim.SGD(strategy.parameters(), lr=0.1)
+    numbers = (torch.arange(8),) if "index" in strategy.needs else ()
+    splits = {"train": Loader((inputs, target, *numbers)), "validation": Loader((inputs, target))}
+    before = [p.detach().clone() for p in network.parts.parameters()]
+    for epoch in range(2):
+        strategy.begin_epoch(epoch, **splits)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            for outcome in strategy.steps(inputs, target):
+                assert outcome.loss.isfinite()
+                strategy.optimizer.step()
+        strategy.end_epoch(**splits)
+    after = list(network.parts.parameters())
+    assert all(p.isfinite().all() for p in after)
+    assert not all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+    for kind, value in strategy.statistics().items():
+        assert value.shape == (modalities,) or kind not in ("score", "ratio", "coefficient")
+
+
+@pytest.mark.parametrize("name", [name for name in strategies if name not in ("joint", "agm")])
+def test_state_is_where_the_network_is(name):
+    """On the meta device, as on a GPU, without moving the strategy."""
+    network = late().to("meta")
+    heads = strategies[name].default_heads(network, 4)
+    heads = heads and {m: head.to("meta") for m, head in heads.items()}
+    assert {buffer.device.type for buffer in build(name, network, heads=heads).buffers()} == {"meta"}
+
+
+class Distributed(nn.parallel.DistributedDataParallel):
+    """Its kind alone: no processes."""
+
+    def __init__(self, module):
+        nn.Module.__init__(self)
+        self.module = module
+
+
+@pytest.mark.parametrize("name", list(strategies))
+def test_processes_that_would_decide_alone_are_refused(name):
+    network, paths = Distributed(Paths(2)), {m: f"module.parts.{m}" for m in ("audio", "image")}
+    if strategies[name].distributed:
+        assert build(name, network, encoders=paths).network is network
+    else:
+        with pytest.raises(ValueError, match="but got a DistributedDataParallel"):
+            build(name, network, encoders=paths)
+
+
+def test_only_what_decides_nothing_trains_in_several_processes():
+    assert [name for name, kind in strategies.items() if kind.distributed] == ["joint", "agm"]

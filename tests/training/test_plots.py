@@ -63,6 +63,23 @@ def test_a_run_without_modulation_has_no_empty_panels(settings, tmp_path, method
     assert all(axes.lines for axes in figure.axes)
 
 
+@pytest.mark.parametrize(
+    ("method", "titles"),
+    [
+        ("igm", []),
+        ("mla", ["score of each modality"]),
+        ("ogm", ["ratio", "modulation coefficient"]),
+        ("amgb", ["score of each modality", "ratio", "modulation coefficient"]),
+    ],
+)
+def test_whatever_a_strategy_tells_of_its_steps_has_a_panel(settings, tmp_path, method, titles):
+    train(settings(method=method, fusion="late"), tmp_path / "run")
+    metrics, steps = (read_table(tmp_path / "run" / name) for name in ("metrics.csv", "steps.csv"))
+    shown = [axes for axes in plots.training_figure(metrics, steps, "").axes if axes.get_visible()]
+    assert [axes.get_title(loc="left") for axes in shown[3:]] == titles
+    assert all(axes.lines for axes in shown)
+
+
 def test_the_picture_decodes_and_shows_something(run):
     from matplotlib import image
 

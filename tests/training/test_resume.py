@@ -32,10 +32,12 @@ def assert_same_runs(left: Path, right: Path) -> None:
     assert rows[0] == rows[1]
 
 
-@pytest.mark.parametrize(("method", "every"), [("agm", 1), ("agm", 3), ("inforeg", 1), ("g-blending", 1)])
+@pytest.mark.parametrize(
+    ("method", "every"), [("agm", 1), ("agm", 3), ("inforeg", 1), ("g-blending", 1), ("mses", 1), ("aug", 1)]
+)
 def test_a_run_goes_on_from_any_step(settings, tmp_path, method, every):
     """12 steps, 4 an epoch, with dropout and batch norm; broken off after each checkpoint inside an epoch."""
-    held_out = {"validation": 0.02, "batch_size": 13} if method == "g-blending" else {}
+    held_out = {"validation": 0.02, "batch_size": 13} if method in ("g-blending", "mses") else {}
     config = settings(method=method, start=1, **held_out)
     train(config, tmp_path / "whole")
     taken = 0

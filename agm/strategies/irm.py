@@ -1,0 +1,162 @@
+"""Information regulation: samples weighted by what teachers of single modalities disagree on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from agm.strategies._checks import check_count, check_number
+from agm.strategies.batch import Batch
+from agm.strategies.heads import linear_heads
+from agm.strategies.measuring import Batches
+from agm.strategies.strategy import Common, Strategy
+
+__all__ = ["IRM", "Teacher"]
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+
+class IRM(Strategy):
+    """Information regulation, after the mechanism of that name for cloudy scenes (Wang et al., "Multi-Modality Transfer
+    Learning for Cloudy Remote Sensing Images", arXiv 2501.04283), as far as its figures tell.
+
+        L = CE(f, y) + weight * sum_m mean over the samples of r_m(x) KL(t_m(x) || softmax f(x))
+
+    t_m is the prediction of a teacher that was trained on modality m alone and stays as it is. The ratios r_m(x), of
+    every sample, give the modality that says less of it more weight. What is ours, since the formula was not found:
+
+        r_m = M d_m / sum_j d_j,     d_m(x) = 1 - t_m(x)_y
+
+    and that the class label stands in the place of the source network's prediction, of which the original has no
+    labels; its filter of pseudo-labels is not needed then. Teachers that are not given are trained at the first epoch
+    of the window: a copy of each encoder with the weights of that moment and a linear head, for `teacher_epochs`.
+
+    Args:
+        network: see `Strategy`.
+        weight: of the teachers, >= 0; 1, ours.
+        teachers: modality -> module from its input to logits (B, C). They are not trained, and stay in eval mode.
+        teacher_epochs: of teachers that are not given; ours.
+        make_optimizer: parameters -> optimizer of a teacher; SGD with learning rate 0.01 and momentum 0.9 by default.
+        num_classes, widths: of the network, where it does not say them and teachers are to be made.
+        common: see `Strategy`. Outside the window the loss is the joint one.
+
+    Raises:
+        ValueError: teachers for other modalities, or none and a network that does not say its widths and classes.
+
+    Example:
+        >>> strategy = IRM(network, teachers={"optical": optical_network, "sar": sar_network})
+    """
+
+    trained: Tensor  # () bool, whether the teachers are
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        weight: float = 1.0,
+        teachers: Mapping[str, nn.Module] | None = None,
+        teacher_epochs: int = 5,
+        make_optimizer: MakeOptimizer | None = None,
+        num_classes: int | None = None,
+        widths: Mapping[str, int] | None = None,
+        **common: Unpack[Common],
+    ) -> None:
+        super().__init__(network, **common)
+        self.weight = check_number("weight", weight)
+        self.teacher_epochs = check_count("teacher_epochs", teacher_epochs)
+        self.make_optimizer = make_optimizer or _sgd
+        if teachers is not None and set(teachers) != set(self.modalities):
+            raise ValueError(
+                f"Expected argument `teachers` to map each of {self.modalities}, but got {tuple(teachers)}."
+            )
+        known: Any = network
+        widths, classes = widths or getattr(known, "widths", None), num_classes or getattr(known, "num_classes", None)
+        if teachers is None and (not widths or not classes):
+            raise ValueError(
+                "Expected argument `teachers`, or `widths` and `num_classes` to make them for a network that does not "
+                f"say them, but got {widths!r} and {classes!r}."
+            )
+        if teachers is None:
+            self.needs = frozenset({"train"})
+            like = next(network.parameters())
+            heads = linear_heads(dict(widths or {}), int(classes or 0))
+            made: dict[str, nn.Module] = {
+                name: Teacher(copy.deepcopy(self.parts.encoders[name]), heads[name].to(like))
+                for name in self.modalities
+            }
+        else:
+            made = {name: teachers[name] for name in self.modalities}
+        self.teachers = nn.ModuleDict(made).requires_grad_(False)
+        self.register_buffer("trained", torch.tensor(teachers is not None))
+
+    def train(self, mode: bool = True) -> IRM:
+        super().train(mode)
+        self.teachers.eval()
+        return self
+
+    def begin_epoch(self, epoch: int, *, train: Batches | None = None, validation: Batches | None = None) -> None:
+        super().begin_epoch(epoch)
+        if self.active and not bool(self.trained):
+            batches = self.required(train, "train")
+            for name, teacher in self.teachers.items():
+                if isinstance(teacher, Teacher):
+                    teacher.encoder.load_state_dict(self.parts.encoders[name].state_dict())
+                self._teach(name, teacher, batches)
+            self.trained.fill_(True)
+
+    def _teach(self, name: str, teacher: nn.Module, batches: Batches) -> None:
+        teacher.train().requires_grad_(True)
+        optimizer = self.make_optimizer(teacher.parameters())
+        for _ in range(self.teacher_epochs):
+            for inputs, target, *_ in batches:
+                optimizer.zero_grad()
+                self.criterion(self.parts.given(teacher, name, inputs), target).backward()
+                optimizer.step()
+        teacher.eval().requires_grad_(False)
+        for parameter in teacher.parameters():
+            parameter.grad = None
+
+    def loss(self, batch: Batch) -> Tensor:
+        if not self.active:
+            return batch.joint_loss
+        with torch.no_grad():
+            taught = torch.stack(
+                [self.parts.given(self.teachers[n], n, batch.inputs).log_softmax(-1) for n in self.modalities]
+            )
+            true = taught.exp().gather(2, batch.target.expand(len(taught), -1).unsqueeze(2)).squeeze(2)  # (M, B)
+            gaps = 1 - true
+            total = gaps.sum(0)
+            # Teachers that are all certain weigh alike.
+            ratios = torch.where(total > 0, len(gaps) * gaps / total.clamp_min(torch.finfo(total.dtype).tiny), 1.0)
+        logs = batch.logits.log_softmax(-1)
+        rows = F.kl_div(logs.expand_as(taught), taught, reduction="none", log_target=True).sum(-1)  # (M, B)
+        self.latest = {"score": true.mean(1), "coefficient": ratios.mean(1)}
+        return batch.joint_loss + self.weight * (ratios * rows).mean(1).sum()
+
+
+class Teacher(nn.Module):
+    """An encoder and a head: logits (B, C) of one modality's input.
+
+    Args:
+        encoder: gives its feature.
+        head: takes it.
+    """
+
+    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """(B, C), from what the encoder takes."""
+        logits: Tensor = self.head(self.encoder(*args, **kwargs))
+        return logits
+
+
+def _sgd(parameters: Iterable[nn.Parameter]) -> Optimizer:
+    return torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
