@@ -4,6 +4,8 @@
 """
 
 from agm.ops._backends import Service, backends
+from agm.ops.batch_norm_rows import batch_norm_rows
+from agm.ops.dropout_rows import dropout_rows
 from agm.ops.expand_subsets import expand_subsets, expand_subsets_backward
 from agm.ops.modulate import modulate, modulate_backward, prepare
 from agm.ops.modulate_additive import modulate_additive, modulate_additive_backward
@@ -13,6 +15,8 @@ from agm.ops.scale_gradients import scale_gradients_
 __all__ = [
     "Service",
     "backends",
+    "batch_norm_rows",
+    "dropout_rows",
     "expand_subsets",
     "expand_subsets_backward",
     "modulate",
