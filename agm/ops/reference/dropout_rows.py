@@ -29,7 +29,7 @@ def dropout_rows_backward(grad: Tensor, mask: Tensor, p: float) -> Tensor:
     """The gradient of the input, from the gradient of the output and the mask of the train rows."""
     train, rest = grad[: len(mask)], grad[len(mask) :]
     if grad.is_cuda:
-        return torch.cat([torch.native_dropout_backward(train, mask, 0.0 if p == 1 else 1 / (1 - p)), rest])
+        return torch.cat([torch.ops.aten.native_dropout_backward(train, mask, 0.0 if p == 1 else 1 / (1 - p)), rest])
     return _rows(train, mask, rest, torch.empty_like(grad))
 
 
