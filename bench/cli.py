@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from bench import base, check, compiling, grads, head, loading, profiling, report, running, scaling, step, worker
+from bench import base, check, compiling, grads, head, loading, profiling, report, running, sass, scaling, step, worker
 from bench.cases import Options
 from bench.networks import FUSIONS, NETWORKS
 from bench.rows import environment, write
@@ -33,6 +33,7 @@ other commands:
   report    tables, pictures and the README's section, again from bench/results
   check     measures what bench/thresholds.toml bounds; fails where a bound is broken
   profile   where the time of a step goes
+  sass      instructions a class of the CUDA kernels, read from their machine code; needs nvcc, no GPU
 """
 
 
@@ -43,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    result.add_argument("command", choices=(*SUITES, "report", "check", "profile", "worker"), metavar="COMMAND")
+    result.add_argument("command", choices=(*SUITES, "report", "check", "profile", "sass", "worker"), metavar="COMMAND")
     result.add_argument("--rounds", type=int, default=7, help="measurements of each variant, 2 or more (default 7)")
     result.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     result.add_argument("--quick", action="store_true", help="few small cases, nothing compiled")
@@ -83,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(check.main(options))
     elif given.command == "profile":
         print(profiling.table(options))
+    elif given.command == "sass":
+        raise SystemExit(sass.main())
     elif given.command == "worker":
         worker.serve(SUITES[given.suite], options)
     elif given.base:

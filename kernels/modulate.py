@@ -28,6 +28,9 @@ _SAMPLES = 64  # that `_finish_shares` merges at a time
 _PROGRAMS = 64  # whose findings `_finish` adds up at a time
 
 
+_SCALE = tl.constexpr(4.0)  # responses are kept divided by it
+
+
 @cache
 def subset_weights(modalities: int, device: torch.device) -> Tensor:
     """Shapley weights w(m, S): (2**M - 1, M rounded up to a power of two) float64, 0 in the columns added.
@@ -67,8 +70,28 @@ def _beats(logit, index, target, label):
 
 
 @triton.jit
+def _possible(logit, impossible):
+    """The logit, or 0 in place of -inf, and whether this or an earlier one of the class was -inf."""
+    gone = logit == float("-inf")
+    return tl.where(gone, 0.0, logit), impossible | gone
+
+
+@triton.jit
+def _without(response, impossible):
+    # -inf for the classes that a sample cannot have, where their other logits are finite.
+    return tl.where(impossible & (response - response == 0.0), float("-inf"), response)
+
+
+@triton.jit
+def _unscale(largest, total, target, SCALE: tl.constexpr):
+    # Responses that cannot be stored make a step a skipped one, as what is no number does.
+    largest = largest * SCALE
+    return largest, tl.where(largest == float("inf"), float("nan"), total), target * SCALE
+
+
+@triton.jit
 def _add_tile(
-    response,  # (PADDED, SAMPLES, CLASSES)
+    response,  # (PADDED, SAMPLES, CLASSES), divided by SCALE: no sum of logits overflows on the way
     index,  # (CLASSES,)
     inside,  # (SAMPLES, CLASSES)
     target,  # (PADDED, SAMPLES)
@@ -76,13 +99,14 @@ def _add_tile(
     largest,  # (PADDED, SAMPLES), as the two below
     total,
     beaten,
+    SCALE: tl.constexpr,
 ):
     worse = _beats(response, index[None, None, :], target[:, :, None], label[None, :, None]) & inside[None, :, :]
     beaten = beaten | tl.max(worse.to(tl.int32), 2)
     response = tl.where(inside[None, :, :], response, float("-inf"))
     new = tl.maximum(largest, tl.max(response, 2))
     shift = _shift(new)
-    total = total * tl.exp(largest - shift) + tl.sum(tl.exp(response - shift[:, :, None]), 2)
+    total = total * tl.exp((largest - shift) * SCALE) + tl.sum(tl.exp((response - shift[:, :, None]) * SCALE), 2)
     return new, total, beaten
 
 
@@ -112,15 +136,18 @@ def _look(
     row_stride = tl.cast(row_stride, tl.int64)  # 62 rows of it may pass 2**31
     target = tl.zeros([PADDED, SAMPLES], DTYPE)
     joint_target = tl.zeros([SAMPLES], DTYPE)
+    impossible_target = tl.zeros([SAMPLES], tl.int1)
     for row in range(ROWS):
-        weight = tl.load(weights + row * PADDED + modality).to(DTYPE)
+        weight = (tl.load(weights + row * PADDED + modality) / _SCALE).to(DTYPE)
         joint_target = tl.load(logits + row * row_stride + label, mask=known, other=0.0).to(DTYPE)
+        own, impossible_target = _possible(joint_target, impossible_target)
         # An explicit fused operation here and below: equal logits must give equal responses, or ties break.
         target = tl.fma(
             tl.broadcast_to(weight[:, None], [PADDED, SAMPLES]),
-            tl.broadcast_to(joint_target[None, :], [PADDED, SAMPLES]),
+            tl.broadcast_to(own[None, :], [PADDED, SAMPLES]),
             target,
         )
+    target = _without(target, impossible_target[None, :])
 
     largest = tl.full([PADDED, SAMPLES], float("-inf"), DTYPE)
     total = tl.zeros([PADDED, SAMPLES], DTYPE)
@@ -135,17 +162,20 @@ def _look(
         at = logits[:, None] + index[None, :]
         response = tl.zeros([PADDED, SAMPLES, CLASSES], DTYPE)
         joint = tl.zeros([SAMPLES, CLASSES], DTYPE)
+        impossible = tl.zeros([SAMPLES, CLASSES], tl.int1)
         for row in range(ROWS):
-            weight = tl.load(weights + row * PADDED + modality).to(DTYPE)
+            weight = (tl.load(weights + row * PADDED + modality) / _SCALE).to(DTYPE)
             joint = tl.load(at + row * row_stride, mask=inside, other=0.0).to(DTYPE)
+            own, impossible = _possible(joint, impossible)
             response = tl.fma(
                 tl.broadcast_to(weight[:, None, None], [PADDED, SAMPLES, CLASSES]),
-                tl.broadcast_to(joint[None, :, :], [PADDED, SAMPLES, CLASSES]),
+                tl.broadcast_to(own[None, :, :], [PADDED, SAMPLES, CLASSES]),
                 response,
             )
+        response = _without(response, impossible[None, :, :])
         worse = _beats(joint, index[None, :], joint_target[:, None], label[:, None]) & inside
         joint_beaten = joint_beaten | tl.max(worse.to(tl.int32), 1)
-        largest, total, beaten = _add_tile(response, index, inside, target, label, largest, total, beaten)
+        largest, total, beaten = _add_tile(response, index, inside, target, label, largest, total, beaten, _SCALE)
         if SMOOTHING:
             away = joint_target[:, None] - joint
             if class_weight is not None:
@@ -158,6 +188,7 @@ def _look(
             joint_total *= tl.exp(joint_largest - joint_shift)
             joint_total += tl.sum(tl.exp(joint - joint_shift[:, None]), 1)
             joint_largest = joint_new
+    largest, total, target = _unscale(largest, total, target, _SCALE)
     return largest, total, target, beaten, joint_beaten, joint_largest, joint_total, joint_target, spread
 
 

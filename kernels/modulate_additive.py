@@ -23,6 +23,9 @@ from agm.kernels.modulate import (
     _float64,
     _leave,
     _leave_share,
+    _possible,
+    _unscale,
+    _without,
 )
 from torch import Tensor
 
@@ -35,6 +38,8 @@ _TILE = {2: 512, 4: 256, 8: 128, 16: 32}
 _MAX_STATES = 32  # modalities * samples of that tile: each of them takes registers of its own
 _BLOCK = 1024  # elements of a gradient that a program of the backward holds: samples * classes
 _MAX_CLASSES = 128  # of that block
+_SCALE = tl.constexpr(64.0)  # responses are kept divided by it: a sum over 16 modalities does not overflow
+_INVERSE = tl.constexpr(1 / 64)
 _SHARES = 64  # of the batch, whose columns' sums `_scale_columns` adds up at a time
 
 
@@ -52,30 +57,37 @@ def _responses(
     PADDED: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """The joint logits, and the responses p_m - q_m + (z_full - sum_j (p_j - q_j)) / M."""
+    """The joint logits, and the responses p_m - q_m + (z_full - sum_j (p_j - q_j)) / M, divided by _SCALE."""
     # One modality after the other: the order of a sum over a dimension would depend on the other dimensions, and
     # equal logits must give equal responses, or ties break. p_m is read once more below, from the cache.
     joint = tl.zeros(present.shape, DTYPE)
     rest = tl.zeros(present.shape, DTYPE)
+    impossible = tl.zeros(present.shape, tl.int1)
     for m in range(MODALITIES):
         own = tl.load(present + m * row_stride, mask=needed, other=0.0).to(DTYPE)
         other = tl.load(absent + m * absent_stride, mask=inside, other=0.0).to(DTYPE)
         joint += own
-        rest += own - other
+        own, impossible = _possible(own, impossible)
+        other, impossible = _possible(tl.broadcast_to(other, present.shape), impossible)
+        rest += own * _INVERSE - other * _INVERSE
     if joint_logits is not None:
         joint = tl.load(joint_logits, mask=needed, other=0.0).to(DTYPE)
     elif bias is not None:
         joint += tl.load(bias, mask=inside, other=0.0).to(DTYPE)
-    rest = joint - rest
+    together, impossible = _possible(joint, impossible)
+    rest = together * _INVERSE - rest
 
     modality = tl.arange(0, PADDED)[:, None, None]
     real = modality < MODALITIES
     owns = tl.load(present[None, :, :] + modality * row_stride, mask=real & needed[None, :, :], other=0.0)
     others = tl.load(absent[None, :, :] + modality * absent_stride, mask=real & inside[None, :, :], other=0.0)
-    difference = owns.to(DTYPE) - others.to(DTYPE)
+    owns, _ = _possible(owns.to(DTYPE), impossible[None, :, :])
+    others, _ = _possible(tl.broadcast_to(others.to(DTYPE), owns.shape), impossible[None, :, :])
+    difference = owns * _INVERSE - others * _INVERSE
     inverse = tl.full(difference.shape, 1.0, DTYPE) / MODALITIES
     # Fused by name, since the compiler may fuse in one place and not in another.
-    return joint, tl.fma(tl.broadcast_to(rest[None, :, :], difference.shape), inverse, difference)
+    response = tl.fma(tl.broadcast_to(rest[None, :, :], difference.shape), inverse, difference)
+    return joint, _without(response, impossible[None, :, :])
 
 
 @triton.jit
@@ -142,7 +154,8 @@ def _look(
             tl.store(out[:, None] + index[None, :], joint.to(out.dtype.element_ty), mask=here)
         worse = _beats(joint, index[None, :], joint_target[:, None], label[:, None]) & inside
         joint_beaten = joint_beaten | tl.max(worse.to(tl.int32), 1)
-        largest, total, beaten = _add_tile(response, index, inside, target, label, largest, total, beaten)
+        largest, total, beaten = _add_tile(response, index, inside, target, label, largest, total, beaten, _SCALE)
+    largest, total, target = _unscale(largest, total, target, _SCALE)
     return largest, total, target, beaten, joint_beaten
 
 

@@ -20,6 +20,22 @@ struct Sample {
   bool hit[kMaxModalities + 1];
 };
 
+// Numbers beyond these may be sums that overflowed on the way.
+template <typename A>
+constexpr A kLarge = std::numeric_limits<A>::max() / 4;
+
+// Whether all numbers of a tile are small enough, or NaN.
+template <typename A>
+AGM_HOST_DEVICE bool tile_is_small(const A* logits, int64_t count) {
+  A largest = 0, lowest = 0;
+#pragma omp simd reduction(max : largest) reduction(min : lowest)
+  for (int64_t i = 0; i < count; ++i) {
+    largest = logits[i] > largest ? logits[i] : largest;
+    lowest = logits[i] < lowest ? logits[i] : lowest;
+  }
+  return largest < kLarge<A> && lowest > -kLarge<A>;
+}
+
 template <typename A>
 AGM_HOST_DEVICE void add_tile(Softmax<A>& softmax, const A* logits, int64_t count) {
   A largest = softmax.largest;
@@ -70,9 +86,10 @@ struct JointLoss {
 
 // `source.responses(b, start, count, response)` gives the responses of some classes of sample b, and behind
 // them its joint logits. Each class is asked for once, and the label once more. `joint->add_tile` is given
-// the joint logits, each class once.
+// the joint logits, each class once. Returns whether the scores stand: not where a response is no number, or
+// too large to tell whether it overflowed. Then `score_exactly` is asked.
 template <typename A, typename Source, typename Joint = JointLoss<A>>
-AGM_HOST_DEVICE void score_sample_body(const Source& source, int64_t b, int64_t label, double cap,
+AGM_HOST_DEVICE bool score_sample_body(const Source& source, int64_t b, int64_t label, double cap,
                                        Sample& sample, Joint* joint = nullptr) {
   const int modalities = source.modalities;
   A response[(kMaxModalities + 1) * kTile];
@@ -83,18 +100,51 @@ AGM_HOST_DEVICE void score_sample_body(const Source& source, int64_t b, int64_t 
 
   Softmax<A> softmax[kMaxModalities];
   bool beaten[kMaxModalities + 1] = {};
+  bool plain = true;
   for (int64_t start = 0; start < source.classes; start += kTile) {
     const int64_t count = std::min(kTile, source.classes - start);
     source.responses(b, start, count, response);
     for (int m = 0; m <= modalities; ++m) {
       const A* tile = response + m * kTile;
-      if (m < modalities) add_tile(softmax[m], tile, count);
+      if (m < modalities) {
+        add_tile(softmax[m], tile, count);
+        plain &= tile_is_small(tile, count);
+      }
       beaten[m] |= tile_beats(tile, start, count, target[m], label);
     }
     if (joint != nullptr) joint->add_tile(response + modalities * kTile, start, count, target[modalities]);
   }
   for (int m = 0; m < modalities; ++m) sample.cost[m] = softmax[m].cost(target[m], static_cast<A>(cap));
   for (int m = 0; m <= modalities; ++m) sample.hit[m] = !beaten[m];
+  for (int m = 0; m < modalities; ++m) plain &= softmax[m].sum == softmax[m].sum;
+  return plain;
+}
+
+// A response computed in float64: -inf where the sample cannot have the class and the other logits are
+// finite.
+template <typename A>
+A exact_response(double response, bool impossible) {
+  return impossible && std::isfinite(response) ? -kInfinity<A> : static_cast<A>(response);
+}
+
+template <typename A, typename Source>
+struct ExactSource {
+  const Source& source;
+  int64_t classes = source.classes;
+  int modalities = source.modalities;
+
+  void responses(int64_t b, int64_t start, int64_t count, A* response) const {
+    source.exact_responses(b, start, count, response);
+  }
+};
+
+// The scores of a sample once more, with responses that are computed in float64: rare, and slow.
+template <typename A, typename Source>
+#if defined(__GNUC__)
+__attribute__((noinline))
+#endif
+void score_exactly(const Source& source, int64_t b, int64_t label, double cap, Sample& sample) {
+  score_sample_body<A>(ExactSource<A, Source>{source}, b, label, cap, sample);
 }
 
 // Which class each sample has.
