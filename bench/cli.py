@@ -7,7 +7,22 @@ from pathlib import Path
 
 import torch
 
-from bench import base, check, compiling, grads, head, loading, profiling, report, running, sass, scaling, step, worker
+from bench import (
+    base,
+    check,
+    compiling,
+    grads,
+    head,
+    linear,
+    loading,
+    profiling,
+    report,
+    running,
+    sass,
+    scaling,
+    step,
+    worker,
+)
 from bench.cases import Options
 from bench.networks import FUSIONS, NETWORKS
 from bench.rows import environment, write
@@ -16,6 +31,7 @@ SUITES = {
     "head": head,
     "step": step,
     "grads": grads,
+    "linear": linear,
     "compile": compiling,
     "data": loading,
     "scaling": scaling,
@@ -26,6 +42,7 @@ suites:
   head      each op alone: forward, backward, both; every backend, and the rivals
   step      a whole training step over a joint one: time, peak memory, rows through the encoders
   grads     rescaling the parameter gradients of real networks
+  linear    the fused linear head against logits that are made: time and memory
   compile   a step in eager mode, under torch.compile, in a CUDA graph
   data      examples a second of the loaders
   scaling   head and step over batch, classes and modalities

@@ -10,6 +10,10 @@ from agm.ops.expand_subsets import expand_subsets, expand_subsets_backward
 from agm.ops.modulate import modulate, modulate_backward, prepare
 from agm.ops.modulate_additive import modulate_additive, modulate_additive_backward
 from agm.ops.modulate_cross_entropy import modulate_cross_entropy, modulate_cross_entropy_backward
+from agm.ops.modulate_linear_cross_entropy import (
+    modulate_linear_cross_entropy,
+    modulate_linear_cross_entropy_backward,
+)
 from agm.ops.scale_gradients import scale_gradients_
 
 __all__ = [
@@ -25,6 +29,8 @@ __all__ = [
     "modulate_backward",
     "modulate_cross_entropy",
     "modulate_cross_entropy_backward",
+    "modulate_linear_cross_entropy",
+    "modulate_linear_cross_entropy_backward",
     "prepare",
     "scale_gradients_",
 ]

@@ -28,6 +28,17 @@ _SIGNATURES = {
         "(Tensor grad_loss, Tensor? grad_logits, Tensor joint_logits, Tensor target, Tensor? weight, Tensor normalizer,"
         " Tensor sums, Tensor subset_scales, int ignore_index, float label_smoothing) -> Tensor"
     ),
+    "modulate_linear_cross_entropy": (
+        "(Tensor hidden, Tensor weight, Tensor? bias, "
+        + _STEP.format("")
+        + "float label_smoothing, bool update, SymInt chunk_rows)"
+        " -> (Tensor loss, Tensor subset_scales, Tensor normalizer, Tensor count)"
+    ),
+    "modulate_linear_cross_entropy_backward": (
+        "(Tensor grad_loss, Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor normalizer, Tensor count,"
+        " Tensor subset_scales, int ignore_index, float label_smoothing, SymInt chunk_classes)"
+        " -> (Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)"
+    ),
     "modulate_additive": (
         "(Tensor present, Tensor absent, Tensor? bias, Tensor? joint_logits, " + _STEP.format("") + "bool update)"
         " -> (Tensor logits, Tensor scales)"
@@ -90,6 +101,22 @@ def _fake_modulate_cross_entropy_backward(
     *_: object,
 ) -> Tensor:
     return joint_logits.new_empty((subset_scales.shape[0], *joint_logits.shape))
+
+
+def _fake_modulate_linear_cross_entropy(hidden: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    wide = torch.float64
+    return (
+        _accumulate(hidden),
+        hidden.new_empty(hidden.shape[0], dtype=wide),
+        _accumulate(hidden, 2, hidden.shape[1]),
+        hidden.new_empty((), dtype=wide),
+    )
+
+
+def _fake_modulate_linear_cross_entropy_backward(
+    grad_loss: Tensor, hidden: Tensor, weight: Tensor, *_: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    return hidden.new_empty(hidden.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
 
 
 def _fake_modulate_additive(

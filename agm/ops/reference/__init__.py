@@ -16,6 +16,10 @@ from agm.ops.reference.modulate_additive import (
     modulate_additive_backward,
 )
 from agm.ops.reference.modulate_cross_entropy import modulate_cross_entropy, modulate_cross_entropy_backward
+from agm.ops.reference.modulate_linear_cross_entropy import (
+    modulate_linear_cross_entropy,
+    modulate_linear_cross_entropy_backward,
+)
 from agm.ops.reference.scale_gradients import philox_normal, scale_gradients_
 from agm.ops.reference.steps import (
     COEFFICIENTS,
@@ -63,6 +67,8 @@ __all__ = [
     "modulate_backward",
     "modulate_cross_entropy",
     "modulate_cross_entropy_backward",
+    "modulate_linear_cross_entropy",
+    "modulate_linear_cross_entropy_backward",
     "philox_normal",
     "responses",
     "sample_scores",
