@@ -10,8 +10,7 @@ import math
 import torch
 import triton
 import triton.language as tl
-from agm.kernels.launching import ENOUGH_PROGRAMS, accumulation_dtype, bits, device_guard
-from agm.kernels.modulate import _float64
+from agm.kernels.launching import ENOUGH_PROGRAMS, accumulation_dtype, bits, device_guard, float64
 from torch import Tensor
 
 __all__ = ["batch_norm_rows", "batch_norm_rows_backward"]
@@ -120,7 +119,7 @@ def _normalise(
     CHUNKS: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    momentum, eps = _float64(momentum), _float64(eps)
+    momentum, eps = float64(momentum), float64(eps)
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     inside = channel < channels
 
@@ -241,7 +240,7 @@ def _pull_back(
     rest_product = tl.sum(tl.where(of_train, 0.0, products), 0, keep_dims=True)
     invstd = _per_channel(saved_invstd, channel, inside, 0.0, DTYPE)
     variance = tl.load(updated_var + channel, mask=inside, other=1.0)
-    rest_invstd = _inverse_deviation(variance, _float64(eps)).to(DTYPE)
+    rest_invstd = _inverse_deviation(variance, float64(eps)).to(DTYPE)
     if tl.program_id(1) == 0:
         of_weight = product * invstd + rest_product * rest_invstd
         tl.store(grad_weight + channel, of_weight.to(grad_weight.dtype.element_ty), mask=inside)

@@ -4,10 +4,11 @@ import struct
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["ENOUGH_PROGRAMS", "accumulation_dtype", "bits", "device_guard", "unit_class_stride"]
+__all__ = ["ENOUGH_PROGRAMS", "accumulation_dtype", "bits", "device_guard", "float64", "unit_class_stride"]
 
 ENOUGH_PROGRAMS = 512  # fills any GPU of today a few times
 
@@ -20,6 +21,12 @@ def device_guard(tensor: Tensor) -> AbstractContextManager[object]:
 def bits(number: float) -> int:
     """A float64 for a kernel, which takes plain floats as float32."""
     return struct.unpack("<q", struct.pack("<d", number))[0]
+
+
+@triton.jit
+def float64(bits):
+    """What `bits` made of a float64."""
+    return tl.cast(bits, tl.int64).to(tl.float64, bitcast=True)
 
 
 def unit_class_stride(tensor: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The modulation of additive fusions in Triton, for up to 16 modalities.
 
 `agm.ops.reference` is the specification. `_score_additive` (of many classes `_score_additive_shares`) reads p_m once
-from memory; how the step is made of what it leaves is in `agm.kernels.modulate`. There is no CUDA C++ version: Triton
+from memory; how the step is made of what it leaves is in `agm.kernels.finishing`. There is no CUDA C++ version: Triton
 serves NVIDIA and AMD alike, and where it is missing the reference does the same O(M * B * C) work in more launches.
 """
 
@@ -10,23 +10,12 @@ import math
 import torch
 import triton
 import triton.language as tl
-from agm.kernels.launching import ENOUGH_PROGRAMS, accumulation_dtype, bits, device_guard, unit_class_stride
-from agm.kernels.modulate import (
-    _MAX_PROGRAMS,
-    _PROGRAMS,
-    _SAMPLES,
-    _add_tile,
-    _beats,
-    _cost,
-    _finish,
-    _finish_shares,
-    _float64,
-    _leave,
-    _leave_share,
-    _possible,
-    _unscale,
-    _without,
-)
+from agm.kernels.additive_gradients import modulate_additive_backward
+from agm.kernels.finishing import _finish, _finish_shares
+from agm.kernels.launching import ENOUGH_PROGRAMS, accumulation_dtype, bits, device_guard, float64, unit_class_stride
+from agm.kernels.modulate import _MAX_PROGRAMS, _PROGRAMS, _SAMPLES
+from agm.kernels.responses import _add_tile, _beats, _cost, _possible, _unscale, _without
+from agm.kernels.scoring import _leave, _leave_share
 from torch import Tensor
 
 __all__ = ["MAX_MODALITIES", "modulate_additive", "modulate_additive_backward"]
@@ -36,11 +25,8 @@ MAX_MODALITIES = 16
 # By modalities, rounded up to a power of two: p_m that a program holds of each, samples * classes.
 _TILE = {2: 512, 4: 256, 8: 128, 16: 32}
 _MAX_STATES = 32  # modalities * samples of that tile: each of them takes registers of its own
-_BLOCK = 1024  # elements of a gradient that a program of the backward holds: samples * classes
-_MAX_CLASSES = 128  # of that block
 _SCALE = tl.constexpr(64.0)  # responses are kept divided by it: a sum over 16 modalities does not overflow
 _INVERSE = tl.constexpr(1 / 64)
-_SHARES = 64  # of the batch, whose columns' sums `_scale_columns` adds up at a time
 
 
 @triton.jit
@@ -183,8 +169,8 @@ def _score_additive(
     CLASSES: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    # Each program works on every so-manieth group of samples.
-    cap = _float64(cap).to(DTYPE)
+    # A grid-stride loop over groups of samples.
+    cap = float64(cap).to(DTYPE)
     cost = tl.zeros([PADDED, SAMPLES], tl.float64)
     hit = tl.zeros([PADDED, SAMPLES], tl.int64)
     joint_hit = tl.zeros([SAMPLES], tl.int64)
@@ -341,108 +327,3 @@ def modulate_additive(
         )
         _finish[(1,)](costs, hits, programs, *step, BLOCK=_PROGRAMS, **finish)
     return logits, scales
-
-
-@triton.jit
-def _scaled(scale, number):
-    return tl.where(scale == 0.0, 0.0, scale * number)
-
-
-@triton.jit
-def _scale_and_sum(
-    grad,  # (batch, classes)
-    scales,  # (rows,) float64
-    out,  # (rows, batch, classes)
-    sums,  # (shares, classes) float64
-    rows,
-    batch,
-    classes,
-    share,  # samples of each program
-    SAMPLES: tl.constexpr,
-    CLASSES: tl.constexpr,
-):
-    # One program reads its samples and classes once, writes them into every row, and sums the columns.
-    index = tl.program_id(0) * CLASSES + tl.arange(0, CLASSES)
-    begin = tl.program_id(1) * share
-    end = tl.minimum(begin + share, batch)
-    size = tl.cast(batch, tl.int64) * classes
-    column = tl.zeros([CLASSES], tl.float64)
-    for first in range(begin, end, SAMPLES):
-        sample = first + tl.arange(0, SAMPLES)
-        inside = (sample < end)[:, None] & (index < classes)[None, :]
-        at = sample.to(tl.int64)[:, None] * classes + index[None, :]
-        gradient = tl.load(grad + at, mask=inside, other=0.0)
-        if gradient.dtype != tl.float64:
-            gradient = gradient.to(tl.float32)
-        column += tl.sum(gradient, 0).to(tl.float64)
-        target = out + at
-        for row in range(rows):
-            scale = tl.load(scales + row).to(gradient.dtype)
-            tl.store(target, _scaled(scale, gradient).to(out.dtype.element_ty), mask=inside)
-            target += size
-    tl.store(sums + tl.program_id(1).to(tl.int64) * classes + index, column, mask=index < classes)
-
-
-@triton.jit
-def _scale_columns(
-    sums,  # (shares, classes) float64
-    scales,  # (rows,) float64
-    out,  # (rows, classes)
-    rows,
-    shares,
-    classes,
-    SHARES: tl.constexpr,
-    CLASSES: tl.constexpr,
-    DTYPE: tl.constexpr,
-):
-    index = tl.program_id(0) * CLASSES + tl.arange(0, CLASSES)
-    total = tl.zeros([SHARES, CLASSES], tl.float64)
-    for first in range(0, shares, SHARES):
-        share = first + tl.arange(0, SHARES)
-        inside = (share < shares)[:, None] & (index < classes)[None, :]
-        total += tl.load(sums + share.to(tl.int64)[:, None] * classes + index[None, :], mask=inside, other=0.0)
-    column = tl.sum(total, 0).to(DTYPE)
-    for row in range(rows):
-        scale = tl.load(scales + row).to(DTYPE)
-        at = out + row * classes + index
-        tl.store(at, _scaled(scale, column).to(out.dtype.element_ty), mask=index < classes)
-
-
-def modulate_additive_backward(
-    grad: Tensor,  # (B, C)
-    scales: Tensor,  # (2, M + 1) float64
-    given_joint: bool,
-) -> tuple[Tensor, Tensor]:
-    """The gradients of p_m and of given joint logits, and those of q_m and b, in two launches.
-
-    The batch is shared out by its size alone and summed in order: the same bits every time.
-    """
-    grad, scales = grad.contiguous(), scales.contiguous()
-    batch, classes = grad.shape
-    parts = scales.shape[1]
-    rows = parts if given_joint else parts - 1
-    grad_rows = grad.new_empty((rows, batch, classes))
-    grad_columns = grad.new_empty((parts, classes))
-    if classes == 0:
-        return grad_rows, grad_columns
-    block = min(_MAX_CLASSES, triton.next_power_of_2(classes))
-    blocks = triton.cdiv(classes, block)
-    samples = min(_BLOCK // block, triton.next_power_of_2(max(batch, 1)))
-    shares = max(1, min(triton.cdiv(batch, samples), ENOUGH_PROGRAMS // blocks))
-    share = triton.cdiv(triton.cdiv(batch, samples), shares) * samples
-    sums = grad.new_empty((shares, classes), dtype=torch.float64)
-    with device_guard(grad):
-        _scale_and_sum[(blocks, shares)](
-            *(grad, scales[0], grad_rows, sums, rows, batch, classes, share),
-            SAMPLES=samples,
-            CLASSES=block,
-            enable_fp_fusion=True,
-        )
-        _scale_columns[(blocks,)](
-            *(sums, scales[1], grad_columns, parts, shares, classes),
-            SHARES=min(_SHARES, triton.next_power_of_2(shares)),
-            CLASSES=block,
-            DTYPE=accumulation_dtype(grad.dtype)[1],
-            enable_fp_fusion=True,
-        )
-    return grad_rows, grad_columns

@@ -7,8 +7,8 @@ row's: no softmax is ever stored.
 
 import triton
 import triton.language as tl
-from agm.kernels.launching import ENOUGH_PROGRAMS, accumulation_dtype, bits, device_guard, unit_class_stride
-from agm.kernels.modulate import Loss, _float64, launch_step
+from agm.kernels.launching import ENOUGH_PROGRAMS, accumulation_dtype, bits, device_guard, float64, unit_class_stride
+from agm.kernels.modulate import Loss, launch_step
 from torch import Tensor
 
 __all__ = ["modulate_cross_entropy", "modulate_cross_entropy_backward"]
@@ -62,7 +62,7 @@ def _scale_loss_rows(
     DTYPE: tl.constexpr,
 ):
     # One program makes the gradient of its samples and classes once and writes it into its share of the rows.
-    label_smoothing = _float64(label_smoothing)
+    label_smoothing = float64(label_smoothing)
     sample = tl.program_id(0) * SAMPLES + tl.arange(0, SAMPLES)
     index = tl.program_id(1) * CLASSES + tl.arange(0, CLASSES)
     exists = sample < batch

@@ -24,23 +24,16 @@ struct Sample {
 template <typename A>
 constexpr A kLarge = std::numeric_limits<A>::max() / 4;
 
-// Whether all numbers of a tile are small enough, or NaN.
+// `lowest` is lowered to the smallest number of the tile.
 template <typename A>
-AGM_HOST_DEVICE bool tile_is_small(const A* logits, int64_t count) {
-  A largest = 0, lowest = 0;
-#pragma omp simd reduction(max : largest) reduction(min : lowest)
+AGM_HOST_DEVICE void add_tile(Softmax<A>& softmax, const A* logits, int64_t count, A& lowest) {
+  A largest = softmax.largest, smallest = lowest;
+#pragma omp simd reduction(max : largest) reduction(min : smallest)
   for (int64_t i = 0; i < count; ++i) {
     largest = logits[i] > largest ? logits[i] : largest;
-    lowest = logits[i] < lowest ? logits[i] : lowest;
+    smallest = logits[i] < smallest ? logits[i] : smallest;
   }
-  return largest < kLarge<A> && lowest > -kLarge<A>;
-}
-
-template <typename A>
-AGM_HOST_DEVICE void add_tile(Softmax<A>& softmax, const A* logits, int64_t count) {
-  A largest = softmax.largest;
-#pragma omp simd reduction(max : largest)
-  for (int64_t i = 0; i < count; ++i) largest = logits[i] > largest ? logits[i] : largest;
+  lowest = smallest;
   const A shift = Softmax<A>::shift(largest);
   A sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -70,7 +63,8 @@ struct JointLoss {
   double spread = 0;  // sum of w_c (z_target - z_c), for label smoothing
 
   AGM_HOST_DEVICE void add_tile(const A* logits, int64_t start, int64_t count, A target) {
-    agm::add_tile(softmax, logits, count);
+    A lowest = 0;  // nobody asks
+    agm::add_tile(softmax, logits, count, lowest);
     if (!smoothing) return;
     A sum = 0;
     if (weight == nullptr) {
@@ -100,23 +94,23 @@ AGM_HOST_DEVICE bool score_sample_body(const Source& source, int64_t b, int64_t 
 
   Softmax<A> softmax[kMaxModalities];
   bool beaten[kMaxModalities + 1] = {};
-  bool plain = true;
+  A lowest = 0;
   for (int64_t start = 0; start < source.classes; start += kTile) {
     const int64_t count = std::min(kTile, source.classes - start);
     source.responses(b, start, count, response);
     for (int m = 0; m <= modalities; ++m) {
       const A* tile = response + m * kTile;
-      if (m < modalities) {
-        add_tile(softmax[m], tile, count);
-        plain &= tile_is_small(tile, count);
-      }
+      if (m < modalities) add_tile(softmax[m], tile, count, lowest);
       beaten[m] |= tile_beats(tile, start, count, target[m], label);
     }
     if (joint != nullptr) joint->add_tile(response + modalities * kTile, start, count, target[modalities]);
   }
   for (int m = 0; m < modalities; ++m) sample.cost[m] = softmax[m].cost(target[m], static_cast<A>(cap));
   for (int m = 0; m <= modalities; ++m) sample.hit[m] = !beaten[m];
-  for (int m = 0; m < modalities; ++m) plain &= softmax[m].sum == softmax[m].sum;
+  bool plain = lowest > -kLarge<A>;
+  for (int m = 0; m < modalities; ++m) {
+    plain &= softmax[m].largest < kLarge<A> && softmax[m].sum == softmax[m].sum;
+  }
   return plain;
 }
 

@@ -20,7 +20,7 @@ constexpr int64_t kWideClasses = 1024;  // from here on a whole block works on o
 
 // Blocks that share a multiprocessor at least. Left to itself the compiler spills registers to fit more.
 template <typename T, int M>
-constexpr int kResident = sizeof(T) == 8 ? 1 : (M <= 3 ? 3 : 2);
+constexpr int kResident = sizeof(T) == 8 ? 1 : (M <= 5 ? 3 : 2);
 
 struct Target {
   const int64_t* label;

@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from .conftest import TARGETS
 FEW_SPILLS = 16
 
 
+@cache  # several tests ask the same compilation
 def output_of(process: subprocess.Popen[str] | None, what: str) -> str:
     if process is None:
         pytest.skip(f"there is no {what}")
