@@ -8,7 +8,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["ENOUGH_PROGRAMS", "accumulation_dtype", "bits", "device_guard", "float64", "unit_class_stride"]
+__all__ = [
+    "ENOUGH_PROGRAMS",
+    "accumulation_dtype",
+    "bits",
+    "device_guard",
+    "float64",
+    "unit_class_stride",
+    "why_no_launch",
+]
 
 ENOUGH_PROGRAMS = 512  # fills any GPU of today a few times
 
@@ -21,6 +29,25 @@ def device_guard(tensor: Tensor) -> AbstractContextManager[object]:
 def bits(number: float) -> int:
     """A float64 for a kernel, which takes plain floats as float32."""
     return struct.unpack("<q", struct.pack("<d", number))[0]
+
+
+@triton.jit
+def _store_one(number):
+    tl.store(number, 1)
+
+
+def why_no_launch(device: str) -> str | None:
+    """Compiles and launches a kernel that does next to nothing; returns the cause where that fails.
+
+    Triton compiles at a kernel's first use, for which it needs a C compiler, a folder that it may write to, and a
+    driver that it knows.
+    """
+    try:
+        _store_one[(1,)](torch.zeros(1, dtype=torch.int32, device=device))
+    except Exception as error:
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return f"triton cannot launch a kernel here: {cause}"
+    return None
 
 
 @triton.jit
