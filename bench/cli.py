@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from bench import (
 )
 from bench.cases import Options
 from bench.networks import FUSIONS, NETWORKS
-from bench.rows import environment, write
+from bench.rows import Row, environment, write
 
 SUITES = {
     "head": head,
@@ -79,12 +79,9 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    line = parser()
-    given = line.parse_args(arguments)
-    if given.rounds < 2:
-        line.error("--rounds must be 2 or more, since percentiles of one measurement say nothing")
-    options = Options(
+def options_of(given: argparse.Namespace) -> Options:
+    """The options of a command line that has been parsed."""
+    return Options(
         device=torch.device(given.device),
         rounds=given.rounds,
         quick=given.quick,
@@ -95,6 +92,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         variants=tuple(given.variants),
         batch=given.batch,
     )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    line = parser()
+    given = line.parse_args(arguments)
+    if given.rounds < 2:
+        line.error("--rounds must be 2 or more, since percentiles of one measurement say nothing")
+    options = options_of(given)
     if given.command == "report":
         report.write_all()
     elif given.command == "check":
@@ -106,14 +111,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif given.command == "worker":
         worker.serve(SUITES[given.suite], options)
     elif given.base:
-        rows = base.compare(given.command, SUITES[given.command], options, given.base)
-        _write(given.json, options, rows)
+        keep = _keeper(given.json, options)
+        for row in base.compare(given.command, SUITES[given.command], options, given.base):
+            keep(row)
     else:
         suite = SUITES[given.command]
-        rows = running.run(given.command, suite.cases(options), options, suite.extras)
-        _write(given.json, options, rows)
+        keep = _keeper(given.json, options)
+        running.run(given.command, suite.cases(options), options, suite.extras, keep)
 
 
-def _write(path: Path | None, options: Options, rows: list[dict[str, object]]) -> None:
-    if path is not None:
-        write(path, environment(options.device) | {"AGM_BACKEND": os.environ.get("AGM_BACKEND")}, rows)
+def _keeper(path: Path | None, options: Options) -> Callable[[Row], None]:
+    """Appends rows to a file, each with where it was measured; without a file it does nothing."""
+    if path is None:
+        return lambda row: None
+    facts = environment(options.device) | {"AGM_BACKEND": os.environ.get("AGM_BACKEND")}
+    return lambda row: write(path, facts, [row])
