@@ -18,7 +18,7 @@ def _scaled(scale, number):
     return tl.where(scale == 0.0, 0.0, scale * number)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "share"])
 def _scale_and_sum(
     grad,  # (batch, classes)
     scales,  # (rows,) float64
@@ -53,7 +53,7 @@ def _scale_and_sum(
     tl.store(sums + tl.program_id(1).to(tl.int64) * classes + index, column, mask=index < classes)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["shares"])
 def _scale_columns(
     sums,  # (shares, classes) float64
     scales,  # (rows,) float64

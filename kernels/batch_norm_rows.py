@@ -321,7 +321,7 @@ def batch_norm_rows(
         _normalise[plan.grid](
             *(plan.tensor, out, partial, *parameters, *updated, *saved),
             *(plan.channels, plan.positions, plan.values, *sizes, bits(momentum), bits(eps)),
-            CHUNKS=triton.next_power_of_2(plan.train_chunks),
+            CHUNKS=_MAX_CHUNKS,
             **plan.options,
         )
     return out, *updated, *saved
@@ -352,7 +352,7 @@ def batch_norm_rows_backward(
         _pull_back[plan.grid](
             *(grad, plan.tensor, out, partial, None if weight is None else weight.contiguous()),
             *(*saved, *of_parameters, *sizes, bits(eps)),
-            CHUNKS=triton.next_power_of_2(plan.chunks),
+            CHUNKS=_MAX_CHUNKS,
             **plan.options,
         )
     return out, *of_parameters

@@ -213,7 +213,7 @@ def _finish(
     )
 
 
-@triton.jit(do_not_specialize=["ignore_index", "cap", "alpha", "max_gap", "shares", "label_smoothing"])
+@triton.jit(do_not_specialize=["ignore_index", "cap", "alpha", "max_gap", "shares", "label_smoothing", "batch"])
 def _finish_shares(
     found,
     beaten_by,

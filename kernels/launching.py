@@ -11,6 +11,8 @@ from torch import Tensor
 __all__ = [
     "ENOUGH_PROGRAMS",
     "accumulation_dtype",
+    "aligned",
+    "are_aligned",
     "bits",
     "device_guard",
     "float64",
@@ -48,6 +50,23 @@ def why_no_launch(device: str) -> str | None:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         return f"triton cannot launch a kernel here: {cause}"
     return None
+
+
+def are_aligned(*numbers: int) -> bool:
+    """Whether strides or sizes allow wide loads and stores: what a kernel is told as ALIGNED.
+
+    Triton would find that out by itself, of every integer that it is given, and compile anew where an odd last batch
+    changes it. So what varies with the batch is not specialised.
+    """
+    return all(number % 16 == 0 for number in numbers)
+
+
+@triton.jit
+def aligned(number, ALIGNED: tl.constexpr):
+    """The number, of which the compiler is told that it is a multiple of 16 where ALIGNED says so."""
+    if ALIGNED:
+        number = number // 16 * 16
+    return number
 
 
 @triton.jit

@@ -13,7 +13,15 @@ import torch
 import triton
 import triton.language as tl
 from agm.kernels.finishing import _finish, _finish_shares
-from agm.kernels.launching import ENOUGH_PROGRAMS, accumulation_dtype, bits, device_guard, unit_class_stride
+from agm.kernels.launching import (
+    ENOUGH_PROGRAMS,
+    accumulation_dtype,
+    aligned,
+    are_aligned,
+    bits,
+    device_guard,
+    unit_class_stride,
+)
 from agm.kernels.scoring import _score, _score_shares
 from torch import Tensor
 
@@ -102,14 +110,16 @@ def launch_step(
     }
     with device_guard(logits):
         if shares > 1:
+            share = triton.cdiv(triton.cdiv(classes, block), shares)
+            shares = triton.cdiv(classes, share * block)
             found = logits.new_empty((3, shares, padded, batch), dtype=wide)
             beaten_by = logits.new_empty((shares, 2 * padded, batch), dtype=torch.int32)
             joint_found = None if loss is None else logits.new_empty((4, shares, batch), dtype=torch.float64)
-            share = triton.cdiv(classes, shares)
             _score_shares[(batch, shares)](
                 *(logits, labels, weights, found, beaten_by, batch, classes, share),
                 *(logits.stride(0), logits.stride(1), ignore_index, class_weight, joint_found),
                 ROWS=rows,
+                ALIGNED=are_aligned(*logits.stride()[:2]),
                 CLASSES=block,
                 DTYPE=dtype,
                 **common,
@@ -127,7 +137,7 @@ def launch_step(
             )
             return scales
         most = _MAX_SAMPLES if loss is None else _MAX_SAMPLES_WITH_LOSS
-        samples = min(tile // block, most, triton.next_power_of_2(max(batch, 1)))
+        samples = min(tile // block, most)
         programs = max(1, min(triton.cdiv(batch, samples), _MAX_PROGRAMS))
         costs = logits.new_empty((programs, padded), dtype=torch.float64)
         hits = logits.new_empty((programs, 2 * padded), dtype=torch.int64)
@@ -136,6 +146,7 @@ def launch_step(
             *(logits, labels, weights, costs, hits, batch, classes),
             *(logits.stride(0), logits.stride(1), ignore_index, cap, class_weight, normalizer, losses),
             ROWS=rows,
+            ALIGNED=are_aligned(*logits.stride()[:2]),
             SAMPLES=samples,
             CLASSES=block,
             DTYPE=dtype,
@@ -170,7 +181,7 @@ def modulate(
     return launch_step(masked_logits, target, values, counts, *settings, None)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def _scale_rows(
     grad,  # (size,)
     scales,  # (rows,) float64
@@ -178,7 +189,9 @@ def _scale_rows(
     rows,
     size,
     BLOCK: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):
+    size = aligned(size, ALIGNED)
     # One program reads its block of the gradient once and writes it into its share of the rows.
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
@@ -207,5 +220,10 @@ def modulate_backward(
     blocks = triton.cdiv(size, _BLOCK)
     shares = max(1, min(rows, ENOUGH_PROGRAMS // blocks))  # a short gradient alone leaves the GPU idle
     with device_guard(grad):
-        _scale_rows[(blocks, shares)](grad, subset_scales, out, rows, size, BLOCK=_BLOCK, enable_fp_fusion=True)
+        _scale_rows[(blocks, shares)](
+            *(grad, subset_scales, out, rows, size),
+            BLOCK=_BLOCK,
+            ALIGNED=are_aligned(grad.shape[-1]),
+            enable_fp_fusion=True,
+        )
     return out

@@ -12,7 +12,16 @@ import triton
 import triton.language as tl
 from agm.kernels.additive_gradients import modulate_additive_backward
 from agm.kernels.finishing import _finish, _finish_shares
-from agm.kernels.launching import ENOUGH_PROGRAMS, accumulation_dtype, bits, device_guard, float64, unit_class_stride
+from agm.kernels.launching import (
+    ENOUGH_PROGRAMS,
+    accumulation_dtype,
+    aligned,
+    are_aligned,
+    bits,
+    device_guard,
+    float64,
+    unit_class_stride,
+)
 from agm.kernels.modulate import _MAX_PROGRAMS, _PROGRAMS, _SAMPLES
 from agm.kernels.responses import _add_tile, _beats, _cost, _possible, _unscale, _without
 from agm.kernels.scoring import _leave, _leave_share
@@ -27,6 +36,9 @@ _TILE = {2: 512, 4: 256, 8: 128, 16: 32}
 _MAX_STATES = 32  # modalities * samples of that tile: each of them takes registers of its own
 _SCALE = tl.constexpr(64.0)  # responses are kept divided by it: a sum over 16 modalities does not overflow
 _INVERSE = tl.constexpr(1 / 64)
+
+# What varies with the size of the last batch is not compiled in.
+_BY_BATCH = ["batch", "row_stride", "batch_stride", "joint_stride"]
 
 
 @triton.jit
@@ -145,7 +157,7 @@ def _look(
     return largest, total, target, beaten, joint_beaten
 
 
-@triton.jit(do_not_specialize=["ignore_index", "cap"])
+@triton.jit(do_not_specialize=["ignore_index", "cap", *_BY_BATCH])
 def _score_additive(
     present,  # (MODALITIES, batch, classes), the last stride being 1
     absent,
@@ -168,7 +180,9 @@ def _score_additive(
     SAMPLES: tl.constexpr,
     CLASSES: tl.constexpr,
     DTYPE: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):
+    row_stride, batch_stride = aligned(row_stride, ALIGNED), aligned(batch_stride, ALIGNED)
     # A grid-stride loop over groups of samples.
     cap = float64(cap).to(DTYPE)
     cost = tl.zeros([PADDED, SAMPLES], tl.float64)
@@ -209,7 +223,7 @@ def _score_additive(
     _leave(costs, hits, tl.program_id(0), cost, hit, joint_hit, used, PADDED)
 
 
-@triton.jit(do_not_specialize=["ignore_index"])
+@triton.jit(do_not_specialize=["ignore_index", "share", *_BY_BATCH])
 def _score_additive_shares(
     present,
     absent,
@@ -221,7 +235,7 @@ def _score_additive_shares(
     beaten_by,  # (shares, 2 * PADDED, batch) int32: by modality, then joint
     batch,
     classes,
-    share,  # classes of each program
+    share,  # classes of each program, as multiples of CLASSES
     row_stride,
     batch_stride,
     absent_stride,
@@ -231,12 +245,14 @@ def _score_additive_shares(
     PADDED: tl.constexpr,
     CLASSES: tl.constexpr,
     DTYPE: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):
+    row_stride, batch_stride = aligned(row_stride, ALIGNED), aligned(batch_stride, ALIGNED)
     # Few samples with many classes: one program works on one share of the classes of one sample.
     sample = tl.program_id(0) + tl.arange(0, 1)
     label = tl.load(labels + sample)
     known = (label != ignore_index) & (label >= 0) & (label < classes)
-    begin = tl.program_id(1) * share
+    begin = tl.program_id(1) * share * CLASSES
     row = sample.to(tl.int64)
     largest, total, target, beaten, joint_beaten = _look(
         present + row * batch_stride,
@@ -250,7 +266,7 @@ def _score_additive_shares(
         sample < batch,
         known,
         begin,
-        tl.minimum(begin + share, classes),
+        tl.minimum(begin + share * CLASSES, classes),
         MODALITIES,
         PADDED,
         1,
@@ -295,16 +311,18 @@ def modulate_additive(
     strides = (*present.stride()[:2], absent.stride(0), joint_logits.stride(0) if given else 0)
     step = (None, values, counts, scales, bits(alpha), bits(max_gap))  # no weights of subsets
     common = {"MODALITIES": modalities, "PADDED": padded, "enable_fp_fusion": True}
+    fits = {"ALIGNED": are_aligned(*strides[:2]), "DTYPE": dtype}
     finish = {"SCALES": "additive beside joint logits" if given else "additive", "UPDATE": update, **common}
     with device_guard(present):
         if shares > 1:
+            share = triton.cdiv(triton.cdiv(classes, block), shares)
+            shares = triton.cdiv(classes, share * block)
             found = present.new_empty((3, shares, padded, batch), dtype=wide)
             beaten_by = present.new_empty((shares, 2 * padded, batch), dtype=torch.int32)
-            share = triton.cdiv(classes, shares)
             _score_additive_shares[(batch, shares)](
                 *(*inputs, found, beaten_by, batch, classes, share, *strides, ignore_index),
                 CLASSES=block,
-                DTYPE=dtype,
+                **fits,
                 **common,
             )
             _finish_shares[(1,)](
@@ -314,7 +332,7 @@ def modulate_additive(
                 **finish,
             )
             return logits, scales
-        samples = min(tile // block, _MAX_STATES // padded, triton.next_power_of_2(max(batch, 1)))
+        samples = min(tile // block, _MAX_STATES // padded)
         programs = max(1, min(triton.cdiv(batch, samples), _MAX_PROGRAMS))
         costs = present.new_empty((programs, padded), dtype=torch.float64)
         hits = present.new_empty((programs, 2 * padded), dtype=torch.int64)
@@ -322,7 +340,7 @@ def modulate_additive(
             *(*inputs, costs, hits, batch, classes, *strides, ignore_index, cap),
             SAMPLES=samples,
             CLASSES=block,
-            DTYPE=dtype,
+            **fits,
             **common,
         )
         _finish[(1,)](costs, hits, programs, *step, BLOCK=_PROGRAMS, **finish)

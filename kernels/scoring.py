@@ -5,10 +5,13 @@ Programs take groups of samples (`_score`), or of few samples with many classes 
 
 import triton
 import triton.language as tl
-from agm.kernels.launching import float64
+from agm.kernels.launching import aligned, float64
 from agm.kernels.responses import _add_tile, _beats, _cost, _possible, _shift, _unscale, _without
 
 _SCALE = tl.constexpr(4.0)  # responses are kept divided by it
+
+# What varies with the size of the last batch is not compiled in.
+_BY_BATCH = ["batch", "row_stride", "batch_stride"]
 
 
 @triton.jit
@@ -138,7 +141,7 @@ def _leave(
     tl.store(hits + program * 2 * PADDED + PADDED + 1, tl.sum(used, 0))
 
 
-@triton.jit(do_not_specialize=["ignore_index", "cap"])
+@triton.jit(do_not_specialize=["ignore_index", "cap", *_BY_BATCH])
 def _score(
     logits,  # (ROWS, batch, classes), the last stride being 1
     labels,  # (batch,) int64
@@ -161,8 +164,10 @@ def _score(
     DTYPE: tl.constexpr,
     LOSS: tl.constexpr,
     SMOOTHING: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):
     # A grid-stride loop over groups of samples.
+    row_stride, batch_stride = aligned(row_stride, ALIGNED), aligned(batch_stride, ALIGNED)
     cap = float64(cap).to(DTYPE)
     cost = tl.zeros([PADDED, SAMPLES], tl.float64)
     hit = tl.zeros([PADDED, SAMPLES], tl.int64)
@@ -242,7 +247,7 @@ def _leave_share(
     tl.store(flags + PADDED * batch + sample, joint_beaten)
 
 
-@triton.jit(do_not_specialize=["ignore_index"])
+@triton.jit(do_not_specialize=["ignore_index", "share", *_BY_BATCH])
 def _score_shares(
     logits,
     labels,
@@ -251,7 +256,7 @@ def _score_shares(
     beaten_by,  # (shares, 2 * PADDED, batch) int32: by modality, then joint
     batch,
     classes,
-    share,  # classes of each program
+    share,  # classes of each program, as multiples of CLASSES
     row_stride,
     batch_stride,
     ignore_index,
@@ -263,12 +268,14 @@ def _score_shares(
     DTYPE: tl.constexpr,
     LOSS: tl.constexpr,
     SMOOTHING: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):
+    row_stride, batch_stride = aligned(row_stride, ALIGNED), aligned(batch_stride, ALIGNED)
     # Few samples with many classes: one program works on one share of the classes of one sample.
     sample = tl.program_id(0) + tl.arange(0, 1)
     label = tl.load(labels + sample)
     known = (label != ignore_index) & (label >= 0) & (label < classes)
-    begin = tl.program_id(1) * share
+    begin = tl.program_id(1) * share * CLASSES
     largest, total, target, beaten, joint_beaten, joint_largest, joint_total, joint_target, spread = _look(
         logits + sample.to(tl.int64) * batch_stride,
         row_stride,
@@ -276,7 +283,7 @@ def _score_shares(
         label,
         known,
         begin,
-        tl.minimum(begin + share, classes),
+        tl.minimum(begin + share * CLASSES, classes),
         class_weight,
         ROWS,
         PADDED,

@@ -22,7 +22,7 @@ SHAPES = (
     ((9, 70), 9),
     ((300, 7), 270),
     ((2, 3, 7), 1),
-    ((4, 9, 5), 3),
+    ((4, 5, 5), 3),
     ((5, 2, 600), 2),
     ((4, 3, 5, 5), 2),
     ((3, 2, 23, 24), 2),
@@ -128,6 +128,8 @@ def check(room: Room, norm: Norm) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_numbers(room: Room, shape: tuple[tuple[int, ...], int], dtype: tuple[torch.dtype, torch.dtype]) -> None:
+    if (room.backend, room.device) == ("triton", "cpu") and dtype in DTYPES[2:] and shape != SHAPES[4]:
+        pytest.skip("the interpreter takes its time, and half types differ in loads and stores alone")
     check(room, norm_of(*shape, dtype))
 
 
@@ -202,6 +204,8 @@ def test_same_bits_with_any_number_of_threads() -> None:
 
 @pytest.mark.parametrize("layout", ["compact", "channels last", "permuted"])
 def test_registration(room: Room, layout: str) -> None:
+    if (room.backend, room.device) == ("triton", "cpu") and layout == "permuted":
+        pytest.skip("the interpreter takes its time, and the kernels are given a compact copy")
     norm = norm_of((4, 3, 2, 2), 3)
     if layout == "channels last":
         norm.input = norm.input.contiguous(memory_format=torch.channels_last)

@@ -15,6 +15,18 @@ from .conftest import TARGETS
 
 # Bytes a thread: the assembler gives away a few registers where one more block then fits.
 FEW_SPILLS = 16
+# What varies with the batch: kernels are not compiled once more for the last one.
+BY_BATCH = {
+    "batch",
+    "row_stride",
+    "batch_stride",
+    "joint_stride",
+    "size",
+    "share",
+    "shares",
+    "programs",
+    "train_values",
+}
 
 
 @cache  # several tests ask the same compilation
@@ -81,3 +93,6 @@ def test_triton_compiles_without_spills(target: str, compilations: dict[str, sub
     assert {report["dtype"] for report in reports} == set(TARGETS[target])
     assert len({report["kernel"] for report in reports}) == 18
     assert [report for report in reports if report["spills"] > FEW_SPILLS] == []
+    # Integers that Triton looks at to compile anew: an odd last batch is to change none of them.
+    found = {(report["kernel"], name) for report in reports for name in BY_BATCH & set(report["specialised"])}
+    assert found == {("_reduce", "row_stride")}  # of features: their width

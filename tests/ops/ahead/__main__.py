@@ -64,6 +64,7 @@ def main(architecture: str, *dtypes: str) -> None:
             else:
                 report = amdgcn_report(binary.asm["amdgcn"])
             constants = {name: str(constant) for name, constant in constants.items()}
+            report |= {"specialised": [each.name for each in kernel.params if not each.do_not_specialize]}
             print(json.dumps({"kernel": kernel.__name__, "dtype": dtype, "constants": constants, **report}))
 
 

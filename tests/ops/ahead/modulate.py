@@ -11,7 +11,7 @@ def backward_cases(dtype: str, wide: str, dtypes: dict[str, Any]) -> Iterator[Ca
     yield (
         modulate._scale_rows,
         {"grad": f"*{dtype}", "scales": "*fp64", "out": f"*{dtype}", "rows": "i32", "size": "i64"},
-        {"BLOCK": modulate._BLOCK},
+        {"BLOCK": modulate._BLOCK, "ALIGNED": True},
         OPTIONS,
     )
     inputs = dict.fromkeys(("logits", "grad_logits", "out"), f"*{dtype}") | {"labels": "*i64"}
@@ -22,7 +22,7 @@ def backward_cases(dtype: str, wide: str, dtypes: dict[str, Any]) -> Iterator[Ca
         yield (
             modulate_cross_entropy._scale_loss_rows,
             {**inputs, **strides},
-            {"SAMPLES": modulate_cross_entropy._TILE // classes, "CLASSES": classes, **dtypes},
+            {"SAMPLES": modulate_cross_entropy._TILE // classes, "CLASSES": classes, "ALIGNED": True, **dtypes},
             OPTIONS,
         )
 
@@ -49,7 +49,7 @@ def step_cases(dtype: str, wide: str, dtypes: dict[str, Any], modalities: int, l
     yield (
         scoring._score,
         {**inputs, "costs": "*fp64", "hits": "*i64", **SHAPE, **strides, "cap": "i64", **own},
-        {**rows, **both, "SAMPLES": min(tile // 16, most), "CLASSES": 16, **dtypes, **none},
+        {**rows, **both, "SAMPLES": min(tile // 16, most), "CLASSES": 16, "ALIGNED": False, **dtypes, **none},
         OPTIONS,
     )
     if dtype in ("bf16", "fp16"):  # the logits are converted when they are loaded; the rest is as for fp32
@@ -58,7 +58,7 @@ def step_cases(dtype: str, wide: str, dtypes: dict[str, Any], modalities: int, l
     yield (
         scoring._score_shares,
         {**inputs, **found, **SHAPE, "share": "i32", **strides, **own},
-        {**rows, **both, "CLASSES": tile, **dtypes, **none},
+        {**rows, **both, "CLASSES": tile, "ALIGNED": True, **dtypes, **none},
         OPTIONS,
     )
     own, none = only_with_loss(joint_found="*fp64", **weight, **normalizer, **mean)

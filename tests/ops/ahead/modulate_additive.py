@@ -17,17 +17,18 @@ def cases(dtype: str, wide: str, dtypes: dict[str, Any]) -> Iterator[Case]:
         padded = 1 << (modalities - 1).bit_length()
         tile = modulate_additive._TILE[padded]
         common = {"MODALITIES": modalities, "PADDED": padded}
+        few = {"SAMPLES": modulate_additive._MAX_STATES // padded, "CLASSES": 16, "ALIGNED": False}
         absent = {"bias": None} if given else {"joint_logits": None}
         yield (
             modulate_additive._score_additive,
             {**inputs, **left, **SHAPE, **strides, "cap": "i64"},
-            {**common, **absent, "SAMPLES": modulate_additive._MAX_STATES // padded, "CLASSES": 16, **dtypes},
+            {**common, **absent, **few, **dtypes},
             OPTIONS,
         )
         yield (
             modulate_additive._score_additive_shares,
             {**inputs, **found, **SHAPE, "share": "i32", **strides},
-            {**common, **absent, "CLASSES": tile, **dtypes},
+            {**common, **absent, "CLASSES": tile, "ALIGNED": True, **dtypes},
             OPTIONS,
         )
         if dtype in ("bf16", "fp16"):  # as above, only the inputs differ
