@@ -11,8 +11,10 @@ An isolated build (`pip install .`) has no torch and makes pure Python: add `--n
 """
 
 import os
+import re
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -41,8 +43,24 @@ def why_no_toolchain() -> str | None:
     return None
 
 
+def find_cuda_home() -> None:
+    """Sets CUDA_HOME to the folder of the toolkit.
+
+    torch takes the folder above nvcc for it, which is wrong where that is a script that calls another nvcc.
+    """
+    nvcc = shutil.which("nvcc")
+    if nvcc is None or os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"):
+        return
+    said = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True, check=False)
+    folder = re.search(r"^#\$ _HERE_=(.+)$", said.stdout + said.stderr, re.MULTILINE)
+    if folder is not None and Path(folder[1]).name == "bin":
+        os.environ["CUDA_HOME"] = str(Path(folder[1]).parent)
+
+
 def why_no_cuda() -> str | None:
     import torch
+
+    find_cuda_home()  # before torch looks for it, which it does when the next module is imported
     from torch.utils.cpp_extension import CUDA_HOME
 
     if not torch.version.cuda:

@@ -2,20 +2,36 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
-from bench import base, check, compiling, grads, head, loading, profiling, report, running, scaling, step, worker
+from bench import (
+    base,
+    check,
+    compiling,
+    grads,
+    head,
+    linear,
+    loading,
+    profiling,
+    report,
+    running,
+    sass,
+    scaling,
+    step,
+    worker,
+)
 from bench.cases import Options
 from bench.networks import FUSIONS, NETWORKS
-from bench.rows import environment, write
+from bench.rows import Row, environment, write
 
 SUITES = {
     "head": head,
     "step": step,
     "grads": grads,
+    "linear": linear,
     "compile": compiling,
     "data": loading,
     "scaling": scaling,
@@ -26,6 +42,7 @@ suites:
   head      each op alone: forward, backward, both; every backend, and the rivals
   step      a whole training step over a joint one: time, peak memory, rows through the encoders
   grads     rescaling the parameter gradients of real networks
+  linear    the fused linear head against logits that are made: time and memory
   compile   a step in eager mode, under torch.compile, in a CUDA graph
   data      examples a second of the loaders
   scaling   head and step over batch, classes and modalities
@@ -33,6 +50,7 @@ other commands:
   report    tables, pictures and the README's section, again from bench/results
   check     measures what bench/thresholds.toml bounds; fails where a bound is broken
   profile   where the time of a step goes
+  sass      instructions a class of the CUDA kernels, read from their machine code; needs nvcc, no GPU
 """
 
 
@@ -43,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    result.add_argument("command", choices=(*SUITES, "report", "check", "profile", "worker"), metavar="COMMAND")
+    result.add_argument("command", choices=(*SUITES, "report", "check", "profile", "sass", "worker"), metavar="COMMAND")
     result.add_argument("--rounds", type=int, default=7, help="measurements of each variant, 2 or more (default 7)")
     result.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     result.add_argument("--quick", action="store_true", help="few small cases, nothing compiled")
@@ -61,12 +79,9 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    line = parser()
-    given = line.parse_args(arguments)
-    if given.rounds < 2:
-        line.error("--rounds must be 2 or more, since percentiles of one measurement say nothing")
-    options = Options(
+def options_of(given: argparse.Namespace) -> Options:
+    """The options of a command line that has been parsed."""
+    return Options(
         device=torch.device(given.device),
         rounds=given.rounds,
         quick=given.quick,
@@ -77,23 +92,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
         variants=tuple(given.variants),
         batch=given.batch,
     )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    line = parser()
+    given = line.parse_args(arguments)
+    if given.rounds < 2:
+        line.error("--rounds must be 2 or more, since percentiles of one measurement say nothing")
+    options = options_of(given)
     if given.command == "report":
         report.write_all()
     elif given.command == "check":
         raise SystemExit(check.main(options))
     elif given.command == "profile":
         print(profiling.table(options))
+    elif given.command == "sass":
+        raise SystemExit(sass.main())
     elif given.command == "worker":
         worker.serve(SUITES[given.suite], options)
     elif given.base:
-        rows = base.compare(given.command, SUITES[given.command], options, given.base)
-        _write(given.json, options, rows)
+        keep = _keeper(given.json, options)
+        for row in base.compare(given.command, SUITES[given.command], options, given.base):
+            keep(row)
     else:
         suite = SUITES[given.command]
-        rows = running.run(given.command, suite.cases(options), options, suite.extras)
-        _write(given.json, options, rows)
+        keep = _keeper(given.json, options)
+        running.run(given.command, suite.cases(options), options, suite.extras, keep)
 
 
-def _write(path: Path | None, options: Options, rows: list[dict[str, object]]) -> None:
-    if path is not None:
-        write(path, environment(options.device) | {"AGM_BACKEND": os.environ.get("AGM_BACKEND")}, rows)
+def _keeper(path: Path | None, options: Options) -> Callable[[Row], None]:
+    """Appends rows to a file, each with where it was measured; without a file it does nothing."""
+    if path is None:
+        return lambda row: None
+    facts = environment(options.device) | {"AGM_BACKEND": os.environ.get("AGM_BACKEND")}
+    return lambda row: write(path, facts, [row])

@@ -9,9 +9,16 @@ from bench.rows import Row, label
 
 
 def run(
-    suite: str, cases: Iterable[Case], options: Options, extras: Callable[[Mapping[str, Any]], str] = lambda row: ""
+    suite: str,
+    cases: Iterable[Case],
+    options: Options,
+    extras: Callable[[Mapping[str, Any]], str] = lambda row: "",
+    keep: Callable[[Row], object] = lambda row: None,
 ) -> list[Row]:
-    """Measures every case; `extras` puts a row's further figures into words."""
+    """Measures every case; `extras` puts a row's further figures into words.
+
+    Each row is handed to `keep` as soon as it is there, so that a run that is cut off loses nothing.
+    """
     rows = []
     for case in cases:
         print(f"{label(case.facts)}, over {case.baseline}:", flush=True)
@@ -21,6 +28,7 @@ def run(
         for name, values in seconds.items():
             row = {"suite": suite, **case.facts, "variant": name, "over": case.baseline, **notes.get(name, {})}
             rows.append(row | summary(values, seconds[case.baseline]))
+            keep(rows[-1])
             print(f"  {line(rows[-1])}  {extras(rows[-1])}".rstrip(), flush=True)
         del built
     return rows

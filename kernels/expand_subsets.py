@@ -49,7 +49,7 @@ def _column_tile(
     return modality, start, first, width
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def _concatenate(
     present,  # (batch, width) each
     absent,  # (1, width) each
@@ -82,7 +82,7 @@ def _concatenate(
             tl.store(target, tl.where((subset >> modality) & 1 != 0, one, none), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def _sum(
     present,
     absent,
@@ -138,7 +138,7 @@ def expand_subsets(present: list[Tensor], absent: list[Tensor], concatenate: boo
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def _reduce(
     grad,  # (2**MODALITIES - 2, batch, columns), the last stride being 1
     grad_present,  # (batch, width) of each modality, one after another
@@ -175,7 +175,7 @@ def _reduce(
     tl.store(target, sums, mask=(column < width) & (modality < MODALITIES))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["programs"])
 def _sum_partial(
     partial,  # (programs, total)
     grad_absent,  # (total,)

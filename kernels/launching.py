@@ -4,10 +4,21 @@ import struct
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["ENOUGH_PROGRAMS", "accumulation_dtype", "bits", "device_guard", "unit_class_stride"]
+__all__ = [
+    "ENOUGH_PROGRAMS",
+    "accumulation_dtype",
+    "aligned",
+    "are_aligned",
+    "bits",
+    "device_guard",
+    "float64",
+    "unit_class_stride",
+    "why_no_launch",
+]
 
 ENOUGH_PROGRAMS = 512  # fills any GPU of today a few times
 
@@ -20,6 +31,48 @@ def device_guard(tensor: Tensor) -> AbstractContextManager[object]:
 def bits(number: float) -> int:
     """A float64 for a kernel, which takes plain floats as float32."""
     return struct.unpack("<q", struct.pack("<d", number))[0]
+
+
+@triton.jit
+def _store_one(number):
+    tl.store(number, 1)
+
+
+def why_no_launch(device: str) -> str | None:
+    """Compiles and launches a kernel that does next to nothing; returns the cause where that fails.
+
+    Triton compiles at a kernel's first use, for which it needs a C compiler, a folder that it may write to, and a
+    driver that it knows.
+    """
+    try:
+        _store_one[(1,)](torch.zeros(1, dtype=torch.int32, device=device))
+    except Exception as error:
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return f"triton cannot launch a kernel here: {cause}"
+    return None
+
+
+def are_aligned(*numbers: int) -> bool:
+    """Whether strides or sizes allow wide loads and stores: what a kernel is told as ALIGNED.
+
+    Triton would find that out by itself, of every integer that it is given, and compile anew where an odd last batch
+    changes it. So what varies with the batch is not specialised.
+    """
+    return all(number % 16 == 0 for number in numbers)
+
+
+@triton.jit
+def aligned(number, ALIGNED: tl.constexpr):
+    """The number, of which the compiler is told that it is a multiple of 16 where ALIGNED says so."""
+    if ALIGNED:
+        number = number // 16 * 16
+    return number
+
+
+@triton.jit
+def float64(bits):
+    """What `bits` made of a float64."""
+    return tl.cast(bits, tl.int64).to(tl.float64, bitcast=True)
 
 
 def unit_class_stride(tensor: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The modulation of additive fusions in Triton, for up to 16 modalities.
 
 `agm.ops.reference` is the specification. `_score_additive` (of many classes `_score_additive_shares`) reads p_m once
-from memory; how the step is made of what it leaves is in `agm.kernels.modulate`. There is no CUDA C++ version: Triton
+from memory; how the step is made of what it leaves is in `agm.kernels.finishing`. There is no CUDA C++ version: Triton
 serves NVIDIA and AMD alike, and where it is missing the reference does the same O(M * B * C) work in more launches.
 """
 
@@ -10,20 +10,21 @@ import math
 import torch
 import triton
 import triton.language as tl
-from agm.kernels.launching import ENOUGH_PROGRAMS, accumulation_dtype, bits, device_guard, unit_class_stride
-from agm.kernels.modulate import (
-    _MAX_PROGRAMS,
-    _PROGRAMS,
-    _SAMPLES,
-    _add_tile,
-    _beats,
-    _cost,
-    _finish,
-    _finish_shares,
-    _float64,
-    _leave,
-    _leave_share,
+from agm.kernels.additive_gradients import modulate_additive_backward
+from agm.kernels.finishing import _finish, _finish_shares
+from agm.kernels.launching import (
+    ENOUGH_PROGRAMS,
+    accumulation_dtype,
+    aligned,
+    are_aligned,
+    bits,
+    device_guard,
+    float64,
+    unit_class_stride,
 )
+from agm.kernels.modulate import _MAX_PROGRAMS, _PROGRAMS, _SAMPLES
+from agm.kernels.responses import _add_tile, _beats, _cost, _possible, _unscale, _without
+from agm.kernels.scoring import _leave, _leave_share
 from torch import Tensor
 
 __all__ = ["MAX_MODALITIES", "modulate_additive", "modulate_additive_backward"]
@@ -33,9 +34,11 @@ MAX_MODALITIES = 16
 # By modalities, rounded up to a power of two: p_m that a program holds of each, samples * classes.
 _TILE = {2: 512, 4: 256, 8: 128, 16: 32}
 _MAX_STATES = 32  # modalities * samples of that tile: each of them takes registers of its own
-_BLOCK = 1024  # elements of a gradient that a program of the backward holds: samples * classes
-_MAX_CLASSES = 128  # of that block
-_SHARES = 64  # of the batch, whose columns' sums `_scale_columns` adds up at a time
+_SCALE = tl.constexpr(64.0)  # responses are kept divided by it: a sum over 16 modalities does not overflow
+_INVERSE = tl.constexpr(1 / 64)
+
+# What varies with the size of the last batch is not compiled in.
+_BY_BATCH = ["batch", "row_stride", "batch_stride", "joint_stride"]
 
 
 @triton.jit
@@ -52,30 +55,37 @@ def _responses(
     PADDED: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """The joint logits, and the responses p_m - q_m + (z_full - sum_j (p_j - q_j)) / M."""
+    """The joint logits, and the responses p_m - q_m + (z_full - sum_j (p_j - q_j)) / M, divided by _SCALE."""
     # One modality after the other: the order of a sum over a dimension would depend on the other dimensions, and
     # equal logits must give equal responses, or ties break. p_m is read once more below, from the cache.
     joint = tl.zeros(present.shape, DTYPE)
     rest = tl.zeros(present.shape, DTYPE)
+    impossible = tl.zeros(present.shape, tl.int1)
     for m in range(MODALITIES):
         own = tl.load(present + m * row_stride, mask=needed, other=0.0).to(DTYPE)
         other = tl.load(absent + m * absent_stride, mask=inside, other=0.0).to(DTYPE)
         joint += own
-        rest += own - other
+        own, impossible = _possible(own, impossible)
+        other, impossible = _possible(tl.broadcast_to(other, present.shape), impossible)
+        rest += own * _INVERSE - other * _INVERSE
     if joint_logits is not None:
         joint = tl.load(joint_logits, mask=needed, other=0.0).to(DTYPE)
     elif bias is not None:
         joint += tl.load(bias, mask=inside, other=0.0).to(DTYPE)
-    rest = joint - rest
+    together, impossible = _possible(joint, impossible)
+    rest = together * _INVERSE - rest
 
     modality = tl.arange(0, PADDED)[:, None, None]
     real = modality < MODALITIES
     owns = tl.load(present[None, :, :] + modality * row_stride, mask=real & needed[None, :, :], other=0.0)
     others = tl.load(absent[None, :, :] + modality * absent_stride, mask=real & inside[None, :, :], other=0.0)
-    difference = owns.to(DTYPE) - others.to(DTYPE)
+    owns, _ = _possible(owns.to(DTYPE), impossible[None, :, :])
+    others, _ = _possible(tl.broadcast_to(others.to(DTYPE), owns.shape), impossible[None, :, :])
+    difference = owns * _INVERSE - others * _INVERSE
     inverse = tl.full(difference.shape, 1.0, DTYPE) / MODALITIES
     # Fused by name, since the compiler may fuse in one place and not in another.
-    return joint, tl.fma(tl.broadcast_to(rest[None, :, :], difference.shape), inverse, difference)
+    response = tl.fma(tl.broadcast_to(rest[None, :, :], difference.shape), inverse, difference)
+    return joint, _without(response, impossible[None, :, :])
 
 
 @triton.jit
@@ -142,11 +152,12 @@ def _look(
             tl.store(out[:, None] + index[None, :], joint.to(out.dtype.element_ty), mask=here)
         worse = _beats(joint, index[None, :], joint_target[:, None], label[:, None]) & inside
         joint_beaten = joint_beaten | tl.max(worse.to(tl.int32), 1)
-        largest, total, beaten = _add_tile(response, index, inside, target, label, largest, total, beaten)
+        largest, total, beaten = _add_tile(response, index, inside, target, label, largest, total, beaten, _SCALE)
+    largest, total, target = _unscale(largest, total, target, _SCALE)
     return largest, total, target, beaten, joint_beaten
 
 
-@triton.jit(do_not_specialize=["ignore_index", "cap"])
+@triton.jit(do_not_specialize=["ignore_index", "cap", *_BY_BATCH])
 def _score_additive(
     present,  # (MODALITIES, batch, classes), the last stride being 1
     absent,
@@ -169,9 +180,11 @@ def _score_additive(
     SAMPLES: tl.constexpr,
     CLASSES: tl.constexpr,
     DTYPE: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):
-    # Each program works on every so-manieth group of samples.
-    cap = _float64(cap).to(DTYPE)
+    row_stride, batch_stride = aligned(row_stride, ALIGNED), aligned(batch_stride, ALIGNED)
+    # A grid-stride loop over groups of samples.
+    cap = float64(cap).to(DTYPE)
     cost = tl.zeros([PADDED, SAMPLES], tl.float64)
     hit = tl.zeros([PADDED, SAMPLES], tl.int64)
     joint_hit = tl.zeros([SAMPLES], tl.int64)
@@ -210,7 +223,7 @@ def _score_additive(
     _leave(costs, hits, tl.program_id(0), cost, hit, joint_hit, used, PADDED)
 
 
-@triton.jit(do_not_specialize=["ignore_index"])
+@triton.jit(do_not_specialize=["ignore_index", "share", *_BY_BATCH])
 def _score_additive_shares(
     present,
     absent,
@@ -222,7 +235,7 @@ def _score_additive_shares(
     beaten_by,  # (shares, 2 * PADDED, batch) int32: by modality, then joint
     batch,
     classes,
-    share,  # classes of each program
+    share,  # classes of each program, as multiples of CLASSES
     row_stride,
     batch_stride,
     absent_stride,
@@ -232,12 +245,14 @@ def _score_additive_shares(
     PADDED: tl.constexpr,
     CLASSES: tl.constexpr,
     DTYPE: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):
+    row_stride, batch_stride = aligned(row_stride, ALIGNED), aligned(batch_stride, ALIGNED)
     # Few samples with many classes: one program works on one share of the classes of one sample.
     sample = tl.program_id(0) + tl.arange(0, 1)
     label = tl.load(labels + sample)
     known = (label != ignore_index) & (label >= 0) & (label < classes)
-    begin = tl.program_id(1) * share
+    begin = tl.program_id(1) * share * CLASSES
     row = sample.to(tl.int64)
     largest, total, target, beaten, joint_beaten = _look(
         present + row * batch_stride,
@@ -251,7 +266,7 @@ def _score_additive_shares(
         sample < batch,
         known,
         begin,
-        tl.minimum(begin + share, classes),
+        tl.minimum(begin + share * CLASSES, classes),
         MODALITIES,
         PADDED,
         1,
@@ -296,16 +311,18 @@ def modulate_additive(
     strides = (*present.stride()[:2], absent.stride(0), joint_logits.stride(0) if given else 0)
     step = (None, values, counts, scales, bits(alpha), bits(max_gap))  # no weights of subsets
     common = {"MODALITIES": modalities, "PADDED": padded, "enable_fp_fusion": True}
+    fits = {"ALIGNED": are_aligned(*strides[:2]), "DTYPE": dtype}
     finish = {"SCALES": "additive beside joint logits" if given else "additive", "UPDATE": update, **common}
     with device_guard(present):
         if shares > 1:
+            share = triton.cdiv(triton.cdiv(classes, block), shares)
+            shares = triton.cdiv(classes, share * block)
             found = present.new_empty((3, shares, padded, batch), dtype=wide)
             beaten_by = present.new_empty((shares, 2 * padded, batch), dtype=torch.int32)
-            share = triton.cdiv(classes, shares)
             _score_additive_shares[(batch, shares)](
                 *(*inputs, found, beaten_by, batch, classes, share, *strides, ignore_index),
                 CLASSES=block,
-                DTYPE=dtype,
+                **fits,
                 **common,
             )
             _finish_shares[(1,)](
@@ -315,7 +332,7 @@ def modulate_additive(
                 **finish,
             )
             return logits, scales
-        samples = min(tile // block, _MAX_STATES // padded, triton.next_power_of_2(max(batch, 1)))
+        samples = min(tile // block, _MAX_STATES // padded)
         programs = max(1, min(triton.cdiv(batch, samples), _MAX_PROGRAMS))
         costs = present.new_empty((programs, padded), dtype=torch.float64)
         hits = present.new_empty((programs, 2 * padded), dtype=torch.int64)
@@ -323,113 +340,8 @@ def modulate_additive(
             *(*inputs, costs, hits, batch, classes, *strides, ignore_index, cap),
             SAMPLES=samples,
             CLASSES=block,
-            DTYPE=dtype,
+            **fits,
             **common,
         )
         _finish[(1,)](costs, hits, programs, *step, BLOCK=_PROGRAMS, **finish)
     return logits, scales
-
-
-@triton.jit
-def _scaled(scale, number):
-    return tl.where(scale == 0.0, 0.0, scale * number)
-
-
-@triton.jit
-def _scale_and_sum(
-    grad,  # (batch, classes)
-    scales,  # (rows,) float64
-    out,  # (rows, batch, classes)
-    sums,  # (shares, classes) float64
-    rows,
-    batch,
-    classes,
-    share,  # samples of each program
-    SAMPLES: tl.constexpr,
-    CLASSES: tl.constexpr,
-):
-    # One program reads its samples and classes once, writes them into every row, and sums the columns.
-    index = tl.program_id(0) * CLASSES + tl.arange(0, CLASSES)
-    begin = tl.program_id(1) * share
-    end = tl.minimum(begin + share, batch)
-    size = tl.cast(batch, tl.int64) * classes
-    column = tl.zeros([CLASSES], tl.float64)
-    for first in range(begin, end, SAMPLES):
-        sample = first + tl.arange(0, SAMPLES)
-        inside = (sample < end)[:, None] & (index < classes)[None, :]
-        at = sample.to(tl.int64)[:, None] * classes + index[None, :]
-        gradient = tl.load(grad + at, mask=inside, other=0.0)
-        if gradient.dtype != tl.float64:
-            gradient = gradient.to(tl.float32)
-        column += tl.sum(gradient, 0).to(tl.float64)
-        target = out + at
-        for row in range(rows):
-            scale = tl.load(scales + row).to(gradient.dtype)
-            tl.store(target, _scaled(scale, gradient).to(out.dtype.element_ty), mask=inside)
-            target += size
-    tl.store(sums + tl.program_id(1).to(tl.int64) * classes + index, column, mask=index < classes)
-
-
-@triton.jit
-def _scale_columns(
-    sums,  # (shares, classes) float64
-    scales,  # (rows,) float64
-    out,  # (rows, classes)
-    rows,
-    shares,
-    classes,
-    SHARES: tl.constexpr,
-    CLASSES: tl.constexpr,
-    DTYPE: tl.constexpr,
-):
-    index = tl.program_id(0) * CLASSES + tl.arange(0, CLASSES)
-    total = tl.zeros([SHARES, CLASSES], tl.float64)
-    for first in range(0, shares, SHARES):
-        share = first + tl.arange(0, SHARES)
-        inside = (share < shares)[:, None] & (index < classes)[None, :]
-        total += tl.load(sums + share.to(tl.int64)[:, None] * classes + index[None, :], mask=inside, other=0.0)
-    column = tl.sum(total, 0).to(DTYPE)
-    for row in range(rows):
-        scale = tl.load(scales + row).to(DTYPE)
-        at = out + row * classes + index
-        tl.store(at, _scaled(scale, column).to(out.dtype.element_ty), mask=index < classes)
-
-
-def modulate_additive_backward(
-    grad: Tensor,  # (B, C)
-    scales: Tensor,  # (2, M + 1) float64
-    given_joint: bool,
-) -> tuple[Tensor, Tensor]:
-    """The gradients of p_m and of given joint logits, and those of q_m and b, in two launches.
-
-    The batch is shared out by its size alone and summed in order: the same bits every time.
-    """
-    grad, scales = grad.contiguous(), scales.contiguous()
-    batch, classes = grad.shape
-    parts = scales.shape[1]
-    rows = parts if given_joint else parts - 1
-    grad_rows = grad.new_empty((rows, batch, classes))
-    grad_columns = grad.new_empty((parts, classes))
-    if classes == 0:
-        return grad_rows, grad_columns
-    block = min(_MAX_CLASSES, triton.next_power_of_2(classes))
-    blocks = triton.cdiv(classes, block)
-    samples = min(_BLOCK // block, triton.next_power_of_2(max(batch, 1)))
-    shares = max(1, min(triton.cdiv(batch, samples), ENOUGH_PROGRAMS // blocks))
-    share = triton.cdiv(triton.cdiv(batch, samples), shares) * samples
-    sums = grad.new_empty((shares, classes), dtype=torch.float64)
-    with device_guard(grad):
-        _scale_and_sum[(blocks, shares)](
-            *(grad, scales[0], grad_rows, sums, rows, batch, classes, share),
-            SAMPLES=samples,
-            CLASSES=block,
-            enable_fp_fusion=True,
-        )
-        _scale_columns[(blocks,)](
-            *(sums, scales[1], grad_columns, parts, shares, classes),
-            SHARES=min(_SHARES, triton.next_power_of_2(shares)),
-            CLASSES=block,
-            DTYPE=accumulation_dtype(grad.dtype)[1],
-            enable_fp_fusion=True,
-        )
-    return grad_rows, grad_columns

@@ -7,8 +7,17 @@ row's: no softmax is ever stored.
 
 import triton
 import triton.language as tl
-from agm.kernels.launching import ENOUGH_PROGRAMS, accumulation_dtype, bits, device_guard, unit_class_stride
-from agm.kernels.modulate import Loss, _float64, launch_step
+from agm.kernels.launching import (
+    ENOUGH_PROGRAMS,
+    accumulation_dtype,
+    aligned,
+    are_aligned,
+    bits,
+    device_guard,
+    float64,
+    unit_class_stride,
+)
+from agm.kernels.modulate import Loss, launch_step
 from torch import Tensor
 
 __all__ = ["modulate_cross_entropy", "modulate_cross_entropy_backward"]
@@ -40,7 +49,7 @@ def modulate_cross_entropy(
     return loss, launch_step(masked_logits, target, values, counts, *settings, goal), normalizer, sums
 
 
-@triton.jit(do_not_specialize=["ignore_index", "label_smoothing"])
+@triton.jit(do_not_specialize=["ignore_index", "label_smoothing", "batch", "batch_stride"])
 def _scale_loss_rows(
     logits,  # (batch, classes), the last stride being 1
     grad_loss,  # ()
@@ -60,9 +69,11 @@ def _scale_loss_rows(
     SAMPLES: tl.constexpr,
     CLASSES: tl.constexpr,
     DTYPE: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):
+    batch_stride = aligned(batch_stride, ALIGNED)
     # One program makes the gradient of its samples and classes once and writes it into its share of the rows.
-    label_smoothing = _float64(label_smoothing)
+    label_smoothing = float64(label_smoothing)
     sample = tl.program_id(0) * SAMPLES + tl.arange(0, SAMPLES)
     index = tl.program_id(1) * CLASSES + tl.arange(0, CLASSES)
     exists = sample < batch
@@ -137,6 +148,7 @@ def modulate_cross_entropy_backward(
             SAMPLES=samples,
             CLASSES=block,
             DTYPE=accumulation_dtype(logits.dtype)[1],
+            ALIGNED=are_aligned(logits.stride(0)),
             enable_fp_fusion=True,
         )
     return out

@@ -48,7 +48,18 @@ def _triton_why_not(op: str, device_type: str) -> str | None:
         return "serves cuda tensors only (cpu tensors under TRITON_INTERPRET=1)"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed: pip install agm[triton]"
-    return _load_triton(op)
+    reason = _load_triton(op)
+    if reason is None and device_type == "cuda" and torch.cuda.is_available():
+        return _why_no_launch()
+    return reason
+
+
+@cache
+def _why_no_launch() -> str | None:
+    """Why Triton cannot launch on the GPU, found out once: it would show in the first step, by an exception."""
+    launching = importlib.import_module("agm.kernels.launching")
+    reason: str | None = launching.why_no_launch("cuda")
+    return reason
 
 
 def _load_triton(op: str) -> str | None:

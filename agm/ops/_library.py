@@ -28,6 +28,17 @@ _SIGNATURES = {
         "(Tensor grad_loss, Tensor? grad_logits, Tensor joint_logits, Tensor target, Tensor? weight, Tensor normalizer,"
         " Tensor sums, Tensor subset_scales, int ignore_index, float label_smoothing) -> Tensor"
     ),
+    "modulate_linear_cross_entropy": (
+        "(Tensor hidden, Tensor weight, Tensor? bias, "
+        + _STEP.format("")
+        + "float label_smoothing, bool update, SymInt chunk_rows)"
+        " -> (Tensor loss, Tensor subset_scales, Tensor normalizer, Tensor count)"
+    ),
+    "modulate_linear_cross_entropy_backward": (
+        "(Tensor grad_loss, Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor normalizer, Tensor count,"
+        " Tensor subset_scales, int ignore_index, float label_smoothing, SymInt chunk_classes)"
+        " -> (Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)"
+    ),
     "modulate_additive": (
         "(Tensor present, Tensor absent, Tensor? bias, Tensor? joint_logits, " + _STEP.format("") + "bool update)"
         " -> (Tensor logits, Tensor scales)"
@@ -39,6 +50,18 @@ _SIGNATURES = {
     "expand_subsets_backward": (
         "(Tensor grad, SymInt[] widths, SymInt batch, bool concatenate) -> (Tensor grad_present, Tensor grad_absent)"
     ),
+    "batch_norm_rows": (
+        "(Tensor input, Tensor running_mean, Tensor running_var, Tensor? weight, Tensor? bias, SymInt train_rows,"
+        " float momentum, float eps)"
+        " -> (Tensor output, Tensor updated_mean, Tensor updated_var, Tensor mean, Tensor invstd)"
+    ),
+    "batch_norm_rows_backward": (
+        "(Tensor grad, Tensor input, Tensor? weight, Tensor mean, Tensor invstd, Tensor updated_mean,"
+        " Tensor updated_var, SymInt train_rows, float eps)"
+        " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)"
+    ),
+    "dropout_rows": "(Tensor input, float p, SymInt train_rows) -> (Tensor output, Tensor mask)",
+    "dropout_rows_backward": "(Tensor grad, Tensor mask, float p) -> Tensor",
     "scale_gradients_": "(Tensor(a!)[] grads, int[] groups, Tensor coefficients, Tensor? seed) -> ()",
 }
 
@@ -80,6 +103,22 @@ def _fake_modulate_cross_entropy_backward(
     return joint_logits.new_empty((subset_scales.shape[0], *joint_logits.shape))
 
 
+def _fake_modulate_linear_cross_entropy(hidden: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    wide = torch.float64
+    return (
+        _accumulate(hidden),
+        hidden.new_empty(hidden.shape[0], dtype=wide),
+        _accumulate(hidden, 2, hidden.shape[1]),
+        hidden.new_empty((), dtype=wide),
+    )
+
+
+def _fake_modulate_linear_cross_entropy_backward(
+    grad_loss: Tensor, hidden: Tensor, weight: Tensor, *_: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    return hidden.new_empty(hidden.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
+
+
 def _fake_modulate_additive(
     present: Tensor, absent: Tensor, bias: Tensor | None, joint_logits: Tensor | None, *_: object
 ) -> tuple[Tensor, Tensor]:
@@ -105,16 +144,52 @@ def _fake_expand_subsets_backward(
     return grad.new_empty(sum(widths) * batch), grad.new_empty(sum(widths))
 
 
+def _fake_batch_norm_rows(
+    input: Tensor, running_mean: Tensor, running_var: Tensor, *_: object
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    channels = input.shape[1]
+    return (
+        torch.empty_like(input, memory_format=reference.memory_format(input)),
+        torch.empty_like(running_mean, memory_format=torch.contiguous_format),
+        torch.empty_like(running_var, memory_format=torch.contiguous_format),
+        _accumulate(input, channels),
+        _accumulate(input, channels),
+    )
+
+
+def _fake_batch_norm_rows_backward(
+    grad: Tensor, input: Tensor, weight: Tensor | None, mean: Tensor, invstd: Tensor, updated_mean: Tensor, *_: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        torch.empty_like(input, memory_format=reference.memory_format(input)),
+        torch.empty_like(updated_mean),
+        torch.empty_like(updated_mean),
+    )
+
+
+def _fake_dropout_rows(input: Tensor, p: float, train_rows: int) -> tuple[Tensor, Tensor]:
+    mask = torch.empty_like(input[:train_rows], dtype=torch.bool if input.is_cuda else input.dtype)
+    return torch.empty_like(input), mask
+
+
+def _fake_dropout_rows_backward(grad: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(grad)
+
+
 def _fake_scale_gradients_(*_: object) -> None:
     return None
 
 
 OPS = tuple(_SIGNATURES)
 
+# A compiler may neither drop nor merge what draws random numbers.
+_RANDOM = ("dropout_rows",)
+
 library = torch.library.Library("agm", "DEF")
 for _op, _signature in _SIGNATURES.items():
+    _tags = (torch.Tag.pt2_compliant_tag, *((torch.Tag.nondeterministic_seeded,) if _op in _RANDOM else ()))
     for _overload in ("", ".triton", ".reference"):
-        library.define(f"{_op}{_overload}{_signature}", tags=(torch.Tag.pt2_compliant_tag,))
+        library.define(f"{_op}{_overload}{_signature}", tags=_tags)
         torch.library.register_fake(f"agm::{_op}{_overload}", globals()[f"_fake_{_op}"], lib=library)
     for _overload in ("", ".reference"):
         library.impl(_op + _overload, getattr(reference, _op), "CompositeExplicitAutograd")

@@ -52,4 +52,21 @@ AGM_HOST_DEVICE A exponential(A x) {
   return std::exp(x);
 }
 
+template <typename A>
+constexpr A kLog2E = A(1.4426950408889634);
+
+// 2 ** x, to 2 units in the last place; on the device 0 below the normal numbers, which beside a sum of at
+// least 1 is nothing.
+template <typename A>
+AGM_HOST_DEVICE A power_of_two(A x) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (std::is_same_v<A, float>) {
+    float result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+    return result;
+  }
+#endif
+  return std::exp2(x);
+}
+
 }  // namespace agm

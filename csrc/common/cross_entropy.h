@@ -13,11 +13,11 @@ struct LossSettings {
   const A* weight;  // of the classes; null: all 1
   int64_t classes;
   double label_smoothing;
+  double smooth;       // label_smoothing / classes
   double all_weights;  // the weights of the classes, summed; 0 where no label smoothing needs them
 
   AGM_HOST_DEVICE A weight_in(int64_t c) const { return weight == nullptr ? A(1) : weight[c]; }
   AGM_HOST_DEVICE double weight_of(int64_t label) const { return static_cast<double>(weight_in(label)); }
-  AGM_HOST_DEVICE double smooth() const { return label_smoothing / static_cast<double>(classes); }
 };
 
 // What is summed over the samples in use. `cost` is -log p of the label, `spread` the sum of
@@ -48,7 +48,7 @@ struct LossTally {
   template <typename A>
   AGM_HOST_DEVICE double mean(const LossSettings<A>& settings) const {
     double sum = (1 - settings.label_smoothing) * weighted_cost;
-    if (settings.label_smoothing > 0) sum += settings.smooth() * (settings.all_weights * cost + spread);
+    if (settings.label_smoothing > 0) sum += settings.smooth * (settings.all_weights * cost + spread);
     return sum / weight;
   }
 };
@@ -69,8 +69,8 @@ struct LossGradient {
       : largest(largest_logit), log_sum(log_sum_of_exponentials), label(own_label), used(!ignored) {
     const double own = (1 - settings.label_smoothing) * (known ? settings.weight_of(own_label) : 1.0);
     at_label = static_cast<A>(per_weight * own);
-    smooth = static_cast<A>(per_weight * settings.smooth());
-    factor = static_cast<A>(per_weight * (own + settings.smooth() * settings.all_weights));
+    smooth = static_cast<A>(per_weight * settings.smooth);
+    factor = static_cast<A>(per_weight * (own + settings.smooth * settings.all_weights));
   }
 
   // All but what the label's own class has less: `at_label`.

@@ -27,6 +27,28 @@ AGM_HOST_DEVICE constexpr double weight_outside(int modalities, int size) {
   return size == modalities ? 0 : -1 / ((modalities - size) * binomial(modalities, size));
 }
 
+// Kernels keep float32 responses multiplied by this power of two, which costs no digit: a sum of logits whose
+// response can be stored then never overflows on the way, so that every backend skips the same steps.
+constexpr double kResponseScale = 0.25;
+
+// The Shapley weights of every subset as constants. Called with a variable, the functions above are loops of
+// float64 divisions.
+template <typename A, int M>
+struct Weights {
+  A of[(1 << M) - 1][M];
+
+  AGM_HOST_DEVICE constexpr explicit Weights(double scale = 1) : of() {
+    for (unsigned subset = 1; subset < 1u << M; ++subset) {
+      const int size = subset_size(subset);
+      for (int m = 0; m < M; ++m) {
+        const bool present = (subset >> m & 1) != 0;
+        of[subset - 1][m] =
+            static_cast<A>(scale * (present ? weight_inside(M, size) : weight_outside(M, size)));
+      }
+    }
+  }
+};
+
 // The largest of some numbers and the sum of exp(x - largest). An infinity or a NaN among them makes the sum
 // NaN.
 template <typename A>

@@ -71,6 +71,29 @@ struct AdditiveSource {
       for (int64_t i = 0; i < count; ++i) own[i] += rest[i];
     }
   }
+
+  // In float64, and -inf for the classes that the sample cannot have.
+  void exact_responses(int64_t b, int64_t start, int64_t count, A* response) const {
+    A* joint = response + modalities * kTile;
+    joint_logits(b, start, count, joint);
+    for (int64_t i = 0; i < count; ++i) {
+      bool impossible = false;
+      const auto finite = [&](A number) {
+        impossible |= number == -kInfinity<A>;
+        return number == -kInfinity<A> ? 0.0 : static_cast<double>(number);
+      };
+      double difference[kMaxModalities];
+      double rest = finite(joint[i]);
+      for (int m = 0; m < modalities; ++m) {
+        difference[m] = finite(widen(parts.present_at(m, b, start)[i]));
+        difference[m] -= finite(widen(parts.absent[m * parts.absent_stride + start + i]));
+        rest -= difference[m];
+      }
+      for (int m = 0; m < modalities; ++m) {
+        response[m * kTile + i] = exact_response<A>(difference[m] + rest / modalities, impossible);
+      }
+    }
+  }
 };
 
 // Stores the joint logits of a sample as they go by.
@@ -98,8 +121,10 @@ AGM_HOST_DEVICE void store_joint_body(const Additive<T>& parts, int64_t b) {
   AGM_CLONES void score_sample(const Additive<T>& parts, int64_t b, int64_t label, double cap, \
                                Sample& sample) {                                               \
     JointRow<T> row{parts.logits + b * parts.classes};                                         \
-    score_sample_body<accumulate_t<T>>(AdditiveSource<T>{parts}, b, label, cap, sample,        \
-                                       parts.joint == nullptr ? &row : nullptr);               \
+    const AdditiveSource<T> source{parts};                                                     \
+    if (!score_sample_body<accumulate_t<T>>(source, b, label, cap, sample,                     \
+                                            parts.joint == nullptr ? &row : nullptr))          \
+      score_exactly<accumulate_t<T>>(source, b, label, cap, sample);                           \
   }                                                                                            \
   AGM_CLONES void store_joint(const Additive<T>& parts, int64_t b) { store_joint_body(parts, b); }
 AGM_SCORE_ADDITIVE(float)

@@ -16,7 +16,9 @@ using torch::stable::Tensor;
 #define AGM_SCORE_SAMPLE(T)                                                                         \
   AGM_CLONES void score_sample(const MaskedLogits<T>& masked, int64_t b, int64_t label, double cap, \
                                Sample& sample, JointLoss<accumulate_t<T>>& loss) {                  \
-    score_sample_body<accumulate_t<T>>(SubsetSource<T>{masked}, b, label, cap, sample, &loss);      \
+    const SubsetSource<T> source{masked};                                                           \
+    if (!score_sample_body<accumulate_t<T>>(source, b, label, cap, sample, &loss))                  \
+      score_exactly<accumulate_t<T>>(source, b, label, cap, sample);                                \
   }
 AGM_SCORE_SAMPLE(float)
 AGM_SCORE_SAMPLE(double)

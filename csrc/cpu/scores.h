@@ -20,11 +20,20 @@ struct Sample {
   bool hit[kMaxModalities + 1];
 };
 
+// Numbers beyond these may be sums that overflowed on the way.
 template <typename A>
-AGM_HOST_DEVICE void add_tile(Softmax<A>& softmax, const A* logits, int64_t count) {
-  A largest = softmax.largest;
-#pragma omp simd reduction(max : largest)
-  for (int64_t i = 0; i < count; ++i) largest = logits[i] > largest ? logits[i] : largest;
+constexpr A kLarge = std::numeric_limits<A>::max() / 4;
+
+// `lowest` is lowered to the smallest number of the tile.
+template <typename A>
+AGM_HOST_DEVICE void add_tile(Softmax<A>& softmax, const A* logits, int64_t count, A& lowest) {
+  A largest = softmax.largest, smallest = lowest;
+#pragma omp simd reduction(max : largest) reduction(min : smallest)
+  for (int64_t i = 0; i < count; ++i) {
+    largest = logits[i] > largest ? logits[i] : largest;
+    smallest = logits[i] < smallest ? logits[i] : smallest;
+  }
+  lowest = smallest;
   const A shift = Softmax<A>::shift(largest);
   A sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -54,7 +63,8 @@ struct JointLoss {
   double spread = 0;  // sum of w_c (z_target - z_c), for label smoothing
 
   AGM_HOST_DEVICE void add_tile(const A* logits, int64_t start, int64_t count, A target) {
-    agm::add_tile(softmax, logits, count);
+    A lowest = 0;  // nobody asks
+    agm::add_tile(softmax, logits, count, lowest);
     if (!smoothing) return;
     A sum = 0;
     if (weight == nullptr) {
@@ -70,9 +80,10 @@ struct JointLoss {
 
 // `source.responses(b, start, count, response)` gives the responses of some classes of sample b, and behind
 // them its joint logits. Each class is asked for once, and the label once more. `joint->add_tile` is given
-// the joint logits, each class once.
+// the joint logits, each class once. Returns whether the scores stand: not where a response is no number, or
+// too large to tell whether it overflowed. Then `score_exactly` is asked.
 template <typename A, typename Source, typename Joint = JointLoss<A>>
-AGM_HOST_DEVICE void score_sample_body(const Source& source, int64_t b, int64_t label, double cap,
+AGM_HOST_DEVICE bool score_sample_body(const Source& source, int64_t b, int64_t label, double cap,
                                        Sample& sample, Joint* joint = nullptr) {
   const int modalities = source.modalities;
   A response[(kMaxModalities + 1) * kTile];
@@ -83,18 +94,51 @@ AGM_HOST_DEVICE void score_sample_body(const Source& source, int64_t b, int64_t 
 
   Softmax<A> softmax[kMaxModalities];
   bool beaten[kMaxModalities + 1] = {};
+  A lowest = 0;
   for (int64_t start = 0; start < source.classes; start += kTile) {
     const int64_t count = std::min(kTile, source.classes - start);
     source.responses(b, start, count, response);
     for (int m = 0; m <= modalities; ++m) {
       const A* tile = response + m * kTile;
-      if (m < modalities) add_tile(softmax[m], tile, count);
+      if (m < modalities) add_tile(softmax[m], tile, count, lowest);
       beaten[m] |= tile_beats(tile, start, count, target[m], label);
     }
     if (joint != nullptr) joint->add_tile(response + modalities * kTile, start, count, target[modalities]);
   }
   for (int m = 0; m < modalities; ++m) sample.cost[m] = softmax[m].cost(target[m], static_cast<A>(cap));
   for (int m = 0; m <= modalities; ++m) sample.hit[m] = !beaten[m];
+  bool plain = lowest > -kLarge<A>;
+  for (int m = 0; m < modalities; ++m) {
+    plain &= softmax[m].largest < kLarge<A> && softmax[m].sum == softmax[m].sum;
+  }
+  return plain;
+}
+
+// A response computed in float64: -inf where the sample cannot have the class and the other logits are
+// finite.
+template <typename A>
+A exact_response(double response, bool impossible) {
+  return impossible && std::isfinite(response) ? -kInfinity<A> : static_cast<A>(response);
+}
+
+template <typename A, typename Source>
+struct ExactSource {
+  const Source& source;
+  int64_t classes = source.classes;
+  int modalities = source.modalities;
+
+  void responses(int64_t b, int64_t start, int64_t count, A* response) const {
+    source.exact_responses(b, start, count, response);
+  }
+};
+
+// The scores of a sample once more, with responses that are computed in float64: rare, and slow.
+template <typename A, typename Source>
+#if defined(__GNUC__)
+__attribute__((noinline))
+#endif
+void score_exactly(const Source& source, int64_t b, int64_t label, double cap, Sample& sample) {
+  score_sample_body<A>(ExactSource<A, Source>{source}, b, label, cap, sample);
 }
 
 // Which class each sample has.

@@ -19,28 +19,13 @@ struct MaskedLogits {
   const T* sample(int64_t b) const { return data + b * batch_stride; }
 };
 
-template <typename A, int M>
-struct Weights {
-  A of[(1 << M) - 1][M];
-
-  constexpr Weights() : of() {
-    for (unsigned subset = 1; subset < 1u << M; ++subset) {
-      const int size = subset_size(subset);
-      for (int m = 0; m < M; ++m) {
-        of[subset - 1][m] =
-            static_cast<A>((subset >> m & 1) != 0 ? weight_inside(M, size) : weight_outside(M, size));
-      }
-    }
-  }
-};
-
 // Mono-modal responses of `count` classes from `logits` on, and behind them the joint logits: response[m *
 // kTile + i]. Few modalities: a tile of every subset is brought into the first-level cache, each as one
 // stretch of memory; then the responses of a few classes at a time stay in registers while the subsets go by.
 template <int M, typename T, typename A>
 AGM_HOST_DEVICE void tile_responses(const MaskedLogits<T>& masked, const T* logits, int64_t count,
                                     A* response) {
-  static constexpr Weights<A, M> kWeights;
+  static constexpr Weights<A, M> kWeights{};
   constexpr int kRows = (1 << M) - 1;
   constexpr int kCount = Lanes<A>::kCount;
   const int64_t padded = (count + kCount - 1) / kCount * kCount;
@@ -112,6 +97,33 @@ struct SubsetSource {
 
   AGM_HOST_DEVICE void responses(int64_t b, int64_t start, int64_t count, accumulate_t<T>* response) const {
     subset_responses(masked, masked.sample(b) + start, count, response);
+  }
+
+  // In float64, and -inf for the classes that the sample cannot have.
+  void exact_responses(int64_t b, int64_t start, int64_t count, accumulate_t<T>* response) const {
+    double sum[kMaxModalities * kTile] = {};
+    bool impossible[kTile] = {};
+    for (int row = 0; row < masked.rows(); ++row) {
+      const unsigned subset = static_cast<unsigned>(row) + 1;
+      const int size = subset_size(subset);
+      const double inside = weight_inside(modalities, size), outside = weight_outside(modalities, size);
+      const T* source = masked.sample(b) + row * masked.row_stride + start;
+      for (int64_t i = 0; i < count; ++i) {
+        const auto logit = static_cast<double>(widen(source[i]));
+        response[modalities * kTile + i] = widen(source[i]);  // of the last row in the end: the joint logits
+        if (logit == -kInfinity<double>) {
+          impossible[i] = true;
+          continue;
+        }
+        for (int m = 0; m < modalities; ++m)
+          sum[m * kTile + i] += ((subset >> m & 1) != 0 ? inside : outside) * logit;
+      }
+    }
+    for (int m = 0; m < modalities; ++m) {
+      for (int64_t i = 0; i < count; ++i) {
+        response[m * kTile + i] = exact_response<accumulate_t<T>>(sum[m * kTile + i], impossible[i]);
+      }
+    }
   }
 };
 

@@ -19,13 +19,13 @@ __global__ void __launch_bounds__(kThreads)
                int64_t rows, int64_t size) {
   const int64_t at = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * Width;
   if (at >= size) return;
-  const auto source = *reinterpret_cast<const Pack<T, Width>*>(grad + at);
+  const auto source = load<T, Width>(grad + at);
   for (int64_t row = blockIdx.y; row < rows; row += gridDim.y) {
     const auto scale = static_cast<accumulate_t<T>>(scales[row]);
     Pack<T, Width> target;
 #pragma unroll
     for (int i = 0; i < Width; ++i) target.value[i] = scale_gradient(scale, source.value[i]);
-    *reinterpret_cast<Pack<T, Width>*>(out + row * size + at) = target;
+    store(out + row * size + at, target);
   }
 }
 

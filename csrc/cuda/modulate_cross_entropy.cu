@@ -47,6 +47,10 @@ template <typename T, int Width>
 __global__ void __launch_bounds__(kThreads)
     scale_loss_rows(Losses<T> losses, T* __restrict__ out, int64_t rows, int64_t batch, int64_t classes) {
   using A = accumulate_t<T>;
+  // The divisions of float64, once a block.
+  __shared__ double per_weight;
+  if (threadIdx.x == 0) per_weight = static_cast<double>(*losses.grad_loss) / losses.sums[0];
+  __syncthreads();
   const int64_t size = batch * classes;
   const int64_t at = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * Width;
   if (at >= size) return;
@@ -57,11 +61,10 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t label = losses.target.label[b];
   LossSettings<A> settings = losses.settings;
   settings.all_weights = losses.sums[1];
-  const LossGradient<A> sample(settings, static_cast<double>(*losses.grad_loss) / losses.sums[0], label,
-                               label == losses.target.ignore_index, label >= 0 && label < classes,
-                               losses.normalizer[b], losses.normalizer[batch + b]);
-  const auto source =
-      *reinterpret_cast<const Pack<T, Width>*>(losses.logits + b * losses.batch_stride + first);
+  const LossGradient<A> sample(settings, per_weight, label, label == losses.target.ignore_index,
+                               label >= 0 && label < classes, losses.normalizer[b],
+                               losses.normalizer[batch + b]);
+  const auto source = load<T, Width>(losses.logits + b * losses.batch_stride + first);
   A gradient[Width];
 #pragma unroll
   for (int i = 0; i < Width; ++i) {
@@ -72,7 +75,7 @@ __global__ void __launch_bounds__(kThreads)
     if (first + i == label) gradient[i] -= sample.at_label;
   }
   if (losses.grad_logits != nullptr) {
-    const auto other = *reinterpret_cast<const Pack<T, Width>*>(losses.grad_logits + at);
+    const auto other = load<T, Width>(losses.grad_logits + at);
 #pragma unroll
     for (int i = 0; i < Width; ++i) gradient[i] += static_cast<A>(other.value[i]);
   }
@@ -81,7 +84,7 @@ __global__ void __launch_bounds__(kThreads)
     Pack<T, Width> target;
 #pragma unroll
     for (int i = 0; i < Width; ++i) target.value[i] = static_cast<T>(scale_gradient<A>(scale, gradient[i]));
-    *reinterpret_cast<Pack<T, Width>*>(out + row * size + at) = target;
+    store(out + row * size + at, target);
   }
 }
 

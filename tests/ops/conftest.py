@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,9 @@ from torch.utils.cpp_extension import include_paths
 from . import building
 from .building import CPU_SANITIZED, CUDA_SOURCES, EMULATED, SANITIZED
 from .samples import Room
+
+if "bench" not in sys.modules:  # as `python bench` loads it
+    runpy.run_path(str(Path(__file__).parents[2] / "bench" / "__main__.py"))["load"]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

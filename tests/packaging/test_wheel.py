@@ -167,3 +167,23 @@ def test_build_without_torch_is_pure(checkout: Callable[[], Path]) -> None:
     note = (folder / "out/agm/_native.txt").read_text()
     assert note.startswith("torch could not be imported during the build (hidden)")
     assert "--no-build-isolation" in note
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["the toolkit's own", "a wrapper"])
+def test_the_cuda_toolkit_is_found_behind_its_compiler(tmp_path: Path, wrapped: bool) -> None:
+    """torch takes the folder above nvcc for the toolkit, which is wrong where nvcc is a script that calls another."""
+    toolkit, elsewhere = tmp_path / "cuda-13.0", tmp_path / "local"
+    for folder in (toolkit / "bin", elsewhere / "bin"):
+        folder.mkdir(parents=True)
+    compiler = toolkit / "bin" / "nvcc"
+    compiler.write_text(f"#!/bin/sh\necho '#$ _SPACE_= ' >&2\necho '#$ _HERE_={toolkit}/bin' >&2\n")
+    wrapper = elsewhere / "bin" / "nvcc"
+    wrapper.write_text(f'#!/bin/sh\nexec {compiler} "$@"\n')
+    for program in (compiler, wrapper):
+        program.chmod(0o755)
+    source = (ROOT / "setup.py").read_text(encoding="utf-8").partition("\nsetup(\n")[0]
+    code = f"{source}\nfind_cuda_home()\nprint(os.environ['CUDA_HOME'])"
+    environment = clean_environment(PATH=f"{(elsewhere if wrapped else toolkit) / 'bin'}:/usr/bin:/bin")
+    environment = {name: value for name, value in environment.items() if name not in ("CUDA_HOME", "CUDA_PATH")}
+    made = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert made.stdout.split() == [str(toolkit)]

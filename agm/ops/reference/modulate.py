@@ -17,13 +17,24 @@ def responses(masked_logits: Tensor, weights: Tensor | None = None) -> Tensor:
 
     float64 for float64 logits, otherwise float32. `weights` (M, R) float64 take the place of `agm.subset_weights` where
     other rows (R, B, C) than those of all subsets are given.
+
+    A logit of -inf says that a sample cannot have a class: its responses are -inf then, whichever subsets say so.
     """
     rows, batch, classes = masked_logits.shape
     if weights is None:
         weights = weights_on(masked_logits.device, num_modalities(rows))
-    # A product in float64 is one that neither autocast nor TF32 cuts short, and rounds equal logits alike.
-    response = weights @ masked_logits.double().reshape(rows, batch * classes)
+    # A product in float64 is one that neither autocast nor TF32 cuts short, rounds equal logits alike, and does not
+    # overflow on the way to a response that does not.
+    logits = masked_logits.double().reshape(rows, batch * classes)
+    impossible = logits == -torch.inf
+    response = weights @ logits.masked_fill(impossible, 0.0)
+    response = without(impossible.any(0), response)
     return response.view(len(weights), batch, classes).to(accumulation_dtype(masked_logits.dtype))
+
+
+def without(impossible: Tensor, response: Tensor) -> Tensor:
+    """-inf for the classes that a sample cannot have, where their other logits are finite."""
+    return response.masked_fill(impossible & response.isfinite(), -torch.inf)
 
 
 def subset_scales(coefficients: Tensor, weights: Tensor | None = None) -> Tensor:

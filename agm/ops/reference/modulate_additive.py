@@ -7,15 +7,22 @@ Where `z_S = b + sum_{m in S} p_m + sum_{m not in S} q_m`, the Shapley values ne
 import torch
 from torch import Tensor
 
-from agm.ops.reference.modulate import accumulation_dtype, modulate_backward
+from agm.ops.reference.modulate import accumulation_dtype, modulate_backward, without
 from agm.ops.reference.steps import make_step
 
 
 def additive_responses(present: Tensor, absent: Tensor, joint: Tensor) -> Tensor:
-    """Mono-modal responses: (M, B, C), (M, C), (B, C) -> (M, B, C) of the accumulation type."""
-    dtype = accumulation_dtype(present.dtype)
-    difference = present.to(dtype) - absent.to(dtype).unsqueeze(1)
-    return difference + (joint.to(dtype) - difference.sum(0)) / len(present)
+    """Mono-modal responses: (M, B, C), (M, C), (B, C) -> (M, B, C) of the accumulation type.
+
+    -inf, wherever it stands, is a class that a sample cannot have, as in `responses`.
+    """
+    parts = [part.double() for part in (present, absent.unsqueeze(1), joint)]
+    impossible = [part == -torch.inf for part in parts]
+    own, none, together = (part.masked_fill(gone, 0.0) for part, gone in zip(parts, impossible, strict=True))
+    difference = own - none
+    response = difference + (together - difference.sum(0)) / len(present)
+    gone = impossible[0].any(0) | impossible[1].any(0) | impossible[2]
+    return without(gone, response).to(accumulation_dtype(present.dtype))
 
 
 def modulate_additive(

@@ -11,6 +11,7 @@ import tempfile
 from itertools import chain
 from pathlib import Path
 
+import batch_norm_rows
 import expand_subsets
 import modulate
 import modulate_additive
@@ -25,7 +26,7 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-ROOMS = (modulate, modulate_additive, expand_subsets)
+ROOMS = (modulate, modulate_additive, expand_subsets, batch_norm_rows)
 
 
 def cubin_report(cubin: bytes) -> dict[str, int]:
@@ -63,6 +64,7 @@ def main(architecture: str, *dtypes: str) -> None:
             else:
                 report = amdgcn_report(binary.asm["amdgcn"])
             constants = {name: str(constant) for name, constant in constants.items()}
+            report |= {"specialised": [each.name for each in kernel.params if not each.do_not_specialize]}
             print(json.dumps({"kernel": kernel.__name__, "dtype": dtype, "constants": constants, **report}))
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from agm.kernels import modulate, modulate_cross_entropy
+from agm.kernels import finishing, modulate, modulate_cross_entropy, scoring
 from common import OPTIONS, SHAPE, STEP, Case
 
 
@@ -11,7 +11,7 @@ def backward_cases(dtype: str, wide: str, dtypes: dict[str, Any]) -> Iterator[Ca
     yield (
         modulate._scale_rows,
         {"grad": f"*{dtype}", "scales": "*fp64", "out": f"*{dtype}", "rows": "i32", "size": "i64"},
-        {"BLOCK": modulate._BLOCK},
+        {"BLOCK": modulate._BLOCK, "ALIGNED": True},
         OPTIONS,
     )
     inputs = dict.fromkeys(("logits", "grad_logits", "out"), f"*{dtype}") | {"labels": "*i64"}
@@ -22,7 +22,7 @@ def backward_cases(dtype: str, wide: str, dtypes: dict[str, Any]) -> Iterator[Ca
         yield (
             modulate_cross_entropy._scale_loss_rows,
             {**inputs, **strides},
-            {"SAMPLES": modulate_cross_entropy._TILE // classes, "CLASSES": classes, **dtypes},
+            {"SAMPLES": modulate_cross_entropy._TILE // classes, "CLASSES": classes, "ALIGNED": True, **dtypes},
             OPTIONS,
         )
 
@@ -47,24 +47,24 @@ def step_cases(dtype: str, wide: str, dtypes: dict[str, Any], modalities: int, l
     own, none = only_with_loss(**weight, **normalizer, losses="*fp64")
     most = modulate._MAX_SAMPLES_WITH_LOSS if loss else modulate._MAX_SAMPLES
     yield (
-        modulate._score,
+        scoring._score,
         {**inputs, "costs": "*fp64", "hits": "*i64", **SHAPE, **strides, "cap": "i64", **own},
-        {**rows, **both, "SAMPLES": min(tile // 16, most), "CLASSES": 16, **dtypes, **none},
+        {**rows, **both, "SAMPLES": min(tile // 16, most), "CLASSES": 16, "ALIGNED": False, **dtypes, **none},
         OPTIONS,
     )
     if dtype in ("bf16", "fp16"):  # the logits are converted when they are loaded; the rest is as for fp32
         return
     own, none = only_with_loss(**weight, joint_found="*fp64")
     yield (
-        modulate._score_shares,
+        scoring._score_shares,
         {**inputs, **found, **SHAPE, "share": "i32", **strides, **own},
-        {**rows, **both, "CLASSES": tile, **dtypes, **none},
+        {**rows, **both, "CLASSES": tile, "ALIGNED": True, **dtypes, **none},
         OPTIONS,
     )
     own, none = only_with_loss(joint_found="*fp64", **weight, **normalizer, **mean)
     more = {"shares": "i32", "ignore_index": "i32", "cap": "i64"}
     yield (
-        modulate._finish_shares,
+        finishing._finish_shares,
         {**found, "labels": "*i64", **SHAPE, **more, "weights": "*fp64", **STEP, **own},
         {**last, **both, "SAMPLES": modulate._SAMPLES, **dtypes, **none},
         OPTIONS,
@@ -73,7 +73,7 @@ def step_cases(dtype: str, wide: str, dtypes: dict[str, Any], modalities: int, l
         return
     own, none = only_with_loss(losses="*fp64", **weight, **mean)
     yield (
-        modulate._finish,
+        finishing._finish,
         {"costs": "*fp64", "hits": "*i64", "programs": "i32", "classes": "i32", "weights": "*fp64", **STEP, **own},
         {**last, **both, "BLOCK": modulate._PROGRAMS, **none},
         OPTIONS,

@@ -1,0 +1,264 @@
+// What one thread finds in its classes of one sample: softmax of every response, and who beats the label.
+#pragma once
+
+#include "../common/cross_entropy.h"
+#include "../common/modulate.h"
+#include "pack.cuh"
+
+namespace agm {
+namespace {
+
+// Classes that a thread loads from each subset at once: 16 bytes, or fewer where many subsets keep the memory
+// busy anyway and would not leave registers for more.
+template <typename T, int M>
+constexpr int kWidth = sizeof(T) == 8 || M > 4 ? 1 : (M == 4 ? 8 : 16) / static_cast<int>(sizeof(T));
+
+template <typename T>
+struct MaskedLogits {
+  const T* data;
+  int64_t batch, classes;
+  int64_t row_stride;    // from subset to subset
+  int64_t batch_stride;  // from sample to sample
+};
+
+// The classes of one sample that a group of threads looked at.
+template <typename A, int M, bool Loss>
+struct Seen {
+  Softmax<A> softmax[M];
+  unsigned beaten = 0;  // bit m: another class than the label is the largest; bit M: of the joint logits
+  Softmax<A> joint;     // these two with Loss only
+  A spread = 0;
+
+  __device__ void merge(const Seen& other) {
+#pragma unroll
+    for (int m = 0; m < M; ++m) softmax[m].merge(other.softmax[m]);
+    beaten |= other.beaten;
+    if constexpr (Loss) {
+      joint.merge(other.joint);
+      spread += other.spread;
+    }
+  }
+};
+
+template <typename A>
+__device__ Softmax<A> shuffle(const Softmax<A>& softmax, int distance) {
+  return {__shfl_xor_sync(~0u, softmax.largest, distance), __shfl_xor_sync(~0u, softmax.sum, distance)};
+}
+
+template <typename A, int M, bool Loss>
+__device__ void merge_warp(Seen<A, M, Loss>& seen) {
+#pragma unroll
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+    Seen<A, M, Loss> other;
+#pragma unroll
+    for (int m = 0; m < M; ++m) other.softmax[m] = shuffle(seen.softmax[m], distance);
+    other.beaten = __shfl_xor_sync(~0u, seen.beaten, distance);
+    if constexpr (Loss) {
+      other.joint = shuffle(seen.joint, distance);
+      other.spread = __shfl_xor_sync(~0u, seen.spread, distance);
+    }
+    seen.merge(other);
+  }
+}
+
+// Responses of Width classes from `logits` on, times kResponseScale, and the joint logits of the same. With
+// Exact, a class of which a logit is -inf has responses of -inf if its other logits are finite; without, they
+// are NaN, or all -inf, or some +inf.
+template <typename T, int M, int Width, bool Exact, typename A = accumulate_t<T>>
+__device__ __forceinline__ void load_responses(const T* __restrict__ logits, int64_t row_stride,
+                                               A (&response)[M][Width], A (&joint)[Width]) {
+  constexpr int kRows = (1 << M) - 1;
+  constexpr Weights<A, M> kWeights{kResponseScale};
+  bool impossible[Width] = {};
+#pragma unroll
+  for (int m = 0; m < M; ++m) {
+#pragma unroll
+    for (int i = 0; i < Width; ++i) response[m][i] = A(0);
+  }
+#pragma unroll
+  for (int row = 0; row < kRows; ++row) {
+    const auto pack = load<T, Width>(logits + row * row_stride);
+#pragma unroll
+    for (int i = 0; i < Width; ++i) {
+      A logit = static_cast<A>(pack.value[i]);
+      if (row == kRows - 1) joint[i] = logit;
+      if constexpr (Exact) {
+        impossible[i] |= logit == -kInfinity<A>;
+        logit = logit == -kInfinity<A> ? A(0) : logit;
+      }
+#pragma unroll
+      for (int m = 0; m < M; ++m) {
+        response[m][i] = multiply_add(kWeights.of[row][m], logit, response[m][i]);
+      }
+    }
+  }
+  if constexpr (Exact) {
+#pragma unroll
+    for (int i = 0; i < Width; ++i) {
+#pragma unroll
+      for (int m = 0; m < M; ++m) {
+        const bool finite = response[m][i] - response[m][i] == A(0);
+        response[m][i] = impossible[i] && finite ? -kInfinity<A> : response[m][i];
+      }
+    }
+  }
+}
+
+constexpr int kUnscale = static_cast<int>(1 / kResponseScale);
+
+// A softmax on its way: `sum` is relative to 2 ** top, and top is the largest number times Factor * log2(e),
+// rounded. What is no number, or infinitely large, makes the sum NaN; so does -inf before a number came.
+template <typename A, int Factor>
+struct Running {
+  static constexpr A kExponent = Factor * kLog2E<A>;
+  A largest = -kInfinity<A>;
+  A top = -kInfinity<A>;
+  A sum = 0;
+
+  // Takes Width more numbers.
+  template <int Width>
+  __device__ __forceinline__ void add(const A (&numbers)[Width]) {
+#pragma unroll
+    for (int i = 0; i < Width; ++i) largest = fmax(largest, numbers[i]);
+    const A shift = largest * kExponent;
+    sum *= power_of_two(top - shift);
+    top = shift;
+#pragma unroll
+    for (int i = 0; i < Width; ++i) sum += power_of_two(multiply_add(numbers[i], kExponent, -top));
+  }
+
+  // Of the numbers times Factor. A number that cannot be stored makes the sum NaN.
+  __device__ __forceinline__ Softmax<A> softmax() const {
+    if (sum == A(0)) return {};
+    const A whole = largest * Factor;
+    const A own = sum * power_of_two(-multiply_add(largest, kExponent, -top));
+    return {whole, whole == kInfinity<A> ? kNotANumber<A> : own};
+  }
+};
+
+// Classes begin, begin + stride ... of one sample, Width at a time; `begin`, `end` and `stride` are multiples
+// of Width. What is found is wrong where a sum is NaN.
+//
+// A class beats the label if it is larger, or as large and before it. So the largest of all classes and the
+// largest of those before the label tell, and the loop compares nothing.
+template <typename T, int M, int Width, bool Loss, typename A = accumulate_t<T>>
+__device__ __forceinline__ Seen<A, M, Loss> look_at_numbers(const T* __restrict__ logits, int64_t row_stride,
+                                                            int64_t begin, int64_t end, int64_t stride,
+                                                            int64_t label, const A (&target)[M + 1],
+                                                            const LossSettings<A>& loss) {
+  Seen<A, M, Loss> seen;
+  Running<A, kUnscale> running[M];
+  Running<A, 1> joint_running;
+  int64_t at = begin;
+#pragma unroll 1
+  for (int after = 0; after < 2; ++after) {
+    const int64_t before_label = label - Width + 1 < end ? label - Width + 1 : end;
+    const int64_t stop = after ? end : before_label;
+#pragma unroll 1
+    for (; at < stop; at += stride) {
+      A response[M][Width], joint[Width];
+      load_responses<T, M, Width, false>(logits + at, row_stride, response, joint);
+#pragma unroll
+      for (int m = 0; m < M; ++m) running[m].add(response[m]);
+      if constexpr (Loss) {
+        joint_running.add(joint);
+        if (loss.label_smoothing > 0) {
+#pragma unroll
+          for (int i = 0; i < Width; ++i) seen.spread += loss.weight_in(at + i) * (target[M] - joint[i]);
+        }
+      } else {
+#pragma unroll
+        for (int i = 0; i < Width; ++i) joint_running.largest = fmax(joint_running.largest, joint[i]);
+      }
+    }
+    if (after || at > begin) {
+#pragma unroll
+      for (int m = 0; m <= M; ++m) {
+        const A largest = m == M ? joint_running.largest : running[m < M ? m : 0].largest;
+        seen.beaten |= static_cast<unsigned>(after ? largest > target[m] : largest >= target[m]) << m;
+      }
+    }
+  }
+  if constexpr (Width > 1) {  // those before the label in its own group
+    const int64_t group = label / Width * Width;
+    if (group >= begin && group < end && (group - begin) % stride == 0) {
+#pragma unroll 1
+      for (int64_t c = group; c < label; ++c) {
+        A response[M][1], joint[1];
+        load_responses<T, M, 1, false>(logits + c, row_stride, response, joint);
+#pragma unroll
+        for (int m = 0; m < M; ++m) seen.beaten |= static_cast<unsigned>(response[m][0] >= target[m]) << m;
+        seen.beaten |= static_cast<unsigned>(joint[0] >= target[M]) << M;
+      }
+    }
+  }
+#pragma unroll
+  for (int m = 0; m < M; ++m) seen.softmax[m] = running[m].softmax();
+  if constexpr (Loss) seen.joint = joint_running.softmax();
+  return seen;
+}
+
+template <typename A>
+__device__ void add_number(Softmax<A>& softmax, A number) {
+  const A largest = number > softmax.largest ? number : softmax.largest;
+  const A shift = Softmax<A>::shift(largest);
+  softmax.sum = softmax.sum * exponential(softmax.largest - shift) + exponential(number - shift);
+  softmax.largest = largest;
+}
+
+// The same with every rule for what is no number: rare, and slow.
+template <typename T, int M, int Width, bool Loss, typename A = accumulate_t<T>>
+__device__ __forceinline__ Seen<A, M, Loss> look_exactly(const T* __restrict__ logits, int64_t row_stride,
+                                                         int64_t begin, int64_t end, int64_t stride,
+                                                         int64_t label, const A (&target)[M + 1],
+                                                         const LossSettings<A>& loss) {
+  Seen<A, M, Loss> seen;
+  for (int64_t first = begin; first < end; first += stride) {
+#pragma unroll 1
+    for (int64_t at = first; at < first + Width; ++at) {
+      A response[M][1], joint[1];
+      load_responses<T, M, 1, true>(logits + at, row_stride, response, joint);
+#pragma unroll
+      for (int m = 0; m < M; ++m) {
+        add_number(seen.softmax[m], response[m][0] * kUnscale);
+        seen.beaten |= static_cast<unsigned>(beats(response[m][0], at, target[m], label)) << m;
+      }
+      seen.beaten |= static_cast<unsigned>(beats(joint[0], at, target[M], label)) << M;
+      if constexpr (Loss) {
+        add_number(seen.joint, joint[0]);
+        if (loss.label_smoothing > 0) seen.spread += loss.weight_in(at) * (target[M] - joint[0]);
+      }
+    }
+  }
+  return seen;
+}
+
+// The classes of one thread. `target` is what `read_target` gives.
+template <typename T, int M, int Width, bool Loss, typename A = accumulate_t<T>>
+__device__ __forceinline__ Seen<A, M, Loss> look(const T* __restrict__ logits, int64_t row_stride,
+                                                 int64_t begin, int64_t end, int64_t stride, int64_t label,
+                                                 const A (&target)[M + 1], const LossSettings<A>& loss) {
+  auto seen = look_at_numbers<T, M, Width, Loss>(logits, row_stride, begin, end, stride, label, target, loss);
+  bool odd = false;
+#pragma unroll
+  for (int m = 0; m < M; ++m) odd |= seen.softmax[m].sum != seen.softmax[m].sum;
+  if (odd)
+    seen = look_exactly<T, M, Width, Loss>(logits, row_stride, begin, end, stride, label, target, loss);
+  return seen;
+}
+
+// The responses of the label, times kResponseScale, and its joint logit; whether it exists.
+template <typename T, int M>
+__device__ bool read_target(const MaskedLogits<T>& masked, const T* logits, int64_t label,
+                            accumulate_t<T> (&target)[M + 1]) {
+  if (label < 0 || label >= masked.classes) return false;
+  accumulate_t<T> response[M][1], joint[1];
+  load_responses<T, M, 1, true>(logits + label, masked.row_stride, response, joint);
+#pragma unroll
+  for (int m = 0; m < M; ++m) target[m] = response[m][0];
+  target[M] = joint[0];
+  return true;
+}
+
+}  // namespace
+}  // namespace agm

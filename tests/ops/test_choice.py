@@ -1,0 +1,66 @@
+"""The automatic choice where a fast path cannot serve: it says why, and nothing is raised in a first step."""
+
+import importlib
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from agm.ops import _backends
+
+
+@pytest.fixture
+def forgotten() -> Iterator[None]:
+    """What was found out about backends is found out anew, and forgotten in the end."""
+    found_out = (_backends._why_no_launch, _backends._resolve)
+    for cached in found_out:
+        cached.cache_clear()
+    yield
+    for cached in found_out:
+        cached.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Failed to find C compiler. Please specify via CC environment variable."),
+        PermissionError(13, "Permission denied", "/home/user/.triton"),
+        FileNotFoundError("libcuda.so cannot found!"),
+        AssertionError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_triton_that_cannot_launch_is_passed_over(
+    error: Exception, forgotten: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    launching = importlib.import_module("agm.kernels.launching")
+
+    class Broken:
+        launches = 0
+
+        def __getitem__(self, grid: object) -> "Broken":
+            return self
+
+        def __call__(self, *arguments: object) -> None:
+            Broken.launches += 1
+            raise error
+
+    zeros = torch.zeros
+    monkeypatch.setattr(launching, "_store_one", Broken())
+    monkeypatch.setattr(launching.torch, "zeros", lambda *size, device, **rest: zeros(*size, **rest))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(_backends.BACKENDS, "cuda", _backends.Backend("default", lambda op, device: "not built"))
+    for op in ("modulate", "expand_subsets"):
+        assert _backends._automatic(op, "cuda") == "reference"
+        with pytest.raises(RuntimeError, match="triton cannot launch a kernel here"):
+            _backends._resolve(op, "cuda", "triton", False)
+    assert Broken.launches == 1  # asked once, not in every step
+    reason = _backends.BACKENDS["triton"].why_not("modulate", "cuda")
+    assert (str(error).splitlines() or [type(error).__name__])[0] in reason
+
+
+def test_triton_that_can_launch_serves() -> None:
+    pytest.importorskip("triton")
+    launching = importlib.import_module("agm.kernels.launching")
+    assert launching.why_no_launch("cuda" if torch.cuda.is_available() else "cpu") is None
