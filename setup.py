@@ -151,6 +151,7 @@ setup(
         "agm.ops.reference",
         "agm.strategies",
         "agm.training",
+        "agm.training.commands",
     ],
     # The folder kernels/ stays at the top, but nothing of that name lands in site-packages.
     package_dir={"agm": "agm", "agm.kernels": "kernels"},

@@ -12,12 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agm.data import MultimodalData
-from agm.training.apart import APART, ApartRuns, with_fitting_split
-from agm.training.attempt import attempt
 from agm.training.config import Config
 from agm.training.errors import UserError
-from agm.training.records import RunFolder, run_name
-from agm.training.trainer import Observer, Result, check_settings
+from agm.training.observer import Observer
+from agm.training.result import Result
+from agm.training.run_folder import RunFolder, run_name
+from agm.training.train_or_none import train_or_none
+from agm.training.trainer import check_settings
+from agm.training.unimodal_runs import APART, UnimodalRuns, with_fitting_split
 from agm.training.variants import Variant, parse_variant
 
 __all__ = [
@@ -185,7 +187,7 @@ def compare_methods(
         strength: also measure the competition strength of every run. It is fitted on one validation split for all
             seeds, the data's own or a share that `config.validation` holds out of all trainings; its concepts, and the
             networks that are called "apart" in the place of a method, are networks of one modality each, of these
-            seeds and one more (`agm.training.apart`).
+            seeds and one more (`agm.training.unimodal_runs`).
 
     Raises:
         UserError: methods or settings that do not fit, also with the runs that are in `folder` already; a strength
@@ -263,7 +265,7 @@ class _Runs:
     def _trained(self, request: _Request) -> Result | None:
         if request.folder in self._ahead:
             self._ahead[request.folder].result()
-        result = attempt(request.config, request.folder, self._observer(request.label, request.config.seed))
+        result = train_or_none(request.config, request.folder, self._observer(request.label, request.config.seed))
         if result is None:
             return None
         self._data = self._data or result.data
@@ -298,14 +300,14 @@ class _Session:
         own = [self._request(variant, seed) for variant in self._variants]
         if self._data is None:
             return own
-        apart = ApartRuns.requests(self._config.fusion, self._data.modalities, seed)
+        apart = UnimodalRuns.requests(self._config.fusion, self._data.modalities, seed)
         return [*(self._request(Variant(method, method), of) for method, of in apart), *own]
 
     def compare(self, seed: int, runs: _Runs) -> None:
         """Adds the figures of a seed."""
         apart = None
         if self._data is not None:
-            apart = ApartRuns(
+            apart = UnimodalRuns(
                 self._config, self._data, lambda method, of: runs.required(self._request(Variant(method, method), of))
             )
             self.figures.setdefault(APART, []).append(apart.figures(seed))
@@ -367,7 +369,7 @@ def _trained_ahead(requests: Sequence[_Request], jobs: int) -> Iterator[dict[Pat
 
 
 def _train_quietly(config: Config, folder: Path) -> None:
-    attempt(config, folder, Observer())
+    train_or_none(config, folder, Observer())
 
 
 def _for_jobs(config: Config) -> Config:

@@ -12,17 +12,19 @@ from torch import nn
 
 from agm.competition import Strength
 from agm.data import MultimodalData
-from agm.training.apart import APART
+from agm.training.competition_observer import COLUMNS, CompetitionObserver, strength_rows
+from agm.training.competition_settings import CompetitionSettings, held_out, keep_data, keep_settings
 from agm.training.config import Config
 from agm.training.environment import reproducible
 from agm.training.errors import UserError
-from agm.training.measurement import Measurement, held_out, keep_data, keep_settings
-from agm.training.measuring import COLUMNS, Measuring, strength_rows
 from agm.training.methods import check_method
-from agm.training.records import Row, RunFolder, Table, run_name
+from agm.training.observer import Observer
+from agm.training.result import Result
+from agm.training.run_folder import Row, RunFolder, Table, run_name
 from agm.training.samples import fingerprint, load_data, on_device
 from agm.training.strengths import Concepts, concept_method, concepts_of, strength_apart, strength_of
-from agm.training.trainer import Observer, Result, check_settings, train
+from agm.training.trainer import check_settings, train
+from agm.training.unimodal_runs import APART
 
 __all__ = ["Competition", "run_competition"]
 
@@ -56,7 +58,7 @@ def run_competition(
     config: Config,
     methods: Sequence[str],
     folder: Path,
-    measurement: Measurement | None = None,
+    measurement: CompetitionSettings | None = None,
     observer: Request = lambda method, seed: Observer(),
     finished: Callable[[Result], None] = lambda result: None,
 ) -> Competition:
@@ -83,7 +85,7 @@ def run_competition(
         UserError: settings or data that do not fit, also with what is in `folder` already; a concept that cannot be
             measured.
     """
-    measurement = measurement or Measurement()
+    measurement = measurement or CompetitionSettings()
     if config.validation:
         raise UserError(
             f"Expected setting `validation` to be 0 for a measurement of competition strength, but got "
@@ -112,7 +114,7 @@ class _Session:
     def __init__(
         self,
         config: Config,
-        measurement: Measurement,
+        measurement: CompetitionSettings,
         folder: Path,
         data: MultimodalData,
         observer: Request,
@@ -147,7 +149,7 @@ class _Session:
 
     def train_measured(self, method: str) -> None:
         """Adds the rows of a method, measured while it trains."""
-        watcher = Measuring(
+        watcher = CompetitionObserver(
             self.observer(method, self.config.seed),
             self.measurement.every,
             self.data,

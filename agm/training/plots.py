@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from agm.training.apart import APART
 from agm.training.compare import Comparison, mean_interval
 from agm.training.competition import Competition
-from agm.training.records import RunFolder, read_table
-from agm.training.tables import is_share, title_of
+from agm.training.exports import is_share, title_of
+from agm.training.run_folder import RunFolder, read_table
+from agm.training.unimodal_runs import APART
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,12 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from agm.training.attempt import attempt
 from agm.training.config import Config
 from agm.training.errors import UserError
 from agm.training.evaluation import Evaluation
-from agm.training.records import run_name, write_rows
-from agm.training.trainer import Observer, Result, check_settings
+from agm.training.observer import Observer
+from agm.training.result import Result
+from agm.training.run_folder import run_name, write_rows
+from agm.training.train_or_none import train_or_none
+from agm.training.trainer import check_settings
 from agm.training.variants import Variant, parse_value, split_variants, variant_of
 
 __all__ = ["Trial", "best", "chosen", "parse_setting", "ranked", "tune_method", "write_trials"]
@@ -137,7 +139,7 @@ def tune_method(
         for variant in variants:
             request = variant.config(replace(config, seed=config.seed + number))
             run = folder / run_name(variant.label, request.seed)
-            result = attempt(request, run, observer(variant.label, request.seed), final="validation")
+            result = train_or_none(request, run, observer(variant.label, request.seed), final="validation")
             found[variant.label].append(None if result is None else result.evaluation)
             if result is not None:
                 finished(result)

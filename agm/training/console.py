@@ -14,13 +14,15 @@ from rich.text import Text
 
 from agm import Contributions
 from agm.ops import Service
-from agm.training.apart import APART
 from agm.training.compare import Comparison
 from agm.training.competition import Competition
 from agm.training.config import Config
-from agm.training.tables import interval, remark, spread, title_of
-from agm.training.trainer import DivergedError, Observer, Result
+from agm.training.errors import DivergedError
+from agm.training.exports import interval, remark, spread, title_of
+from agm.training.observer import Observer
+from agm.training.result import Result
 from agm.training.tune import Trial, chosen, ranked
+from agm.training.unimodal_runs import APART
 
 __all__ = [
     "Progressing",

@@ -6,10 +6,10 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from agm.training.apart import APART
 from agm.training.compare import Comparison
 from agm.training.config import COMPARE, Config, config_text, settings
-from agm.training.records import write_rows
+from agm.training.run_folder import write_rows
+from agm.training.unimodal_runs import APART
 
 __all__ = [
     "command_line",

@@ -19,11 +19,11 @@ from agm.training.environment import environment
 from agm.training.errors import UserError
 from agm.training.samples import fingerprint
 
-__all__ = ["Measurement", "held_out", "keep_data", "keep_settings"]
+__all__ = ["CompetitionSettings", "held_out", "keep_data", "keep_settings"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measurement:
+class CompetitionSettings:
     """How competition strength is measured.
 
     Args:
@@ -98,7 +98,7 @@ def keep_data(data: MultimodalData, path: Path) -> Path:
         raise UserError(str(error)) from error
 
 
-def keep_settings(folder: Path, config: Config, methods: Sequence[str], measurement: Measurement) -> None:
+def keep_settings(folder: Path, config: Config, methods: Sequence[str], measurement: CompetitionSettings) -> None:
     """Write training.toml and competition.toml; where they exist, see that they say the same.
 
     Raises:

@@ -14,16 +14,16 @@ from torch import nn
 
 from agm.competition import Strength
 from agm.data import MultimodalData
+from agm.training.competition_settings import keep_data
 from agm.training.config import Config
 from agm.training.environment import reproducible
 from agm.training.errors import UserError
-from agm.training.measurement import keep_data
-from agm.training.records import run_name
+from agm.training.result import Result
+from agm.training.run_folder import run_name
 from agm.training.samples import hold_out, load_data, on_device
 from agm.training.strengths import Concepts, concept_method, concepts_of, strength_apart, strength_of
-from agm.training.trainer import Result
 
-__all__ = ["APART", "ApartRuns", "with_fitting_split"]
+__all__ = ["APART", "UnimodalRuns", "with_fitting_split"]
 
 APART = "apart"  # in the place of a method: networks trained on one modality each, side by side
 RIDGE: Literal["cv"] = "cv"
@@ -51,7 +51,7 @@ def with_fitting_split(config: Config, folder: Path) -> tuple[Config, Multimodal
     return config, data
 
 
-class ApartRuns:
+class UnimodalRuns:
     """Measures the runs of one fusion against networks that were trained on one modality each.
 
     The concepts for a run of seed s are those of seed s + 1, so that they share no initial weights with it; those of
