@@ -4,8 +4,9 @@ import copy
 import io
 import pickle
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,8 +64,14 @@ def assert_fresh(state: agm.ModulationState) -> None:
     assert torch.equal(state.counts, fresh.counts)
 
 
-def test_accelerate(tmp_path: Path) -> None:
-    accelerate = pytest.importorskip("accelerate")
+@pytest.fixture
+def accelerate() -> Iterator[Any]:
+    module = pytest.importorskip("accelerate")
+    yield module
+    module.state.AcceleratorState._reset_state(reset_partial_state=True)  # other tests have other settings
+
+
+def test_accelerate(accelerate: Any, tmp_path: Path) -> None:
     accelerator = accelerate.Accelerator(cpu=True)
     model = accelerator.prepare(trained())
     expected = values(model)
