@@ -210,8 +210,8 @@ class Modulator(nn.Module):
 
         Returns:
             modality -> {"score", "running_score", "ratio", "reference_ratio", "coefficient", "accuracy"}; the last is
-            the accuracy of the mono-modal response on the last batch, NaN before the first step, and where the score
-            does not tell what is right.
+            the accuracy of the mono-modal response on those samples of the last batch that have the modality, NaN
+            where there are none, before the first step, and where the score does not tell what is right.
         """
         state = self.state
         right = state.mono_correct.double() if find_score(self.score).has_hits else torch.nan
@@ -221,7 +221,7 @@ class Modulator(nn.Module):
             "ratio": state.ratios,
             "reference_ratio": state.reference_ratios,
             "coefficient": state.coefficients,
-            "accuracy": right / state.samples.expand(len(self.modalities)),
+            "accuracy": right / state.mono_samples,
         }
         rows = torch.stack([column.double() for column in columns.values()]).cpu().T.tolist()
         return {name: dict(zip(columns, row, strict=True)) for name, row in zip(self.modalities, rows, strict=True)}

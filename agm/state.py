@@ -40,6 +40,7 @@ class ModulationState(nn.Module):
             score does not tell what is right.
         joint_correct: () int64, samples that the joint logits got right, or 0.
         samples: () int64, samples (or tokens, segments) of the last step that were not ignored.
+        mono_samples: (M,) int64, those of them that had each modality.
 
     Args:
         num_modalities: M, from 2 to 16.
@@ -51,6 +52,7 @@ class ModulationState(nn.Module):
 
     values: Tensor  # (5, M) float64, one row a quantity
     counts: Tensor  # (M + 4,) int64
+    seen: Tensor  # (M + 1,) int64: `mono_samples` of the step whose number is in the last place, skipped ones counted
 
     _saved = ("running_scores", "step", "skipped")
 
@@ -98,6 +100,11 @@ class ModulationState(nn.Module):
         return self.counts[self.num_modalities + reference.SAMPLES]
 
     @property
+    def mono_samples(self) -> Tensor:
+        # Kernels, which know no lacking modalities, leave `seen` as it is.
+        return torch.where(self.seen[-1] == self.step + self.skipped, self.seen[:-1], self.samples)
+
+    @property
     def step(self) -> Tensor:
         return self.counts[self.num_modalities + reference.STEP]
 
@@ -109,13 +116,13 @@ class ModulationState(nn.Module):
         return f"num_modalities={self.num_modalities}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ModulationState":
-        fresh = _fresh(self.num_modalities, "cpu")
-        self._place(*(_moved(own, fn, new) for own, new in zip((self.values, self.counts), fresh, strict=True)))
+        own, fresh = (self.values, self.counts, self.seen), _fresh(self.num_modalities, "cpu")
+        self._place(*(_moved(tensor, fn, new) for tensor, new in zip(own, fresh, strict=True)))
         return self
 
-    def _place(self, values: Tensor, counts: Tensor) -> None:
-        self.values, self.counts = values, counts
-        for tensor in (values, counts):
+    def _place(self, values: Tensor, counts: Tensor, seen: Tensor) -> None:
+        self.values, self.counts, self.seen = values, counts, seen
+        for tensor in (values, counts, seen):
             # As torch._dynamo.mark_static_address does, which would import the compiler: a CUDA graph may write to
             # what stays at its address.
             tensor._dynamo_static_input_type = "unguarded"  # type: ignore[attr-defined]
@@ -156,11 +163,12 @@ class ModulationState(nn.Module):
         unexpected_keys.extend(k for k in state_dict if k.startswith(prefix) and k not in known)
 
 
-def _fresh(num_modalities: int, device: torch.device | str | None) -> tuple[Tensor, Tensor]:
-    """`values` and `counts` before the first step."""
+def _fresh(num_modalities: int, device: torch.device | str | None) -> tuple[Tensor, Tensor, Tensor]:
+    """`values`, `counts` and `seen` before the first step."""
     values = torch.zeros(5, num_modalities, dtype=torch.float64, device=device)
     values[reference.RATIOS :] = 1.0
-    return values, torch.zeros(num_modalities + 4, dtype=torch.int64, device=device)
+    counts = torch.zeros(num_modalities + 4, dtype=torch.int64, device=device)
+    return values, counts, torch.full((num_modalities + 1,), -1, dtype=torch.int64, device=device)
 
 
 def _moved(own: Tensor, fn: Callable[[Tensor], Tensor], fresh: Tensor) -> Tensor:
