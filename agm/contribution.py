@@ -376,9 +376,12 @@ def _correct(logits: Tensor, target: Tensor) -> Tensor:
 
 def _values(correct: Tensor, has: Tensor) -> Tensor:
     """(2**M - 1, B) bool, (B, M) bool -> (B, M) float64, NaN where a sample has none of the modality to count."""
-    weights, worth = weights_on(correct.device, has.shape[1]), correct * _shared(has)
-    # A product of matrices rounds as their sizes are, and a sample's value must not depend on its batch.
-    values = torch.stack([(row.unsqueeze(1) * worth).sum(0) for row in weights], 1)
+    modalities = has.shape[1]
+    orders = math.factorial(modalities)
+    # The weights are numbers of orders over all orders. Sums of these numbers are exact, so that a sample's value does
+    # not depend on its batch, as it would by how a product of matrices of other sizes rounds.
+    weights = (weights_on(correct.device, modalities) * orders).round()
+    values = (correct * _shared(has)).T @ weights.T / orders
     return values.masked_fill(~has, torch.nan)
 
 
