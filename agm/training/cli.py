@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import click
+import torch
 
 import agm
 from agm.training.commands.datasets import data_group
@@ -14,6 +15,7 @@ from agm.training.commands.many_runs import compare_command, competition_command
 from agm.training.commands.one_run import evaluate_command, plot_command, train_command
 from agm.training.commands.outcome import DIVERGED, INTERRUPTED, USER_ERROR
 from agm.training.errors import DivergedError, UserError
+from agm.training.printable import printable, quiet_streams
 
 __all__ = ["cli", "run"]
 
@@ -55,6 +57,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 2 for a mistake of the user, 1 for a run that diverged, 130 after Ctrl-C.
     """
+    quiet_streams()
     try:
         status = cli.main(args=arguments, prog_name="agm", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -63,13 +66,45 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         where = f" (see {error.ctx.command_path} --help)" if isinstance(error, click.UsageError) and error.ctx else ""
         return _fail(error.format_message() + where, USER_ERROR)
-    except click.Abort:
+    except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted", INTERRUPTED)
     except UserError as error:
         return _fail(str(error), DIVERGED if isinstance(error, DivergedError) else USER_ERROR)
+    except OSError as error:
+        return _fail(_of_system(error), USER_ERROR)
+    except Exception as error:
+        if isinstance(error, ValueError) and "null byte" in str(error):
+            return _fail("Expected a path without NUL characters, but got one that has some. Correct it.", USER_ERROR)
+        if not _is_memory(error):
+            raise
+        return _fail(
+            "Expected the run to fit into memory, but it does not. Use a smaller --batch-size, --width or --jobs, or "
+            "less data.",
+            USER_ERROR,
+        )
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
     return status if isinstance(status, int) else 0
 
 
+def _of_system(error: OSError) -> str:
+    """What the system refused: a full disk, a folder that cannot be written, a file in the way ..."""
+    name = error.filename2 or error.filename
+    place = f" {str(name)!r}" if name is not None else ""
+    reason = error.strerror or str(error) or type(error).__name__
+    return (
+        f"Expected to read or write{place}, but got: {reason}. Make room, or correct the path or its permissions. "
+        "The same command, or agm train --resume RUN, goes on from what is finished."
+    )
+
+
+def _is_memory(error: Exception) -> bool:
+    found = str(error)
+    told = isinstance(error, RuntimeError) and ("not enough memory" in found or "can't allocate" in found)
+    return told or isinstance(error, (MemoryError, torch.OutOfMemoryError))
+
+
 def _fail(message: str, status: int) -> int:
-    print("agm: error: " + " ".join(message.split()), file=sys.stderr)
+    print("agm: error: " + printable(" ".join(message.split())), file=sys.stderr)
     return status

@@ -25,6 +25,7 @@ from agm.training.samples import fingerprint, load_data, on_device
 from agm.training.strengths import Concepts, concept_method, concepts_of, strength_apart, strength_of
 from agm.training.trainer import check_settings, train
 from agm.training.unimodal_runs import APART
+from agm.training.writing import check_no_link, locked
 
 __all__ = ["Competition", "run_competition"]
 
@@ -97,15 +98,18 @@ def run_competition(
     data = original if original.validation is not None else held_out(original, measurement.holdout, config.seed)
     for method in methods:
         check_settings(replace(config, method=method))
-    keep_settings(folder, config, methods, measurement)
-    if data is not original:
-        config = replace(config, dataset=str(keep_data(data, folder / "data.npz")))
-    session = _Session(config, measurement, folder, data, observer, finished)
-    session.train_concepts()
-    for method in methods:
-        session.train_measured(method)
-    Table(folder / "competition.csv", COLUMNS, session.rows).close()
-    return Competition(tuple(methods), data.modalities, session.rows, session.concept_accuracies, session.accuracies)
+    with locked(folder):
+        keep_settings(folder, config, methods, measurement)
+        if data is not original:
+            config = replace(config, dataset=str(keep_data(data, folder / "data.npz")))
+        session = _Session(config, measurement, folder, data, observer, finished)
+        session.train_concepts()
+        for method in methods:
+            session.train_measured(method)
+        Table(folder / "competition.csv", COLUMNS, session.rows).close()
+        return Competition(
+            tuple(methods), data.modalities, session.rows, session.concept_accuracies, session.accuracies
+        )
 
 
 class _Session:
@@ -164,6 +168,7 @@ class _Session:
 
     def _train(self, method: str, seed: int, observer: Observer | None = None) -> Result:
         run = self.folder / run_name(method, seed)
+        check_no_link(run)
         request = replace(self.config, method=method, seed=seed)
         result = train(
             request, run, resume=RunFolder(run).holds_run(), observer=observer or self.observer(method, seed)

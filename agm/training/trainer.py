@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
-from agm.data import MultimodalData
-from agm.training.config import Config, differences, read_config, write_config
+from agm.data import MultimodalData, available
+from agm.training.config import ENVIRONMENT, Config, differences, read_config, read_table_of, write_config
 from agm.training.environment import backend, environment, reproducible
 from agm.training.errors import UserError
 from agm.training.methods import Method, build_method, check_method
@@ -15,8 +16,11 @@ from agm.training.result import Final, Result
 from agm.training.run_folder import RunFolder
 from agm.training.samples import hold_out, load_data
 from agm.training.training_loop import Trainer
+from agm.training.writing import locked
 
 __all__ = ["check_settings", "load_run", "recorded_config", "train"]
+
+DATA = "data"  # in what a run records of its environment: the digest of its data
 
 
 def train(
@@ -60,27 +64,34 @@ def train(
     config = config.resolved()
     backend(config)
     with reproducible(config):
-        data = load_data(config)
+        data = _data_of_run(config) if resume else load_data(config)
         method = _new_method(config, data, final)
-        trainer = Trainer(config, run, data, method, observer or Observer(), final, checkpoint_every)
-        if resume:
-            trainer.restore()
-        else:
-            run.path.mkdir(parents=True, exist_ok=True)
-            write_config(run.config, config, environment(config))
-        return trainer.fit()
+        with locked(run.path):
+            _check_folder(run, config, resume)  # another process may have been faster
+            trainer = Trainer(config, run, data, method, observer or Observer(), final, checkpoint_every)
+            if resume:
+                trainer.restore()
+                _keep_place_of_data(run, config, trainer.fingerprint)
+            else:
+                write_config(run.config, config, {**environment(config), DATA: trainer.fingerprint})
+            return trainer.fit()
 
 
-def load_run(folder: str | os.PathLike[str]) -> Result:
+def load_run(folder: str | os.PathLike[str], dataset: str | None = None) -> Result:
     """A run as of its last checkpoint, evaluated anew on the test split; nothing is written.
+
+    Args:
+        folder: of the run.
+        dataset: where its data are, if they moved since.
 
     Raises:
         UserError: no run, no finished epoch, or data that changed since.
     """
     run = RunFolder(Path(folder))
-    config = recorded_config(run).resolved()
+    config = recorded_config(run)
+    config = (config if dataset is None else replace(config, dataset=dataset)).resolved()
     with reproducible(config):
-        data = load_data(config)
+        data = _data_of_run(config)
         trainer = Trainer(config, run, data, _new_method(config, data), Observer(), "test")
         if not run.checkpoint.exists():
             raise UserError(
@@ -102,9 +113,35 @@ def check_settings(config: Config, final: Final = "test") -> None:
         _new_method(config, load_data(config), final)
 
 
+def _data_of_run(config: Config) -> MultimodalData:
+    if config.dataset not in available() and not os.path.exists(config.dataset):
+        raise UserError(
+            f"Expected the data of the run at {config.dataset!r}, but got nothing there. "
+            "If they moved, say where they are now with --dataset."
+        )
+    return load_data(config)
+
+
+def _keep_place_of_data(run: RunFolder, config: Config, fingerprint: str) -> None:
+    """Of a run that goes on: its data are those that it began with, and its settings say where they are now.
+
+    Raises:
+        UserError: they are others.
+    """
+    met = read_table_of(run.config, ENVIRONMENT)
+    if met.get(DATA, fingerprint) != fingerprint:
+        raise UserError(
+            f"Expected the data {config.dataset!r} to be those that the run began with, but their contents are others. "
+            "Give those with --dataset, or train into another folder with --out."
+        )
+    if recorded_config(run).resolved().dataset != config.dataset:
+        write_config(run.config, config, {str(k): str(v) for k, v in met.items()}, replace_file=True)
+
+
 def _check_folder(run: RunFolder, config: Config, resume: bool) -> None:
     if resume:
-        if changed := differences(config.resolved(), recorded_config(run).resolved()):
+        recorded = replace(recorded_config(run), dataset=config.dataset)  # whose contents are compared
+        if changed := differences(config.resolved(), recorded.resolved()):
             raise UserError(
                 f"Expected the settings to be those of the run in {str(run.path)!r}, but got others "
                 f"(asked for, in the run): {', '.join(changed)}. "
@@ -132,7 +169,14 @@ def recorded_config(run: RunFolder) -> Config:
             f"Expected {str(run.path)!r} to hold a run, but got no config.toml there. "
             "Give the folder that agm train made, such as runs/NAME."
         )
-    return read_config(run.config)
+    config = read_config(run.config)
+    # It stands at the end: a file without it was cut off, and has defaults where it had settings.
+    if not read_table_of(run.config, ENVIRONMENT):
+        raise UserError(
+            f"Expected {str(run.config)!r} to be whole, as agm train wrote it, but got none of its last lines, "
+            f"[{ENVIRONMENT}]. Train again into another folder with --out."
+        )
+    return config
 
 
 def _new_method(config: Config, data: MultimodalData, final: Final = "test") -> Method:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -277,7 +277,7 @@ class Trainer:
         contents = load_checkpoint(self.run.checkpoint)
         with fitting(self.run.checkpoint):
             recorded = Config(**contents["config"])
-        if changed := differences(self.config, recorded):
+        if changed := differences(self.config, replace(recorded, dataset=self.config.dataset)):
             raise UserError(
                 f"Expected {str(self.run.config)!r} to be as when the run began, but got other settings than in "
                 f"its checkpoint: {', '.join(changed)}. Put them back, or train into another folder with --out."
@@ -290,6 +290,7 @@ class Trainer:
         self._load_state(contents)
         with fitting(self.run.checkpoint):
             self.epoch, self.step, self.history = contents["epoch"], contents["step"], contents["history"]
+            _check_progress(self.epoch, self.step, self.history, self.config.epochs)
             self.unfinished = None if contents["unfinished"] is None else contents
 
     def _load_state(self, contents: dict[str, Any]) -> None:
@@ -297,3 +298,23 @@ class Trainer:
             self.method.model.load_state_dict(contents["model"])
             self.optimizer.load_state_dict(contents["optimizer"])
             restore_random_state(contents["random"])
+
+
+def _check_progress(epoch: object, step: object, history: object, epochs: int) -> None:
+    """What a checkpoint says of the epochs that are done: a row each.
+
+    Raises:
+        ValueError, KeyError, TypeError: it cannot be.
+    """
+    if type(epoch) is not int or type(step) is not int or not isinstance(history, list):
+        raise TypeError("numbers of epochs and steps, and rows")
+    if not 0 <= epoch <= epochs or step < 0 or len(history) != epoch:
+        raise ValueError(f"{len(history)} rows of {epoch} epochs of {epochs}")
+    for number, row in enumerate(history):
+        if row["epoch"] != number or not 0 <= row["step"] <= step:
+            raise ValueError(f"row {number} is of epoch {row['epoch']} and step {row['step']}")
+        for name, value in row.items():
+            if not isinstance(name, str) or not isinstance(value, (int, float, str, type(None))):
+                raise TypeError(f"row {number}")
+        for name in ("lr", "train_loss", "train_accuracy", "loss", "accuracy", "seconds"):
+            row[name] + 0.0

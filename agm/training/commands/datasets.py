@@ -6,9 +6,9 @@ import shlex
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.progress import Progress
 
+from agm.training.console import Terminal
 from agm.training.errors import UserError
 
 __all__ = ["data_group"]
@@ -38,7 +38,7 @@ def build_av_digits_command(image_noise: float, snr: tuple[float, float], seed: 
     from agm.data.build_av_digits import build_av_digits
 
     _require_new(output)
-    console = Console()
+    console = Terminal()
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("samples", total=None)
         try:
@@ -68,7 +68,7 @@ def build_avt_digits_command(av_digits: str | None, typos: float, seed: int, out
         path = build_avt_digits(output, av_digits=av_digits, typos=typos, seed=seed)
     except (OSError, ValueError) as error:
         raise UserError(str(error).replace("`av_digits`", "--av-digits")) from error
-    _wrote(Console(), path)
+    _wrote(Terminal(), path)
 
 
 def _require_new(output: str) -> None:
@@ -76,5 +76,5 @@ def _require_new(output: str) -> None:
         raise UserError(f"Expected --output to be a new file, but got {output!r}, which exists. Choose another.")
 
 
-def _wrote(console: Console, path: Path) -> None:
-    console.print(f"wrote {path}: agm train --dataset {shlex.quote(str(path))}", highlight=False, soft_wrap=True)
+def _wrote(console: Terminal, path: Path) -> None:
+    console.line(f"wrote {path}: agm train --dataset {shlex.quote(str(path))}")

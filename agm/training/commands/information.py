@@ -8,11 +8,10 @@ import platform
 
 import click
 import torch
-from rich.console import Console
 
 import agm
 from agm.ops._backends import BACKENDS
-from agm.training.console import key_value_table, service_table
+from agm.training.console import Terminal, key_value_table, service_table
 from agm.training.errors import UserError
 
 __all__ = ["info_command"]
@@ -24,13 +23,13 @@ def info_command() -> None:
 
     Tells which backend serves each operation, and why the others do not.
     """
-    console = Console()
+    console = Terminal()
     console.print(key_value_table("versions", _versions()))
     console.print(key_value_table("devices", _devices()))
     console.print(key_value_table("native library (agm._C)", _native()))
     console.print(service_table(agm.backends()))
     if forced := os.environ.get("AGM_BACKEND"):
-        console.print(f"AGM_BACKEND={forced} forces this backend instead of the automatic choice.")
+        console.line(f"AGM_BACKEND={forced} forces this backend instead of the automatic choice.")
         if forced not in ("auto", *BACKENDS):
             raise UserError(f"Expected AGM_BACKEND to be 'auto' or one of {sorted(BACKENDS)}, but got {forced!r}.")
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from agm.training import exports, plots
 from agm.training.commands.options import (
@@ -26,7 +25,7 @@ from agm.training.compare import compare_methods
 from agm.training.competition import run_competition
 from agm.training.competition_settings import CompetitionSettings
 from agm.training.config import COMPARE, Config, read_config, read_table_of
-from agm.training.console import Progressing, comparison_table, competition_table, trials_table
+from agm.training.console import Progressing, Terminal, comparison_table, competition_table, trials_table
 from agm.training.errors import UserError
 from agm.training.result import Result
 from agm.training.run_folder import RunFolder
@@ -81,7 +80,7 @@ def compare_command(
     fusions = choice("fusion", given, recorded, split_variants)
     seeds = seeds if was_given("seeds") else recorded.get("seeds", seeds)
     strength = strength if was_given("strength") else recorded.get("strength", strength)
-    folder, console = Path(out), Console()
+    folder, console = Path(out), Terminal()
     fusions = [replace(config, fusion=name).fusion for name in fusions] or [config.fusion]
     config = replace(config, fusion=fusions[0])
     with _Runs(console, ahead=jobs > 1) as runs:
@@ -97,7 +96,7 @@ def compare_command(
         folder / "compare.png", comparisons, f"{Path(config.dataset).stem}, {', '.join(fusions)} fusion, {seeds} seeds"
     )
     console.print(comparison_table(comparisons))
-    console.print(f"compare.csv, compare.md, compare.png, compare.toml: {folder}", highlight=False, soft_wrap=True)
+    console.line(f"compare.csv, compare.md, compare.png, compare.toml: {folder}")
 
 
 @click.command("tune")
@@ -137,12 +136,12 @@ def tune_command(
     grid = dict(parse_setting(choice) for choice in choices)
     if len(grid) != len(choices):
         raise UserError(f"Expected every --setting to have its own name, but got {', '.join(choices)}. Merge them.")
-    folder, console = Path(out), Console()
+    folder, console = Path(out), Terminal()
     with _Runs(console) as runs:
         trials = tune_method(config, grid, seeds, folder, runs.observer, runs.finished)
     write_trials(folder / "tune.csv", trials, config.seed)
     console.print(trials_table(trials))
-    console.print(f"chosen: {best(trials).variant.label}  (tune.csv: {folder})", highlight=False, soft_wrap=True)
+    console.line(f"chosen: {best(trials).variant.label}  (tune.csv: {folder})")
 
 
 @click.command("competition")
@@ -182,13 +181,13 @@ def competition_command(
     measurement = CompetitionSettings(**options)
     names = [name.strip() for name in methods.split(",") if name.strip()]
     config = read_config(config_file, settings) if config_file else Config(**settings)
-    folder, console = Path(out), Console()
+    folder, console = Path(out), Terminal()
     with _Runs(console) as runs:
         competition = run_competition(config, names, folder, measurement, runs.observer, runs.finished)
     title = f"{Path(config.dataset).stem}, {config.fusion} fusion, seed {config.seed}"
     plots.draw_competition(folder / "competition.png", competition, title)
     console.print(competition_table(competition))
-    console.print(f"competition.csv, competition.png, settings: {folder}", highlight=False, soft_wrap=True)
+    console.line(f"competition.csv, competition.png, settings: {folder}")
 
 
 class _Runs:
@@ -199,7 +198,7 @@ class _Runs:
         ahead: whether other processes train them, so that they are finished when this one comes to them.
     """
 
-    def __init__(self, console: Console, ahead: bool = False) -> None:
+    def __init__(self, console: Terminal, ahead: bool = False) -> None:
         self._console, self._ahead = console, ahead
         self._shown: Progressing | None = None
 

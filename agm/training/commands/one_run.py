@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from agm.training import plots
 from agm.training.commands.options import CONFIG_FILE, OPTION, given_options, refuse_unused, setting_options
 from agm.training.commands.outcome import interrupted, require
 from agm.training.commands.pictures import draw, title_of
 from agm.training.config import Config, read_config
-from agm.training.console import Progressing, contribution_table, result_table
+from agm.training.console import Progressing, Terminal, contribution_table, result_table
 from agm.training.contributions import measure_contributions
 from agm.training.errors import UserError
 from agm.training.run_folder import RunFolder
@@ -59,7 +59,7 @@ def train_command(
         config = read_config(config_file, settings) if config_file else Config(**settings)
         folder = RunFolder(Path(out) if out else _new_folder(config))
     refuse_unused(settings, config.method)
-    console = Console()
+    console = Terminal()
     progress = Progressing(console)
     try:
         with progress:
@@ -73,17 +73,18 @@ def train_command(
         )
     draw(result)
     console.print(result_table(result))
-    console.print(f"picture, tables, checkpoint: {folder.path}", highlight=False, soft_wrap=True)
+    console.line(f"picture, tables, checkpoint: {folder.path}")
 
 
 @click.command("evaluate")
 @click.argument("run_folder", metavar="RUN")
-def evaluate_command(run_folder: str) -> None:
+@click.option("--dataset", metavar="DATA", help="Where the data of the run are now, if they moved since.")
+def evaluate_command(run_folder: str, dataset: str | None) -> None:
     """Evaluate RUN on the test split again.
 
     Also shows what each modality contributes to the accuracy, where there are two or more.
     """
-    console, result = Console(), load_run(run_folder)
+    console, result = Terminal(), load_run(run_folder, dataset)
     console.print(result_table(result))
     if len(result.modalities) > 1:
         console.print(contribution_table(measure_contributions(result)))
@@ -99,12 +100,13 @@ def plot_command(run_folder: str) -> None:
         raise UserError(
             f"Expected {run_folder!r} to be a run folder, but got no config.toml there. Give a folder of agm train."
         )
-    click.echo(plots.draw_run(folder.path, title_of(read_config(folder.config))))
+    Terminal().line(str(plots.draw_run(folder.path, title_of(read_config(folder.config)))))
 
 
 def _new_folder(config: Config) -> Path:
     """A folder below runs/ that holds no run: the same settings again get a number."""
-    name = "-".join([Path(config.dataset).stem, config.fusion, config.method.replace(":", "-"), f"seed{config.seed}"])
+    stem = re.sub(r"[^\w.=+-]", "_", Path(config.dataset).stem)[:100] or "data"
+    name = "-".join([stem, config.fusion, config.method.replace(":", "-"), f"seed{config.seed}"])
     folder, number = Path("runs") / name, 1
     while RunFolder(folder).holds_run():
         number += 1

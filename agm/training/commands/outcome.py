@@ -7,6 +7,7 @@ import importlib.util
 import click
 
 from agm.training.errors import UserError
+from agm.training.printable import printable
 
 __all__ = ["DIVERGED", "INTERRUPTED", "USER_ERROR", "interrupted", "require"]
 
@@ -15,7 +16,7 @@ USER_ERROR, DIVERGED, INTERRUPTED = 2, 1, 130
 
 def interrupted(what: str, how: str | None) -> None:
     how = f" Continue with: {how}" if how else " Nothing was written."
-    click.echo(what + how, err=True)
+    click.echo(printable(what + how), err=True)
     raise click.exceptions.Exit(INTERRUPTED)
 
 
