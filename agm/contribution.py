@@ -267,7 +267,7 @@ def modality_values(
     check_classes(target, masked_logits.shape[2], ignore_index)
     has = torch.ones(len(target), num_modalities(len(masked_logits)), dtype=torch.bool, device=target.device)
     if present is not None:
-        check_presence("present", present, *has.shape, target.device)
+        check_presence("present", present, has.shape[0], has.shape[1], target.device)
         has = present
     target = target.long()
     return _values(_correct(masked_logits.detach(), target), has & (target != ignore_index).unsqueeze(1))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -61,12 +63,8 @@ def load_tensors(path: Path) -> Any:
         _check_archive(file, stored=True)
         size = file.seek(0, 2)
         file.seek(0)
-        try:
+        with _unharmed("pickled objects that are no plain values, or damage"):
             content = torch.load(file, map_location="cpu", weights_only=True)
-        except (MemoryError, OSError):
-            raise
-        except Exception as error:  # a damaged file can fail anywhere in the unpickler
-            raise Refused(f"pickled objects that are no plain values, or damage ({type(error).__name__})") from None
     total = 0
     for leaf in pytree.tree_leaves(content):
         if isinstance(leaf, torch.Tensor):
@@ -89,15 +87,11 @@ def _check_tensor(tensor: torch.Tensor) -> None:
 
 def _check_archive(file: IO[bytes], stored: bool = False) -> list[zipfile.ZipInfo]:
     """The entries of a zip file: none twice, none larger than its bytes can become, all within the memory."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            entries = archive.infolist()
-            if len(entries) <= ENTRIES and stored and archive.testzip() is not None:  # torch does not look at these
-                raise Refused("a checksum in it is wrong")
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, KeyError) as error:
-        if isinstance(error, Refused):
-            raise
-        raise Refused("it is no archive as numpy.savez and torch.save write them, or it is damaged") from None
+    reason = "it is no archive as numpy.savez and torch.save write them, or it is damaged"
+    with _unharmed(reason), zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        if len(entries) <= ENTRIES and stored and archive.testzip() is not None:  # torch does not look at these
+            raise Refused("a checksum in it is wrong")
     if sum(entry.compress_size for entry in entries) > file.seek(0, 2):
         raise Refused("its entries lie on each other")
     if len(entries) > ENTRIES:
@@ -161,33 +155,42 @@ def _read_entries(stream: IO[bytes]) -> Iterator[tuple[str, np.ndarray]]:
                 continue
             if name == entry.filename:
                 raise Refused("an entry is no array (.npy)")
-            try:
-                with archive.open(entry) as part:
-                    yield name, _read_array(part, entry.file_size)
-            except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-                raise Refused(f"an entry is damaged ({type(error).__name__})") from None
+            with _unharmed("an entry is damaged"), archive.open(entry) as part:
+                array = _read_array(part, entry.file_size)
+            yield name, array
 
 
 def _read_array(stream: IO[bytes], size: int) -> np.ndarray:
     """An array in numpy's format, of which there are `size` bytes; compared with what its header declares."""
     stream.seek(0)
-    try:
+    with _unharmed("pickled objects, or an array whose header does not read"):
         version = np.lib.format.read_magic(stream)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read_header(stream, max_header_size=HEADER)
-    except (ValueError, EOFError, TypeError, SyntaxError, RecursionError, MemoryError, OverflowError):
-        raise Refused("pickled objects, or an array whose header does not read") from None
     if dtype.hasobject:
         raise Refused("pickled objects")
     declared = math.prod(shape) * dtype.itemsize
     if declared != size - stream.tell() or any(length < 0 for length in shape):
         raise Refused(f"an array declares {declared} bytes, and has {size - stream.tell()}")
     stream.seek(0)
-    try:
+    with _unharmed("an array is damaged"):
         array: np.ndarray = np.lib.format.read_array(stream, allow_pickle=False, max_header_size=HEADER)
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise Refused(f"an array is damaged ({type(error).__name__})") from None
     return array
+
+
+@contextmanager
+def _unharmed(reason: str) -> Iterator[None]:
+    """Inside, whatever a reader stumbles over in a damaged file, where it can fail anywhere, is the reason."""
+    try:
+        yield
+    except (Refused, MemoryError):
+        raise
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a place in the file that cannot be
+            raise
+        raise Refused(reason) from None
+    except Exception:
+        raise Refused(reason) from None
 
 
 def _as_integers(entries: np.ndarray) -> np.ndarray:

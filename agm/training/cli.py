@@ -57,7 +57,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 2 for a mistake of the user, 1 for a run that diverged, 130 after Ctrl-C.
     """
-    quiet_streams()
+    with quiet_streams():
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         status = cli.main(args=arguments, prog_name="agm", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -82,9 +86,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
             "less data.",
             USER_ERROR,
         )
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
     return status if isinstance(status, int) else 0
 
 

@@ -216,9 +216,7 @@ def compare_methods(
             config, data = with_fitting_split(config, folder)
         numbers = range(config.seed, config.seed + seeds)
         sessions = {
-            fusion: _Session(
-                replace(config, fusion=fusion), variants, folder / fusion if len(bases) > 1 else folder, data
-            )
+            fusion: _Session(replace(config, fusion=fusion), variants, folder / fusion if several else folder, data)
             for fusion in bases
         }
         # Seed by seed, so that an interrupted comparison has all methods for the seeds that it has.

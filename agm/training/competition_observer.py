@@ -52,7 +52,7 @@ class CompetitionObserver(Observer):
         self._method.model.to(device)
 
         path = folder / "competition.csv"
-        old = read_table(path, lambda row: row["epochs"] <= epoch) if path.exists() else []
+        old = read_table(path, lambda row: row["epochs"] <= epoch, COLUMNS) if path.exists() else []
         counts = Counter(row["epochs"] for row in old)
         self.rows = [row for row in old if counts[row["epochs"]] == len(shapes)]
         missing = [str(e) for e in range(epoch) if self._is_due(e) and counts[e] != len(shapes)]

@@ -48,7 +48,7 @@ class Terminal(Console):
     def __init__(self) -> None:
         super().__init__(markup=False, highlight=False, emoji=False)
 
-    def line(self, text: str) -> None:
+    def say(self, text: str) -> None:
         """One line, however long."""
         self.print(printable(text), soft_wrap=True)
 

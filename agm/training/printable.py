@@ -6,7 +6,8 @@ import codecs
 import os
 import sys
 import unicodedata
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 __all__ = ["cell", "printable", "quiet_streams"]
@@ -31,20 +32,31 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
-def quiet_streams() -> None:
-    """From now on this process's output never fails.
+@contextmanager
+def quiet_streams() -> Iterator[None]:
+    """Inside, this process's output never fails.
 
     A character that the encoding lacks is written as one like it, or as a question mark; and where nobody reads what is
     written (a closed pipe, a full disk), the command goes on without.
     """
     codecs.register_error(_HANDLER, _like)
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None or isinstance(stream, _Quiet):
-            continue
-        with suppress(AttributeError, OSError, ValueError):  # no text stream, a closed one, one that nobody reads
-            stream.reconfigure(errors=_HANDLER)
-        setattr(sys, name, _Quiet(stream))
+    given = {name: getattr(sys, name) for name in ("stdout", "stderr") if getattr(sys, name) is not None}
+    errors = {name: getattr(stream, "errors", None) for name, stream in given.items()}
+    try:
+        for name, stream in given.items():
+            _reconfigure(stream, _HANDLER)
+            setattr(sys, name, _Quiet(stream))
+        yield
+    finally:
+        for name, stream in given.items():
+            getattr(sys, name).flush()
+            _reconfigure(stream, errors[name])
+            setattr(sys, name, stream)
+
+
+def _reconfigure(stream: IO[str], errors: str | None) -> None:
+    with suppress(AttributeError, OSError, ValueError):  # no text stream, a closed one, one that nobody reads
+        stream.reconfigure(errors=errors)  # type: ignore[attr-defined]
 
 
 class _Quiet:

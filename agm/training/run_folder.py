@@ -139,11 +139,13 @@ def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]
     write_text(path, text.getvalue())
 
 
-def read_table(path: Path, keep: Callable[[Row], bool] = lambda row: True) -> list[Row]:
+def read_table(
+    path: Path, keep: Callable[[Row], bool] = lambda row: True, columns: Sequence[str] | None = None
+) -> list[Row]:
     """Rows of a CSV file of a run, numbers as numbers and empty fields as None.
 
     A last line that was cut off by a crash is left out, and so are lines that are damaged: those of another number of
-    fields, or of which `keep` can make nothing.
+    fields, or of which `keep` can make nothing. All are, where the file has other columns than `columns`.
 
     Raises:
         UserError: the file cannot be read.
@@ -160,7 +162,10 @@ def read_table(path: Path, keep: Callable[[Row], bool] = lambda row: True) -> li
     lines = [line + "\n" for line in text.replace("\r\n", "\n").split("\n")[:-1]]
     rows = []
     try:
-        for fields in csv.DictReader(lines):
+        reader = csv.DictReader(lines)
+        if columns is not None and list(reader.fieldnames or ()) != list(columns):
+            return []
+        for fields in reader:
             if None in fields or None in fields.values():
                 continue
             row = {name: _read(field) for name, field in fields.items()}

@@ -77,7 +77,7 @@ def train(
             return trainer.fit()
 
 
-def load_run(folder: str | os.PathLike[str], dataset: str | None = None) -> Result:
+def load_run(folder: str | os.PathLike[str], dataset: str | os.PathLike[str] | None = None) -> Result:
     """A run as of its last checkpoint, evaluated anew on the test split; nothing is written.
 
     Args:
@@ -89,7 +89,7 @@ def load_run(folder: str | os.PathLike[str], dataset: str | None = None) -> Resu
     """
     run = RunFolder(Path(folder))
     config = recorded_config(run)
-    config = (config if dataset is None else replace(config, dataset=dataset)).resolved()
+    config = (config if dataset is None else replace(config, dataset=os.fspath(dataset))).resolved()
     with reproducible(config):
         data = _data_of_run(config)
         trainer = Trainer(config, run, data, _new_method(config, data), Observer(), "test")

@@ -74,9 +74,11 @@ class Trainer:
         """Train the epochs that are left."""
         # The checkpoint's history rules: a row that it does not know belongs to an epoch that is trained again.
         modalities = self.method.modalities
-        kept = read_table(self.run.steps, lambda row: row["step"] <= self.step) if self.step else []
+        columns = step_columns(modalities)
+        # Of a damaged table, what can be read of it: nothing hangs on these rows.
+        kept = read_table(self.run.steps, lambda row: row["step"] <= self.step, columns) if self.step else []
         metrics = Table(self.run.metrics, metric_columns(modalities), self.history)
-        steps = Table(self.run.steps, step_columns(modalities), kept)
+        steps = Table(self.run.steps, columns, kept)
         try:
             per_epoch = len(batches(len(self.train_split), self.config.batch_size, 0, 0))
             self.observer.started(self.run.path, self.config, self.epoch, per_epoch)

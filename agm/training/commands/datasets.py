@@ -77,4 +77,4 @@ def _require_new(output: str) -> None:
 
 
 def _wrote(console: Terminal, path: Path) -> None:
-    console.line(f"wrote {path}: agm train --dataset {shlex.quote(str(path))}")
+    console.say(f"wrote {path}: agm train --dataset {shlex.quote(str(path))}")

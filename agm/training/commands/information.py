@@ -29,7 +29,7 @@ def info_command() -> None:
     console.print(key_value_table("native library (agm._C)", _native()))
     console.print(service_table(agm.backends()))
     if forced := os.environ.get("AGM_BACKEND"):
-        console.line(f"AGM_BACKEND={forced} forces this backend instead of the automatic choice.")
+        console.say(f"AGM_BACKEND={forced} forces this backend instead of the automatic choice.")
         if forced not in ("auto", *BACKENDS):
             raise UserError(f"Expected AGM_BACKEND to be 'auto' or one of {sorted(BACKENDS)}, but got {forced!r}.")
 

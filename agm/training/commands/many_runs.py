@@ -96,7 +96,7 @@ def compare_command(
         folder / "compare.png", comparisons, f"{Path(config.dataset).stem}, {', '.join(fusions)} fusion, {seeds} seeds"
     )
     console.print(comparison_table(comparisons))
-    console.line(f"compare.csv, compare.md, compare.png, compare.toml: {folder}")
+    console.say(f"compare.csv, compare.md, compare.png, compare.toml: {folder}")
 
 
 @click.command("tune")
@@ -141,7 +141,7 @@ def tune_command(
         trials = tune_method(config, grid, seeds, folder, runs.observer, runs.finished)
     write_trials(folder / "tune.csv", trials, config.seed)
     console.print(trials_table(trials))
-    console.line(f"chosen: {best(trials).variant.label}  (tune.csv: {folder})")
+    console.say(f"chosen: {best(trials).variant.label}  (tune.csv: {folder})")
 
 
 @click.command("competition")
@@ -187,7 +187,7 @@ def competition_command(
     title = f"{Path(config.dataset).stem}, {config.fusion} fusion, seed {config.seed}"
     plots.draw_competition(folder / "competition.png", competition, title)
     console.print(competition_table(competition))
-    console.line(f"competition.csv, competition.png, settings: {folder}")
+    console.say(f"competition.csv, competition.png, settings: {folder}")
 
 
 class _Runs:

@@ -73,7 +73,7 @@ def train_command(
         )
     draw(result)
     console.print(result_table(result))
-    console.line(f"picture, tables, checkpoint: {folder.path}")
+    console.say(f"picture, tables, checkpoint: {folder.path}")
 
 
 @click.command("evaluate")
@@ -100,7 +100,7 @@ def plot_command(run_folder: str) -> None:
         raise UserError(
             f"Expected {run_folder!r} to be a run folder, but got no config.toml there. Give a folder of agm train."
         )
-    Terminal().line(str(plots.draw_run(folder.path, title_of(read_config(folder.config)))))
+    Terminal().say(str(plots.draw_run(folder.path, title_of(read_config(folder.config)))))
 
 
 def _new_folder(config: Config) -> Path:
