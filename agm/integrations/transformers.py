@@ -155,12 +155,9 @@ class ModulatedTrainer(Trainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
-            self._signature_columns = [
-                *(_parameters(cast(nn.Module, self.model)) or ()),
-                "label",
-                "label_ids",
-                "labels",
-            ]
+            taken = _parameters(cast(nn.Module, self.model)) or []
+            columns: Any = [*taken, "label", "label_ids", "labels"]
+            self._signature_columns = columns
 
     def _remove_unused_columns(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         if _parameters(cast(nn.Module, self.model)) is None:
