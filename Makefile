@@ -3,17 +3,22 @@
 # interpreter (3.11 or newer).
 
 PYTHON ?= python3
+SOAK ?= 40
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 NATIVE := $(shell find csrc -type f) setup.py pyproject.toml
 
-.PHONY: demo test lint format bench-check clean
+.PHONY: demo test soak lint format bench-check clean
 
 demo: .venv/agm
 	$(BIN)/agm train --dataset av-digits --fusion late --method agm --alpha 1.5 --epochs 40 --seed 0
 
 test: .venv/test
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
+# Kills, interrupts, full disks and spoiled files, many times as many as among the tests: some twenty minutes.
+soak: .venv/test
+	AGM_SOAK=$(SOAK) $(BIN)/python -m pytest tests/faults
 
 lint: .venv/test
 	$(BIN)/ruff check .

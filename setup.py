@@ -178,6 +178,7 @@ setup(
         "agm.strategies",
         "agm.training",
         "agm.verification",
+        "agm.training.commands",
     ],
     # The folder kernels/ stays at the top, but nothing of that name lands in site-packages.
     package_dir={"agm": "agm", "agm.kernels": "kernels"},

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -14,6 +14,8 @@ from agm._module_state.eval_mode import evaluation
 from agm._passes.masked_logits import MaskedPasses
 from agm._passes.options import MaskedOptions
 from agm.engine import AGM
+from agm.modulation.checks import check_presence
+from agm.modulation.unfused import restricted
 from agm.ops._checks import check_classes, check_ignore_index, check_masked_logits, check_modalities, check_target
 from agm.ops.reference import responses
 from agm.shapley.weights import num_modalities, weights_on
@@ -30,22 +32,27 @@ class Contributions:
     v(S) is the accuracy of the network with only the modalities of S present, v(all) its joint accuracy. The empty
     subset is worth `empty`, for a network that sees nothing can do no better than name one class every time.
 
+    Where samples lack modalities, a subset is worth to a sample what those of its modalities are worth that it has, and
+    `empty` if there are none; so a modality that a sample lacks contributes nothing to it.
+
     Attributes:
         modalities: their names, in bit order.
         samples: how many were counted; ignored ones are not.
         accuracy: v(all).
         empty: v of the empty subset.
-        responses: modality -> accuracy of its mono-modal response, the Shapley value of the logits.
-        alone: modality -> v({m}), accuracy with all others absent.
+        responses: modality -> accuracy of its mono-modal response, the Shapley value of the logits, on the samples that
+            have the modality; NaN if none does.
+        alone: modality -> v({m}), accuracy with all others absent, on the samples that have it.
         contributions: modality -> Shapley value of v: the accuracy that it adds, on average over all orders in which
             modalities can be added to none. They sum to accuracy - empty.
-        cooperation: (accuracy - empty) - sum over m of (alone[m] - empty). Above 0 the modalities achieve together
-            what they cannot apart; below 0 they know the same. A modality that alone does worse than `empty` (a network
-            may do so without the inputs that it needs) raises it as well: read it beside `alone`.
-        values: modality -> mean of its `modality_values`, which sum to M times the accuracy.
+        cooperation: (accuracy - empty) - sum over m of (v({m}) - empty), all of all samples. Above 0 the modalities
+            achieve together what they cannot apart; below 0 they know the same. A modality that alone does worse than
+            `empty` (a network may do so without the inputs that it needs) raises it as well: read it beside `alone`.
+        values: modality -> mean of its `modality_values` over the samples that have it; where all have all they sum to
+            M times the accuracy.
         subsets: v of every non-empty subset, entry i of the subset with bitmask i + 1.
         sample_values: (N, M) float64, `modality_values` of every sample in the order in which the samples came, NaN
-            for ignored ones; None where they were not kept.
+            for ignored ones and for modalities that a sample lacks; None where they were not kept.
     """
 
     modalities: tuple[str, ...]
@@ -107,16 +114,17 @@ class ContributionMeter:
         check_ignore_index(ignore_index)
         self.ignore_index = ignore_index
         self._keeps = sample_values
-        self._counts: tuple[Tensor, Tensor, Tensor] | None = None
+        self._counts: _Counts | None = None
         self._values: list[Tensor] = []
 
     @torch.no_grad()
-    def update(self, masked_logits: Tensor, target: Tensor) -> None:
+    def update(self, masked_logits: Tensor, target: Tensor, present: Tensor | None = None) -> None:
         """Count a batch.
 
         Args:
             masked_logits: (2**M - 1, B, C), as `agm.masked_logits` gives them in eval mode.
             target: (B,) class indices.
+            present: (B, M) bool, which samples have which modalities, as `agm.masked_logits` was told; None: all.
 
         Raises:
             TypeError: logits that are not floating, a target that does not hold class indices.
@@ -128,20 +136,28 @@ class ContributionMeter:
         check_target(target, (batch,), masked_logits.device)
         check_classes(target, classes, self.ignore_index)
         target = target.long()
-        if self._counts is not None and (len(self._counts[1]), self._counts[1].device) != (classes, target.device):
-            known = self._counts[1]
+        if self._counts is not None and (self._counts.classes, self._counts.device) != (classes, target.device):
             raise ValueError(
-                f"Expected argument `masked_logits` to have {len(known)} classes on {known.device} as in the batches "
-                f"before, but got {classes} on {target.device}."
+                f"Expected argument `masked_logits` to have {self._counts.classes} classes on {self._counts.device} as "
+                f"in the batches before, but got {classes} on {target.device}."
             )
         used = target != self.ignore_index
-        of_subsets = _correct(masked_logits, target)
-        hits = torch.cat([of_subsets, _correct(responses(masked_logits), target)]) & used
+        if present is None:
+            has = used.unsqueeze(1).expand(batch, len(self.modalities))
+        else:
+            check_presence("present", present, batch, len(self.modalities), target.device)
+            masked_logits = restricted(masked_logits, present)
+            has = present & used.unsqueeze(1)
+        none = used & ~_shared(has).bool()  # (2**M - 1, B): to which samples a subset is an empty one
+        hits = _correct(masked_logits, target) & used & ~none
+        values = _values(hits, has)
+        of_responses = _correct(responses(masked_logits), target) & has.T
         of_classes = (target.unsqueeze(1) == torch.arange(classes, device=target.device)) & used.unsqueeze(1)
-        counts = (hits.sum(1), of_classes.sum(0), used.sum())
-        self._counts = counts if self._counts is None else _sum(self._counts, counts)
+        found = (hits.sum(1), none.sum(1), of_responses.sum(1), has.sum(0), values.nansum(0), of_classes.sum(0))
+        counts = _Counts(*found, used.sum())
+        self._counts = counts if self._counts is None else counts + self._counts
         if self._keeps:
-            self._values.append(_values(of_subsets, used))
+            self._values.append(values)
 
     def report(self, *, empty: Empty = "majority") -> Contributions:
         """The figures of all batches so far.
@@ -155,38 +171,38 @@ class ContributionMeter:
             ValueError: no sample was counted, a class index was out of range, or `empty` is none of these.
         """
         _check_empty(empty)
-        if self._counts is None or int(self._counts[2]) == 0:
+        if self._counts is None or int(self._counts.samples) == 0:
             raise ValueError("Expected one sample or more that is not ignored, but got none. Check the batches.")
-        hits, of_classes, samples = (counts.cpu() for counts in self._counts)
-        if int(of_classes.sum()) != int(samples):
+        counts = _Counts(*(part.cpu() for part in self._counts.parts))
+        samples, of_classes = int(counts.samples), counts.of_classes
+        if int(of_classes.sum()) != samples:
             raise ValueError(
                 f"Expected every target to be in [0, {len(of_classes)}) or ignore_index={self.ignore_index}, "
-                f"but got {int(samples - of_classes.sum())} others. Correct the labels."
+                f"but got {samples - int(of_classes.sum())} others. Correct the labels."
             )
         if empty == "majority":
-            nothing = int(of_classes.max()) / int(samples)
+            nothing = int(of_classes.max()) / samples
         elif empty == "chance":
             nothing = 1 / len(of_classes)
         else:
             nothing = float(empty)
         count = len(self.modalities)
-        shares = hits.double() / samples
-        subsets, of_responses = shares[:-count], shares[-count:]
+        subsets = (counts.hits.double() + nothing * counts.none.double()) / samples
         weights = weights_on(subsets.device, count)
         # Each row of weights sums to 1/M: taking v(empty) from every subset takes 1/M of it from the value.
         contributed = (weights @ (subsets - nothing)).tolist()
-        alone = [float(subsets[(1 << m) - 1]) for m in range(count)]
+        single = [(1 << m) - 1 for m in range(count)]
         accuracy = float(subsets[-1])
         return Contributions(
             modalities=self.modalities,
-            samples=int(samples),
+            samples=samples,
             accuracy=accuracy,
             empty=nothing,
-            responses=self._named(of_responses.tolist()),
-            alone=self._named(alone),
+            responses=self._named((counts.of_responses.double() / counts.having).tolist()),
+            alone=self._named((counts.hits[single].double() / counts.having).tolist()),
             contributions=self._named(contributed),
-            cooperation=accuracy - nothing - math.fsum(share - nothing for share in alone),
-            values=self._named((weights @ (subsets * _sizes(count, subsets.device))).tolist()),
+            cooperation=accuracy - nothing - math.fsum(float(subsets[place]) - nothing for place in single),
+            values=self._named((counts.values / counts.having).tolist()),
             subsets=tuple(subsets.tolist()),
             sample_values=torch.cat(self._values).cpu() if self._keeps else None,
         )
@@ -195,16 +211,48 @@ class ContributionMeter:
         return dict(zip(self.modalities, figures, strict=True))
 
 
-def modality_values(masked_logits: Tensor, target: Tensor, *, ignore_index: int = -100) -> Tensor:
+@dataclass(frozen=True)
+class _Counts:
+    """Sums over samples: over those that count, and have the modality where there is one of each."""
+
+    hits: Tensor  # (2**M - 1,)
+    none: Tensor  # (2**M - 1,), samples that have no modality of the subset
+    of_responses: Tensor  # (M,)
+    having: Tensor  # (M,)
+    values: Tensor  # (M,) float64
+    of_classes: Tensor  # (C,)
+    samples: Tensor  # ()
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        return tuple(getattr(self, spec.name) for spec in fields(self))
+
+    @property
+    def classes(self) -> int:
+        return len(self.of_classes)
+
+    @property
+    def device(self) -> torch.device:
+        return self.of_classes.device
+
+    def __add__(self, other: "_Counts") -> "_Counts":
+        return _Counts(*(left + right for left, right in zip(self.parts, other.parts, strict=True)))
+
+
+def modality_values(
+    masked_logits: Tensor, target: Tensor, *, present: Tensor | None = None, ignore_index: int = -100
+) -> Tensor:
     """What each modality is worth for each sample (sample-level modality valuation, Wei et al., CVPR 2024).
 
     The Shapley value of v(S) = |S| if the logits of S put the sample's class first, else 0; the empty subset is worth
     0. With two modalities it is one of -0.5, 0, 0.5, 1 and 1.5. The values of a sample sum to M if the joint logits
-    are right about it, and to 0 if they are not.
+    are right about it, and to 0 if they are not. Where a sample lacks modalities, |S| counts those that it has.
 
     Args:
         masked_logits: (2**M - 1, B, C), row i of the subset with bitmask i + 1; logits that hold NaN are wrong.
         target: (B,) class indices.
+        present: (B, M) bool, which samples have which modalities, as `agm.masked_logits` was told; None: all. What a
+            sample lacks has NaN.
         ignore_index: samples with this target have NaN.
 
     Returns:
@@ -218,8 +266,12 @@ def modality_values(masked_logits: Tensor, target: Tensor, *, ignore_index: int 
     check_masked_logits(masked_logits, num_modalities(len(masked_logits)))
     check_target(target, masked_logits.shape[1:2], masked_logits.device)
     check_classes(target, masked_logits.shape[2], ignore_index)
+    has = torch.ones(len(target), num_modalities(len(masked_logits)), dtype=torch.bool, device=target.device)
+    if present is not None:
+        check_presence("present", present, has.shape[0], has.shape[1], target.device)
+        has = present
     target = target.long()
-    return _values(_correct(masked_logits.detach(), target), target != ignore_index)
+    return _values(_correct(masked_logits.detach(), target), has & (target != ignore_index).unsqueeze(1))
 
 
 def contributions(
@@ -227,6 +279,7 @@ def contributions(
     batches: Iterable[tuple[Mapping[str, Any], Tensor]],
     modalities: Sequence[str] | None = None,
     *,
+    present: Tensor | None = None,
     empty: Empty = "majority",
     ignore_index: int = -100,
     sample_values: bool = True,
@@ -246,8 +299,11 @@ def contributions(
         network: as `agm.masked_logits` takes it, or an `agm.AGM`, whose modalities, absent inputs and encoders are then
             those of the report.
         batches: pairs of inputs and target (B,): the inputs map the modalities, and other arguments of forward, to what
-            they are in the batch, on the network's device. Of any size; `[(inputs, target)]` for one.
+            they are in the batch, on the network's device. Of any size; `[(inputs, target)]` for one. A third entry is
+            the batch's part of `present`.
         modalities: their names; may be left out for an `agm.AGM` and for a network with `encoders` and `fuse`.
+        present: (N, M) bool, which samples have which modalities, in the order in which they come; None: all have all,
+            or the batches say it.
         empty: what the empty subset is worth: "majority", "chance" or a number, as in `ContributionMeter.report`.
         ignore_index: samples with this target are not counted.
         sample_values: keep `modality_values` of every sample.
@@ -261,11 +317,20 @@ def contributions(
     _check_empty(empty)
     passes = _passes(network, modalities, absent=absent, encoders=encoders, max_rows=max_rows)
     meter = ContributionMeter(passes.modalities, ignore_index=ignore_index, sample_values=sample_values)
+    done = 0
     for number, batch in enumerate(batches):
-        inputs, target = _pair(batch, number)
+        inputs, target, own = _parts(batch, number)
+        if present is not None:
+            own = present[done : done + len(target)].to(target.device)
+        done += len(target)
         # Entered a batch: what makes the batches may use the network, and finds it in its own mode.
         with torch.no_grad(), evaluation(passes.network):
-            meter.update(passes.stacked(passes.binding.split((), inputs)), target)
+            meter.update(passes.stacked(passes.binding.split((), inputs), own), target, own)
+    if present is not None and len(present) != done:
+        raise ValueError(
+            f"Expected argument `present` to have a row for each of the {done} samples in `batches`, but got "
+            f"{len(present)}."
+        )
     return meter.report(empty=empty)
 
 
@@ -283,13 +348,13 @@ def _passes(network: nn.Module, modalities: Sequence[str] | None, **options: Any
     return MaskedPasses(network.module, replace(network._options, absent=absent, passes="auto"))
 
 
-def _pair(batch: Any, number: int) -> tuple[Mapping[str, Any], Tensor]:
-    if isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[0], Mapping):
-        return batch[0], batch[1]
+def _parts(batch: Any, number: int) -> tuple[Mapping[str, Any], Tensor, Tensor | None]:
+    if isinstance(batch, (tuple, list)) and len(batch) in (2, 3) and isinstance(batch[0], Mapping):
+        return batch[0], batch[1], batch[2] if len(batch) == 3 else None
     raise TypeError(
         f"Expected argument `batches` to give pairs of a mapping of inputs and a target, but batch {number} is "
         f"{type(batch).__name__}{f' of {len(batch)}' if isinstance(batch, (tuple, list)) else ''}. "
-        'Give for example ({"audio": a, "visual": v}, y).'
+        'Give for example ({"audio": a, "visual": v}, y), and as a third entry which samples have which modalities.'
     )
 
 
@@ -309,18 +374,24 @@ def _correct(logits: Tensor, target: Tensor) -> Tensor:
     return predicted.eq(target) & ~largest.isnan()
 
 
-def _values(correct: Tensor, used: Tensor) -> Tensor:
-    """(2**M - 1, B) bool, (B,) bool -> (B, M) float64."""
-    modalities = num_modalities(len(correct))
-    weights = weights_on(correct.device, modalities) * _sizes(modalities, correct.device)
-    return (correct.double().T @ weights.T).masked_fill(~used.unsqueeze(1), torch.nan)
+def _values(correct: Tensor, has: Tensor) -> Tensor:
+    """(2**M - 1, B) bool, (B, M) bool -> (B, M) float64, NaN where a sample has none of the modality to count."""
+    modalities = has.shape[1]
+    orders = math.factorial(modalities)
+    # The weights are numbers of orders over all orders. Sums of these numbers are exact, so that a sample's value does
+    # not depend on its batch, as it would by how a product of matrices of other sizes rounds.
+    weights = (weights_on(correct.device, modalities) * orders).round()
+    values = (correct * _shared(has)).T @ weights.T / orders
+    return values.masked_fill(~has, torch.nan)
+
+
+def _shared(has: Tensor) -> Tensor:
+    """How many modalities of a subset a sample has: (B, M) bool -> (2**M - 1, B) float64."""
+    return _members(has.shape[1], has.device) @ has.double().T
 
 
 @lru_cache(maxsize=64)
-def _sizes(modalities: int, device: torch.device) -> Tensor:
-    """|S| of every non-empty subset: (2**M - 1,) float64."""
-    return torch.tensor([s.bit_count() for s in range(1, 2**modalities)], dtype=torch.float64, device=device)
-
-
-def _sum(left: tuple[Tensor, Tensor, Tensor], right: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    return left[0] + right[0], left[1] + right[1], left[2] + right[2]
+def _members(modalities: int, device: torch.device) -> Tensor:
+    """Which modalities are in every non-empty subset: (2**M - 1, M) float64."""
+    subsets = torch.arange(1, 2**modalities).unsqueeze(1)
+    return (subsets >> torch.arange(modalities) & 1).double().to(device)

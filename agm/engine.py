@@ -287,8 +287,10 @@ class AGM(nn.Module):
             if sampler is not None:
                 sampler.draws = draws
 
-        device = self.modulator.state.values.device
-        return [put_back_draws, kept_values(self.module, self.modulator), kept_generators(device), kept_surroundings()]
+        state = self.modulator.state
+        own = [state.values, state.counts, state.seen, *self.modulator.buffers()]
+        generators = kept_generators(state.values.device)
+        return [put_back_draws, kept_values(self.module, own), generators, kept_surroundings()]
 
     def _learnt(self) -> list[tuple[str, Any]]:
         """Modality -> its absent input, of those that are learnt."""

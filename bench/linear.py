@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import agm
-from agm.linear import fused_modulate_linear_cross_entropy
+from agm.modulation.linear import fused_modulate_linear_cross_entropy
 from bench.cases import Built, Case, Notes, Options
 from bench.memory import resident, step_peak
 

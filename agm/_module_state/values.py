@@ -1,7 +1,7 @@
 """What a failed step must not have moved: statistics, the state of the modulation, generators, a thread's modes."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,13 @@ from agm._module_state.modules import submodules
 __all__ = ["kept_generators", "kept_surroundings", "kept_values"]
 
 
-def kept_values(network: nn.Module, modulator: nn.Module) -> Callable[[], None]:
-    """Copies the buffers that a step writes to; the callable puts their values back."""
+def kept_values(network: nn.Module, state: Iterable[Tensor]) -> Callable[[], None]:
+    """Copies the buffers and the state that a step writes to; the callable puts their values back."""
     modules = [module for module in submodules(network) if module.training]
     own = [buffer for _, _, buffer in written_buffers(modules)]
     every = [buffer for module in modules for buffer in module._buffers.values() if buffer is not None]
     own += [buffer for buffer in every if buffer.dim() == 0 and not buffer.is_floating_point()]  # numbers of batches
-    own += [buffer for module in submodules(modulator) for buffer in module._buffers.values() if buffer is not None]
+    own += state
     own = list({id(buffer): buffer for buffer in own}.values())
     with torch.no_grad():
         copies = _copies(own)

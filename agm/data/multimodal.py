@@ -141,9 +141,11 @@ def _check_target(target: torch.Tensor) -> None:
 
 
 def _check_name(modality: str) -> None:
-    if not isinstance(modality, str) or not modality or "." in modality or modality in _RESERVED:
+    # They stand in tables and on terminals, which line breaks and escapes would break.
+    printable = isinstance(modality, str) and modality.isprintable()
+    if not printable or not modality or "." in modality or modality in _RESERVED:
         raise ValueError(
-            "Expected `inputs` to name modalities by non-empty strings without dots, other than 'target', "
+            "Expected `inputs` to name modalities by non-empty printable strings without dots, other than 'target', "
             f"but got {modality!r}. Rename the modality."
         )
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from agm.modulation.modulator import Modulator
+from agm.modulation.scores import find_score
 
 try:
     from torchmetrics import Metric
@@ -21,8 +22,10 @@ class ModalityMetrics(Metric):
     """Accuracies of the mono-modal responses and of the joint logits, and mean scores and coefficients.
 
     `update(model.modulator)` after every training forward adds what the state holds of that step, on the device;
-    `compute()` gives the means since `reset()`. Accuracies are shares of samples, scores and coefficients means over
-    the steps. A step without finite scores counts in the accuracies alone.
+    `compute()` gives the means since `reset()`. Accuracies are shares of the samples (or tokens) that have the
+    modality, scores and coefficients means over the steps in which a sample has it; they are NaN where there is none,
+    and accuracies also where the score, an error say, does not tell what is right. A step without finite scores counts
+    in the accuracies alone.
 
     Args:
         modalities: their names, in bit order.
@@ -31,6 +34,7 @@ class ModalityMetrics(Metric):
 
     correct: Tensor
     joint_correct: Tensor
+    mono_samples: Tensor
     samples: Tensor
     scores: Tensor
     coefficients: Tensor
@@ -40,9 +44,9 @@ class ModalityMetrics(Metric):
         super().__init__(**settings)
         self.modalities = tuple(modalities)
         zeros = torch.zeros(len(self.modalities), dtype=torch.float64)
-        for name in ("correct", "scores", "coefficients"):
+        for name in ("correct", "mono_samples", "scores", "coefficients", "steps"):
             self.add_state(name, zeros.clone(), dist_reduce_fx="sum")
-        for name in ("joint_correct", "samples", "steps"):
+        for name in ("joint_correct", "samples"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, modulator: Modulator) -> None:
@@ -57,19 +61,21 @@ class ModalityMetrics(Metric):
                 f"{modulator.modalities}."
             )
         state = modulator.state
-        finite = state.scores.isfinite().all()
-        self.correct += state.mono_correct
-        self.joint_correct += state.joint_correct
+        told = 1.0 if find_score(modulator.score).has_hits else torch.nan
+        counts = state.scores.isfinite().all() & (state.mono_samples > 0)  # (M,)
+        self.correct += told * state.mono_correct
+        self.joint_correct += told * state.joint_correct
         self.samples += state.samples
-        self.scores += torch.where(finite, state.scores, 0.0)
-        self.coefficients += torch.where(finite, state.coefficients, 0.0)
-        self.steps += finite
+        self.mono_samples += state.mono_samples
+        self.scores += torch.where(counts, state.scores, 0.0)
+        self.coefficients += torch.where(counts, state.coefficients, 0.0)
+        self.steps += counts
 
     def compute(self) -> dict[str, Tensor]:
         """ "audio/accuracy", "audio/score", "audio/coefficient" and so on, and "joint/accuracy", each ()."""
         values = {"joint/accuracy": self.joint_correct / self.samples}
         for bit, name in enumerate(self.modalities):
-            values[f"{name}/accuracy"] = self.correct[bit] / self.samples
-            values[f"{name}/score"] = self.scores[bit] / self.steps
-            values[f"{name}/coefficient"] = self.coefficients[bit] / self.steps
+            values[f"{name}/accuracy"] = self.correct[bit] / self.mono_samples[bit]
+            values[f"{name}/score"] = self.scores[bit] / self.steps[bit]
+            values[f"{name}/coefficient"] = self.coefficients[bit] / self.steps[bit]
         return values

@@ -180,8 +180,7 @@ def fused_modulate_additive(
     settings = Settings(float(alpha), max_gap, float(floor), ignore_index, update)
     if available is not None or not scored.served or first.dim() > 3:
         own, joint = _available_responses(stacked, rows, bias, joint_logits, available)
-        state_of = (state.values, state.counts)
-        return unfused.modulate_responses(own, joint, target, *state_of, settings, scored, available, process_group)
+        return unfused.modulate_responses(own, joint, target, state, settings, scored, available, process_group)
 
     def step(values: Tensor, counts: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
         given = (stacked, rows, bias, joint_logits, target.long())

@@ -176,7 +176,7 @@ def fused_modulate(
     rows = masked_logits.flatten(1, -2)
     if present is not None or sample is not None or not scored.served:
         subset_scales = unfused.modulate_rows(
-            masked_logits, target, state.values, state.counts, settings, scored, present, sample, process_group
+            masked_logits, target, state, settings, scored, present, sample, process_group
         )
     else:
 

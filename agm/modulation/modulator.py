@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
+from torch.distributed import ProcessGroup, get_rank
+from torch.nn.parallel import DistributedDataParallel
 
-from agm.distributed import Peers
+from agm.distributed import Peers, summed
 from agm.modulation.additive import AdditiveLogits, fused_modulate_additive
 from agm.modulation.checks import check_backend
 from agm.modulation.functional import fused_modulate
@@ -34,7 +35,7 @@ class Modulator(nn.Module):
         stop: first epoch that no longer is; None for no end.
         process_group: of processes that train together, as in `agm.fused_modulate`. None: the default group wherever
             `torch.distributed` is initialised with more than one process; False: each process by itself. Every process
-            of the group must then take every training step.
+            of the group must then take every training step, or enter torch's `Join` with `agm.joining.joinable(model)`.
 
     Attributes:
         peers: the processes of the group.
@@ -82,6 +83,7 @@ class Modulator(nn.Module):
         self.backend = backend
         self.epoch = 0
         self.peers = Peers(process_group)
+        self._begun = False
         self.state = ModulationState(len(self.modalities))
 
     @property
@@ -118,7 +120,12 @@ class Modulator(nn.Module):
     @property
     def active(self) -> bool:
         """Whether a call modulates: training mode, gradients enabled, and the epoch inside the window."""
-        return self.training and torch.is_grad_enabled() and self._within
+        return self.modulates_now and torch.is_grad_enabled()
+
+    @property
+    def modulates_now(self) -> bool:
+        """Whether calls with gradients modulate: training mode, and the epoch inside the window."""
+        return self.training and self._within
 
     def forward(
         self,
@@ -148,13 +155,14 @@ class Modulator(nn.Module):
             return masked_logits[-1]
         if target is None:
             raise ValueError("Expected argument `target` to hold the batch's targets in training mode, but got None.")
+        group = self._group()
         settings: dict[str, Any] = {
             "alpha": self.alpha,
             "max_gap": self.max_gap,
             "floor": self.floor,
             "ignore_index": self.ignore_index,
             "score": self.score,
-            "process_group": self.peers.group,
+            "process_group": group,
             "backend": self.backend,
         }
         if isinstance(masked_logits, AdditiveLogits):
@@ -164,13 +172,46 @@ class Modulator(nn.Module):
             )
         return fused_modulate(masked_logits, target, self.state, present=present, sample=sample, **settings)
 
+    def _group(self) -> ProcessGroup | None:
+        """Those who take this step together; None for this process alone.
+
+        Raises:
+            ValueError: some of them may be without a batch, in a Join that does not know of the modulation.
+        """
+        group = self.peers.group
+        if group is None:
+            return None
+        if not torch.compiler.is_compiling():
+            wrapper = DistributedDataParallel._get_active_ddp_module()
+            if wrapper is not None and wrapper._join_config.enable and not self.peers.joined:
+                raise ValueError(
+                    "Expected torch's Join to hold what exchanges the scores of AGM with the other processes, but got "
+                    "the DistributedDataParallel alone, with which a process that runs out of batches would leave the "
+                    "others waiting. Enter Join([agm.joining.joinable(model)])."
+                )
+        self.begin_together(group)
+        return group
+
+    def begin_together(self, group: ProcessGroup) -> None:
+        """Before the first step: all processes go on from the state of the group's first one.
+
+        It may be the only one that loaded a checkpoint, as DistributedDataParallel allows for parameters and buffers.
+        """
+        if self._begun:
+            return
+        self._begun = True
+        first = get_rank(group) == 0
+        for tensor in (self.state.values, self.state.counts):
+            # A sum of which the others add nothing; torch.compile traces no broadcast.
+            tensor.copy_(summed(tensor.clone() if first else torch.zeros_like(tensor), group))
+
     def report(self) -> dict[str, dict[str, float]]:
         """The last step in numbers, by modality; reading them synchronises with the device.
 
         Returns:
             modality -> {"score", "running_score", "ratio", "reference_ratio", "coefficient", "accuracy"}; the last is
-            the accuracy of the mono-modal response on the last batch, NaN before the first step, and where the score
-            does not tell what is right.
+            the accuracy of the mono-modal response on those samples of the last batch that have the modality, NaN
+            where there are none, before the first step, and where the score does not tell what is right.
         """
         state = self.state
         right = state.mono_correct.double() if find_score(self.score).has_hits else torch.nan
@@ -180,7 +221,7 @@ class Modulator(nn.Module):
             "ratio": state.ratios,
             "reference_ratio": state.reference_ratios,
             "coefficient": state.coefficients,
-            "accuracy": right / state.samples.expand(len(self.modalities)),
+            "accuracy": right / state.mono_samples,
         }
         rows = torch.stack([column.double() for column in columns.values()]).cpu().T.tolist()
         return {name: dict(zip(columns, row, strict=True)) for name, row in zip(self.modalities, rows, strict=True)}

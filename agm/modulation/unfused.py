@@ -12,6 +12,7 @@ from torch.distributed import ProcessGroup
 from agm import ops
 from agm.distributed import summed
 from agm.modulation.scores import Score
+from agm.modulation.state import ModulationState
 from agm.ops import reference
 from agm.shapley.sampling import SubsetSample
 from agm.shapley.weights import weights_on
@@ -54,8 +55,7 @@ def restricted(masked_logits: Tensor, present: Tensor, sample: SubsetSample | No
 def modulate_rows(
     masked_logits: Tensor,  # (R, B, ..., C)
     target: Tensor,
-    values: Tensor,
-    counts: Tensor,
+    state: ModulationState,
     settings: Settings,
     score: Score,
     present: Tensor | None,  # (B, M) bool
@@ -68,14 +68,14 @@ def modulate_rows(
     """
     with torch.no_grad():
         if sample is None:
-            weights = weights_on(masked_logits.device, values.shape[1])
+            weights = weights_on(masked_logits.device, state.num_modalities)
         else:
             weights = _moved(sample.weights, masked_logits.device)
         shape = masked_logits.shape[1:]
         response = reference.responses(masked_logits.flatten(1, -2), weights)
         response = response.view(len(weights), *shape)
         given = (settings, score, present, process_group)
-        coefficients = _step(response, masked_logits[-1], target, values, counts, *given)
+        coefficients = _step(response, masked_logits[-1], target, state, *given)
         return reference.subset_scales(coefficients, weights)
 
 
@@ -83,8 +83,7 @@ def modulate_responses(
     response: Tensor,  # (M, B, ..., C), which carry the gradient
     joint: Tensor,  # (B, ..., C), their sum
     target: Tensor,
-    values: Tensor,
-    counts: Tensor,
+    state: ModulationState,
     settings: Settings,
     score: Score,
     present: Tensor | None,  # (B, M) bool
@@ -93,7 +92,7 @@ def modulate_responses(
     """One step of the modulation on mono-modal responses; returns the joint logits, modulated."""
     with torch.no_grad():
         given = (settings, score, present, process_group)
-        coefficients = _step(response.detach(), joint.detach(), target, values, counts, *given)
+        coefficients = _step(response.detach(), joint.detach(), target, state, *given)
     logits: Tensor = _ScaleResponses.apply(response, joint.detach(), coefficients)
     return logits
 
@@ -102,8 +101,7 @@ def _step(
     response: Tensor,
     joint: Tensor,
     target: Tensor,
-    values: Tensor,
-    counts: Tensor,
+    state: ModulationState,
     settings: Settings,
     score: Score,
     present: Tensor | None,
@@ -111,9 +109,8 @@ def _step(
 ) -> Tensor:
     totals = score.totals(response, joint, target, present, settings.floor, settings.ignore_index)
     totals = summed(totals, process_group)
-    return reference.finish_step(
-        totals, values, counts, settings.alpha, settings.max_gap, settings.update, score.of_mean
-    )
+    finish = (settings.alpha, settings.max_gap, settings.update, score.of_mean, state.seen)
+    return reference.finish_step(totals, state.values, state.counts, *finish)
 
 
 def shared_step(

@@ -5,21 +5,23 @@ Writing a run's settings, drawing and comparing need the extra "train": pip inst
 
 from agm.training.compare import Comparison, compare_methods
 from agm.training.competition import Competition, run_competition
+from agm.training.competition_settings import CompetitionSettings
 from agm.training.config import Config, read_config
 from agm.training.contributions import measure_contributions
-from agm.training.errors import UserError
+from agm.training.errors import DivergedError, UserError
 from agm.training.evaluation import Evaluation, evaluate
-from agm.training.measurement import Measurement
+from agm.training.observer import Observer
+from agm.training.result import Result
 from agm.training.strengths import concept_method, concepts_of, strength_apart, strength_of
-from agm.training.trainer import DivergedError, Observer, Result, load_run, train
+from agm.training.trainer import load_run, train
 
 __all__ = [
     "Comparison",
     "Competition",
+    "CompetitionSettings",
     "Config",
     "DivergedError",
     "Evaluation",
-    "Measurement",
     "Observer",
     "Result",
     "UserError",

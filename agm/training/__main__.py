@@ -20,6 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    except KeyboardInterrupt:
+        print("agm: error: interrupted", file=sys.stderr)
+        return 130
     return cli.run(arguments)
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import zipfile
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 
 import torch
 
+from agm.data._files import replacing
+from agm.data._reading import load_tensors
 from agm.training.errors import UserError
 
 __all__ = ["fitting", "load_checkpoint", "random_state", "restore_random_state", "save_checkpoint"]
@@ -20,15 +21,10 @@ FORMAT = 2
 
 def save_checkpoint(path: Path, contents: dict[str, Any]) -> None:
     """Write tensors and plain values; a crash at any moment leaves the old file or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            torch.save({"format": FORMAT, **contents}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    content = io.BytesIO()  # torch turns a full disk into an error of its own
+    torch.save({"format": FORMAT, **contents}, content)
+    with replacing(path) as file:
+        file.write(content.getbuffer())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -38,19 +34,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         UserError: no such file, or not a checkpoint of this version of the format.
     """
     try:
-        with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums that it writes
-            if damaged := archive.testzip():
-                raise zipfile.BadZipFile(f"the checksum of {damaged} in it is wrong.")
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        contents = load_tensors(path)
     except FileNotFoundError as error:
         raise UserError(
             f"Expected {str(path)!r} to be a checkpoint, but got no such file. "
             "Give the folder of a run that finished an epoch."
         ) from error
-    except Exception as error:  # a damaged file can fail anywhere in the unpickler
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except OSError as error:
+        raise UserError(f"Expected {str(path)!r} to be a checkpoint, but got: {error.strerror}.") from error
+    except ValueError as error:
         raise UserError(
-            f"Expected {str(path)!r} to be a checkpoint, but it does not load: {reason} "
+            f"Expected {str(path)!r} to be a checkpoint, but it does not load: {error}. "
             "Train again into another folder with --out."
         ) from error
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agm.data import MultimodalData
-from agm.training.apart import APART, ApartRuns, with_fitting_split
-from agm.training.attempt import attempt
 from agm.training.config import Config
 from agm.training.errors import UserError
-from agm.training.records import RunFolder, run_name
-from agm.training.trainer import Observer, Result, check_settings
+from agm.training.observer import Observer
+from agm.training.result import Result
+from agm.training.run_folder import RunFolder, run_name
+from agm.training.train_or_none import train_or_none
+from agm.training.trainer import check_settings
+from agm.training.unimodal_runs import APART, UnimodalRuns, check_fitting_split, with_fitting_split
 from agm.training.variants import Variant, parse_variant
+from agm.training.workers import trained_ahead, wait_for
+from agm.training.writing import locked
 
 __all__ = [
     "CONFIDENCE",
@@ -185,7 +187,7 @@ def compare_methods(
         strength: also measure the competition strength of every run. It is fitted on one validation split for all
             seeds, the data's own or a share that `config.validation` holds out of all trainings; its concepts, and the
             networks that are called "apart" in the place of a method, are networks of one modality each, of these
-            seeds and one more (`agm.training.apart`).
+            seeds and one more (`agm.training.unimodal_runs`).
 
     Raises:
         UserError: methods or settings that do not fit, also with the runs that are in `folder` already; a strength
@@ -205,25 +207,30 @@ def compare_methods(
     for fusion in bases:
         for variant in variants:
             check_settings(variant.config(replace(config, fusion=fusion)))
-    data = None
     if strength:
-        config, data = with_fitting_split(config, folder)
-    numbers = range(config.seed, config.seed + seeds)
-    sessions = {
-        fusion: _Session(replace(config, fusion=fusion), variants, folder / fusion if len(bases) > 1 else folder, data)
-        for fusion in bases
-    }
-    # Seed by seed, so that an interrupted comparison has all methods for the seeds that it has.
-    requests = [request for seed in numbers for session in sessions.values() for request in session.requests(seed)]
-    with _trained_ahead(list({request.folder: request for request in requests}.values()), jobs) as ahead:
-        runs = _Runs(ahead, observer, finished)
-        for seed in numbers:
-            for session in sessions.values():
-                session.compare(seed, runs)
-    comparisons = []
-    for fusion, session in sessions.items():
-        comparisons += paired_comparisons(_with_cost(session.figures), fusion if len(bases) > 1 else "")
-    return comparisons
+        check_fitting_split(config)
+    several = len(bases) > 1
+    with locked(folder):
+        data = None
+        if strength:
+            config, data = with_fitting_split(config, folder)
+        numbers = range(config.seed, config.seed + seeds)
+        sessions = {
+            fusion: _Session(replace(config, fusion=fusion), variants, folder / fusion if several else folder, data)
+            for fusion in bases
+        }
+        # Seed by seed, so that an interrupted comparison has all methods for the seeds that it has.
+        requests = [request for seed in numbers for session in sessions.values() for request in session.requests(seed)]
+        unfinished = {r.folder: r.config for r in requests if not RunFolder(r.folder).result.exists()}
+        with trained_ahead([(config, folder) for folder, config in unfinished.items()], jobs) as ahead:
+            runs = _Runs(ahead, observer, finished)
+            for seed in numbers:
+                for session in sessions.values():
+                    session.compare(seed, runs)
+        comparisons = []
+        for fusion, session in sessions.items():
+            comparisons += paired_comparisons(_with_cost(session.figures), fusion if several else "")
+        return comparisons
 
 
 class _Runs:
@@ -262,8 +269,8 @@ class _Runs:
 
     def _trained(self, request: _Request) -> Result | None:
         if request.folder in self._ahead:
-            self._ahead[request.folder].result()
-        result = attempt(request.config, request.folder, self._observer(request.label, request.config.seed))
+            wait_for(self._ahead[request.folder])
+        result = train_or_none(request.config, request.folder, self._observer(request.label, request.config.seed))
         if result is None:
             return None
         self._data = self._data or result.data
@@ -298,14 +305,14 @@ class _Session:
         own = [self._request(variant, seed) for variant in self._variants]
         if self._data is None:
             return own
-        apart = ApartRuns.requests(self._config.fusion, self._data.modalities, seed)
+        apart = UnimodalRuns.requests(self._config.fusion, self._data.modalities, seed)
         return [*(self._request(Variant(method, method), of) for method, of in apart), *own]
 
     def compare(self, seed: int, runs: _Runs) -> None:
         """Adds the figures of a seed."""
         apart = None
         if self._data is not None:
-            apart = ApartRuns(
+            apart = UnimodalRuns(
                 self._config, self._data, lambda method, of: runs.required(self._request(Variant(method, method), of))
             )
             self.figures.setdefault(APART, []).append(apart.figures(seed))
@@ -348,26 +355,6 @@ def _with_cost(
             over = usual if baseline is None else baseline.get("step_seconds", usual)
             found[method].append({**run, "cost": run["step_seconds"] / over})
     return found
-
-
-@contextmanager
-def _trained_ahead(requests: Sequence[_Request], jobs: int) -> Iterator[dict[Path, Future[None]]]:
-    """Folder -> the run in another process that will leave it finished."""
-    if jobs == 1:
-        yield {}
-        return
-    # A forked child would inherit the threads' locks of torch.
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        unfinished = [request for request in requests if not RunFolder(request.folder).result.exists()]
-        try:
-            yield {r.folder: pool.submit(_train_quietly, r.config, r.folder) for r in unfinished}
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-def _train_quietly(config: Config, folder: Path) -> None:
-    attempt(config, folder, Observer())
 
 
 def _for_jobs(config: Config) -> Config:

@@ -12,17 +12,20 @@ from torch import nn
 
 from agm.competition import Strength
 from agm.data import MultimodalData
-from agm.training.apart import APART
+from agm.training.competition_observer import COLUMNS, CompetitionObserver, strength_rows
+from agm.training.competition_settings import CompetitionSettings, held_out, keep_data, keep_settings
 from agm.training.config import Config
 from agm.training.environment import reproducible
 from agm.training.errors import UserError
-from agm.training.measurement import Measurement, held_out, keep_data, keep_settings
-from agm.training.measuring import COLUMNS, Measuring, strength_rows
 from agm.training.methods import check_method
-from agm.training.records import Row, RunFolder, Table, run_name
+from agm.training.observer import Observer
+from agm.training.result import Result
+from agm.training.run_folder import Row, RunFolder, Table, run_name
 from agm.training.samples import fingerprint, load_data, on_device
 from agm.training.strengths import Concepts, concept_method, concepts_of, strength_apart, strength_of
-from agm.training.trainer import Observer, Result, check_settings, train
+from agm.training.trainer import check_settings, train
+from agm.training.unimodal_runs import APART
+from agm.training.writing import check_no_link, locked
 
 __all__ = ["Competition", "run_competition"]
 
@@ -56,7 +59,7 @@ def run_competition(
     config: Config,
     methods: Sequence[str],
     folder: Path,
-    measurement: Measurement | None = None,
+    measurement: CompetitionSettings | None = None,
     observer: Request = lambda method, seed: Observer(),
     finished: Callable[[Result], None] = lambda result: None,
 ) -> Competition:
@@ -83,7 +86,7 @@ def run_competition(
         UserError: settings or data that do not fit, also with what is in `folder` already; a concept that cannot be
             measured.
     """
-    measurement = measurement or Measurement()
+    measurement = measurement or CompetitionSettings()
     if config.validation:
         raise UserError(
             f"Expected setting `validation` to be 0 for a measurement of competition strength, but got "
@@ -95,15 +98,18 @@ def run_competition(
     data = original if original.validation is not None else held_out(original, measurement.holdout, config.seed)
     for method in methods:
         check_settings(replace(config, method=method))
-    keep_settings(folder, config, methods, measurement)
-    if data is not original:
-        config = replace(config, dataset=str(keep_data(data, folder / "data.npz")))
-    session = _Session(config, measurement, folder, data, observer, finished)
-    session.train_concepts()
-    for method in methods:
-        session.train_measured(method)
-    Table(folder / "competition.csv", COLUMNS, session.rows).close()
-    return Competition(tuple(methods), data.modalities, session.rows, session.concept_accuracies, session.accuracies)
+    with locked(folder):
+        keep_settings(folder, config, methods, measurement)
+        if data is not original:
+            config = replace(config, dataset=str(keep_data(data, folder / "data.npz")))
+        session = _Session(config, measurement, folder, data, observer, finished)
+        session.train_concepts()
+        for method in methods:
+            session.train_measured(method)
+        Table(folder / "competition.csv", COLUMNS, session.rows).close()
+        return Competition(
+            tuple(methods), data.modalities, session.rows, session.concept_accuracies, session.accuracies
+        )
 
 
 class _Session:
@@ -112,7 +118,7 @@ class _Session:
     def __init__(
         self,
         config: Config,
-        measurement: Measurement,
+        measurement: CompetitionSettings,
         folder: Path,
         data: MultimodalData,
         observer: Request,
@@ -147,7 +153,7 @@ class _Session:
 
     def train_measured(self, method: str) -> None:
         """Adds the rows of a method, measured while it trains."""
-        watcher = Measuring(
+        watcher = CompetitionObserver(
             self.observer(method, self.config.seed),
             self.measurement.every,
             self.data,
@@ -162,6 +168,7 @@ class _Session:
 
     def _train(self, method: str, seed: int, observer: Observer | None = None) -> Result:
         run = self.folder / run_name(method, seed)
+        check_no_link(run)
         request = replace(self.config, method=method, seed=seed)
         result = train(
             request, run, resume=RunFolder(run).holds_run(), observer=observer or self.observer(method, seed)

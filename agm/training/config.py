@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import math
 import os
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
+from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 import torch
 
 from agm.data import available
+from agm.data._files import read_text
 from agm.models import aliases
 from agm.training.errors import UserError
+from agm.training.writing import write_text
 
 __all__ = [
+    "ENVIRONMENT",
     "Config",
     "config_text",
     "differences",
@@ -48,6 +53,18 @@ def _one_of(*names: str) -> tuple[str, Callable[[Any], bool]]:
     return "one of " + ", ".join(names), lambda value: value in names
 
 
+def _is_storable(text: str) -> bool:
+    """Whether a file can have this name, and a configuration can hold it."""
+    try:
+        return b"\0" not in text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+
+
+def _up_to(most: int) -> tuple[str, Callable[[Any], bool]]:
+    return f"an integer from 1 to {most}", lambda value: 1 <= value <= most
+
+
 def _positive(value: float) -> bool:
     return value > 0 and math.isfinite(value)
 
@@ -56,11 +73,12 @@ def _not_negative(value: float) -> bool:
     return value >= 0 and math.isfinite(value)
 
 
-_TEXT = ("a non-empty string", bool)
+_TEXT = ("a non-empty string of characters that UTF-8 has", lambda value: bool(value) and _is_storable(value))
 _POSITIVE = ("a positive number", _positive)
 _NOT_NEGATIVE = ("a finite number >= 0", _not_negative)
-_COUNT = ("an integer >= 1", lambda value: value >= 1)
-_EPOCH = ("an integer >= 0", lambda value: value >= 0)
+_MOST = 10**9  # epochs, samples: beyond what anybody waits for
+_COUNT = ("an integer from 1 to 10**9", lambda value: 1 <= value <= _MOST)
+_EPOCH = ("an integer from 0 to 10**9", lambda value: 0 <= value <= _MOST)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +91,7 @@ class Config:
 
     dataset: str = setting("av-digits", "name of a bundled dataset, or path of your own data", *_TEXT)
     fusion: str = setting("late", "how the network joins the modalities (agm.models.fusions)", *_TEXT)
-    width: int = setting(64, "features that each encoder gives", *_COUNT)
+    width: int = setting(64, "features that each encoder gives", *_up_to(2**16))
     validation: float = setting(
         0.0,
         "share of the training split that is held out and watched; the seed draws it",
@@ -101,7 +119,10 @@ class Config:
     stop: int | None = setting(None, "first epoch after the modulation; none for no end", *_EPOCH)
     epochs: int = setting(40, "passes over the training split", *_COUNT)
     batch_size: int = setting(
-        64, "samples a step at most; an epoch is cut evenly", "an integer >= 2", lambda value: value >= 2
+        64,
+        "samples a step at most; an epoch is cut evenly",
+        "an integer from 2 to 10**9",
+        lambda value: 2 <= value <= _MOST,
     )
     lr: float = setting(0.02, "learning rate of SGD", *_POSITIVE)
     momentum: float = setting(0.9, "momentum of SGD", "a number from 0 to below 1", lambda value: 0 <= value < 1)
@@ -128,7 +149,7 @@ class Config:
         lambda value: 0 <= value < 2**32,
     )
     device: str = setting("auto", "cpu, cuda, cuda:1 ...; auto takes cuda where there is one", *_TEXT)
-    threads: int | None = setting(None, "CPU threads of torch; none for torch's own choice", *_COUNT)
+    threads: int | None = setting(None, "CPU threads of torch; none for torch's own choice", *_up_to(1024))
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -191,7 +212,10 @@ def _typed(name: str, value: Any) -> Any:
     if value is None and optional:
         return None
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf if value > 0 else -math.inf
     if not isinstance(value, kind) or isinstance(value, bool):
         raise _unexpected(name, {str: "a string", int: "an integer", float: "a number"}[kind], value)
     return value
@@ -210,9 +234,11 @@ def _device(name: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        torch.ones(1, device=device).item()  # there is a device that has no values
+        if device.type == "cpu" and device.index:
+            raise RuntimeError("there is one cpu")
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"Expected setting `device` to be a device of this machine, but got {name!r} ({reason}). "
             "Use --device auto or --device cpu."
@@ -226,8 +252,7 @@ def read_table_of(path: str | os.PathLike[str], name: str) -> dict[str, Any]:
     Raises:
         UserError: it is no table.
     """
-    with open(path, "rb") as file:
-        table = tomllib.load(file).get(name, {})
+    table = _read_toml(path).get(name, {})
     if not isinstance(table, dict):
         raise UserError(f"Expected [{name}] in {str(path)!r} to be a table, but got {table!r}. Correct the file.")
     return table
@@ -243,16 +268,7 @@ def read_config(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
     Raises:
         UserError: no such file, no TOML, an unknown setting, or a value that a setting does not take.
     """
-    try:
-        with open(path, "rb") as file:
-            values = tomllib.load(file)
-    except OSError as error:
-        raise UserError(
-            f"Expected {str(path)!r} to be a readable configuration file, but got: {error.strerror}. "
-            "Give the path of a TOML file, such as the config.toml of a run."
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"Expected {str(path)!r} to be a TOML file, but got: {error}. Correct the file.") from error
+    values = _read_toml(path)
     for table in TABLES:
         values.pop(table, None)
     known = [spec.name for spec in fields(Config)]
@@ -268,23 +284,44 @@ def read_config(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
     return Config(**merged)
 
 
+def _read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    try:
+        return tomllib.loads(read_text(Path(path)))
+    except OSError as error:
+        raise UserError(
+            f"Expected {str(path)!r} to be a readable configuration file, but got: {error.strerror}. "
+            "Give the path of a TOML file, such as the config.toml of a run."
+        ) from error
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UserError(f"Expected {str(path)!r} to be a TOML file, but got: {error}. Correct the file.") from error
+    except ValueError as error:
+        raise UserError(f"{error} Give the path of a TOML file, such as the config.toml of a run.") from error
+
+
 def _unknown(key: str, path: str | os.PathLike[str], known: list[str]) -> str:
     near = difflib.get_close_matches(key.replace("-", "_"), known, n=1)
     hint = f"Did you mean `{near[0]}`? " if near else ""
     return f"Expected {str(path)!r} to hold known settings, but got `{key}`. {hint}Known: {', '.join(known)}."
 
 
-def write_config(path: str | os.PathLike[str], config: Config, environment: Mapping[str, str]) -> None:
-    """Write `config` as TOML with a comment a setting; refuses to write over a file.
+def write_config(
+    path: str | os.PathLike[str], config: Config, environment: Mapping[str, str], *, replace_file: bool = False
+) -> None:
+    """Write `config` as TOML with a comment a setting, whole or not at all.
 
     Args:
-        path: the new file.
+        path: the file.
         config: its settings; those that are none are left out.
         environment: what the run met (versions, devices), for people to read.
+        replace_file: whether it may be there.
+
+    Raises:
+        FileExistsError: it is, and may not.
     """
+    if not replace_file and os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     text = config_text(config, "agm train --config THIS_FILE", {ENVIRONMENT: dict(environment)})
-    with open(path, "x", encoding="utf-8") as file:
-        file.write(text)
+    write_text(Path(path), text)
 
 
 def config_text(

@@ -7,8 +7,8 @@ import torch
 import agm
 from agm import Contributions
 from agm.training.environment import reproducible
+from agm.training.result import Result
 from agm.training.samples import load_data, on_device
-from agm.training.trainer import Result
 
 __all__ = ["measure_contributions"]
 

@@ -13,9 +13,9 @@ from torch import nn
 from agm import models
 from agm.models.factorised import FactorisedNetwork
 from agm.strategies import AGM, Joint, Strategy, linear_heads, options_of, strategies
-from agm.training.alone import Alone
 from agm.training.config import Config
 from agm.training.errors import UserError
+from agm.training.single_modality import SingleModality
 
 __all__ = ["METHODS", "OF_ONE", "Method", "build_method", "check_method", "own_options"]
 
@@ -106,7 +106,7 @@ def _of_one(kind: str, name: str, config: Config, shapes: Shapes, num_classes: i
     if kind == "unimodal":
         strategy = Joint(_network(config, {name: shapes[name]}, num_classes))
     else:
-        whole = Alone(_network(config, shapes, num_classes), name, shapes)
+        whole = SingleModality(_network(config, shapes, num_classes), name, shapes)
         strategy = Joint(whole, modalities=(name,), encoders={name: f"network.encoders.{name}"})
     return Method(strategy, strategy.module)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
@@ -9,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from agm.training.apart import APART
 from agm.training.compare import Comparison, mean_interval
 from agm.training.competition import Competition
-from agm.training.records import RunFolder, read_table
-from agm.training.tables import is_share, title_of
+from agm.training.exports import is_share, title_of
+from agm.training.printable import printable
+from agm.training.run_folder import RunFolder, read_table
+from agm.training.unimodal_runs import APART
+from agm.training.writing import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,6 +56,7 @@ STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.5,
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
+    "text.parse_math": False,  # a $ in a name is a $
 }
 
 Rows = Sequence[Mapping[str, Any]]
@@ -64,31 +70,51 @@ def draw_run(folder: str | Path, title: str) -> Path:
     """
     run = RunFolder(Path(folder))
     metrics = read_table(run.metrics)
+    metrics = [row for row in metrics if isinstance(row.get("step"), int)]
     done = metrics[-1]["step"] if metrics else 0
     figure = training_figure(metrics, read_table(run.steps, lambda row: row["step"] <= done), title)
-    figure.savefig(run.picture, dpi=150)
+    _write(figure, run.picture)
     return run.picture
 
 
 def draw_comparison(path: Path, comparisons: Sequence[Comparison], title: str) -> None:
     """Write the picture of a comparison to `path`."""
-    comparison_figure(comparisons, title).savefig(path, dpi=150)
+    _write(comparison_figure(comparisons, title), path)
 
 
 def draw_competition(path: Path, competition: Competition, title: str) -> None:
     """Write the picture of a measurement of competition strength to `path`."""
-    competition_figure(competition, title).savefig(path, dpi=150)
+    _write(competition_figure(competition, title), path)
+
+
+def _write(figure: Figure, path: Path) -> None:
+    content = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a name in letters that the font lacks
+        figure.savefig(content, format="png", dpi=150)
+    write_bytes(path, content.getvalue())
 
 
 def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     @wraps(draw)
     def drawn(*arguments: Any) -> Figure:
-        import matplotlib
-
+        matplotlib = _matplotlib()
         with matplotlib.rc_context(STYLE):
             return draw(*arguments)
 
     return drawn
+
+
+def _matplotlib() -> Any:
+    """The package, whose import fails where MPLBACKEND names a backend that is not installed, a notebook's say."""
+    named = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+
+        return matplotlib
+    finally:
+        if named is not None:
+            os.environ["MPLBACKEND"] = named
 
 
 @_styled
@@ -201,7 +227,7 @@ def _grid(
 
 
 def _title(figure: Figure, title: str) -> None:
-    figure.suptitle(title, x=0.008, horizontalalignment="left")
+    figure.suptitle(printable(title), x=0.008, horizontalalignment="left")
 
 
 def _key(figure: Figure, colours: Mapping[str, str]) -> None:
@@ -327,7 +353,8 @@ def _draw_dots(axes: Axes, groups: Sequence[np.ndarray | None]) -> None:
 
 
 def _column(rows: Rows, name: str) -> np.ndarray:
-    return np.array([np.nan if row.get(name) is None else row[name] for row in rows], dtype=float)
+    values = [row.get(name) for row in rows]
+    return np.array([value if isinstance(value, (int, float)) else np.nan for value in values], dtype=float)
 
 
 def _has(rows: Rows, name: str) -> bool:

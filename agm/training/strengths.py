@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from agm.competition import Strength, fused_features, mono_modal_concept, strength_over_batches
 from agm.data import Split
-from agm.training.alone import Alone
+from agm.training.single_modality import SingleModality
 
 __all__ = ["Concepts", "concept_method", "concepts_of", "strength_apart", "strength_of"]
 
@@ -100,7 +100,7 @@ def strength_apart(
         parts = []
         for name, network in networks.items():
             own = {name: inputs[name]}
-            if isinstance(network, Alone):
+            if isinstance(network, SingleModality):
                 parts.append(fused_features(network.network, network.whole(own)))
             else:
                 parts.append(fused_features(network, own))

@@ -1,90 +1,26 @@
-"""The training loop: from a configuration to a finished run folder, in one go or in several."""
+"""A run from a configuration to a finished folder, in one go or in several."""
 
 from __future__ import annotations
 
-import copy
-import math
 import os
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
-
-from agm.data import MultimodalData
-from agm.strategies import Draw
-from agm.training.checkpoint import fitting, load_checkpoint, random_state, restore_random_state, save_checkpoint
-from agm.training.clipping import clip_gradients_, head_weights
-from agm.training.config import Config, differences, read_config, write_config
+from agm.data import MultimodalData, available
+from agm.training.config import ENVIRONMENT, Config, differences, read_config, read_table_of, write_config
 from agm.training.environment import backend, environment, reproducible
 from agm.training.errors import UserError
-from agm.training.evaluation import Evaluation, evaluate
-from agm.training.methods import Method, build_method, check_method, new_optimizer
-from agm.training.records import STATISTICS, Row, RunFolder, Table, metric_columns, read_table, step_columns
-from agm.training.samples import Passes, batches, cut, fingerprint, hold_out, load_data, on_device
-from agm.training.unfinished import Taken
+from agm.training.methods import Method, build_method, check_method
+from agm.training.observer import Observer
+from agm.training.result import Final, Result
+from agm.training.run_folder import RunFolder
+from agm.training.samples import hold_out, load_data
+from agm.training.training_loop import Trainer
+from agm.training.writing import locked
 
-__all__ = [
-    "DivergedError",
-    "Observer",
-    "Result",
-    "check_settings",
-    "learning_rate",
-    "load_run",
-    "recorded_config",
-    "train",
-]
+__all__ = ["check_settings", "load_run", "recorded_config", "train"]
 
-
-Final = Literal["test", "validation"]
-
-
-class DivergedError(UserError):
-    """The loss or the weights are not finite any more."""
-
-
-class Observer:
-    """Is told how a run goes; does nothing. Override what you want to show."""
-
-    def started(self, folder: Path, config: Config, epoch: int, steps: int) -> None:
-        """Training begins at `epoch` (0, or later in a resumed run), with `steps` steps an epoch."""
-
-    def stepped(self) -> None:
-        """A step was queued; nothing of it has been read from the device.
-
-        Called as often in a resumed run: at once for the steps that its unfinished epoch had taken.
-        """
-
-    def epoch_finished(self, row: Row) -> None:
-        """`row` of metrics.csv and the checkpoint are written."""
-
-    def diverged(self, error: DivergedError) -> None:
-        """The run ended without a result, and those that it is compared with go on."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """A finished run.
-
-    Args:
-        folder: where its files are.
-        config: its settings, resolved.
-        modalities: those that the network takes.
-        evaluation: figures of the last epoch on the test split (or on the one that `train` was asked for).
-        history: rows of metrics.csv.
-        network: the trained network, not wrapped in AGM.
-        data: digest of the values of the dataset.
-    """
-
-    folder: Path
-    config: Config
-    modalities: tuple[str, ...]
-    evaluation: Evaluation
-    history: list[Row]
-    network: nn.Module
-    data: str
+DATA = "data"  # in what a run records of its environment: the digest of its data
 
 
 def train(
@@ -128,28 +64,35 @@ def train(
     config = config.resolved()
     backend(config)
     with reproducible(config):
-        data = load_data(config)
+        data = _data_of_run(config) if resume else load_data(config)
         method = _new_method(config, data, final)
-        trainer = _Trainer(config, run, data, method, observer or Observer(), final, checkpoint_every)
-        if resume:
-            trainer.restore()
-        else:
-            run.path.mkdir(parents=True, exist_ok=True)
-            write_config(run.config, config, environment(config))
-        return trainer.fit()
+        with locked(run.path):
+            _check_folder(run, config, resume)  # another process may have been faster
+            trainer = Trainer(config, run, data, method, observer or Observer(), final, checkpoint_every)
+            if resume:
+                trainer.restore()
+                _keep_place_of_data(run, config, trainer.fingerprint)
+            else:
+                write_config(run.config, config, {**environment(config), DATA: trainer.fingerprint})
+            return trainer.fit()
 
 
-def load_run(folder: str | os.PathLike[str]) -> Result:
+def load_run(folder: str | os.PathLike[str], dataset: str | os.PathLike[str] | None = None) -> Result:
     """A run as of its last checkpoint, evaluated anew on the test split; nothing is written.
+
+    Args:
+        folder: of the run.
+        dataset: where its data are, if they moved since.
 
     Raises:
         UserError: no run, no finished epoch, or data that changed since.
     """
     run = RunFolder(Path(folder))
-    config = recorded_config(run).resolved()
+    config = recorded_config(run)
+    config = (config if dataset is None else replace(config, dataset=os.fspath(dataset))).resolved()
     with reproducible(config):
-        data = load_data(config)
-        trainer = _Trainer(config, run, data, _new_method(config, data), Observer(), "test")
+        data = _data_of_run(config)
+        trainer = Trainer(config, run, data, _new_method(config, data), Observer(), "test")
         if not run.checkpoint.exists():
             raise UserError(
                 f"Expected {str(run.path)!r} to have finished an epoch, but got no checkpoint there. "
@@ -170,282 +113,35 @@ def check_settings(config: Config, final: Final = "test") -> None:
         _new_method(config, load_data(config), final)
 
 
-def learning_rate(config: Config, epoch: int) -> float:
-    """Learning rate of epoch 0, 1, ...: a function of the epoch alone, so that a resumed run needs no state."""
-    if config.schedule == "cosine":
-        return config.lr * 0.5 * (1 + math.cos(math.pi * epoch / config.epochs))
-    if config.schedule == "step":
-        return config.lr * config.step_factor ** (epoch // config.step_epochs)
-    return config.lr
-
-
-class _Trainer:
-    """One run: what changes while it trains, and how it is written and read."""
-
-    def __init__(
-        self,
-        config: Config,
-        run: RunFolder,
-        data: MultimodalData,
-        method: Method,
-        observer: Observer,
-        final: Final,
-        checkpoint_every: int | None = None,
-    ) -> None:
-        device = torch.device(config.device)
-        self.config, self.run, self.observer, self.final = config, run, observer, final
-        self.fingerprint = fingerprint(data)
-        data = hold_out(data, config)
-        self.train_split = on_device(data.train, method.modalities, device)
-        self.test_split = on_device(data.test, method.modalities, device)
-        self.watched_name = "test" if data.validation is None else "validation"
-        self.watched_split = (
-            self.test_split if data.validation is None else on_device(data.validation, method.modalities, device)
+def _data_of_run(config: Config) -> MultimodalData:
+    if config.dataset not in available() and not os.path.exists(config.dataset):
+        raise UserError(
+            f"Expected the data of the run at {config.dataset!r}, but got nothing there. "
+            "If they moved, say where they are now with --dataset."
         )
-        self.method, self.strategy = method, method.strategy
-        method.strategy.to(device)
-        self.optimizer = new_optimizer(config, method.strategy.parameters())
-        self.strategy.optimizer = self.optimizer
-        self.head = head_weights(method.network)
-        self.epoch = 0  # finished epochs
-        self.step = 0  # steps taken in them
-        self.checkpoint_every = checkpoint_every
-        self.unfinished: dict[str, Any] | None = None  # a checkpoint from the midst of this epoch
-        self.history: list[Row] = []
+    return load_data(config)
 
-    def fit(self) -> Result:
-        """Train the epochs that are left."""
-        # The checkpoint's history rules: a row that it does not know belongs to an epoch that is trained again.
-        modalities = self.method.modalities
-        kept = read_table(self.run.steps, lambda row: row["step"] <= self.step) if self.step else []
-        metrics = Table(self.run.metrics, metric_columns(modalities), self.history)
-        steps = Table(self.run.steps, step_columns(modalities), kept)
-        try:
-            per_epoch = len(batches(len(self.train_split), self.config.batch_size, 0, 0))
-            self.observer.started(self.run.path, self.config, self.epoch, per_epoch)
-            while self.epoch < self.config.epochs and not self.strategy.finished:
-                row = self._run_epoch(steps)
-                metrics.append([row])
-                self.history.append(row)
-                self.epoch += 1
-                self._save_checkpoint()
-                self.observer.epoch_finished(row)
-        finally:
-            metrics.close()
-            steps.close()
-        result = self.result()
-        means = {name: value for name, value in self.history[-1].items() if name.startswith("coefficient_")}
-        self.run.write_result(
-            {"split": self.final, "epochs": self.epoch, "modalities": list(modalities)}
-            | {"samples": result.evaluation.samples, **result.evaluation.columns(), **means}
+
+def _keep_place_of_data(run: RunFolder, config: Config, fingerprint: str) -> None:
+    """Of a run that goes on: its data are those that it began with, and its settings say where they are now.
+
+    Raises:
+        UserError: they are others.
+    """
+    met = read_table_of(run.config, ENVIRONMENT)
+    if met.get(DATA, fingerprint) != fingerprint:
+        raise UserError(
+            f"Expected the data {config.dataset!r} to be those that the run began with, but their contents are others. "
+            "Give those with --dataset, or train into another folder with --out."
         )
-        return result
-
-    def result(self) -> Result:
-        return Result(
-            folder=self.run.path,
-            config=self.config,
-            modalities=self.method.modalities,
-            evaluation=evaluate(
-                self.method.network,
-                self.test_split if self.final == "test" else self.watched_split,
-                self.method.modalities,
-            ),
-            history=self.history,
-            network=self.method.network,
-            data=self.fingerprint,
-        )
-
-    def _run_epoch(self, steps: Table) -> Row:
-        began, epoch = time.perf_counter(), self.epoch
-        rate = learning_rate(self.config, epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        taken = self._begin_taking()
-        self.strategy.train()
-        splits = self._splits(epoch)
-        self.strategy.begin_epoch(epoch, **splits)
-        draw, order = self._draw(epoch)
-        self._go_on(taken)
-
-        # What a step leaves stays on the device until the epoch's end, so that no step waits for it.
-        stepping, before = time.perf_counter(), len(taken)
-        for places in order[before:]:
-            loss, hit = self._take_step(draw.take(places))
-            taken.losses.append(loss)
-            taken.hits.append(hit)
-            taken.statistics.append(self.strategy.statistics())
-            self._save_inside(taken, len(order))
-            self.observer.stepped()
-
-        step_losses = torch.stack(taken.losses).double().cpu()
-        stepped = time.perf_counter()
-        rows = self._step_rows(step_losses.tolist(), taken.statistics)
-        steps.append(rows)
-        self._require_finite(step_losses)
-        self.step += len(order)
-        ending = time.perf_counter()
-        self.strategy.end_epoch(**splits)
-        # Whatever the strategy did between the epochs is its own cost, and no step's.
-        between = stepping - began + time.perf_counter() - ending
-        evaluation = evaluate(self.method.network, self.watched_split, self.method.modalities)
-        sizes = torch.tensor([len(places) for places in order], dtype=torch.float64)
-        return {
-            "epoch": epoch,
-            "step": self.step,
-            "split": self.watched_name,
-            "lr": rate,
-            "train_loss": float(step_losses @ sizes / sizes.sum()),
-            "train_accuracy": int(torch.stack(taken.hits).sum()) / len(draw.index),
-            **evaluation.columns(),
-            **self._epoch_means(rows),
-            "step_seconds": (stepped - stepping) / (len(order) - before),
-            "between_seconds": between,
-            "seconds": time.perf_counter() - began,
-        }
-
-    def _splits(self, epoch: int) -> dict[str, Passes]:
-        """What a strategy may look at between epochs: never the test split."""
-        size, seed = self.config.batch_size, self.config.seed
-        numbered = "index" in self.strategy.needs
-        splits = {"train": Passes(self.train_split, size, (seed, epoch), numbered)}
-        if self.watched_name == "validation":
-            splits["validation"] = Passes(self.watched_split, max(size, 256))
-        return splits
-
-    def _draw(self, epoch: int) -> tuple[Draw, tuple[Tensor, ...]]:
-        """The samples of an epoch on the device, and which of them each step takes."""
-        device, size = self.train_split.target.device, self.config.batch_size
-        order = torch.cat(batches(len(self.train_split), size, self.config.seed, epoch))
-        draw = self.strategy.draw(order.to(device))  # one transfer an epoch
-        return draw, cut(torch.arange(len(draw.index), device=device), size)
-
-    def _begin_taking(self) -> Taken:
-        """The steps of this epoch so far; generators and weights are as before it, also in a resumed run."""
-        if self.unfinished is None:
-            weights = {} if self.checkpoint_every is None else self.method.model.state_dict()
-            return Taken(random_state(), copy.deepcopy(dict(weights)))
-        with fitting(self.run.checkpoint):
-            taken = Taken.read(self.unfinished["unfinished"], self.train_split.target.device)
-            # What a strategy measures as it begins an epoch, it measures before the first step.
-            self.method.model.load_state_dict(taken.model)
-            restore_random_state(taken.random)
-        return taken
-
-    def _go_on(self, taken: Taken) -> None:
-        """Behind the steps that were taken before."""
-        if self.unfinished is not None:
-            self._load_state(self.unfinished)
-            self.unfinished = None
-            for _ in range(len(taken)):
-                self.observer.stepped()
-
-    def _save_inside(self, taken: Taken, steps: int) -> None:
-        """A checkpoint if one is due; behind the last step comes that of the epoch."""
-        every, step = self.checkpoint_every, self.step + len(taken)
-        if every is not None and step % every == 0 and len(taken) < steps:
-            self._require_finite(torch.stack(taken.losses).double().cpu())
-            self._save_checkpoint(taken)
-
-    def _take_step(self, samples: Draw) -> tuple[Tensor, Tensor]:
-        """All updates of one batch; returns the loss and the number of hits before the last one, on the device."""
-        index = samples.index
-        target = self.train_split.target[index]
-        inputs = {name: values[index] for name, values in self.train_split.inputs.items()}
-        for outcome in self.strategy.steps(inputs, target, index=index, present=samples.present):
-            if self.config.clip_norm is not None:
-                clip_gradients_(
-                    self.strategy.parameters(), self.config.clip_norm, self.head, above=self.config.clip_above
-                )
-            self.optimizer.step()
-            loss, hit = outcome.loss, outcome.logits.argmax(-1).eq(target).sum()
-        return loss, hit
-
-    def _step_rows(self, losses: list[float], statistics: list[dict[str, Tensor]]) -> list[Row]:
-        rows = [
-            {"step": self.step + 1 + number, "epoch": self.epoch, "loss": loss} for number, loss in enumerate(losses)
-        ]
-        for kind in STATISTICS:
-            known = [found[kind] for found in statistics if kind in found]
-            if not known:  # all of an epoch, or none
-                continue
-            values = torch.stack(known).double().cpu()  # (steps, M)
-            for row, step_values in zip(rows, values.tolist(), strict=True):
-                row |= {f"{kind}_{name}": v for name, v in zip(self.method.modalities, step_values, strict=True)}
-        return rows
-
-    def _epoch_means(self, rows: list[Row]) -> dict[str, float]:
-        names = [f"{kind}_{name}" for kind in ("score", "ratio", "coefficient") for name in self.method.modalities]
-        # A step that AGM skipped has scores that are not finite; it has no part in the mean.
-        columns = {name: [row[name] for row in rows if math.isfinite(row.get(name, math.nan))] for name in names}
-        return {name: math.fsum(values) / len(values) for name, values in columns.items() if values}
-
-    def _require_finite(self, losses: Tensor) -> None:
-        wrong = (~losses.isfinite()).nonzero()
-        if len(wrong):
-            first = int(wrong[0])
-            what = f"the loss of step {self.step + 1 + first} is {losses[first].item()}"
-        elif not all(bool(value.isfinite().all()) for value in self.method.network.state_dict().values()):
-            what = "a weight is not finite"
-        else:
-            return
-        saved = "The last checkpoint, from before, is unharmed. " if self.run.checkpoint.exists() else ""
-        raise DivergedError(
-            f"Training diverged in epoch {self.epoch}: {what}. {saved}"
-            "Train again into another folder with a lower --lr, or with --clip-norm 1."
-        )
-
-    def _save_checkpoint(self, taken: Taken | None = None) -> None:
-        """After an epoch, or inside one whose steps so far are `taken`."""
-        save_checkpoint(
-            self.run.checkpoint,
-            {
-                "config": asdict(self.config),
-                "data": self.fingerprint,
-                "model": self.method.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "epoch": self.epoch,
-                "step": self.step,
-                "random": random_state(),
-                "history": self.history,
-                "unfinished": None if taken is None else taken.contents(),
-            },
-        )
-
-    def restore(self) -> None:
-        """Go back to the last checkpoint; to the beginning if there is none."""
-        if self.run.checkpoint.exists():
-            self.load_checkpoint()
-
-    def load_checkpoint(self) -> None:
-        contents = load_checkpoint(self.run.checkpoint)
-        with fitting(self.run.checkpoint):
-            recorded = Config(**contents["config"])
-        if changed := differences(self.config, recorded):
-            raise UserError(
-                f"Expected {str(self.run.config)!r} to be as when the run began, but got other settings than in "
-                f"its checkpoint: {', '.join(changed)}. Put them back, or train into another folder with --out."
-            )
-        if contents.get("data") != self.fingerprint:
-            raise UserError(
-                f"Expected the data {self.config.dataset!r} to be those that the run began with, "
-                "but their contents changed. Put them back, or train into another folder with --out."
-            )
-        self._load_state(contents)
-        with fitting(self.run.checkpoint):
-            self.epoch, self.step, self.history = contents["epoch"], contents["step"], contents["history"]
-            self.unfinished = None if contents["unfinished"] is None else contents
-
-    def _load_state(self, contents: dict[str, Any]) -> None:
-        with fitting(self.run.checkpoint):
-            self.method.model.load_state_dict(contents["model"])
-            self.optimizer.load_state_dict(contents["optimizer"])
-            restore_random_state(contents["random"])
+    if recorded_config(run).resolved().dataset != config.dataset:
+        write_config(run.config, config, {str(k): str(v) for k, v in met.items()}, replace_file=True)
 
 
 def _check_folder(run: RunFolder, config: Config, resume: bool) -> None:
     if resume:
-        if changed := differences(config.resolved(), recorded_config(run).resolved()):
+        recorded = replace(recorded_config(run), dataset=config.dataset)  # whose contents are compared
+        if changed := differences(config.resolved(), recorded.resolved()):
             raise UserError(
                 f"Expected the settings to be those of the run in {str(run.path)!r}, but got others "
                 f"(asked for, in the run): {', '.join(changed)}. "
@@ -473,7 +169,14 @@ def recorded_config(run: RunFolder) -> Config:
             f"Expected {str(run.path)!r} to hold a run, but got no config.toml there. "
             "Give the folder that agm train made, such as runs/NAME."
         )
-    return read_config(run.config)
+    config = read_config(run.config)
+    # It stands at the end: a file without it was cut off, and has defaults where it had settings.
+    if not read_table_of(run.config, ENVIRONMENT):
+        raise UserError(
+            f"Expected {str(run.config)!r} to be whole, as agm train wrote it, but got none of its last lines, "
+            f"[{ENVIRONMENT}]. Train again into another folder with --out."
+        )
+    return config
 
 
 def _new_method(config: Config, data: MultimodalData, final: Final = "test") -> Method:

@@ -10,13 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from agm.training.attempt import attempt
 from agm.training.config import Config
 from agm.training.errors import UserError
 from agm.training.evaluation import Evaluation
-from agm.training.records import run_name, write_rows
-from agm.training.trainer import Observer, Result, check_settings
+from agm.training.observer import Observer
+from agm.training.result import Result
+from agm.training.run_folder import run_name, write_rows
+from agm.training.train_or_none import train_or_none
+from agm.training.trainer import check_settings
 from agm.training.variants import Variant, parse_value, split_variants, variant_of
+from agm.training.writing import locked
 
 __all__ = ["Trial", "best", "chosen", "parse_setting", "ranked", "tune_method", "write_trials"]
 
@@ -132,23 +135,24 @@ def tune_method(
     variants = [variant_of(config.method, point) for point in values]
     for variant in variants:
         check_settings(variant.config(config), final="validation")
-    found: dict[str, list[Evaluation | None]] = {variant.label: [] for variant in variants}
-    for number in range(seeds):
-        for variant in variants:
-            request = variant.config(replace(config, seed=config.seed + number))
-            run = folder / run_name(variant.label, request.seed)
-            result = attempt(request, run, observer(variant.label, request.seed), final="validation")
-            found[variant.label].append(None if result is None else result.evaluation)
-            if result is not None:
-                finished(result)
-    return [
-        Trial(
-            variant,
-            tuple(math.nan if one is None else one.accuracy for one in found[variant.label]),
-            tuple(math.nan if one is None else one.loss for one in found[variant.label]),
-        )
-        for variant in variants
-    ]
+    with locked(folder):
+        found: dict[str, list[Evaluation | None]] = {variant.label: [] for variant in variants}
+        for number in range(seeds):
+            for variant in variants:
+                request = variant.config(replace(config, seed=config.seed + number))
+                run = folder / run_name(variant.label, request.seed)
+                result = train_or_none(request, run, observer(variant.label, request.seed), final="validation")
+                found[variant.label].append(None if result is None else result.evaluation)
+                if result is not None:
+                    finished(result)
+        return [
+            Trial(
+                variant,
+                tuple(math.nan if one is None else one.accuracy for one in found[variant.label]),
+                tuple(math.nan if one is None else one.loss for one in found[variant.label]),
+            )
+            for variant in variants
+        ]
 
 
 def write_trials(path: Path, trials: Sequence[Trial], first_seed: int) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.algorithms.join import Join
 from torch.nn.parallel import DistributedDataParallel
 
 import agm
+from agm.joining import joinable
 
 from .samples import (
     MODALITIES,
@@ -93,6 +95,21 @@ def data_parallel_inside(rank: int, size: int) -> None:
     train(inside(Whole, encoders=paths), alone(Whole, encoders=PATHS), rank, even(size, 3))
 
 
+def one_process_that_loads(rank: int, size: int) -> None:
+    """The state of the group's first process is everybody's, as its weights are in DistributedDataParallel."""
+    saved = agm.Modulator(MODALITIES).state_dict()
+    saved["state.running_scores"] += torch.tensor([0.3, 1.1])
+    saved["state.step"] += 5
+    saved["state.skipped"] += 2
+    model, single = outside(Whole), alone(Whole)
+    single.modulator.load_state_dict(saved)
+    if rank == 0:
+        own(model).modulator.load_state_dict(saved)
+    train(model, single, rank, even(size, 3))
+    assert own(model).modulator.state.step == 8
+    assert own(model).modulator.state.skipped == 2
+
+
 def one_exchange_a_step(rank: int, size: int) -> None:
     """Of 2M + 2 numbers, once the first batch has been looked at; nothing in eval mode."""
     for make, options in VARIANTS.values():
@@ -116,6 +133,37 @@ def uneven_batches(rank: int, size: int) -> None:
     for make, options in ((Parted, {}), (Whole, {"encoders": PATHS}), (Whole, {})):
         train(outside(make, **options), alone(make, **options), rank, parts)
     train(outside(Parted), alone(Parted), rank, [[0, 2, 3, 1][:size], *parts])  # an empty batch before all others
+
+
+def fewer_batches(rank: int, size: int) -> None:
+    """In a Join, a process without a batch adds nothing to the others' steps, and its state follows them."""
+    sizes = [[2] * size, [2, 3, *[2] * (size - 2)], [3, *[0] * (size - 1)], [4, *[0] * (size - 1)]]
+    for make, options in ((lambda: Parted(nn.BatchNorm1d), {"masked": "shared"}), (Whole, {})):
+        for present in (False, True):
+            model, single = outside(make, **options), alone(make, **options)
+            has = [torch.rand(sum(parts), 2, generator=torch.Generator().manual_seed(7)) < 0.7 for parts in sizes]
+            with Join([joinable(model)]):
+                for number, parts in enumerate(sizes):
+                    if parts[rank]:
+                        shares = Shares(parts, rank, seed=number)
+                        given = shares.batch() | ({"present": has[number]} if present else {})
+                        model.zero_grad()
+                        loss(model, shares.mine(given), shares.total, size).backward()
+            for number, parts in enumerate(sizes):
+                shares = Shares(parts, 0, seed=number)
+                given = shares.batch() | ({"present": has[number]} if present else {})
+                single.zero_grad()
+                loss(single, given, shares.total).backward()
+            norms = any(isinstance(module, nn.BatchNorm1d) for module in model.modules())
+            if not norms:  # of the processes' own batches
+                same_state(own(model).modulator.state, single.modulator.state)
+            mine = own(model).modulator.state.running_scores
+            everybody = [torch.zeros_like(mine) for _ in range(size)]
+            distributed.all_gather(everybody, mine)
+            assert all(torch.equal(mine, theirs) for theirs in everybody)
+            assert own(model).modulator.state.step == len(sizes)
+            model.zero_grad()
+            loss(model, Shares.even(rank, size).mine(Shares.even(rank, size).batch()), 8).backward()
 
 
 def ignored_targets(rank: int, size: int) -> None:
@@ -232,8 +280,10 @@ def learnt_absents_inside(rank: int, size: int) -> None:
 CHECKS = (
     data_parallel,
     data_parallel_inside,
+    one_process_that_loads,
     one_exchange_a_step,
     uneven_batches,
+    fewer_batches,
     ignored_targets,
     missing_modalities,
     drawn_subsets,

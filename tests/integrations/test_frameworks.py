@@ -317,16 +317,6 @@ class TestTransformers:
             before["module.bert.embeddings.word_embeddings.weight"], model.module.bert.embeddings.word_embeddings.weight
         )
 
-    def test_settings_that_would_lose_the_inputs(self, tmp_path: Path) -> None:
-        pytest.importorskip("transformers")
-        from agm.integrations.transformers import ModulatedTrainer
-
-        with pytest.raises(ValueError, match="remove_unused_columns=False"):
-            ModulatedTrainer(engine(), self.arguments(tmp_path, remove_unused_columns=True), train_dataset=Batches())
-        trainer = ModulatedTrainer(engine(), self.arguments(tmp_path), train_dataset=Batches())
-        with pytest.raises(ValueError, match="`labels`"):
-            trainer.compute_loss(trainer.model, {"audio": torch.zeros(1, 6)})
-
 
 def test_metrics_of_an_epoch() -> None:
     pytest.importorskip("torchmetrics")

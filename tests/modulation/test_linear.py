@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import agm
-from agm.linear import fused_modulate_linear_cross_entropy
+from agm.modulation.linear import fused_modulate_linear_cross_entropy
 from agm.ops import reference
 
 # Of the loss and scores; the gradients are compared as vectors.

@@ -1,3 +1,5 @@
+import importlib.util
+import re
 import sys
 
 import pytest
@@ -6,10 +8,10 @@ from matplotlib import image
 
 import agm.training
 from agm.data.av_digits import read_build_settings
-from agm.training import cli, load_run, measure_contributions, trainer
+from agm.training import load_run, measure_contributions, training_loop
 from agm.training.__main__ import main
 from agm.training.config import read_config, settings
-from agm.training.records import RunFolder, read_table
+from agm.training.run_folder import RunFolder, read_table
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ def test_a_config_repeats_a_run_beside_it(options, tmp_path, capsys):
 
 def test_ctrl_c_says_how_to_go_on_and_going_on_works(options, capsys, monkeypatch):
     assert main(["train", *options, "--out", "whole"]) == 0
-    step, calls = trainer._Trainer._take_step, []
+    step, calls = training_loop.Trainer._take_step, []
 
     def interrupted(self, index):
         calls.append(index)
@@ -68,7 +70,7 @@ def test_ctrl_c_says_how_to_go_on_and_going_on_works(options, capsys, monkeypatc
 
     capsys.readouterr()
     with monkeypatch.context() as patch:
-        patch.setattr(trainer._Trainer, "_take_step", interrupted)
+        patch.setattr(training_loop.Trainer, "_take_step", interrupted)
         message = failure(capsys, "train", *options, "--out", "parts", status=130)
     assert message == "Interrupted after 1 of 2 epochs. Continue with: agm train --resume parts\n"
     assert main(["train", "--resume", "parts"]) == 0
@@ -113,7 +115,7 @@ def test_ctrl_c_in_a_comparison_says_how_to_go_on(options, capsys, monkeypatch):
     def interrupted(self, samples):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer._Trainer, "_take_step", interrupted)
+    monkeypatch.setattr(training_loop.Trainer, "_take_step", interrupted)
     message = failure(capsys, "compare", "--seeds", "1", *options, status=130)
     assert message == "Interrupted. Continue with: the same command: finished runs are not repeated\n"
 
@@ -214,7 +216,7 @@ def test_a_folder_with_a_run_and_other_settings_are_refused(options, capsys):
 
 
 def test_a_run_that_diverges_has_its_own_status(options, capsys, monkeypatch):
-    monkeypatch.setattr(trainer, "learning_rate", lambda config, epoch: 1e38)
+    monkeypatch.setattr(training_loop, "learning_rate", lambda config, epoch: 1e38)
     assert "--clip-norm" in failure(capsys, "train", *options, status=1)
 
 
@@ -287,8 +289,9 @@ def test_three_modalities_are_built_and_trained(tmp_path, capsys, monkeypatch):
 def test_without_the_extra_the_command_says_what_to_install(package, capsys, monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
-    for name in ("cli", "report"):
-        monkeypatch.delitem(sys.modules, f"agm.training.{name}")
+    for name in [name for name in sys.modules if re.match(r"agm\.training\.(cli|commands|console)\b", name)]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("cli", "commands", "console"):
         monkeypatch.delattr(agm.training, name)
     monkeypatch.setitem(sys.modules, package, None)
     assert main(["info"]) == 2
@@ -298,8 +301,8 @@ def test_without_the_extra_the_command_says_what_to_install(package, capsys, mon
 
 
 def test_without_matplotlib_training_says_so_at_once(options, tmp_path, capsys, monkeypatch):
-    find = cli.importlib.util.find_spec
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
     assert "needs matplotlib. Install with: pip install 'agm[train]'" in failure(capsys, "train", *options)
     assert not (tmp_path / "runs").exists()
 

@@ -8,20 +8,18 @@ from agm import data as datasets
 from agm.data import Split
 from agm.training import (
     UserError,
-    apart,
     compare_methods,
     concepts_of,
     load_run,
     strength_apart,
     strength_of,
     train,
-    trainer,
+    training_loop,
+    unimodal_runs,
 )
 from agm.training.compare import Comparison, mean_interval, paired_comparisons, seconds_per_step
 from agm.training.config import Config, read_config, read_table_of
-from agm.training.plots import draw_comparison
-from agm.training.records import RunFolder, run_name
-from agm.training.tables import (
+from agm.training.exports import (
     command_line,
     interval,
     is_share,
@@ -32,6 +30,8 @@ from agm.training.tables import (
     write_settings,
     write_wide_markdown,
 )
+from agm.training.plots import draw_comparison
+from agm.training.run_folder import RunFolder, run_name
 
 JOINT = [0.70, 0.72, 0.69, 0.71, 0.73]
 AGM = [0.74, 0.75, 0.70, 0.77, 0.74]
@@ -261,7 +261,7 @@ def test_the_strength_of_every_run_against_networks_of_one_modality(settings, tm
     assert "without competition" in text
 
     # What was measured is not measured again, but for concepts that are others.
-    monkeypatch.setattr(apart, "strength_of", None)
+    monkeypatch.setattr(unimodal_runs, "strength_of", None)
     assert compare_methods(config, methods, 2, tmp_path, strength=True) == found
     kept = tmp_path / "agm-seed4" / "strength.json"
     kept.write_text(kept.read_text().replace("alone-audio-seed5", "alone-audio-seed9"))
@@ -299,7 +299,7 @@ def test_runs_in_other_processes_are_the_same(settings, tmp_path):
 def test_a_run_that_diverges_does_not_end_the_others(settings, tmp_path, jobs):
     methods, told = ["joint", "joint(lr=1e30)", "agm"], []
 
-    class Told(trainer.Observer):
+    class Told(training_loop.Observer):
         def diverged(self, error):
             told.append(str(error))
 

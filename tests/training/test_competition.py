@@ -12,8 +12,8 @@ from agm import models
 from agm.competition import fused_features, measure_strength
 from agm.data import MultimodalData, Split
 from agm.training import (
+    CompetitionSettings,
     Config,
-    Measurement,
     UserError,
     concept_method,
     concepts_of,
@@ -22,19 +22,19 @@ from agm.training import (
     strength_apart,
     strength_of,
     train,
-    trainer,
+    training_loop,
 )
 from agm.training.__main__ import main
-from agm.training.alone import Alone
-from agm.training.measurement import held_out
+from agm.training.competition_settings import held_out
 from agm.training.plots import competition_figure
-from agm.training.records import RunFolder, read_table
+from agm.training.run_folder import RunFolder, read_table
 from agm.training.samples import batches
+from agm.training.single_modality import SingleModality
 
 from .conftest import split_of
 
 SHAPES = {"audio": (6,), "image": (1, 4, 4)}
-MEASUREMENT = Measurement(holdout=0.4, resamples=50)
+MEASUREMENT = CompetitionSettings(holdout=0.4, resamples=50)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_strengths_are_those_of_features_and_concepts():
     """More samples than a pass takes, so that the batches must fit together."""
     fit, test = split_of(300, 3), split_of(400, 4)
     network = built("early", 0)
-    alone = {name: Alone(built("early", 1 + number), name, SHAPES) for number, name in enumerate(SHAPES)}
+    alone = {name: SingleModality(built("early", 1 + number), name, SHAPES) for number, name in enumerate(SHAPES)}
     concepts = concepts_of(alone, fit, test)
     strengths = strength_of(network, fit, test, concepts, ridge=2.0, seed=1)
     for name, (fit_concept, concept) in concepts.items():
@@ -80,7 +80,7 @@ def test_networks_apart_are_measured_side_by_side(fusion):
     def networks(seed):
         if fusion == "late":
             return {name: built(fusion, seed, (name,)) for name in SHAPES}
-        return {name: Alone(built(fusion, seed + number), name, SHAPES) for number, name in enumerate(SHAPES)}
+        return {name: SingleModality(built(fusion, seed + number), name, SHAPES) for number, name in enumerate(SHAPES)}
 
     own, concepts = networks(0), concepts_of(networks(5), fit, test)
 
@@ -107,7 +107,7 @@ def test_alone_is_a_method_of_one_modality(settings, tmp_path):
     result = train(settings(method="alone:image"), tmp_path / "run")
     assert result.modalities == ("image",)
     assert result.evaluation.accuracy == result.evaluation.responses["image"]
-    assert isinstance(result.network, Alone)
+    assert isinstance(result.network, SingleModality)
     assert set(dict(result.network.network.encoders.named_children())) == {"audio", "image"}
     again = load_run(tmp_path / "run")
     assert again.evaluation == result.evaluation
@@ -204,7 +204,7 @@ def test_what_was_held_out_is_not_trained_on(finished, monkeypatch, tmp_path):
 
 def test_an_interrupted_measurement_goes_on(finished, tmp_path, monkeypatch):
     config, _, competition = finished
-    step, calls = trainer._Trainer._take_step, []
+    step, calls = training_loop.Trainer._take_step, []
 
     def interrupted(self, index):
         if self.config.method == "agm":
@@ -214,7 +214,7 @@ def test_an_interrupted_measurement_goes_on(finished, tmp_path, monkeypatch):
         return step(self, index)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer._Trainer, "_take_step", interrupted)
+        patch.setattr(training_loop.Trainer, "_take_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_competition(config, ["agm"], tmp_path, MEASUREMENT)
     table = tmp_path / "agm-seed5" / "competition.csv"
@@ -228,7 +228,7 @@ def test_an_interrupted_measurement_goes_on(finished, tmp_path, monkeypatch):
 def test_finished_runs_are_not_repeated_and_methods_can_be_added(finished, monkeypatch):
     config, folder, competition = finished
     before = {path: path.read_bytes() for path in folder.rglob("*.pt")}
-    monkeypatch.setattr(trainer._Trainer, "_take_step", None)
+    monkeypatch.setattr(training_loop.Trainer, "_take_step", None)
     assert run_competition(config, ["joint", "agm"], folder, MEASUREMENT).rows == competition.rows
     only = run_competition(config, ["agm"], folder, MEASUREMENT)
     assert only.rows == [row for row in competition.rows if row["method"] != "joint"]
@@ -239,7 +239,7 @@ def test_finished_runs_are_not_repeated_and_methods_can_be_added(finished, monke
 def test_other_settings_or_data_are_refused(finished):
     config, folder, _ = finished
     with pytest.raises(UserError, match=r"holdout \(0.5, 0.4\), resamples \(1000, 50\).*--out"):
-        run_competition(config, ["joint"], folder, Measurement(holdout=0.5))
+        run_competition(config, ["joint"], folder, CompetitionSettings(holdout=0.5))
     with pytest.raises(UserError, match=r"lr \(0.5, 0.02\)"):
         run_competition(replace(config, lr=0.5), ["joint"], folder, MEASUREMENT)
     settings = (folder / "competition.toml").read_text()
@@ -279,7 +279,7 @@ def test_a_validation_split_is_what_the_regression_is_fitted_on(data, tmp_path):
     whole = replace(data, validation=split_of(20, 7))
     path = datasets.save(whole, tmp_path / "whole.npz")
     config = Config(dataset=str(path), fusion="late", width=8, epochs=2, batch_size=16, threads=1, device="cpu")
-    result = run_competition(config, ["joint"], tmp_path / "out", Measurement(ridge=1.0, every=5, resamples=20))
+    result = run_competition(config, ["joint"], tmp_path / "out", CompetitionSettings(ridge=1.0, every=5, resamples=20))
     assert not (tmp_path / "out/data.npz").exists()
     assert (tmp_path / "out/unimodal-audio-seed1").is_dir()
     assert [row["epochs"] for row in result.rows if row["method"] == "joint"] == [0, 0, 2, 2]
@@ -322,7 +322,7 @@ def test_mistakes_show_before_the_first_run(settings, data, tmp_path):
         ({"resamples": 1}, "--resamples"),
     ]:
         with pytest.raises(UserError, match=message):
-            Measurement(**wrong)
+            CompetitionSettings(**wrong)
     assert not out.exists()
 
 
@@ -392,6 +392,6 @@ def test_the_command_fails_in_one_line(dataset, tmp_path, monkeypatch, capsys):
     def interrupted(self, index):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer._Trainer, "_take_step", interrupted)
+    monkeypatch.setattr(training_loop.Trainer, "_take_step", interrupted)
     assert main(base) == 130
     assert capsys.readouterr().err == ("Interrupted. Continue with: the same command: finished runs are not repeated\n")

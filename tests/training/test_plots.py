@@ -6,7 +6,7 @@ import pytest
 
 from agm.training import plots, train
 from agm.training.compare import paired_comparisons
-from agm.training.records import read_table
+from agm.training.run_folder import read_table
 
 pytest.importorskip("matplotlib")
 

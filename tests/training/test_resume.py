@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from agm.training import UserError, load_run, train, trainer
+from agm.training import UserError, load_run, train, training_loop
 from agm.training.checkpoint import load_checkpoint, save_checkpoint
-from agm.training.records import read_table
+from agm.training.run_folder import read_table
 
 from .test_trainer import Stop, StopAt, same
 
@@ -80,7 +80,7 @@ def test_a_checkpoint_inside_an_epoch_can_be_evaluated(settings, tmp_path):
 
 
 def test_checkpoints_inside_epochs_are_not_of_a_run_that_diverged(settings, tmp_path, monkeypatch):
-    step = trainer._Trainer._take_step
+    step = training_loop.Trainer._take_step
 
     def breaking(self, index):
         loss, hit = step(self, index)
@@ -88,8 +88,8 @@ def test_checkpoints_inside_epochs_are_not_of_a_run_that_diverged(settings, tmp_
         return (loss * torch.nan if breaking.steps == 3 else loss), hit
 
     breaking.steps = 0
-    monkeypatch.setattr(trainer._Trainer, "_take_step", breaking)
-    with pytest.raises(trainer.DivergedError, match=r"step 3 is nan.*unharmed"):
+    monkeypatch.setattr(training_loop.Trainer, "_take_step", breaking)
+    with pytest.raises(training_loop.DivergedError, match=r"step 3 is nan.*unharmed"):
         train(settings(), tmp_path / "run", checkpoint_every=1)
     assert len(load_checkpoint(tmp_path / "run/checkpoint.pt")["unfinished"]["losses"]) == 2
 

@@ -11,9 +11,9 @@ import agm
 from agm import data as datasets
 from agm import models
 from agm.data import MultimodalData, Split
-from agm.training import Config, DivergedError, UserError, load_run, train, trainer
+from agm.training import Config, DivergedError, UserError, load_run, train, training_loop
 from agm.training.config import read_config
-from agm.training.records import read_table
+from agm.training.run_folder import read_table
 
 METHODS = ["agm", "joint", "unimodal:image"]
 
@@ -44,7 +44,7 @@ def by_hand(config: Config, data: MultimodalData, epochs: int, clip: float | Non
     optimizer = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=0.9, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs)
     for epoch in range(epochs):
-        for index in trainer.batches(len(data.train), config.batch_size, config.seed, epoch):
+        for index in training_loop.batches(len(data.train), config.batch_size, config.seed, epoch):
             inputs = {name: values[index] for name, values in data.train.inputs.items()}
             target = {"target": data.train.target[index]} if config.method == "agm" else {}
             optimizer.zero_grad()
@@ -58,7 +58,7 @@ def by_hand(config: Config, data: MultimodalData, epochs: int, clip: float | Non
 
 def test_batches_hold_every_sample_once_in_an_order_of_seed_and_epoch():
     def order(seed: int, epoch: int) -> list[int]:
-        return torch.cat(trainer.batches(49, 16, seed, epoch)).tolist()
+        return torch.cat(training_loop.batches(49, 16, seed, epoch)).tolist()
 
     assert sorted(order(0, 0)) == list(range(49))
     assert order(0, 0) == order(0, 0)
@@ -69,13 +69,13 @@ def test_batches_hold_every_sample_once_in_an_order_of_seed_and_epoch():
     ("samples", "sizes"), [(48, [16, 16, 16]), (49, [13, 12, 12, 12]), (50, [13, 13, 12, 12]), (9, [9]), (17, [9, 8])]
 )
 def test_batches_are_of_equal_size_but_for_one_sample(samples, sizes):
-    assert [len(batch) for batch in trainer.batches(samples, 16, 0, 0)] == sizes
+    assert [len(batch) for batch in training_loop.batches(samples, 16, 0, 0)] == sizes
 
 
 def test_no_batch_is_a_single_sample():
     for samples in range(2, 40):
         for batch_size in range(2, 9):
-            sizes = [len(batch) for batch in trainer.batches(samples, batch_size, 0, 0)]
+            sizes = [len(batch) for batch in training_loop.batches(samples, batch_size, 0, 0)]
             assert sum(sizes) == samples
             assert min(sizes) >= 2
             assert max(sizes) <= max(batch_size, 3)
@@ -84,7 +84,7 @@ def test_no_batch_is_a_single_sample():
 def test_learning_rates():
     def rates(**changes) -> list[float]:
         config = Config(lr=0.8, epochs=4, **changes)
-        return [trainer.learning_rate(config, epoch) for epoch in range(4)]
+        return [training_loop.learning_rate(config, epoch) for epoch in range(4)]
 
     assert rates(schedule="constant") == [0.8] * 4
     assert rates(schedule="step", step_epochs=2, step_factor=0.5) == [0.8, 0.8, 0.4, 0.4]
@@ -127,7 +127,7 @@ class Stop(Exception):
     pass
 
 
-class StopAt(trainer.Observer):
+class StopAt(training_loop.Observer):
     """Ends a run as Ctrl-C would: at a step, counted over the run, or after an epoch."""
 
     def __init__(self, step: int | None = None, epoch: int | None = None) -> None:
@@ -172,7 +172,7 @@ def test_rows_behind_the_checkpoint_are_cut(settings, tmp_path, monkeypatch):
     """The process ends after the rows of epoch 1 were written and before its checkpoint was."""
     config = settings()
     train(config, tmp_path / "whole")
-    save, calls = trainer.save_checkpoint, []
+    save, calls = training_loop.save_checkpoint, []
 
     def failing(path, contents):
         calls.append(contents["epoch"])
@@ -180,7 +180,7 @@ def test_rows_behind_the_checkpoint_are_cut(settings, tmp_path, monkeypatch):
             raise Stop
         save(path, contents)
 
-    monkeypatch.setattr(trainer, "save_checkpoint", failing)
+    monkeypatch.setattr(training_loop, "save_checkpoint", failing)
     with pytest.raises(Stop):
         train(config, tmp_path / "parts")
     assert [row["epoch"] for row in read_table(tmp_path / "parts/metrics.csv")] == [0, 1]
@@ -273,8 +273,8 @@ def test_only_the_window_is_modulated(settings, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_checkpoint(settings, tmp_path, monkeypatch):
-    rate = trainer.learning_rate
-    monkeypatch.setattr(trainer, "learning_rate", lambda config, epoch: 1e38 if epoch else rate(config, epoch))
+    rate = training_loop.learning_rate
+    monkeypatch.setattr(training_loop, "learning_rate", lambda config, epoch: 1e38 if epoch else rate(config, epoch))
     with pytest.raises(DivergedError, match=r"epoch 1: the loss of step \d is (nan|inf).*unharmed.*--clip-norm"):
         train(settings(), tmp_path / "run")
     contents = torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)
@@ -286,7 +286,7 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_checkpoint(settings
 
 
 def test_a_last_step_that_breaks_the_weights_is_not_saved(settings, tmp_path, monkeypatch):
-    step = trainer._Trainer._take_step
+    step = training_loop.Trainer._take_step
 
     def breaking(self, index):
         result = step(self, index)
@@ -294,7 +294,7 @@ def test_a_last_step_that_breaks_the_weights_is_not_saved(settings, tmp_path, mo
             next(self.method.network.parameters()).fill_(torch.nan)
         return result
 
-    monkeypatch.setattr(trainer._Trainer, "_take_step", breaking)
+    monkeypatch.setattr(training_loop.Trainer, "_take_step", breaking)
     with pytest.raises(DivergedError, match="epoch 0"):
         train(settings(batch_size=64), tmp_path / "run")
     assert not (tmp_path / "run/checkpoint.pt").exists()

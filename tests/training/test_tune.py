@@ -4,9 +4,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from agm.training import UserError, train, trainer
-from agm.training.records import RunFolder
-from agm.training.report import trials_table
+from agm.training import UserError, train, training_loop
+from agm.training.console import trials_table
+from agm.training.run_folder import RunFolder
 from agm.training.samples import hold_out
 from agm.training.tune import Trial, best, parse_setting, tune_method, write_trials
 from agm.training.variants import parse_variant
@@ -46,13 +46,13 @@ def test_settings():
 
 
 def test_choosing_never_looks_at_the_test_split(settings, data, tmp_path, monkeypatch):
-    evaluate, seen = trainer.evaluate, []
+    evaluate, seen = training_loop.evaluate, []
 
     def watched(network, split, modalities):
         seen.append(len(split))
         return evaluate(network, split, modalities)
 
-    monkeypatch.setattr(trainer, "evaluate", watched)
+    monkeypatch.setattr(training_loop, "evaluate", watched)
     config, grid = settings(method="agm", validation=0.3, epochs=2), {"alpha": [0.0, 2.0], "smoothing": [0.5]}
     finished = []
     trials = tune_method(config, grid, 2, tmp_path / "tune", finished=finished.append)

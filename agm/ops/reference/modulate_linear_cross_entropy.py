@@ -11,7 +11,7 @@ from torch import Tensor
 
 from agm.ops.reference.modulate import accumulation_dtype, subset_scales
 from agm.ops.reference.steps import batch_totals, finish_step, sample_scores
-from agm.shapley import weights_on
+from agm.shapley.weights import weights_on
 
 __all__ = ["modulate_linear_cross_entropy", "modulate_linear_cross_entropy_backward"]
 

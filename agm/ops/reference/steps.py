@@ -77,8 +77,12 @@ def finish_step(
     max_gap: float,
     update: bool,
     of_mean: Callable[[Tensor], Tensor] = lambda means: means,
+    seen: Tensor | None = None,  # (M + 1,) int64
 ) -> Tensor:
     """Coefficients (M,) float64 of a step from its totals; `values` and `counts` are written if `update`.
+
+    So is `seen`, where modalities are counted one by one: the samples of each, and of which step they are, skipped ones
+    counted with the others.
 
     The scores are the means over the samples, or what `of_mean` makes of these, elementwise.
 
@@ -107,6 +111,8 @@ def finish_step(
         step = step - (~finite).long()
         counts.copy_(torch.cat([hits.long(), torch.stack([samples.long(), step, skipped])]))
         values.copy_(torch.stack([running, scores, ratios, reference_ratios, coefficients]))
+        if seen is not None and len(totals) > 2 * modalities + 2:
+            seen.copy_(torch.cat([totals[2 * modalities + 2 :].long(), (step + skipped).view(1)]))
     return coefficients
 
 

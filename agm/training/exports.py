@@ -6,10 +6,12 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from agm.training.apart import APART
 from agm.training.compare import Comparison
 from agm.training.config import COMPARE, Config, config_text, settings
-from agm.training.records import write_rows
+from agm.training.printable import cell, printable
+from agm.training.run_folder import write_rows
+from agm.training.unimodal_runs import APART
+from agm.training.writing import write_text
 
 __all__ = [
     "command_line",
@@ -42,13 +44,13 @@ def write_markdown(path: Path, comparisons: Sequence[Comparison], command: str) 
     """A table for a README, a row a figure and method, with the command that made it and what its figures are."""
     first = comparisons[0].method
     lines = [
-        f"| test split, accuracies in % | method | mean ± sd | difference to {first} [95 % interval] | |",
+        f"| test split, accuracies in % | method | mean ± sd | difference to {cell(first)} [95 % interval] | |",
         "|---|---|---|---|---|",
     ]
     for c in comparisons:
-        lines.append(f"| {title_of(c.metric)} | {c.method} | {spread(c)} | {interval(c)} | {c.verdict} |")
+        lines.append(f"| {cell(title_of(c.metric))} | {cell(c.method)} | {spread(c)} | {interval(c)} | {c.verdict} |")
     lines += ["", remark(comparisons), "", f"    {command}", ""]
-    path.write_text("\n".join(lines), encoding="utf-8")
+    write_text(path, "\n".join(lines))
 
 
 def write_wide_markdown(path: Path, comparisons: Sequence[Comparison], command: str) -> None:
@@ -61,16 +63,16 @@ def write_wide_markdown(path: Path, comparisons: Sequence[Comparison], command: 
         if fusion:
             lines += [f"**{fusion}**", ""]
         lines += [
-            f"| test split, accuracies in % | {' | '.join(map(title_of, metrics))} |",
+            f"| test split, accuracies in % | {' | '.join(cell(title_of(metric)) for metric in metrics)} |",
             "|---" * (len(metrics) + 1) + "|",
         ]
         for method in methods:
             cells = [_cell(found[method, metric]) if (method, metric) in found else "" for metric in metrics]
-            lines.append(f"| {method} | {' | '.join(cells)} |")
+            lines.append(f"| {cell(method)} | {' | '.join(cells)} |")
         lines.append("")
     lines += [f"Below each mean: the difference to {comparisons[0].method}, in bold where its interval leaves 0 out. "]
     lines += [remark(comparisons), "", f"    {command}", ""]
-    path.write_text("\n".join(lines), encoding="utf-8")
+    write_text(path, "\n".join(lines))
 
 
 def _cell(comparison: Comparison) -> str:
@@ -160,7 +162,7 @@ def command_line(
         replaced = spec.name == "method" or (spec.name == "fusion" and len(fusions) > 1)
         if not replaced and value != spec.default:
             words += ["--" + spec.name.replace("_", "-"), shlex.quote(str(value))]
-    return " ".join(words)
+    return printable(" ".join(words))
 
 
 def write_settings(
@@ -169,4 +171,4 @@ def write_settings(
     """The file from which `agm compare --config` repeats a comparison."""
     table = {"methods": list(methods), "fusion": list(fusions) or [config.fusion], "seeds": seeds, "strength": strength}
     text = config_text(config, "agm compare --config THIS_FILE", {COMPARE: table}, without=("method", "fusion"))
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)

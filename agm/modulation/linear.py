@@ -7,13 +7,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
-from agm import general, ops
-from agm.general import Settings
+from agm import ops
+from agm.distributed import check_group
+from agm.modulation import unfused
+from agm.modulation.checks import check_state, check_step
+from agm.modulation.scores import find_score
+from agm.modulation.state import ModulationState
+from agm.modulation.unfused import Settings
 from agm.ops import _checks, reference
-from agm.peers import check_group
-from agm.scores import find_score
-from agm.state import ModulationState
-from agm.stepcheck import check_state, check_step
 
 __all__ = ["fused_modulate_linear_cross_entropy"]
 
@@ -120,16 +121,16 @@ def fused_modulate_linear_cross_entropy(
     batch, classes = hidden.shape[1], weight.shape[0]
     rows = max(_FEWEST, -(-batch * hidden.shape[2] // classes)) if chunk_rows is None else chunk_rows
     modulation = Settings(float(alpha), gap, float(floor), ignore_index, update)
-    of_loss = {"label_smoothing": float(label_smoothing), "backend": backend}
+    of_loss: dict[str, Any] = {"label_smoothing": float(label_smoothing), "backend": backend}
 
     def step(values: Tensor, counts: Tensor, modulation: Settings) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        given = (hidden, weight, bias, target, values, counts)
-        return ops.modulate_linear_cross_entropy(*given, **modulation._asdict(), **of_loss, chunk_rows=rows)
+        options: dict[str, Any] = {**modulation._asdict(), **of_loss, "chunk_rows": rows}
+        return ops.modulate_linear_cross_entropy(hidden, weight, bias, target, values, counts, **options)
 
     if process_group is None:
         loss, subset_scales, normalizer, count = step(state.values, state.counts, modulation)
     else:
-        coefficients, own = general.shared_step(step, state.values, state.counts, modulation, process_group)
+        coefficients, own = unfused.shared_step(step, state.values, state.counts, modulation, process_group)
         loss, _, normalizer, count = own
         subset_scales = reference.subset_scales(coefficients)
     parts = [one for one in (hidden, weight, bias) if one is not None]

@@ -14,16 +14,18 @@ from torch import Tensor
 
 from agm import data as datasets
 from agm.data import MultimodalData, Split
+from agm.data._files import read_text
 from agm.training.config import Config, differences, read_config, write_config
 from agm.training.environment import environment
 from agm.training.errors import UserError
 from agm.training.samples import fingerprint
+from agm.training.writing import write_text
 
-__all__ = ["Measurement", "held_out", "keep_data", "keep_settings"]
+__all__ = ["CompetitionSettings", "held_out", "keep_data", "keep_settings"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measurement:
+class CompetitionSettings:
     """How competition strength is measured.
 
     Args:
@@ -98,7 +100,7 @@ def keep_data(data: MultimodalData, path: Path) -> Path:
         raise UserError(str(error)) from error
 
 
-def keep_settings(folder: Path, config: Config, methods: Sequence[str], measurement: Measurement) -> None:
+def keep_settings(folder: Path, config: Config, methods: Sequence[str], measurement: CompetitionSettings) -> None:
     """Write training.toml and competition.toml; where they exist, see that they say the same.
 
     Raises:
@@ -119,19 +121,18 @@ def keep_settings(folder: Path, config: Config, methods: Sequence[str], measurem
             )
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        training.unlink(missing_ok=True)
-        write_config(training, config, environment(config))
+        write_config(training, config, environment(config), replace_file=True)
     options = " ".join(f"--{name} {value}" for name, value in asdict(measurement).items())
-    settings.write_text(
+    write_text(
+        settings,
         f"# Repeat this measurement:  agm competition --methods {','.join(methods)} --config training.toml {options}\n"
         f"\n{tomli_w.dumps({'competition': asdict(measurement)})}",
-        encoding="utf-8",
     )
 
 
 def _read(settings: Path) -> dict[str, Any]:
     try:
-        return dict(tomllib.loads(settings.read_text(encoding="utf-8"))["competition"])
+        return dict(tomllib.loads(read_text(settings))["competition"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"Expected {str(settings)!r} to be as agm competition wrote it, but it does not read: {error}. "

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from agm.training.errors import UserError
-from agm.training.records import RunFolder, Table, metric_columns, read_table, step_columns
+from agm.training.run_folder import RunFolder, Table, metric_columns, read_table, step_columns
 
 
 def test_numbers_come_back_exactly_and_rows_can_be_read_while_the_file_is_open(tmp_path):

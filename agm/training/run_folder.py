@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 import json
 import os
 import re
@@ -12,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from agm.data._files import open_ordinary, read_text, replacing
 from agm.training.errors import UserError
+from agm.training.writing import write_text
 
 __all__ = [
     "STATISTICS",
@@ -78,9 +82,7 @@ class RunFolder:
 
     def write_result(self, values: Mapping[str, Any]) -> None:
         """Write result.json, whole or not at all; a run that has it is finished."""
-        partial = self.result.with_name(self.result.name + ".partial")
-        partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, self.result)
+        write_text(self.result, json.dumps(values, indent=2) + "\n")
 
     def read_result(self) -> dict[str, Any]:
         """Contents of result.json.
@@ -89,8 +91,11 @@ class RunFolder:
             UserError: the run is not finished.
         """
         try:
-            return cast(dict[str, Any], json.loads(self.result.read_text(encoding="utf-8")))
-        except (OSError, json.JSONDecodeError) as error:
+            found = json.loads(read_text(self.result))
+            if not isinstance(found, dict):
+                raise TypeError
+            return cast(dict[str, Any], found)
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise UserError(
                 f"Expected {str(self.path)!r} to be a finished run, but its result.json does not read. "
                 f"Finish it: {self.resume_command}"
@@ -102,49 +107,77 @@ class Table:
 
     def __init__(self, path: Path, columns: Sequence[str], rows: Iterable[Row] = ()) -> None:
         """Begins the file anew with `rows`, in one move."""
-        partial = path.with_name(path.name + ".partial")
-        with open(partial, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(_written(row) for row in rows)
-        os.replace(partial, path)
-        self._file = open(path, "a", newline="", encoding="utf-8")  # noqa: SIM115
-        self._writer = csv.DictWriter(self._file, columns, lineterminator="\n")
+        self._columns = columns
+        with replacing(path) as file:
+            file.write(self._text(rows, header=True))
+            own = os.dup(file.fileno())  # the file itself, whatever has its name by the next row
+        self._file = open(own, "ab")  # noqa: SIM115
 
     def append(self, rows: Iterable[Row]) -> None:
         """Write rows; columns that a row does not name are empty."""
-        self._writer.writerows(_written(row) for row in rows)
+        self._file.write(self._text(rows))
         self._file.flush()
 
     def close(self) -> None:
         self._file.close()
 
+    def _text(self, rows: Iterable[Row], header: bool = False) -> bytes:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns, lineterminator="\n")
+        if header:
+            writer.writeheader()
+        writer.writerows(_written(row) for row in rows)
+        return text.getvalue().encode("utf-8")
+
 
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """A CSV file at once; what there is no figure for (None, NaN) is empty."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(["" if value is None or value != value else value for value in row] for row in rows)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(["" if value is None or value != value else value for value in row] for row in rows)
+    write_text(path, text.getvalue())
 
 
-def read_table(path: Path, keep: Callable[[Row], bool] = lambda row: True) -> list[Row]:
+def read_table(
+    path: Path, keep: Callable[[Row], bool] = lambda row: True, columns: Sequence[str] | None = None
+) -> list[Row]:
     """Rows of a CSV file of a run, numbers as numbers and empty fields as None.
 
-    A last line that was cut off by a crash is left out.
+    A last line that was cut off by a crash is left out, and so are lines that are damaged: those of another number of
+    fields, or of which `keep` can make nothing. All are, where the file has other columns than `columns`.
 
     Raises:
         UserError: the file cannot be read.
     """
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            lines = [line for line in file if line.endswith("\n")]
+        with open_ordinary(path) as file:
+            text = file.read().removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace")
     except OSError as error:
         raise UserError(
             f"Expected {str(path)!r} to be a table of a run, but got: {error.strerror}. Give the folder of a run."
         ) from error
-    rows = ({name: _read(text) for name, text in row.items()} for row in csv.DictReader(lines))
-    return [row for row in rows if keep(row)]
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    lines = [line + "\n" for line in text.replace("\r\n", "\n").split("\n")[:-1]]
+    rows = []
+    try:
+        reader = csv.DictReader(lines)
+        if columns is not None and list(reader.fieldnames or ()) != list(columns):
+            return []
+        for fields in reader:
+            if None in fields or None in fields.values():
+                continue
+            row = {name: _read(field) for name, field in fields.items()}
+            try:
+                kept = keep(row)
+            except (KeyError, TypeError):
+                continue
+            if kept:
+                rows.append(row)
+    except csv.Error:  # a field without end
+        pass
+    return rows
 
 
 def metric_columns(modalities: Sequence[str]) -> list[str]:

@@ -16,15 +16,15 @@ from agm.training.checkpoint import load_checkpoint
 from agm.training.config import Config
 from agm.training.errors import UserError
 from agm.training.methods import build_method
-from agm.training.records import Row, RunFolder, Table, read_table
-from agm.training.trainer import Observer
+from agm.training.observer import Observer
+from agm.training.run_folder import Row, RunFolder, Table, read_table
 
-__all__ = ["COLUMNS", "Measuring", "strength_rows"]
+__all__ = ["COLUMNS", "CompetitionObserver", "strength_rows"]
 
 COLUMNS = ("method", "epochs", "modality", "strength", "low", "high", "samples", "outputs", "rank", "ridge")
 
 
-class Measuring(Observer):
+class CompetitionObserver(Observer):
     """Passes on what it is told, and measures the network of each checkpoint that is due, in the run's folder.
 
     A run that is continued keeps its rows up to the epoch that it continues from.
@@ -52,7 +52,7 @@ class Measuring(Observer):
         self._method.model.to(device)
 
         path = folder / "competition.csv"
-        old = read_table(path, lambda row: row["epochs"] <= epoch) if path.exists() else []
+        old = read_table(path, lambda row: row["epochs"] <= epoch, COLUMNS) if path.exists() else []
         counts = Counter(row["epochs"] for row in old)
         self.rows = [row for row in old if counts[row["epochs"]] == len(shapes)]
         missing = [str(e) for e in range(epoch) if self._is_due(e) and counts[e] != len(shapes)]

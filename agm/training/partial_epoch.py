@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["Taken"]
+__all__ = ["PartialEpoch"]
 
 
 @dataclass
-class Taken:
+class PartialEpoch:
     """The steps of the current epoch, on the device.
 
     Args:
@@ -44,7 +44,7 @@ class Taken:
         }
 
     @classmethod
-    def read(cls, contents: dict[str, Any], device: torch.device) -> Taken:
+    def read(cls, contents: dict[str, Any], device: torch.device) -> PartialEpoch:
         """What `contents` returned."""
         losses, hits = (list(contents[name].to(device).unbind()) for name in ("losses", "hits"))
         told = contents["statistics"]

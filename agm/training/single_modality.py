@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from agm.competition import alone
 
-__all__ = ["Alone"]
+__all__ = ["SingleModality"]
 
 
-class Alone(nn.Module):
+class SingleModality(nn.Module):
     """A network as one of a single modality: the inputs of its others are absent (zeros).
 
     Args:

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from agm import Contributions
 from agm.ops import Service
-from agm.training.apart import APART
 from agm.training.compare import Comparison
 from agm.training.competition import Competition
 from agm.training.config import Config
-from agm.training.tables import interval, remark, spread, title_of
-from agm.training.trainer import DivergedError, Observer, Result
+from agm.training.errors import DivergedError
+from agm.training.exports import interval, remark, spread, title_of
+from agm.training.observer import Observer
+from agm.training.printable import printable
+from agm.training.result import Result
 from agm.training.tune import Trial, chosen, ranked
+from agm.training.unimodal_runs import APART
 
 __all__ = [
     "Progressing",
+    "Terminal",
     "comparison_table",
     "competition_table",
     "contribution_table",
@@ -32,6 +37,28 @@ __all__ = [
     "service_table",
     "trials_table",
 ]
+
+
+class Terminal(Console):
+    """Where commands print. Names that they show cannot move the cursor, change colours or break lines.
+
+    What rich would take for markup or highlight is text.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(markup=False, highlight=False, emoji=False)
+
+    def say(self, text: str) -> None:
+        """One line, however long."""
+        self.print(printable(text), soft_wrap=True)
+
+    def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.replace("\n", "").isprintable():
+                yield segment
+            else:
+                lines = segment.text.split("\n")
+                yield segment._replace(text="\n".join(map(printable, lines)))
 
 
 class Progressing(Observer):
@@ -51,7 +78,7 @@ class Progressing(Observer):
         self._bar: Progress | None = None
         if console.is_terminal:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("epochs"),
@@ -74,7 +101,9 @@ class Progressing(Observer):
         self.epochs, self.total, self._began = epoch, config.epochs, epoch
         if self._bar is not None:
             self._steps, self._done = steps, epoch * steps
-            self._task = self._bar.add_task(self._label or "training", total=config.epochs, completed=epoch, figures="")
+            self._task = self._bar.add_task(
+                printable(self._label) or "training", total=config.epochs, completed=epoch, figures=""
+            )
         elif self._brief:
             pass
         elif epoch == config.epochs:
@@ -107,7 +136,7 @@ class Progressing(Observer):
 
     def _line(self, text: str) -> None:
         line = f"{self._label}  {text}" if self._label else text
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
 
 def result_table(result: Result) -> Group:
@@ -116,10 +145,10 @@ def result_table(result: Result) -> Group:
     table = Table()
     for name in ("", "accuracy", "response", "absent", "coefficient", "score"):
         table.add_column(name, justify="left" if name == "" else "right")
-    table.add_row("joint", f"[bold]{100 * figures.accuracy:.1f}[/bold]", "", "", "", "")
+    table.add_row("joint", Text(f"{100 * figures.accuracy:.1f}", style="bold"), "", "", "", "")
     for name in result.modalities:
         table.add_row(
-            Text(name),
+            _text(name),
             "",
             _percent(figures.responses.get(name)),
             _percent(figures.absent.get(name)),
@@ -150,11 +179,11 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Group:
             if shown[1]:
                 table.add_section()
             title = f"{comparison.fusion}: " if comparison.fusion else ""
-            table.add_row(Text(title + title_of(comparison.metric), style="bold"))
+            table.add_row(_text(title + title_of(comparison.metric), "bold"))
         shown = place
         claims = comparison.verdict in ("", "higher", "lower")
         table.add_row(
-            Text("  " + comparison.method),
+            _text("  " + comparison.method),
             spread(comparison),
             Text(interval(comparison)),
             comparison.verdict if claims else "none",
@@ -171,11 +200,11 @@ def trials_table(trials: Sequence[Trial]) -> Group:
     choice = chosen(trials)
     for trial in ranked(trials):
         if trial.diverged:
-            table.add_row(Text(trial.variant.label), f"{trial.diverged} diverged", "", "")
+            table.add_row(_text(trial.variant.label), f"{trial.diverged} diverged", "", "")
             continue
         deviation = "" if trial.deviation is None else f" ± {100 * trial.deviation:.1f}"
         mark = "chosen" if trial is choice else ""
-        table.add_row(Text(trial.variant.label), f"{100 * trial.accuracy:.1f}{deviation}", f"{trial.loss:.3f}", mark)
+        table.add_row(_text(trial.variant.label), f"{100 * trial.accuracy:.1f}{deviation}", f"{trial.loss:.3f}", mark)
     seeds = len(trials[0].accuracies)
     return _framed(
         "validation split, in percent",
@@ -191,8 +220,8 @@ def contribution_table(figures: Contributions) -> Group:
     for name in ("", "alone", "contribution", "value"):
         table.add_column(name, justify="left" if name == "" else "right")
     for name in figures.modalities:
-        contribution = f"[bold]{100 * figures.contributions[name]:+.1f}[/bold]"
-        table.add_row(Text(name), _percent(figures.alone[name]), contribution, f"{figures.values[name]:+.2f}")
+        contribution = Text(f"{100 * figures.contributions[name]:+.1f}", style="bold")
+        table.add_row(_text(name), _percent(figures.alone[name]), contribution, f"{figures.values[name]:+.2f}")
     table.add_section()
     table.add_row("cooperation", "", f"{100 * figures.cooperation:+.1f}", "")
     return _framed(
@@ -211,7 +240,7 @@ def competition_table(competition: Competition) -> Group:
     table.add_column("method", no_wrap=True)
     table.add_column("joint, %", justify="right", no_wrap=True)
     for name in competition.modalities:
-        table.add_column(Text(name), justify="right", no_wrap=True)
+        table.add_column(_text(name), justify="right", no_wrap=True)
     for method in (*competition.methods, APART):
         rows = [competition.last(method, name) for name in competition.modalities]
         cells = [f"{row['strength']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" for row in rows]
@@ -237,7 +266,7 @@ def service_table(services: Sequence[Service]) -> Group:
         table.add_column(name, overflow="fold", no_wrap=name == "op")
     for service in services:
         reasons = "\n".join(f"{name}: {reason}" for name, reason in service.unavailable.items())
-        table.add_row(service.op, service.device, f"[bold]{service.backend}[/bold]", Text(reasons))
+        table.add_row(service.op, service.device, Text(service.backend, style="bold"), Text(reasons))
     return _framed("operations", table)
 
 
@@ -247,14 +276,14 @@ def key_value_table(title: str, values: Mapping[str, object]) -> Group:
     table.add_column("")
     table.add_column("", overflow="fold")
     for name, value in values.items():
-        table.add_row(Text(name), Text(str(value)))
+        table.add_row(_text(name), Text(str(value)))
     return _framed(title, table)
 
 
 def _framed(title: str, table: Table, remark: str = "") -> Group:
     """Titles and remarks stand outside: as parts of a table they wrap to its width."""
     below = [Text(remark, style="dim")] if remark else []
-    return Group(Text(title, style="bold"), table, *below)
+    return Group(_text(title, "bold"), table, *below)
 
 
 def _percent(share: float | None) -> str:
@@ -263,3 +292,7 @@ def _percent(share: float | None) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
+
+
+def _text(name: str, style: str = "") -> Text:
+    return Text(printable(name), style=style)

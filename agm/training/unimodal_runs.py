@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,16 +13,18 @@ from torch import nn
 
 from agm.competition import Strength
 from agm.data import MultimodalData
+from agm.data._files import read_text
+from agm.training.competition_settings import keep_data
 from agm.training.config import Config
 from agm.training.environment import reproducible
 from agm.training.errors import UserError
-from agm.training.measurement import keep_data
-from agm.training.records import run_name
+from agm.training.result import Result
+from agm.training.run_folder import run_name
 from agm.training.samples import hold_out, load_data, on_device
 from agm.training.strengths import Concepts, concept_method, concepts_of, strength_apart, strength_of
-from agm.training.trainer import Result
+from agm.training.writing import write_text
 
-__all__ = ["APART", "ApartRuns", "with_fitting_split"]
+__all__ = ["APART", "UnimodalRuns", "check_fitting_split", "with_fitting_split"]
 
 APART = "apart"  # in the place of a method: networks trained on one modality each, side by side
 RIDGE: Literal["cv"] = "cv"
@@ -39,19 +40,28 @@ def with_fitting_split(config: Config, folder: Path) -> tuple[Config, Multimodal
     Raises:
         UserError: there is none, or that file holds other data.
     """
+    data = check_fitting_split(config)
+    if config.validation:
+        config = replace(config, dataset=str(keep_data(data, folder / "data.npz")), validation=0.0)
+    return config, data
+
+
+def check_fitting_split(config: Config) -> MultimodalData:
+    """The data with their validation split, or with the one that `config` holds out.
+
+    Raises:
+        UserError: there is none.
+    """
     data = load_data(config)
     if data.validation is None and not config.validation:
         raise UserError(
             "Expected data with a validation split to measure the competition strength, but got none. "
             "Hold out a share of the training split, for example with --validation 0.2."
         )
-    data = hold_out(data, config)
-    if config.validation:
-        config = replace(config, dataset=str(keep_data(data, folder / "data.npz")), validation=0.0)
-    return config, data
+    return hold_out(data, config)
 
 
-class ApartRuns:
+class UnimodalRuns:
     """Measures the runs of one fusion against networks that were trained on one modality each.
 
     The concepts for a run of seed s are those of seed s + 1, so that they share no initial weights with it; those of
@@ -115,7 +125,7 @@ class ApartRuns:
         concepts = [run_name(concept_method(self._config.fusion, name), _next(seed)) for name in self._modalities]
         of: dict[str, Any] = {"concepts": concepts, "ridge": RIDGE, "data": data}
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = json.loads(read_text(path))
             if {name: found[name] for name in of} == of:
                 return {name: float(found["strength"][name]) for name in self._modalities}
         except (OSError, ValueError, KeyError, TypeError):
@@ -125,9 +135,7 @@ class ApartRuns:
                 strengths = {name: strength.value for name, strength in measured().items()}
         except ValueError as error:
             raise UserError(f"The competition strength cannot be measured: {error}") from error
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps({**of, "strength": strengths}, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        write_text(path, json.dumps({**of, "strength": strengths}, indent=2) + "\n")
         return strengths
 
 

@@ -1,0 +1,80 @@
+"""`agm data build`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import click
+from rich.progress import Progress
+
+from agm.training.console import Terminal
+from agm.training.errors import UserError
+
+__all__ = ["data_group"]
+
+
+@click.group("data")
+def data_group() -> None:
+    """Datasets."""
+
+
+@data_group.group("build")
+def build_group() -> None:
+    """Build a dataset at another difficulty."""
+
+
+@build_group.command("av-digits")
+@click.option(
+    "--image-noise", type=float, default=0.45, show_default=True, help="Standard deviation on pixels in [0, 1]."
+)
+@click.option(
+    "--snr", type=float, nargs=2, default=(-5.0, 10.0), show_default=True, help="Lowest and highest SNR in dB."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of voices, pairs, splits and noise.")
+@click.option("--output", required=True, metavar="FILE.npz", help="The file to write; train with --dataset FILE.npz.")
+def build_av_digits_command(image_noise: float, snr: tuple[float, float], seed: int, output: str) -> None:
+    """Spoken digits (espeak-ng) paired with noisy images of handwritten ones (scikit-learn)."""
+    from agm.data.build_av_digits import build_av_digits
+
+    _require_new(output)
+    console = Terminal()
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("samples", total=None)
+        try:
+            path = build_av_digits(
+                output,
+                image_noise=image_noise,
+                snr=snr,
+                seed=seed,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
+            raise UserError(str(error)) from error
+    _wrote(console, path)
+
+
+@build_group.command("avt-digits")
+@click.option("--av-digits", metavar="FILE.npz", help="Sounds and images: a file of agm data build av-digits.")
+@click.option("--typos", type=float, default=0.15, show_default=True, help="Share of the letters that are mistyped.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of words, their split and typos.")
+@click.option("--output", required=True, metavar="FILE.npz", help="The file to write; train with --dataset FILE.npz.")
+def build_avt_digits_command(av_digits: str | None, typos: float, seed: int, output: str) -> None:
+    """AV-Digits, and as a third modality the digits written out in forty languages, with typing mistakes."""
+    from agm.data.build_avt_digits import build_avt_digits
+
+    _require_new(output)
+    try:
+        path = build_avt_digits(output, av_digits=av_digits, typos=typos, seed=seed)
+    except (OSError, ValueError) as error:
+        raise UserError(str(error).replace("`av_digits`", "--av-digits")) from error
+    _wrote(Terminal(), path)
+
+
+def _require_new(output: str) -> None:
+    if Path(output).exists():
+        raise UserError(f"Expected --output to be a new file, but got {output!r}, which exists. Choose another.")
+
+
+def _wrote(console: Terminal, path: Path) -> None:
+    console.say(f"wrote {path}: agm train --dataset {shlex.quote(str(path))}")

@@ -1,0 +1,30 @@
+"""Who is told how a run goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from agm.training.config import Config
+from agm.training.errors import DivergedError
+from agm.training.run_folder import Row
+
+__all__ = ["Observer"]
+
+
+class Observer:
+    """Is told how a run goes; does nothing. Override what you want to show."""
+
+    def started(self, folder: Path, config: Config, epoch: int, steps: int) -> None:
+        """Training begins at `epoch` (0, or later in a resumed run), with `steps` steps an epoch."""
+
+    def stepped(self) -> None:
+        """A step was queued; nothing of it has been read from the device.
+
+        Called as often in a resumed run: at once for the steps that its unfinished epoch had taken.
+        """
+
+    def epoch_finished(self, row: Row) -> None:
+        """`row` of metrics.csv and the checkpoint are written."""
+
+    def diverged(self, error: DivergedError) -> None:
+        """The run ended without a result, and those that it is compared with go on."""

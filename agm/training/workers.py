@@ -1,0 +1,78 @@
+"""Runs in other processes, which end with the one that asked for them, however that ends."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from agm.training.config import Config
+from agm.training.errors import UserError
+from agm.training.observer import Observer
+from agm.training.train_or_none import train_or_none
+
+__all__ = ["trained_ahead", "wait_for"]
+
+TICK = 0.2  # seconds
+
+
+@contextmanager
+def trained_ahead(requests: Sequence[tuple[Config, Path]], jobs: int) -> Iterator[Mapping[Path, Future[None]]]:
+    """Folder -> the run in another process that will leave it finished; none where `jobs` is 1.
+
+    Args:
+        requests: settings and folders of runs.
+        jobs: processes at a time.
+    """
+    if jobs == 1:
+        yield {}
+        return
+    # A forked child would inherit the threads' locks of torch.
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(os.getpid(), stop)) as pool:
+        try:
+            yield {folder: pool.submit(_train_quietly, config, folder) for config, folder in requests}
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def wait_for(run: Future[None]) -> None:
+    """Until a run of `trained_ahead` has ended.
+
+    Raises:
+        UserError: its process was ended.
+    """
+    try:
+        run.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "Expected the processes of --jobs to end by themselves, but one was killed, perhaps for its memory. "
+            "The same command goes on from what is finished; use a smaller --jobs if it happens again."
+        ) from error
+
+
+def _begin(parent: int, stop: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    threading.Thread(target=_end_with, args=(parent, stop), daemon=True).start()
+
+
+def _end_with(parent: int, stop: Any) -> None:
+    """A run can be ended at any moment and goes on from its last checkpoint."""
+    while os.getppid() == parent and not stop.is_set():
+        time.sleep(TICK)
+    os._exit(1)
+
+
+def _train_quietly(config: Config, folder: Path) -> None:
+    train_or_none(config, folder, Observer())
