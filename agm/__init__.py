@@ -1,5 +1,8 @@
 """Adaptive Gradient Modulation: balanced multimodal training, fast."""
 
+from importlib import import_module
+from typing import Any
+
 from agm import competition
 from agm._passes.masked_logits import masked_logits
 from agm._passes.plan import Plan
@@ -17,6 +20,8 @@ from agm.shapley.weights import subset_weights
 from agm.verification.verify import Verification, verify
 
 __version__ = "0.1.0"
+
+_ROOMS = ("data", "integrations", "models", "strategies", "training")
 
 __all__ = [
     "AGM",
@@ -41,3 +46,14 @@ __all__ = [
     "subset_weights",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Rooms that `import agm` does not load: `agm.models`, `agm.strategies` and the like, when first asked for."""
+    if name in _ROOMS:
+        return import_module(f"agm.{name}")
+    raise AttributeError(f"module 'agm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ROOMS})

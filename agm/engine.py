@@ -2,8 +2,7 @@
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import chain
 from typing import Any, Literal
@@ -262,28 +261,23 @@ class AGM(nn.Module):
             self.sampler.draws += 1
         return logits if output is joint else self._passes.outputs.put(output, logits)
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One thread at a time: a step changes the modes of the network's modules while it runs.
+    def _alone(self) -> threading.Lock:
+        """Held while a call runs, one thread at a time: a step changes the modes of the network's modules meanwhile.
 
         Raises:
             RuntimeError: another thread is inside.
         """
-        own = threading.get_ident()
-        holder = self.__dict__.setdefault("_thread", own)  # at once, in one operation
-        if holder != own:
+        lock: threading.Lock = self.__dict__.setdefault("_lock", threading.Lock())
+        if lock.locked():
             raise RuntimeError(
                 "Expected one thread at a time to call an agm.AGM, but another one is inside: a training step changes "
                 "the modes of the network's modules while it runs. Give the other thread a copy.deepcopy of the model, "
                 "or let it wait with a lock of your own."
             )
-        try:
-            yield
-        finally:
-            self.__dict__.pop("_thread", None)
+        return lock
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_thread"}
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
 
     def _as_before(self) -> list[Callable[[], None]]:
         """What puts back all that a failed step may have moved: statistics, generators, and the state."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from agm._inputs.samples import Samples
+from agm._inputs.trees import flattened, leaves_of, unflattened
 
 __all__ = ["Absent", "absent_group", "absent_input", "batch_size", "check_absent", "is_opaque", "is_rows"]
 
@@ -36,7 +37,7 @@ def batch_size(inputs: Mapping[str, Any]) -> int:
     """
     sizes = {}
     for name, value in inputs.items():
-        leaves = pytree.tree_leaves(value, is_leaf=is_opaque)
+        leaves = leaves_of(value, is_leaf=is_opaque)
         opaque = next((leaf for leaf in leaves if is_opaque(leaf)), None)
         if opaque is not None:
             raise ValueError(
@@ -101,20 +102,20 @@ def absent_input(name: str, present: Any, absent: Absent) -> Any:
                 f"Expected the callable in `absent` for `{name}` to return new tensors, but it wrote to its argument."
             )
         return result
-    leaves, structure = pytree.tree_flatten(present)
+    leaves, structure = flattened(present)
     alone = len(leaves) == 1 and leaves[0] is present
     if alone:
         return _filled(name, present, 0 if absent is None else absent)
     if absent is None or isinstance(absent, (int, float, Tensor)):
-        return pytree.tree_unflatten(_defaults(name, leaves, absent), structure)
-    fills, given = pytree.tree_flatten(absent)
+        return unflattened(_defaults(name, leaves, absent), structure)
+    fills, given = flattened(absent)
     if given != structure:
         raise ValueError(
             f"Expected argument `absent` for `{name}` to be a pytree like its input, with a number, a row or None "
             f"(stays as it is) in the place of each tensor, but got {absent!r}."
         )
     rows = [leaf if fill is None else _filled(name, leaf, fill) for leaf, fill in zip(leaves, fills, strict=True)]
-    return pytree.tree_unflatten(rows, structure)
+    return unflattened(rows, structure)
 
 
 _STAYING = re.compile(r".*(mask|len(gth)?s?$|lens_|position|segment|type_ids|count).*", re.IGNORECASE)
@@ -166,7 +167,7 @@ def _filler(value: Tensor, pad: int) -> int:
 
 
 def _versions(tree: Any) -> list[int]:
-    tensors = [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+    tensors = [leaf for leaf in leaves_of(tree) if isinstance(leaf, Tensor)]
     return [tensor._version for tensor in tensors if not tensor.is_inference()]
 
 
@@ -217,8 +218,8 @@ def _filled(name: str, leaf: Any, fill: Any) -> Any:
 
 def _checked(name: str, present: Any, absent: Any) -> Any:
     """What a user's callable returned, if it fits."""
-    leaves, structure = pytree.tree_flatten(present)
-    got, got_structure = pytree.tree_flatten(absent)
+    leaves, structure = flattened(present)
+    got, got_structure = flattened(absent)
     for leaf, row in zip(leaves, got, strict=False):
         if not is_rows(leaf):
             continue

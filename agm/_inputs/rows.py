@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from agm._inputs.absent import is_rows
 from agm._inputs.arguments import Arguments
 from agm._inputs.samples import Samples
+from agm._inputs.trees import leaves_of, mapped
 
 __all__ = [
     "EVERYWHERE",
@@ -48,10 +48,10 @@ def tile(absent: Tensor, rows: int, dim: int = 0) -> Tensor:
 
 def aligned(absent: Any) -> Any:
     """Absent rows as the encoder gets them: all, if a leaf keeps those of its samples (a padding mask), else one."""
-    leaves = pytree.tree_leaves(absent)
+    leaves = leaves_of(absent)
     own = [len(leaf) for leaf in leaves if isinstance(leaf, Samples)]
     count = max([1, *own, *(leaf.shape[0] for leaf in leaves if is_rows(leaf))])
-    return pytree.tree_map(lambda leaf: tile(leaf, count) if is_rows(leaf) else leaf, absent)
+    return mapped(lambda leaf: tile(leaf, count) if is_rows(leaf) else leaf, absent)
 
 
 def stacked(present: Any, absent: Any) -> Any:
@@ -62,12 +62,12 @@ def stacked(present: Any, absent: Any) -> Any:
             return leaf.repeated(2)
         return torch.cat([leaf, row]) if is_rows(leaf) else leaf
 
-    return pytree.tree_map(stack, present, aligned(absent))
+    return mapped(stack, present, aligned(absent))
 
 
 def copied(tree: Any) -> Any:
     """A pytree with its tensors cloned, so that whoever goes on in place with one leaves the other alone."""
-    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, tree)
+    return mapped(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, tree)
 
 
 def doubled(tree: Any) -> tuple[Any, Any]:
@@ -76,9 +76,7 @@ def doubled(tree: Any) -> tuple[Any, Any]:
     What is handed on is a view, so that a hook on one of its tensors sees the gradient of that one alone; where there
     is none it is the tensor itself, since a view that was made without gradients could not be written to with them.
     """
-    handed = pytree.tree_map(
-        lambda leaf: leaf.view_as(leaf) if isinstance(leaf, Tensor) and leaf.requires_grad else leaf, tree
-    )
+    handed = mapped(lambda leaf: leaf.view_as(leaf) if isinstance(leaf, Tensor) and leaf.requires_grad else leaf, tree)
     return handed, copied(tree)
 
 
@@ -94,7 +92,7 @@ def combine(present: Any, absent: Any, is_present: list[bool], part: range | Non
         sources = [row if here else absent_rows for here in is_present]
         return torch.cat(sources if part is None else list(_within(sources, row.shape[0], part)))
 
-    return pytree.tree_map(combined, present, absent)
+    return mapped(combined, present, absent)
 
 
 def lacking(present: Any, absent: Any, here: Tensor) -> Any:
@@ -105,7 +103,7 @@ def lacking(present: Any, absent: Any, here: Tensor) -> Any:
             return row
         return torch.where(here.view(-1, *[1] * (row.dim() - 1)), row, absent_row)
 
-    return pytree.tree_map(replaced, present, absent)
+    return mapped(replaced, present, absent)
 
 
 def _within(sources: list[Tensor], batch: int, part: range) -> Iterator[Tensor]:
@@ -144,7 +142,7 @@ def check_others(arguments: Arguments, batch: int) -> None:
     """
     others = {f"args[{i}]": value for i, value in enumerate(arguments.others)} | arguments.rest
     for name, value in others.items():
-        for leaf in pytree.tree_leaves(value):
+        for leaf in leaves_of(value):
             count = len(leaf) if isinstance(leaf, Samples) else leaf.shape[0] if is_rows(leaf) else batch
             if count != batch:
                 got = tuple(leaf.shape) if is_rows(leaf) else f"{count} values"

@@ -8,6 +8,8 @@ import numpy as np
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from agm._inputs.trees import leaves_of
+
 if TYPE_CHECKING:
     from agm._inputs.arguments import Arguments
 
@@ -51,7 +53,9 @@ def is_listed(value: Any) -> bool:
 
 def has_samples(*trees: Any) -> bool:
     """Whether pytrees hold values of Python that are one a sample."""
-    return any(isinstance(leaf, Samples) for leaf in pytree.tree_leaves(trees))
+    if all(isinstance(tree, Tensor) for tree in trees):
+        return False
+    return any(isinstance(leaf, Samples) for leaf in leaves_of(trees))
 
 
 def wrapped(arguments: "Arguments") -> "Arguments":
@@ -102,7 +106,7 @@ def _mapped(function: Any, value: Any) -> Any:
 def _count(inputs: dict[str, Any]) -> int:
     """The number of samples, of the first tensor that has rows; -1 where there is none."""
     for value in inputs.values():
-        for leaf in pytree.tree_leaves(value):
+        for leaf in leaves_of(value):
             if isinstance(leaf, Tensor) and leaf.dim():
                 return leaf.shape[0]
     return -1

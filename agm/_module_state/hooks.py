@@ -15,6 +15,14 @@ __all__ = ["ForwardHooks"]
 _KINDS = ("_forward_pre_hooks", "_forward_hooks")
 
 
+# Models of these packages make their own outputs of what hooks of theirs capture.
+_CAPTURING = ("transformers.",)
+
+
+def _is_of_the_network(hook: Callable[..., Any]) -> bool:
+    return (getattr(hook, "__module__", None) or "").startswith(_CAPTURING)
+
+
 class ForwardHooks:
     """The hooks of modules, and which of them act: return something, or write to what they are given.
 
@@ -63,7 +71,8 @@ class ForwardHooks:
             before = [None if tensor.is_inference() else tensor._version for tensor in tensors]
             result = hook(*args, **kwargs)
             after = [None if tensor.is_inference() else tensor._version for tensor in tensors]
-            (self._observers if result is None and before == after else self._acting).add(key)
+            observes = result is None and before == after and not _is_of_the_network(hook)
+            (self._observers if observes else self._acting).add(key)
             return result
 
         return watcher

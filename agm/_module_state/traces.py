@@ -6,6 +6,7 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from copy import copy
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from agm._module_state.checkpoints import CheckpointedRegions
 from agm._module_state.compiled import is_compiled
 from agm._module_state.undo import putting_back
 
-__all__ = ["untraced"]
+__all__ = ["contents", "refill", "untraced"]
 
 _CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict)
 _LARGE = 1000
@@ -39,21 +40,26 @@ def untraced(modules: Iterable[nn.Module], again: Callable[[], AbstractContextMa
     """
     modules = list(modules)
     attributes = [(vars(module), dict(vars(module))) for module in modules if _is_own(module)]
-    contents = list(_contents(kept for _, kept in attributes))
+    held = list(contents(kept for _, kept in attributes))
     watch = _Watch(modules, attributes, again)
 
     def restore() -> None:
         watch.restore()
         for current, kept in attributes:
-            if len(current) != len(kept) or any(current.get(name, kept) is not value for name, value in kept.items()):
+            mode = {name: current[name] for name in ("training",) if name in current}  # is put back by itself
+            if len(current) != len(kept) or any(
+                current.get(name, kept) is not value for name, value in kept.items() if name != "training"
+            ):
                 current.clear()
                 current.update(kept)
-        for container, content in contents:
-            if not _is_same(container, content):
-                _refill(container, content)
+                current.update(mode)
+        for container, content in held:
+            refill(container, content)
 
+    # In a compiled part graphs would break at every function that is watched.
+    compiled = any(map(is_compiled, modules)) or any(_has_graph(kept) for _, kept in attributes)
     with putting_back(restore):
-        if any(map(_is_compiled, modules)):  # graphs would break at every function that is watched
+        if compiled:
             yield
         else:
             with watch:
@@ -66,12 +72,15 @@ def _is_own(module: nn.Module) -> bool:
     return not home.startswith("torch.nn.modules.") or "forward" in module.__dict__
 
 
-def _is_compiled(module: nn.Module) -> bool:
-    values = vars(module).values()
-    return is_compiled(module) or any(hasattr(value, "_torchdynamo_orig_callable") for value in values)
+def _has_graph(attributes: dict[str, Any]) -> bool:
+    """Whether a compiled function is among them."""
+    return any(
+        isinstance(value, FunctionType) and hasattr(value, "_torchdynamo_orig_callable")
+        for value in attributes.values()
+    )
 
 
-def _contents(attributes: Iterable[dict[str, Any]]) -> Iterator[tuple[Any, Any]]:
+def contents(attributes: Iterable[dict[str, Any]]) -> Iterator[tuple[Any, Any]]:
     """Containers that attributes hold, and those inside them, each with a copy of what it contains.
 
     An object of the user's own (a meter, a cache) is taken for the dict of its attributes. Of a container that is too
@@ -118,7 +127,10 @@ def _are_same(left: Iterable[Any], right: Iterable[Any]) -> bool:
     return all(a is b for a, b in zip(left, right, strict=True))
 
 
-def _refill(container: Any, content: Any) -> None:
+def refill(container: Any, content: Any) -> None:
+    """Puts back what a container held, see `contents`."""
+    if _is_same(container, content):
+        return
     if isinstance(content, int):
         while len(container) > content:
             container.popitem() if isinstance(container, dict) else container.pop()

@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from agm._inputs.rows import copied, doubled, stacked
 from agm._inputs.samples import has_samples
+from agm._inputs.trees import leaves_of
 from agm._module_state.compiled import is_compiled
 from agm._module_state.eval_mode import depends_on_mode
 from agm._module_state.modules import submodules
@@ -200,7 +200,7 @@ def checked(
     """
     if not chosen.is_one:
         return chosen
-    strange = [type(x) for x in pytree.tree_leaves(present) if isinstance(x, Tensor) and type(x) not in _PLAIN]
+    strange = [type(x) for x in leaves_of(present) if isinstance(x, Tensor) and type(x) not in _PLAIN]
     if has_samples(present):
         reason: str | None = "its input holds values of Python"
     elif strange:
@@ -296,7 +296,7 @@ class JointCall:
 
 def _versions(inputs: Any) -> list[tuple[int, int | None]]:
     """What is another one once a tensor of a pytree has been replaced or written to."""
-    leaves = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    leaves = [leaf for leaf in leaves_of(inputs) if isinstance(leaf, Tensor)]
     return [(id(leaf), None if leaf.is_inference() else leaf._version) for leaf in leaves]
 
 

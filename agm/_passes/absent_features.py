@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from agm._inputs.absent import is_rows
+from agm._inputs.trees import leaves_of, mapped
 
 __all__ = ["AbsentFeatures", "AbsentFeaturesState", "detached", "warn_if_amplified"]
 
@@ -47,7 +47,7 @@ class AbsentFeatures:
 
     def keep(self, name: str, absent: Any, features: Any) -> None:
         """Keeps features for the next steps, if an absent input is one row that no sample changes."""
-        rows = [leaf for leaf in pytree.tree_leaves(absent) if is_rows(leaf)]
+        rows = [leaf for leaf in leaves_of(absent) if is_rows(leaf)]
         constant = rows and all(leaf.shape[0] == 1 and not leaf.requires_grad for leaf in rows)
         if self._refresh > 1 and not self.gradient and constant and not torch.compiler.is_compiling():
             self._kept[name] = (_kind(absent), detached(features))
@@ -80,13 +80,13 @@ class AbsentFeaturesState(nn.Module):
 
 
 def _kind(absent: Any) -> list[object]:
-    leaves = [leaf for leaf in pytree.tree_leaves(absent) if isinstance(leaf, Tensor)]
+    leaves = [leaf for leaf in leaves_of(absent) if isinstance(leaf, Tensor)]
     return [(tuple(leaf.shape), leaf.dtype, leaf.device) for leaf in leaves]
 
 
 def detached(tree: Any) -> Any:
     """A pytree whose tensors have no graph."""
-    return pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, tree)
+    return mapped(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, tree)
 
 
 def warn_if_amplified(name: str, encoder: nn.Module, present: Iterable[Any], absent: Iterable[Any]) -> None:

@@ -14,12 +14,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from agm._inputs.absent import batch_size, is_rows
 from agm._inputs.arguments import Arguments, Binding
 from agm._inputs.rows import EVERYWHERE, check_others, combine, copied
 from agm._inputs.samples import Samples, has_samples
+from agm._inputs.trees import leaves_of, mapped
 from agm._lazy_rows.decision import SHARDED, Deferral, found_deferral, some_subsets
 from agm._lazy_rows.tensor import CannotDefer, Deferred, Rows, current, outcome
 from agm._module_state.compiled import compiled_part, is_compiled
@@ -173,7 +173,7 @@ class InterceptedPasses:
     ) -> tuple[Any, Tensor | Mapping[int, Tensor]]:
         """The joint pass's output and masked logits, as `FactorisedPasses` returns them."""
         check_others(arguments, rows.batch)
-        device = next(leaf.device for leaf in pytree.tree_leaves(arguments.inputs) if is_rows(leaf))
+        device = next(leaf.device for leaf in leaves_of(arguments.inputs) if is_rows(leaf))
         targets = self._targets()
         choices = self._choose(targets, device)
         # Copies, since the network may write to its inputs in the joint pass.
@@ -258,12 +258,13 @@ class InterceptedPasses:
         handed = Handed()
         if not torch.compiler.is_compiling():
             for bit, value in enumerate(arguments.inputs.values()):
-                for leaf in pytree.tree_leaves(value):
+                for leaf in leaves_of(value):
                     handed.add(leaf, bit)
         recorders = [self._recorder(target, choices, arguments, absent, handed) for target in targets]
         watched = nullcontext() if hooks is None else hooks.watched()
         with watched, _instead({recorder.target: recorder for recorder in recorders}):
             output = self.binding.call(arguments)
+            self.outputs.logits(output)  # refused here, where it is the joint pass's
         for recorder in recorders:
             if not recorder.calls:
                 raise ValueError(
@@ -284,9 +285,9 @@ class InterceptedPasses:
         for bit, name in target.names.items():
             inputs, rows, choice = arguments.inputs[name], absent[name], choices[bit]
             # Of one sample, or where the absent rows are not all the same, more rows are encoded than these.
-            alone = all(leaf.shape[0] == 1 for leaf in pytree.tree_leaves(rows) if is_rows(leaf))
+            alone = all(leaf.shape[0] == 1 for leaf in leaves_of(rows) if is_rows(leaf))
             alone = alone and batch_size({name: inputs}) > 1 and not has_samples(inputs)
-            kept = self.shared and self.absent_features.find(name, pytree.tree_leaves(rows)) is not None
+            kept = self.shared and self.absent_features.find(name, leaves_of(rows)) is not None
             if choice.is_one and alone and not kept:
                 own = (name, choice, target.owner, inputs, rows, self.passes, self.peers)
                 agrees = partial(checked, *own, shared=self.shared, known=self.record.numbers)
@@ -366,16 +367,16 @@ class _Given:
                     handed.add(placed, bit, leaf)
                 return placed
 
-            return pytree.tree_map(hand, few)
+            return mapped(hand, few)
 
         inputs = {name: handing(bit, few) for bit, (name, few) in enumerate(self.few.items())}
         others, rest = self.others, self.rest
         if self.extra_rows and deferred:
-            others, rest = (handing(EVERYWHERE, pytree.tree_map(_one_more, tree)) for tree in (others, rest))
+            others, rest = (handing(EVERYWHERE, mapped(_one_more, tree)) for tree in (others, rest))
         elif self.extra_rows:
             everywhere = [True] * len(rows.subsets)
             others, rest = (combine(tree, tree, everywhere, rows.part) for tree in (others, rest))
-            for leaf in () if compiling else pytree.tree_leaves((others, rest)):
+            for leaf in () if compiling else leaves_of((others, rest)):
                 handed.add(leaf, EVERYWHERE)
         answers = [
             Answer(
@@ -416,12 +417,12 @@ class _Given:
 
 
 def _has_rows(*trees: Any) -> bool:
-    return any(is_rows(leaf) or isinstance(leaf, Samples) for leaf in pytree.tree_leaves(trees))
+    return any(is_rows(leaf) or isinstance(leaf, Samples) for leaf in leaves_of(trees))
 
 
 def _few(present: Any, absent: Any) -> Any:
     """(B, ...) and (1 or B, ...) one after another."""
-    return pytree.tree_map(lambda leaf, row: torch.cat([leaf, row]) if is_rows(leaf) else leaf, present, absent)
+    return mapped(lambda leaf, row: torch.cat([leaf, row]) if is_rows(leaf) else leaf, present, absent)
 
 
 def _one_more(leaf: Any) -> Any:

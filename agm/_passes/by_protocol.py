@@ -8,12 +8,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from agm._inputs.absent import is_rows
 from agm._inputs.arguments import Arguments, Binding
 from agm._inputs.rows import aligned, blocks, combine, copied, lacking, stacked
 from agm._inputs.samples import unwrap
+from agm._inputs.trees import leaves_of, mapped
 from agm._lazy_rows.decision import Deferral, declares_sum, deferral
 from agm._lazy_rows.tensor import CannotDefer, Deferred, Rows, current, outcome, written
 from agm._module_state.compiled import is_compiled
@@ -188,7 +188,7 @@ class FactorisedPasses:
 
     def _declared(self, parted: Mapping[str, tuple[Any, Any]]) -> Mapping[int, Tensor] | None:
         """What each modality adds to the logits, by a network that tells it, of features with one absent row."""
-        absent = [leaf for _, rows in parted.values() for leaf in pytree.tree_leaves(rows)]
+        absent = [leaf for _, rows in parted.values() for leaf in leaves_of(rows)]
         if len(absent) != len(parted) or any(leaf.shape[0] != 1 for leaf in absent):
             return None
         few = {name: torch.cat(features) for name, features in parted.items()}
@@ -213,7 +213,7 @@ class FactorisedPasses:
         for bit, name in enumerate(self.modalities):
             present, absent = parted[name]
             place = partial(_deferred_leaf if deferred else _written_leaf, rows, bit)
-            features[name] = pytree.tree_map(place, present, absent)
+            features[name] = mapped(place, present, absent)
         return self.outputs.logits(self.network.fuse(features))
 
     def encoders(self) -> dict[str, nn.Module]:
@@ -248,7 +248,7 @@ class FactorisedPasses:
 
     def _joint_call(self, name: str, inputs: Any, absent: Any, batch: int) -> JointCall | None:
         """What runs in the place of an encoder whose rows all go through it in the joint pass."""
-        device = next(leaf.device for leaf in pytree.tree_leaves(inputs) if is_rows(leaf))
+        device = next(leaf.device for leaf in leaves_of(inputs) if is_rows(leaf))
         chosen = self._choose(name, device)
         # With no samples too, since other processes may have some and wait for this one.
         if not (batch or self.peers.together):
@@ -281,7 +281,7 @@ class FactorisedPasses:
         self.record.has_warned = True
         for name, (present, absent) in parted.items():
             encoder = self.network.encoders[name]
-            warn_if_amplified(name, encoder, pytree.tree_leaves(present), pytree.tree_leaves(absent))
+            warn_if_amplified(name, encoder, leaves_of(present), leaves_of(absent))
 
     def _encoded(self, name: str, given: Any, found: Joint, call: JointCall | None, batch: int) -> tuple[Any, Any]:
         if call is not None:
@@ -303,14 +303,14 @@ class FactorisedPasses:
 
 
 def _parted(name: str, features: Any, batch: int) -> tuple[Any, Any]:
-    for leaf in pytree.tree_leaves(features):
+    for leaf in leaves_of(features):
         if is_rows(leaf) and leaf.shape[0] not in (batch + 1, 2 * batch):
             raise ValueError(
                 f"Expected encoder `{name}` to return features with the samples in the first dimension, but for "
                 f"{batch} samples and one absent row it returned {tuple(leaf.shape)}."
             )
-    present = pytree.tree_map(lambda leaf: leaf[:batch] if is_rows(leaf) else leaf, features)
-    absent = pytree.tree_map(lambda leaf: leaf[batch:] if is_rows(leaf) else leaf, features)
+    present = mapped(lambda leaf: leaf[:batch] if is_rows(leaf) else leaf, features)
+    absent = mapped(lambda leaf: leaf[batch:] if is_rows(leaf) else leaf, features)
     return present, absent
 
 

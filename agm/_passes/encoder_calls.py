@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from agm._inputs.absent import is_opaque, is_rows
 from agm._inputs.rows import EVERYWHERE, doubled
 from agm._inputs.samples import Samples, is_listed
+from agm._inputs.trees import flattened, leaves_of, unflattened
 from agm._lazy_rows.tensor import CannotDefer, Deferred, Rows, written
 from agm._module_state.checkpoints import check_not_reentrant, reentrant_checkpoint
 from agm._one_pass.choice import OWN_WAY, Choice, JointCall, surroundings
@@ -129,7 +130,7 @@ class Recorder:
 
     def _direct(self, given: Any) -> int | None:
         bits = set()
-        for leaf in pytree.tree_leaves(given, is_leaf=is_listed):
+        for leaf in leaves_of(given, is_leaf=is_listed):
             if not is_rows(leaf):
                 if is_listed(leaf):
                     return None
@@ -260,7 +261,7 @@ class Answer:
             output = self.absent_features.find(name, absent)
         if output is None:
             found = zip(leaves, sources, call.input_sizes, strict=True)
-            args, kwargs = pytree.tree_unflatten([self._picked(*one, rows) for one in found], structure)
+            args, kwargs = unflattened([self._picked(*one, rows) for one in found], structure)
             # Absent rows by themselves need no graph if they are to have no gradient.
             constant = rows.present == 0 and not self.absent_features.gradient
             with torch.no_grad() if constant else nullcontext():
@@ -268,9 +269,9 @@ class Answer:
         if keeps:
             self.absent_features.keep(name, absent, output)
         if self.check and self.absent_features.gradient and torch.is_grad_enabled():
-            encoded = pytree.tree_leaves(output)
+            encoded = leaves_of(output)
             last = [leaf[-1:] for leaf in encoded if is_rows(leaf)]
-            self.examples.append((name, pytree.tree_leaves(call.output) if shares else encoded, last))
+            self.examples.append((name, leaves_of(call.output) if shares else encoded, last))
         return self._in_place(output, call, rows, shares)
 
     def _are_as_handed(self, leaves: Sequence[Any], sources: Sequence["_Source"], bit: int) -> bool:
@@ -303,7 +304,7 @@ class Answer:
 
     def _all(self, call: Call, leaves: list[Any], structure: Any, bit: int | None) -> Any:
         """Encodes every row as it is given; where features are shared, present rows have those of the joint pass."""
-        args, kwargs = pytree.tree_unflatten([written(leaf) for leaf in leaves], structure)
+        args, kwargs = unflattened([written(leaf) for leaf in leaves], structure)
         output = self.recorder.function(*args, **kwargs)
         if bit is not None:
             self.all_rows.append(self.target.names[bit])
@@ -315,25 +316,25 @@ class Answer:
         rows = EncoderRows(self.target.names[bit], bit, self.rows, True, True)
         here = None if self.here is None else self.here[self.target.names[bit]]
         outputs, made = self._leaves("returns", output)
-        shared = pytree.tree_leaves(call.output) if self.recorder.shared else [None] * len(outputs)
+        shared = leaves_of(call.output) if self.recorder.shared else [None] * len(outputs)
         placed = [
             _mixed(leaf, size, own, rows.is_present, here, gradient)
             for leaf, size, own in zip(outputs, call.output_sizes, shared, strict=True)
         ]
-        return pytree.tree_unflatten(placed, made)
+        return unflattened(placed, made)
 
     def _in_place(self, output: Any, call: Call, rows: EncoderRows, shares: bool) -> Any:
         leaves, structure = self._leaves("returns", output)
         if len(leaves) != len(call.output_sizes):
             raise self._refusal("returns another structure in the masked pass than in the joint pass")
-        joint = pytree.tree_leaves(call.output) if shares else [None] * len(leaves)
+        joint = leaves_of(call.output) if shares else [None] * len(leaves)
         expanded = [
             rows.expand(leaf, size, own, self.deferred, self.absent_features.gradient)
             for leaf, size, own in zip(leaves, call.output_sizes, joint, strict=True)
         ]
         if self.origins is not None:
             self.origins.note(expanded, frozenset((rows.bit,)))
-        return pytree.tree_unflatten(expanded, structure)
+        return unflattened(expanded, structure)
 
     def _bits(self, leaves: list[Any], sources: Sequence["_Source"]) -> frozenset[int]:
         """The modalities that what grows with the batch was computed from."""
@@ -352,10 +353,12 @@ class Answer:
         return bits
 
     def _leaves(self, does: str, tree: Any) -> tuple[list[Any], pytree.TreeSpec]:
-        leaves, structure = pytree.tree_flatten(tree, is_leaf=lambda leaf: is_listed(leaf) or is_opaque(leaf))
+        leaves, structure = flattened(tree, is_leaf=lambda leaf: is_listed(leaf) or is_opaque(leaf))
         opaque = next((leaf for leaf in leaves if is_opaque(leaf) and not is_listed(leaf)), None)
         if opaque is not None:
-            raise self._refusal(f"{does} a {type(opaque).__name__}, whose rows cannot be told apart")
+            kind = type(opaque).__name__
+            cache = " (a decoder's cache: call it with use_cache=False)" if "Cache" in kind else ""
+            raise self._refusal(f"{does} a {kind}{cache}, whose rows cannot be told apart")
         return leaves, structure
 
     def _refusal(self, what: str) -> ValueError:
@@ -444,7 +447,7 @@ def _likeness(tensor: Tensor) -> object:
 
 
 def _sizes(tree: Any) -> list[torch.Size | None]:
-    leaves = pytree.tree_leaves(tree, is_leaf=lambda leaf: is_listed(leaf) or is_opaque(leaf))
+    leaves = leaves_of(tree, is_leaf=lambda leaf: is_listed(leaf) or is_opaque(leaf))
     return [
         leaf.shape if isinstance(leaf, Tensor) else torch.Size([len(leaf)]) if is_listed(leaf) else None
         for leaf in leaves

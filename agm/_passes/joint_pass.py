@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from agm._inputs.rows import copied, doubled
+from agm._inputs.trees import flattened, leaves_of
 from agm._module_state.checkpoints import check_not_reentrant, reentrant_checkpoint
 from agm._module_state.compiled import is_compiled
 from agm._module_state.eval_mode import evaluation
@@ -62,7 +62,8 @@ def joint_pass(
 ) -> Joint:
     """The joint pass by the network's own forward; where the network is compiled, its encoders and `fuse` alone.
 
-    The first batch verifies that forward is `fuse({name: encoders[name](x)})`.
+    Forward must be `fuse({name: encoders[name](x)})`: hand the features as they are, or without their gradient, to
+    `fuse` and return what comes back. One that comes to the same numbers in another way is noted in `record`.
 
     Args:
         network: with `encoders` and `fuse`.
@@ -76,10 +77,8 @@ def joint_pass(
         ValueError: forward is something else.
     """
     compiling = torch.compiler.is_compiling()
-    # In this order: a graph would be guarded by the whole mapping, whose other keys come and go.
-    if compiling or (
-        record.calls_fuse is not None and is_compiled(network)
-    ):  # its forward would be compiled with the watchers
+    # The forward of a compiled network would be compiled with the watchers.
+    if compiling or (record.calls_fuse is not None and is_compiled(network)):
         if not keeps:
             output = network(**inputs)
             return Joint(output, outputs.logits(output))
@@ -95,10 +94,13 @@ def joint_pass(
         output = network(**inputs)
     if not all(one.has_encoded(inputs[name]) for name, one in encoded.items()):
         raise _refusal(network, encoders)
-    if calls_fuse is None:
-        features = {name: one.calls[0][1] for name, one in encoded.items()}
-        if not (fused.is_all(features, output) or _equals_fuse(network, encoders, inputs, features, outputs)):
+    features = {name: one.calls[0][1] for name, one in encoded.items()}
+    if not fused.is_all(features, output):
+        # Equal numbers say so for this batch alone: from the next on forward itself runs for the masked rows.
+        if len(features) < len(encoders) or not _equals_fuse(network, encoders, inputs, features, outputs):
             raise _refusal(network, encoders)
+        record.by_path = True
+    if calls_fuse is None:
         calls_fuse = record.calls_fuse = fused.has_all(encoders)
     if calls_fuse and not fused.has_all(encoders):
         raise _refusal(network, encoders)
@@ -210,15 +212,15 @@ class _Fused:
         return len(self._calls) == 1 and self._calls[0][0].keys() == modalities.keys()
 
     def is_all(self, features: Mapping[str, Any], logits: Any) -> bool:
-        """Whether forward handed the features to it and returned what came back."""
-        if not self.has_all(features):
+        """Whether forward handed these features to it, and others beside them, and returned what came back."""
+        if len(self._calls) != 1 or not features.keys() <= self._calls[0][0].keys():
             return False
         given, output = self._calls[0]
-        return output is logits and all(_identical(features[name], value) for name, value in given.items())
+        return output is logits and all(_identical(value, given[name]) for name, value in features.items())
 
 
 def _requires_grad(tree: Any) -> bool:
-    return any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in pytree.tree_leaves(tree))
+    return any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves_of(tree))
 
 
 def _equals_fuse(
@@ -250,6 +252,15 @@ def _refusal(network: nn.Module, encoders: Mapping[str, nn.Module]) -> ValueErro
 
 
 def _identical(left: Any, right: Any) -> bool:
-    leaves, structure = pytree.tree_flatten(left)
-    others, other = pytree.tree_flatten(right)
-    return structure == other and all(a is b for a, b in zip(leaves, others, strict=True))
+    leaves, structure = flattened(left)
+    others, other = flattened(right)
+    return structure == other and all(map(_are_one, leaves, others))
+
+
+def _are_one(left: Any, right: Any) -> bool:
+    """Whether both are the same, or the same memory, as what `detach` returns."""
+    if left is right:
+        return True
+    if not isinstance(left, Tensor) or not isinstance(right, Tensor) or left.dtype != right.dtype:
+        return False
+    return left.shape == right.shape and left.stride() == right.stride() and left.data_ptr() == right.data_ptr() != 0

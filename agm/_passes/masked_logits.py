@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,6 +14,7 @@ from agm._inputs.absent import Absent, absent_group, absent_input, batch_size, c
 from agm._inputs.arguments import Arguments, Binding, names_of
 from agm._inputs.rows import check_others, copied, lacking, masked_arguments
 from agm._lazy_rows.tensor import Rows
+from agm._module_state.compiled import is_compiled
 from agm._module_state.eval_mode import evaluation, mixes_samples, mode_dependent_layers, unfrozen
 from agm._module_state.hooks import ForwardHooks
 from agm._module_state.modules import submodules
@@ -80,6 +82,7 @@ class MaskedPasses:
             )
         peers = Peers(False) if peers is None else peers
         record = Record() if record is None else record
+        self.record = record
         self.network = network
         self.options = options
         self.shared = options.shared
@@ -147,10 +150,22 @@ class MaskedPasses:
             arguments = self.lacking(arguments, absent, here)
         subsets = proper_subsets(modalities) if sample is None else sample.subsets[:-1]
         rows = Rows(batch, modalities, subsets)
+        if self.record.by_path and isinstance(self._parted, FactorisedPasses):
+            self._parted = self._as_paths(self._parted)
         run = self._parted or self._whole
         hooks = None if torch.compiler.is_compiling() else ForwardHooks(submodules(self.network))
         output, masked = run(arguments, rows, absent, here, hooks)
         return output, masked, rows
+
+    def _as_paths(self, parted: FactorisedPasses) -> InterceptedPasses | FactorisedPasses:
+        """The passes of a network whose forward is not quite its encoders and `fuse`: its encoders named by path."""
+        paths = {module: path for path, module in self.network.named_modules()}
+        found = {name: paths.get(encoder, "") for name, encoder in parted.encoders().items()}
+        if self.chunks or not all(found.values()) or is_compiled(self.network):
+            return parted
+        options = replace(self.options, encoders=found)
+        known = (parted.peers, self.record, self.absent_features)
+        return InterceptedPasses(self.network, self.binding, self.outputs, options, *known)
 
     @staticmethod
     def put_together(joint: Tensor, masked: Tensor | Mapping[int, Tensor], rows: Rows) -> Tensor | AdditiveLogits:
@@ -262,7 +277,9 @@ class MaskedPasses:
 
     def _joint(self, arguments: Arguments, hooks: ForwardHooks | None) -> Any:
         with nullcontext() if hooks is None else hooks.watched():
-            return self.binding.call(arguments)
+            output = self.binding.call(arguments)
+        self.outputs.logits(output)  # refused here, where it is the joint pass's
+        return output
 
 
 def _pad_id(network: nn.Module) -> int:
@@ -280,6 +297,12 @@ def _check_logits(logits: object, rows: int, outputs: Sequence[int] | None = Non
     fits = isinstance(logits, Tensor) and logits.dim() >= 2 and logits.shape[0] == rows
     if not fits or (outputs is not None and logits.shape[1:] != outputs):  # type: ignore[attr-defined]
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if isinstance(logits, Tensor) and tuple(logits.shape) == (rows, rows) and outputs is not None:
+            raise ValueError(
+                "Expected the network to return logits of shape (batch, classes), but it returns one for each pair "
+                "of samples, as contrastive losses take them: samples of other subsets would be among the classes. "
+                "Compute the similarities of each subset yourself, and give them to agm.fused_modulate."
+            )
         inner = "..., classes" if outputs is None else ", ".join(map(str, outputs))
         raise ValueError(
             f"Expected the network to return logits of shape (batch, classes) with {rows} rows, or of shape (batch, "

@@ -23,6 +23,7 @@ class Record:
         has_warned: whether the gradient of absent rows has been looked at.
         order: encoder -> the modalities of its calls, in their order.
         calls_fuse: whether the forward of a network with `encoders` and `fuse` calls `fuse`; None: nobody has looked.
+        by_path: whether such a forward does something else, that came to the same so far: it runs for masked rows too.
         autocasts: modality -> under which autocast its encoder has run, for encoders that are not watched.
         numbers: (modality, kind of batch) -> what differs between one pass of its encoder and two, None if nothing.
         choices: what became of the choices that were made before any numbers.
@@ -36,6 +37,7 @@ class Record:
     has_warned: bool = False
     order: dict[str, list[str]] = field(default_factory=dict)
     calls_fuse: bool | None = None
+    by_path: bool = False
     autocasts: dict[str, Any] = field(default_factory=dict)
     numbers: dict[object, str | None] = field(default_factory=dict)
     choices: Choices = field(default_factory=Choices)

@@ -22,7 +22,12 @@ __all__ = ["eval_mode", "separate_passes"]
 
 
 def separate_passes(
-    passes: MaskedPasses, arguments: Arguments, absent: Mapping[str, Any], subsets: Sequence[int]
+    passes: MaskedPasses,
+    arguments: Arguments,
+    absent: Mapping[str, Any],
+    subsets: Sequence[int],
+    tracks: bool = True,
+    after_joint: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """What the masked logits must equal: (2**M - 1, B, ..., C), by as many passes of the whole network.
 
@@ -34,10 +39,18 @@ def separate_passes(
 
     After the joint pass the generators are seeded anew, so that a network which draws random numbers in eval mode draws
     others than in `passes`. This, and other buffers than it found, is left to the caller to put back.
+
+    Args:
+        passes: whose network, absent inputs and encoders are meant.
+        arguments: of forward.
+        absent: modality -> its absent input.
+        subsets: bitmasks of the proper subsets.
+        tracks: whether inputs have a gradient.
+        after_joint: called between the joint pass and the others.
     """
     batch = batch_size(arguments.inputs)
     absent = {
-        name: pytree.tree_map(lambda leaf: _as_input(tile(leaf, batch)) if is_rows(leaf) else leaf, x)
+        name: pytree.tree_map(lambda leaf: _as_input(tile(leaf, batch), tracks) if is_rows(leaf) else leaf, x)
         for name, x in absent.items()
     }
     encoders = _encoders(passes)
@@ -46,6 +59,7 @@ def separate_passes(
             for encoder in encoders:
                 stack.enter_context(answering({encoder.owner: encoder.recording()}, encoder.method))
         joint = passes.outputs.logits(passes.binding.call(_copied(arguments)))
+    after_joint()
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
@@ -110,9 +124,9 @@ def _encoders(passes: MaskedPasses) -> list[_Encoder]:
     return [_Encoder(*one) for one in passes.encoder_calls()]
 
 
-def _as_input(rows: Tensor) -> Tensor:
+def _as_input(rows: Tensor, tracks: bool) -> Tensor:
     """Rows with a gradient if they can have one: a reentrant checkpoint gives its parameters none without."""
-    return rows if rows.requires_grad or not rows.is_floating_point() else rows.clone().requires_grad_()
+    return rows if rows.requires_grad or not tracks or not rows.is_floating_point() else rows.clone().requires_grad_()
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Modules and random generators put back to what they were."""
 
 import random
-from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
@@ -11,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["preserved"]
+from agm._module_state.traces import contents, refill
 
-_CONTAINERS = (list, deque, set, dict, OrderedDict, defaultdict)
+__all__ = ["preserved"]
 
 
 @contextmanager
@@ -27,7 +26,9 @@ def preserved(root: nn.Module) -> Iterator[Callable[[], None]]:
     """
     modules = list(root.modules())
     attributes = [(vars(module), dict(vars(module))) for module in modules]
-    containers = [(x, copy(x)) for _, kept in attributes for x in kept.values() if type(x) in _CONTAINERS]
+    containers = list(contents(kept for _, kept in attributes))
+    # Hooks too, which a network may register on itself in its first forward.
+    hooks = [(value, copy(value)) for _, kept in attributes for name, value in kept.items() if name.endswith("_hooks")]
     tensors = {id(tensor): (tensor, tensor.detach().clone()) for tensor in _tensors(modules)}
     gradients = [(parameter, parameter.grad) for parameter in root.parameters()]
     generators = _generators(modules)
@@ -37,8 +38,9 @@ def preserved(root: nn.Module) -> Iterator[Callable[[], None]]:
             current.clear()
             current.update(kept)
         for container, content in containers:
-            container.clear()
-            (container.extend if isinstance(container, (list, deque)) else container.update)(content)
+            refill(container, content)
+        for registered, before in hooks:
+            refill(registered, before)
         with torch.no_grad():
             for tensor, value in tensors.values():
                 # Not by versions: batch norm writes to its running statistics without counting one.

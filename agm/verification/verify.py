@@ -1,8 +1,9 @@
 """A self-check: what a model computes in a training step, against the whole network once for every subset."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,7 +22,11 @@ from agm.modulation.unfused import restricted
 from agm.shapley.sampling import SubsetSample
 from agm.shapley.weights import subset_weights
 from agm.verification.diagnosis import causes
-from agm.verification.oracle import separate_passes
+from agm.verification.leftovers import differences as left_differences
+from agm.verification.leftovers import left_behind, tensors_in_attributes
+from agm.verification.masks import MaskFinder
+from agm.verification.masks import advice as mask_advice
+from agm.verification.oracle import eval_mode, separate_passes
 from agm.verification.snapshot import preserved
 
 __all__ = ["Verification", "verify"]
@@ -42,8 +47,11 @@ class Verification:
             or over a tenth of the largest one of all if that is more.
         buffers: buffer -> largest difference after the step, over its largest element.
         coefficients: modality -> difference of its modulation coefficient, over the coefficient.
+        left: attribute of a module, or parameter -> how far what the step left there is from what one joint pass
+            leaves, over its largest element; infinite for something of another kind.
         tolerance: what none of them may exceed.
-        advice: what is wrong and what to do, if something is.
+        not_finite: what of the definition holds NaN or infinities, in words: the network itself is at fault.
+        advice: what is wrong and what to do, if something is, and what is worth knowing.
     """
 
     masked: str
@@ -53,11 +61,13 @@ class Verification:
     coefficients: Mapping[str, float]
     tolerance: float
     advice: tuple[str, ...] = ()
+    left: Mapping[str, float] = field(default_factory=dict)
+    not_finite: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
-        """Whether no difference exceeds the tolerance."""
-        return self.worst <= self.tolerance
+        """Whether no difference exceeds the tolerance, and every number is finite."""
+        return self.worst <= self.tolerance and not self.not_finite
 
     @property
     def worst(self) -> float:
@@ -70,6 +80,7 @@ class Verification:
             "gradients": self.gradients,
             "buffers": self.buffers,
             "coefficients": self.coefficients,
+            "left behind": self.left,
         }
 
     def _wrong(self, kind: str) -> list[str]:
@@ -83,6 +94,7 @@ class Verification:
             f"The training step (masked={self.masked!r}) {'equals' if self.ok else 'is not'} one pass of the whole "
             f"network for each of the {len(self.logits)} subsets, at tolerance {self.tolerance:.0e}."
         ]
+        text += [f"  not finite    {where}" for where in self.not_finite]
         for kind, figures in self._kinds().items():
             if not figures:
                 continue
@@ -110,8 +122,10 @@ def verify(
     of the network as one batch. That is right for a network whose encoders and fusion treat samples apart, draw no
     random numbers in eval mode and keep no state from call to call. This checks it, once and on one batch: the logits
     of every subset, the gradient of the modulated loss in every parameter and floating input, the buffers (running
-    statistics) after the step, and the modulation coefficients. The loss is the mean of what the model scores by
-    (cross-entropy, by default), or of the squared logits where that is a function of the user's.
+    statistics) after the step, the modulation coefficients, and what forward leaves in attributes and in parameters
+    that it writes to, which must be what one joint pass leaves. NaN and infinities are not ok. The loss is the mean of
+    what the model scores by (cross-entropy, by default), or of the squared logits where that is a function of the
+    user's.
 
     The definition in "exact" mode is a joint pass in the network's mode, then a pass in eval mode for every other
     subset; in "shared" mode the encoders of present modalities answer in those passes with what they returned in the
@@ -166,21 +180,61 @@ def verify(
     if double:
         model, given = _double_copy(model), pytree.tree_map(_doubled, given)
     peers = model.modulator.peers
-    with torch.inference_mode(False), torch.enable_grad(), peers.apart(), preserved(model) as restore:
+    with torch.inference_mode(False), torch.enable_grad(), peers.apart(), _preserved(model) as restore:
         result = _compare(model, given, target, present, restore, tolerance)
+        masks = tuple(mask_advice(name) for name in sorted(_masks(model, given)))
+        restore()
         if result.ok:
-            return result
+            return replace(result, advice=masks)
+        if result.worst <= result.tolerance:
+            return replace(result, advice=(_NOT_FINITE, *masks))
         if result.worst < _FAR * result.tolerance and not double:
             near = "This is near the tolerance and may be rounding: agm.verify(..., double=True) will tell."
             return replace(result, advice=(near,))
 
         def is_right(changed: AGM) -> bool:
-            with preserved(changed) as restore_changed:
+            with _preserved(changed) as restore_changed:
                 other = _compare(changed, given, target, present, restore_changed, tolerance)
             return other.ok and other.worst * _FAR < result.worst
 
         advice = causes(model, given, restore, is_right, result.tolerance)
-    return replace(result, advice=tuple(advice))
+    return replace(result, advice=(*advice, *masks))
+
+
+_NOT_FINITE = (
+    "The network itself comes to numbers that are not finite there. If these are rows in which a modality is absent, "
+    "say what an absent input is (absent=), or leave its gradient out: absent_gradient=False."
+)
+
+
+@contextmanager
+def _preserved(model: AGM) -> Iterator[Callable[[], None]]:
+    """`preserved`, and what the model keeps from step to step, which a step by itself begins without."""
+    kept = model._passes.absent_features
+    state = kept.state()
+    with preserved(model) as put_back:
+
+        def restore() -> None:
+            put_back()
+            kept.load({"steps": 0, "kept": {}})
+
+        kept.load({"steps": 0, "kept": {}})
+        try:
+            yield restore
+        finally:
+            kept.load(state)
+
+
+def _masks(model: AGM, given: Mapping[str, Any]) -> set[str]:
+    """Modalities whose values forward compares, and which are zeros where they are absent."""
+    arguments = model._passes.binding.split((), given)
+    inputs, others, rest = copied(tuple(arguments[:3]))  # forward may write to them
+    arguments = Arguments(inputs, others, rest, arguments.placed)
+    plain = {name: x for name, x in inputs.items() if model._passes.absent.get(name) is None}
+    finder = MaskFinder(plain)
+    with torch.no_grad(), eval_mode(model.module), finder:
+        model._passes.binding.call(arguments)
+    return finder.found
 
 
 @dataclass
@@ -193,6 +247,7 @@ class _Step:
     gradients: dict[str, Tensor | None]
     coefficients: Tensor  # (M,)
     buffers: dict[str, Tensor]
+    left: dict[str, Any]
 
 
 def _compare(
@@ -204,12 +259,13 @@ def _compare(
     tolerance: float | None,
 ) -> Verification:
     """The differences between the two steps; the model is restored after each."""
-    _set_in_motion(model.modulator)
-    own = _own_step(model, given, target, present)
-    restore()
-    _set_in_motion(model.modulator)
-    separate = _separate_step(model, given, target, present, own.sample)
-    restore()
+    try:
+        own, separate = _both_steps(model, given, target, present, restore, tracks=True)
+    except RuntimeError as error:
+        if "leaf variables" not in str(error):
+            raise
+        restore()  # forward asks for gradients of its input, which only a leaf can be asked for
+        own, separate = _both_steps(model, given, target, present, restore, tracks=False)
     masked, expected = own.masked, separate.masked
     scale = _largest(expected)
     largest = max((_largest(x) for x in separate.gradients.values() if x is not None), default=0.0)
@@ -232,7 +288,38 @@ def _compare(
             )
         },
         tolerance=_tolerance(model, given, masked) if tolerance is None else tolerance,
+        left=left_differences(own.left, separate.left),
+        not_finite=tuple(_not_finite(separate, own.subsets, model.modalities)),
     )
+
+
+def _both_steps(
+    model: AGM,
+    given: Mapping[str, Any],
+    target: Tensor,
+    present: Tensor | None,
+    restore: Callable[[], None],
+    *,
+    tracks: bool,
+) -> tuple["_Step", "_Step"]:
+    """The model's step and that of the definition; `tracks` says whether the gradient of inputs is looked at."""
+    _set_in_motion(model.modulator)
+    own = _own_step(model, given, target, present, tracks)
+    restore()
+    _set_in_motion(model.modulator)
+    separate = _separate_step(model, given, target, present, own.sample, tracks)
+    restore()
+    return own, separate
+
+
+def _not_finite(step: "_Step", subsets: Sequence[int], modalities: tuple[str, ...]) -> Iterator[str]:
+    """What holds NaN or infinities; minus infinity rules a class out and is none of these."""
+    for subset, logits in zip(subsets, step.masked, strict=True):
+        if bool((logits.isnan() | logits.isposinf()).any()):
+            yield f"logits of {_words(subset, modalities)}"
+    for name, gradient in step.gradients.items():
+        if gradient is not None and not bool(gradient.isfinite().all()):
+            yield f"gradient of {name}"
 
 
 def _set_in_motion(modulator: Modulator) -> None:
@@ -240,9 +327,9 @@ def _set_in_motion(modulator: Modulator) -> None:
     modulator.alpha = modulator.alpha or 1.0
 
 
-def _own_step(model: AGM, given: Mapping[str, Any], target: Tensor, present: Tensor | None) -> _Step:
+def _own_step(model: AGM, given: Mapping[str, Any], target: Tensor, present: Tensor | None, tracks: bool) -> _Step:
     """As training takes it."""
-    arguments, leaves = _tracked(model, given)
+    arguments, leaves = _tracked(model, given, tracks)
     kept: list[tuple[Tensor | AdditiveLogits, SubsetSample | None]] = []
     modulate = model.modulator.forward
 
@@ -253,25 +340,34 @@ def _own_step(model: AGM, given: Mapping[str, Any], target: Tensor, present: Ten
     positional, named = model._passes.binding.as_given(arguments)
     with answering({model.modulator: watched}):
         output = model(*positional, **named, **{model._target_name: target}, present=present)
+    left = left_behind(model.module)
     loss = _loss(model, model._passes.outputs.logits(output), target)
     gradients = _gradients(loss, leaves)
     masked, sample = kept[0]
     if isinstance(masked, AdditiveLogits):  # from which the responses of all subsets follow, whatever was drawn
         masked, sample = masked.stacked(), None
-    return _step(model, sample, masked.detach(), leaves, gradients, model.modulator.state.coefficients)
+    return _step(model, sample, masked.detach(), leaves, gradients, model.modulator.state.coefficients, left)
 
 
 def _separate_step(
-    model: AGM, given: Mapping[str, Any], target: Tensor, present: Tensor | None, sample: SubsetSample | None
+    model: AGM,
+    given: Mapping[str, Any],
+    target: Tensor,
+    present: Tensor | None,
+    sample: SubsetSample | None,
+    tracks: bool,
 ) -> _Step:
     """By the definition, with nothing of the above but the definition of an absent input."""
     model._follow()
-    arguments, leaves = _tracked(model, given)
+    arguments, leaves = _tracked(model, given, tracks)
     subsets, absent = _subsets(model, sample), model._passes.absent_inputs(arguments)
     if present is not None:
         here = dict(zip(model.modalities, present.unbind(1), strict=True))
         arguments = model._passes.lacking(arguments, absent, here)
-    masked = separate_passes(model._passes, arguments, absent, subsets[:-1])
+    left: dict[str, Any] = {}
+    masked = separate_passes(
+        model._passes, arguments, absent, subsets[:-1], tracks, lambda: left.update(left_behind(model.module))
+    )
     settings, state = model.modulator, copy.deepcopy(model.modulator.state)
     with torch.no_grad():
         fused_modulate(
@@ -294,7 +390,7 @@ def _separate_step(
     upstream = scales.view(-1, *[1] * gradient.dim()) * gradient
     rows = masked if present is None else restricted(masked, present, sample)
     gradients = _gradients(rows, leaves, upstream)
-    return _step(model, sample, masked.detach(), leaves, gradients, state.coefficients)
+    return _step(model, sample, masked.detach(), leaves, gradients, state.coefficients, left)
 
 
 def _gradients(outputs: Tensor, leaves: Mapping[str, Tensor], upstream: Tensor | None = None) -> list[Tensor | None]:
@@ -303,7 +399,9 @@ def _gradients(outputs: Tensor, leaves: Mapping[str, Tensor], upstream: Tensor |
     for leaf in leaves.values():
         leaf.grad = None
     torch.autograd.backward(outputs, upstream)
-    found = [leaf.grad for leaf in leaves.values()]
+    found = [
+        leaf.grad.to_dense() if leaf.grad is not None and leaf.grad.is_sparse else leaf.grad for leaf in leaves.values()
+    ]
     for leaf, gradient in zip(leaves.values(), before, strict=True):
         leaf.grad = gradient
     return found
@@ -313,8 +411,8 @@ def _subsets(model: AGM, sample: SubsetSample | None) -> Sequence[int]:
     return range(1, 2 ** len(model.modalities)) if sample is None else sample.subsets
 
 
-def _tracked(model: AGM, given: Mapping[str, Any]) -> tuple[Arguments, dict[str, Tensor]]:
-    """Arguments of the network, and by name all that gets a gradient: parameters, and the floating inputs."""
+def _tracked(model: AGM, given: Mapping[str, Any], tracks: bool) -> tuple[Arguments, dict[str, Tensor]]:
+    """Arguments of the network, and by name what gets a gradient: parameters and, if `tracks`, floating inputs."""
     leaves: dict[str, Tensor] = {
         name.removeprefix("module."): parameter
         for name, parameter in model.named_parameters()
@@ -326,7 +424,7 @@ def _tracked(model: AGM, given: Mapping[str, Any]) -> tuple[Arguments, dict[str,
         if not isinstance(leaf, Tensor):
             return leaf
         leaf = leaf.detach().clone()
-        if leaf.is_floating_point():
+        if leaf.is_floating_point() and tracks:
             name = f"input `{path[0].key}`{pytree.keystr(path[1:])}"
             leaves[name] = leaf.requires_grad_()
         return leaf.clone()  # no leaf of autograd, so that the network may write to it
@@ -342,10 +440,11 @@ def _step(
     leaves: Mapping[str, Tensor],
     gradients: Sequence[Tensor | None],
     coefficients: Tensor,
+    left: dict[str, Any],
 ) -> _Step:
     buffers = {name: buffer.detach().clone() for name, buffer in model.module.named_buffers()}
     named = dict(zip(leaves, gradients, strict=True))
-    return _Step(_subsets(model, sample), sample, masked, named, coefficients.clone(), buffers)
+    return _Step(_subsets(model, sample), sample, masked, named, coefficients.clone(), buffers, left)
 
 
 def _loss(model: AGM, logits: Tensor, target: Tensor) -> Tensor:
@@ -355,7 +454,9 @@ def _loss(model: AGM, logits: Tensor, target: Tensor) -> Tensor:
 
 def _double_copy(model: AGM) -> AGM:
     try:
-        return copy.deepcopy(model).double()
+        # What hangs in a graph cannot be copied: a copy of its values stands in for it.
+        memo = {id(tensor): tensor.detach().clone() for tensor in tensors_in_attributes(model)}
+        return copy.deepcopy(model, memo).double()
     except (RuntimeError, TypeError) as error:
         raise TypeError(
             f"Expected argument `model` to be one that copy.deepcopy can copy, for double=True, but got: {error} Leave "

@@ -1,0 +1,85 @@
+"""What a forward pass has left in a network: attributes, what they contain, and parameters that it wrote to."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["differences", "left_behind", "tensors_in_attributes"]
+
+_OF_MODULES = frozenset(vars(nn.Module()))
+_DEPTH = 3
+
+
+def left_behind(network: nn.Module) -> dict[str, Any]:
+    """By name the tensors and numbers in attributes, the lengths of containers, and what tells parameters apart."""
+    found: dict[str, Any] = {}
+    for path, module in network.named_modules():
+        prefix = f"{path}." if path else ""
+        for name, value in vars(module).items():
+            if name not in _OF_MODULES:
+                found.update(_flattened(f"{prefix}{name}", value, _DEPTH))
+    for name, parameter in network.named_parameters():
+        found[name] = _fingerprint(parameter)
+    return found
+
+
+def _flattened(name: str, value: Any, depth: int) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Tensor):
+        if type(value) not in (Tensor, nn.Parameter):
+            yield name, f"a {type(value).__name__}"
+        else:
+            yield name, value.detach().clone()
+    elif isinstance(value, (bool, int, float, complex, str)):
+        yield name, value
+    elif isinstance(value, (list, tuple, set)) and depth:
+        yield f"len({name})", len(value)
+        for index, inner in enumerate(value if not isinstance(value, set) else ()):
+            yield from _flattened(f"{name}[{index}]", inner, depth - 1)
+    elif isinstance(value, Mapping) and depth:
+        yield f"len({name})", len(value)
+        for key, inner in value.items():
+            yield from _flattened(f"{name}[{key!r}]", inner, depth - 1)
+
+
+def _fingerprint(parameter: Tensor) -> Tensor:
+    """Two numbers that change with the values, so that no copy of a large network is kept."""
+    if parameter.is_meta or not parameter.numel():
+        return torch.zeros(2)
+    values = parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32)).flatten()
+    places = torch.arange(len(values), device=values.device).to(values).cos()
+    return torch.stack([values.sum(), (values * places).sum()]).cpu().double()
+
+
+def differences(own: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, float]:
+    """Name -> how far what was left is from what should be, over its largest element; infinite for another kind."""
+    return {name: _difference(own.get(name), expected.get(name)) for name in {**own, **expected}}
+
+
+def _difference(own: Any, expected: Any) -> float:
+    if isinstance(own, Tensor) and isinstance(expected, Tensor) and own.shape == expected.shape:
+        own, expected = own.double(), expected.double()
+        same = (own == expected) | (own.isnan() & expected.isnan())
+        far = (
+            float((own - expected).abs().masked_fill(same, 0.0).nan_to_num(float("inf")).max()) if own.numel() else 0.0
+        )
+        return far / max(float(expected.abs().nan_to_num(0.0, 0.0, 0.0).max()), 1e-30) if far else 0.0
+    plain = not isinstance(own, Tensor) and not isinstance(expected, Tensor)
+    return 0.0 if plain and own == expected else float("inf")
+
+
+def tensors_in_attributes(network: nn.Module) -> Iterator[Tensor]:
+    """Those that hang in a graph, which cannot be copied as they are."""
+    pending = [value for module in network.modules() for name, value in vars(module).items() if name not in _OF_MODULES]
+    for _ in range(100_000):
+        if not pending:
+            return
+        value = pending.pop()
+        if isinstance(value, Tensor):
+            if value.grad_fn is not None:
+                yield value
+        elif isinstance(value, (list, tuple, set)):
+            pending.extend(value)
+        elif isinstance(value, dict):
+            pending.extend(value.values())

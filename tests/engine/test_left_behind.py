@@ -1,0 +1,296 @@
+"""What a step leaves in a network is what one joint pass leaves: attributes, containers, parameters, hooks."""
+
+import copy
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import agm
+
+NAMES = ("audio", "visual")
+ENCODERS = {"audio": "audio_net", "visual": "visual_net"}
+SHARED: dict[str, Any] = {"encoders": ENCODERS, "masked": "shared"}
+OPTIONS: list[dict[str, Any]] = [{}, {"encoders": ENCODERS}, SHARED, {"max_rows": 6}]
+TARGET = torch.tensor([0, 1, 2, 3, 0, 1])
+
+
+def inputs() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return {name: torch.randn(6, 4, generator=generator, dtype=torch.float64) for name in NAMES}
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.audio_net = nn.Sequential(nn.Linear(4, 5), nn.Tanh())
+        self.visual_net = nn.Sequential(nn.Linear(4, 5), nn.Tanh())
+        self.head = nn.Linear(10, 4)
+        self.double()
+
+    def hidden(self, audio: Tensor, visual: Tensor) -> Tensor:
+        return torch.cat([self.audio_net(audio), self.visual_net(visual)], 1)
+
+    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+        return self.head(self.hidden(audio, visual))
+
+
+class Meter:
+    total = 0.0
+
+    def update(self, value: Tensor) -> None:
+        self.total += float(value.detach())
+
+
+class Keeping(Net):
+    """Keeps a loss, features, counters, lists and a meter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls, self.history, self.meter = 0, {"norms": []}, Meter()
+        self.count = torch.zeros(())
+
+    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+        hidden = self.hidden(audio, visual)
+        self.loss, self.features = hidden.square().mean(), hidden
+        self.calls += 1
+        self.history["norms"].append(float(hidden.detach().norm()))
+        self.meter.update(hidden.mean())
+        self.count += len(hidden)
+        return self.head(hidden)
+
+
+class Momentum(Net):
+    """Moves a momentum encoder and a queue in every forward, in its mode or not (as ALBEF and MoCo do)."""
+
+    def __init__(self, write: Callable[[Tensor, Tensor], None]) -> None:
+        super().__init__()
+        self.write = write
+        self.slow = copy.deepcopy(self.audio_net).requires_grad_(False)
+        self.register_buffer("queue", torch.zeros(8, 5, dtype=torch.float64))
+        self.register_buffer("place", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+        with torch.no_grad():
+            for own, slow in zip(self.audio_net.parameters(), self.slow.parameters(), strict=True):
+                self.write(slow, own)
+            self.queue[int(self.place) % 8] = self.slow(audio).mean(0)
+            self.place += 1
+        return super().forward(audio, visual)
+
+
+def _assign(slow: Tensor, own: Tensor) -> None:
+    slow.data = slow.data * 0.9 + own.data * 0.1
+
+
+def _in_place(slow: Tensor, own: Tensor) -> None:
+    slow.data.mul_(0.9).add_(own.data, alpha=0.1)
+
+
+def _lerp(slow: Tensor, own: Tensor) -> None:
+    slow.lerp_(own, 0.1)
+
+
+def plain_steps(network: Net, steps: int) -> Net:
+    network = copy.deepcopy(network)
+    for _ in range(steps):
+        network(**inputs())
+    return network
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_attributes_are_those_of_the_joint_pass(options: dict[str, Any]) -> None:
+    expected = plain_steps(Keeping(), 3)
+    model = agm.AGM(Keeping(), NAMES, **options)
+    for _ in range(3):
+        model(**inputs(), target=TARGET)
+    network = model.module
+    assert type(network.features) is Tensor
+    torch.testing.assert_close(network.features, expected.features, rtol=0, atol=1e-12)
+    torch.testing.assert_close(network.loss, expected.loss, rtol=0, atol=1e-12)
+    assert network.calls == 3
+    assert network.meter.total == pytest.approx(expected.meter.total, rel=1e-12)
+    assert network.history["norms"] == pytest.approx(expected.history["norms"], rel=1e-12)
+    assert float(network.count) == 18
+    gradients = [torch.autograd.grad(x.loss, list(x.audio_net.parameters())) for x in (network, expected)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
+    assert agm.verify(model, inputs(), TARGET).ok
+
+
+@pytest.mark.parametrize("write", [_assign, _in_place, _lerp])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_parameters_and_buffers_that_forward_writes_to(options: dict[str, Any], write: Any) -> None:
+    expected = plain_steps(Momentum(write), 4).state_dict()
+    model = agm.AGM(Momentum(write), NAMES, **options)
+    for _ in range(4):
+        model(**inputs(), target=TARGET).sum().backward()
+    torch.testing.assert_close(model.module.state_dict(), expected, rtol=0, atol=1e-12)
+    found = agm.verify(model, inputs(), TARGET)
+    assert found.ok, str(found)
+    assert found.left["slow.0.weight"] < 1e-12
+
+
+def test_verify_sees_what_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing were put back, the attributes would be the masked pass's, and verify would say so."""
+    model = agm.AGM(Keeping(), NAMES)
+    monkeypatch.setattr("agm._module_state.traces._is_own", lambda module: False)
+    found = agm.verify(model, inputs(), TARGET)
+    assert not found.ok
+    assert found.left["loss"] > 1e-3
+    assert found.left["features"] == float("inf")  # of another shape
+    assert "left behind" in str(found)
+
+
+class TestHooks:
+    @pytest.mark.parametrize("options", OPTIONS)
+    def test_observers_see_the_joint_pass_alone(self, options: dict[str, Any]) -> None:
+        model = agm.AGM(Net(), NAMES, **options)
+        seen: list[tuple[str, int]] = []
+        network = model.module
+        network.head.register_forward_hook(lambda module, args, output: seen.append(("after", len(output))))
+        network.head.register_forward_pre_hook(lambda module, args: seen.append(("before", len(args[0]))))
+        network.audio_net[0].register_forward_hook(
+            lambda module, args, kwargs, output: seen.append(("inside", len(output))), with_kwargs=True
+        )
+        for _ in range(2):
+            seen.clear()
+            model(**inputs(), target=TARGET)
+            assert sorted(seen) == [("after", 6), ("before", 6), ("inside", 6)]
+        assert all(len(module._forward_hooks) <= 1 for module in network.modules())
+
+    @pytest.mark.parametrize("options", OPTIONS)
+    @pytest.mark.parametrize("writes", [False, True])
+    def test_those_that_act_act_on_masked_rows_too(self, options: dict[str, Any], writes: bool) -> None:
+        hook = _doubling if writes else lambda module, args, output: output * 2.0
+        network = Net()
+        network.head.register_forward_hook(hook)
+        found = agm.verify(agm.AGM(network, NAMES, **options), inputs(), TARGET)
+        assert found.ok, str(found)
+
+
+def _doubling(module: nn.Module, args: Any, output: Tensor) -> None:
+    """Returns nothing, but writes to what it is given."""
+    output.mul_(2.0)
+
+
+class TestVerify:
+    def test_numbers_that_are_not_finite_are_not_ok(self) -> None:
+        class Infinite(Net):
+            def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+                return super().forward(audio, visual) / audio.abs().sum(1, keepdim=True)
+
+        found = agm.verify(agm.AGM(Infinite(), NAMES), inputs(), TARGET)
+        assert not found.ok
+        assert found.worst <= found.tolerance
+        assert any("visual" in where for where in found.not_finite)
+        assert "absent_gradient=False" in str(found)
+
+    def test_masks_made_of_values(self) -> None:
+        class Padding(Net):
+            def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+                mask = (audio.abs().sum(1) > 0).to(audio)
+                return super().forward(audio + mask.unsqueeze(1), visual)
+
+        found = agm.verify(agm.AGM(Padding(), NAMES), inputs(), TARGET)
+        assert found.ok
+        assert "compares the values of `audio`" in str(found)
+        assert not agm.verify(agm.AGM(Net(), NAMES), inputs(), TARGET).advice
+
+    def test_gradients_asked_of_the_input_and_sparse_ones(self) -> None:
+        class Asking(Net):
+            def __init__(self) -> None:
+                super().__init__()
+                self.table = nn.Embedding(3, 5, sparse=True).double()
+
+            def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+                hidden = audio[:, None]
+                if self.training:
+                    hidden.requires_grad = True  # as the feature encoder of wav2vec 2.0
+                features = self.audio_net(hidden)[:, 0] + self.table(torch.zeros(len(audio), dtype=torch.int64))
+                return self.head(torch.cat([features, self.visual_net(visual)], 1))
+
+        for options in OPTIONS[:3]:
+            found = agm.verify(agm.AGM(Asking(), NAMES, **options), inputs(), TARGET)
+            assert found.ok, str(found)
+
+
+class Interrupted(BaseException):
+    """As an interrupt from the keyboard, which may come at any line."""
+
+
+def _interrupting(home: str, line: int) -> Any:
+    """Raises when the line with that number, counted from the start, runs in a folder."""
+    seen = 0
+
+    def tracing(frame: Any, event: str, arg: Any) -> Any:
+        nonlocal seen
+        if event == "line" and frame.f_code.co_filename.startswith(home):
+            seen += 1
+            if seen == line:
+                raise Interrupted
+        return tracing
+
+    return tracing
+
+
+class TestInterrupts:
+    """An interrupt at any line of the library inside a step."""
+
+    @pytest.mark.parametrize("options", OPTIONS[:3])
+    def test_leaves_nothing_behind(self, options: dict[str, Any]) -> None:
+        def network() -> Net:
+            made = Keeping()
+            made.head = nn.Sequential(nn.BatchNorm1d(10), nn.Dropout(0.2), made.head).double()
+            return made
+
+        model = agm.AGM(network(), NAMES, **options)
+        model(**inputs(), target=TARGET)
+        home = agm.__path__[0]
+        before = self.state(model)
+        count, step, ended = 0, 1, False
+        while not ended:
+            sys.settrace(_interrupting(home, step))
+            try:
+                model(**inputs(), target=TARGET)
+                ended = True
+            except Interrupted:
+                count += 1
+            finally:
+                sys.settrace(None)
+            if not ended:
+                after = self.state(model)
+                assert after[1:] == before[1:], f"at line {step} of the step"
+                torch.testing.assert_close(after[0], before[0], rtol=0, atol=0)
+            step += 1 + step // 25  # every line at first, then fewer
+        assert count > 40
+
+    @staticmethod
+    def state(model: agm.AGM) -> tuple[Any, ...]:
+        network = model.module
+        modes = [module.training for module in network.modules()]
+        forwards = ["forward" in vars(module) for module in network.modules()]
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        there = (torch.is_grad_enabled(), torch.overrides._len_torch_function_stack())
+        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        return (buffers, torch.get_rng_state().tolist(), modes, forwards, there, hooks, model._alone().locked())
+
+
+def test_a_step_after_a_failed_one_is_as_if_it_had_not_been() -> None:
+    runs = []
+    for fails in (False, True):
+        model = agm.AGM(Keeping(), NAMES, encoders=ENCODERS)
+        torch.manual_seed(3)
+        for step in range(3):
+            if fails and step == 1:
+                handle = model.module.head.register_forward_hook(lambda *_: 1 / 0)
+                with pytest.raises(ZeroDivisionError):
+                    model(**inputs(), target=TARGET)
+                handle.remove()
+            F.cross_entropy(model(**inputs(), target=TARGET), TARGET).backward()
+        runs.append([*model.buffers(), *(p.grad for p in model.parameters())])
+    torch.testing.assert_close(*runs, rtol=0, atol=0)
