@@ -18,24 +18,17 @@ _open = _Open()
 def putting_back(put_back: Callable[[], None]) -> Iterator[None]:
     """Calls `put_back` in the end, also on errors; enter it before anything is changed.
 
-    An interrupt (Ctrl-C) may arrive in the very lines that put things back. Then `put_back` runs once more when the
-    step around it (`all_or_nothing`) has failed, so it must stand being run again after having been cut off.
+    An interrupt (Ctrl-C) may arrive in the very lines that put things back. When the step around it (`all_or_nothing`)
+    has failed, `put_back` then runs once more, and after it those of whatever was entered before. It must stand that.
     """
-    undos, is_done = _open.undos, False
-
-    def undo() -> None:
-        nonlocal is_done
-        if not is_done:
-            put_back()
-            is_done = True
-
+    undos = _open.undos
     if undos is not None:
-        undos.append(undo)
+        undos.append(put_back)
     try:
         yield
     finally:
-        undo()
-        if undos is not None and undos and undos[-1] is undo:
+        put_back()
+        if undos and undos[-1] is put_back:  # else something inside was cut off
             undos.pop()
 
 

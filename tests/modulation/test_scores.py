@@ -758,10 +758,10 @@ def test_a_bad_batch_is_refused_before_the_network_runs() -> None:
             model(**inputs, target=target)
     assert not calls
     model(**inputs, target=numbers(B, 3).softmax(-1))
-    ran = len(calls)
+    before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match="sum to 1"):
         model(**inputs, target=torch.ones(B, 3))
-    assert len(calls) == ran
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)  # what needs the logits is seen later
 
 
 def test_tokens_may_be_as_many_as_they_like() -> None:
@@ -773,7 +773,7 @@ def test_tokens_may_be_as_many_as_they_like() -> None:
     assert copy.deepcopy(model).modulator.state.step == 3
 
 
-def test_outputs_without_a_dimension_of_their_own_are_refused() -> None:
+def test_outputs_without_a_dimension_of_their_own() -> None:
     network = nn.Sequential(nn.Flatten(0))
 
     class Squeezed(nn.Module):
@@ -781,8 +781,7 @@ def test_outputs_without_a_dimension_of_their_own_are_refused() -> None:
             return network((a + b).mean((1, 2)))
 
     model = agm.AGM(Squeezed(), ("a", "b"), score="squared_error")
-    with pytest.raises(ValueError, match=r"with 7 rows, or of shape \(batch, \.\.\., classes\), but got \(7,\)"):
-        model(a=numbers(B, 3, 4), b=numbers(B, 3, 4), target=numbers(B))
+    assert model(a=numbers(B, 3, 4), b=numbers(B, 3, 4), target=numbers(B)).shape == (B,)
 
 
 def test_the_example(capsys: pytest.CaptureFixture[str]) -> None:
