@@ -120,7 +120,7 @@ def fused_modulate_linear_cross_entropy(
     batch, classes = hidden.shape[1], weight.shape[0]
     rows = max(_FEWEST, -(-batch * hidden.shape[2] // classes)) if chunk_rows is None else chunk_rows
     modulation = Settings(float(alpha), gap, float(floor), ignore_index, update)
-    of_loss = {"label_smoothing": float(label_smoothing), "backend": backend}
+    of_loss: dict[str, Any] = {"label_smoothing": float(label_smoothing), "backend": backend}
 
     def step(values: Tensor, counts: Tensor, modulation: Settings) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         given = (hidden, weight, bias, target, values, counts)
