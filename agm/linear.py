@@ -120,11 +120,20 @@ def fused_modulate_linear_cross_entropy(
     batch, classes = hidden.shape[1], weight.shape[0]
     rows = max(_FEWEST, -(-batch * hidden.shape[2] // classes)) if chunk_rows is None else chunk_rows
     modulation = Settings(float(alpha), gap, float(floor), ignore_index, update)
-    of_loss: dict[str, Any] = {"label_smoothing": float(label_smoothing), "backend": backend}
 
     def step(values: Tensor, counts: Tensor, modulation: Settings) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        given = (hidden, weight, bias, target, values, counts)
-        return ops.modulate_linear_cross_entropy(*given, **modulation._asdict(), **of_loss, chunk_rows=rows)
+        return ops.modulate_linear_cross_entropy(
+            hidden,
+            weight,
+            bias,
+            target,
+            values,
+            counts,
+            **modulation._asdict(),
+            label_smoothing=float(label_smoothing),
+            chunk_rows=rows,
+            backend=backend,
+        )
 
     if process_group is None:
         loss, subset_scales, normalizer, count = step(state.values, state.counts, modulation)
@@ -136,7 +145,12 @@ def fused_modulate_linear_cross_entropy(
     if not (torch.is_grad_enabled() and any(part.requires_grad for part in parts)):
         return loss
     at_once = max(_FEWEST if chunk_rows is None else 1, rows * classes // max(batch, 1))
-    settings = {**of_loss, "ignore_index": ignore_index, "chunk_classes": at_once}
+    settings = {
+        "ignore_index": ignore_index,
+        "label_smoothing": float(label_smoothing),
+        "chunk_classes": at_once,
+        "backend": backend,
+    }
     result: Tensor = _LinearCrossEntropy.apply(
         hidden, weight, bias, loss, target, normalizer, count, subset_scales, settings
     )
