@@ -204,20 +204,32 @@ def _available_responses(
 ) -> tuple[Tensor, Tensor]:
     """Mono-modal responses (M, B, ..., C), with gradients, and the joint logits (B, ..., C) that they sum to.
 
-    What no modality adds is shared by those that a sample has; by all if it has none.
+    What no modality adds is shared by those that a sample has; by all if it has none. A part of -inf says that a sample
+    cannot have a class, as in `reference.additive_responses`.
     """
     wide = accumulation_dtype(present.dtype)
     if available is None:
         here = torch.ones_like(present[:, :1], dtype=torch.bool)
     else:
         here = available.T.reshape(*available.T.shape, *[1] * (present.dim() - 2))  # (M, B, 1, ...)
-    added = torch.where(here, present.to(wide) - absent.to(wide).unsqueeze(1), 0.0)
+    gone = (here & (present == -torch.inf)).any(0) | (absent == -torch.inf).any(0)
+    own, none = _where_finite(present.to(wide)), _where_finite(absent.to(wide))
+    added = torch.where(here, own - none.unsqueeze(1), 0.0)
     if joint_logits is None:
-        common = absent.to(wide).sum(0) if bias is None else absent.to(wide).sum(0) + bias.to(wide)
-        joint = (common + added.sum(0)).to(present.dtype)
+        common = none.sum(0)
+        if bias is not None:
+            gone = gone | (bias == -torch.inf)
+            common = common + _where_finite(bias.to(wide))
+        joint = (common + added.sum(0)).to(present.dtype).masked_fill(gone, -torch.inf)
         left = common.expand_as(joint)
     else:
         joint = joint_logits
-        left = joint.to(wide) - added.sum(0)
+        gone = gone | (joint == -torch.inf)
+        left = _where_finite(joint.to(wide)) - added.sum(0)
     shares = torch.where(here.any(0), here, True).to(wide)
-    return added + shares / shares.sum(0) * left, joint
+    return reference.without(gone, added + shares / shares.sum(0) * left), joint
+
+
+def _where_finite(part: Tensor) -> Tensor:
+    """With 0 in place of -inf."""
+    return part.masked_fill(part == -torch.inf, 0.0)

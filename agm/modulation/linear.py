@@ -137,7 +137,12 @@ def fused_modulate_linear_cross_entropy(
     if not (torch.is_grad_enabled() and any(part.requires_grad for part in parts)):
         return loss
     at_once = max(_FEWEST if chunk_rows is None else 1, rows * classes // max(batch, 1))
-    settings = {**of_loss, "ignore_index": ignore_index, "chunk_classes": at_once}
+    settings = {
+        "ignore_index": ignore_index,
+        "label_smoothing": float(label_smoothing),
+        "chunk_classes": at_once,
+        "backend": backend,
+    }
     result: Tensor = _LinearCrossEntropy.apply(
         hidden, weight, bias, loss, target, normalizer, count, subset_scales, settings
     )

@@ -47,6 +47,12 @@ inline torch::stable::Tensor unit_class_stride(const torch::stable::Tensor& logi
   return logits.stride(logits.dim() - 1) == 1 ? logits : torch::stable::contiguous(logits);
 }
 
+// A compact tensor; a call through the dispatcher, which costs as much as a small loop, only where it is not
+// one.
+inline torch::stable::Tensor compact(const torch::stable::Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
 inline std::optional<torch::stable::Tensor> contiguous_or_none(
     const std::optional<torch::stable::Tensor>& tensor) {
   if (!tensor) return std::nullopt;

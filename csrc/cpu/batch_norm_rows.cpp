@@ -29,12 +29,12 @@ bool channels_last(const Tensor& tensor) {
 }
 
 // The input compact in memory, and the matrix that it is.
-struct Compact {
+struct Laid {
   Tensor tensor;
   Matrix matrix;
 };
 
-Compact compact(const Tensor& input, int64_t train_rows) {
+Laid laid_out(const Tensor& input, int64_t train_rows) {
   STD_TORCH_CHECK(input.dim() >= 2, "Expected an input of shape (rows, channels, ...).");
   const int64_t rows = input.size(0), channels = input.size(1);
   STD_TORCH_CHECK(train_rows >= 1 && train_rows <= rows, "Expected 1 to ", rows, " train rows, but got ",
@@ -44,7 +44,7 @@ Compact compact(const Tensor& input, int64_t train_rows) {
   if (!input.is_contiguous() && channels_last(input)) {
     return {input, {rows * positions, train_rows * positions, channels, 1}};
   }
-  return {torch::stable::contiguous(input), {rows, train_rows, channels * positions, positions}};
+  return {compact(input), {rows, train_rows, channels * positions, positions}};
 }
 
 // `tensor` in the layout of `like`, of whose shape it is.
@@ -63,7 +63,7 @@ Tensor laid_out_as(const Tensor& like, const Tensor& tensor) {
 std::vector<double> numbers(const Tensor& tensor, int64_t channels) {
   STD_TORCH_CHECK(tensor.numel() == channels, "Expected ", channels, " numbers, one a channel, but got ",
                   tensor.numel(), ".");
-  const Tensor own = torch::stable::contiguous(tensor);
+  const Tensor own = compact(tensor);
   std::vector<double> result(static_cast<size_t>(channels));
   AGM_DISPATCH_FLOATING(own.scalar_type(), "agm::batch_norm_rows", [&] {
     const auto* from = static_cast<const scalar_t*>(own.const_data_ptr());
@@ -136,7 +136,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm_rows(
     const Tensor& input, const Tensor& running_mean, const Tensor& running_var,
     const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, int64_t train_rows,
     double momentum, double eps) {
-  const auto [source, matrix] = compact(input, train_rows);
+  const auto [source, matrix] = laid_out(input, train_rows);
   const Matrix& shape = matrix;
   const int64_t channels = input.size(1);
   Tensor out = torch::stable::empty_like(source);
@@ -202,7 +202,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_rows_backward(const Tensor& grad, 
   STD_TORCH_CHECK(
       grad.scalar_type() == input.scalar_type() && grad.numel() == input.numel() && grad.dim() == input.dim(),
       "Expected a gradient of the shape and dtype of the input.");
-  const auto [source, matrix] = compact(input, train_rows);
+  const auto [source, matrix] = laid_out(input, train_rows);
   const Matrix& shape = matrix;
   const Tensor upstream = laid_out_as(source, grad);
   const int64_t channels = input.size(1);

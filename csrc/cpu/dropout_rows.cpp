@@ -51,10 +51,10 @@ void rows(const T* x, T* out, int64_t train, int64_t size, const F& f) {
 }
 
 // A result that was computed compact, in the layout that `empty_like` gives.
-Tensor laid_out_as(const Tensor& like, const Tensor& compact) {
-  if (like.is_contiguous()) return compact;
+Tensor laid_out_as(const Tensor& like, const Tensor& made) {
+  if (like.is_contiguous()) return made;
   Tensor out = torch::stable::empty_like(like);
-  torch::stable::copy_(out, compact);
+  torch::stable::copy_(out, made);
   return out;
 }
 
@@ -77,8 +77,8 @@ std::tuple<Tensor, Tensor> dropout_rows(const Tensor& input, double p, int64_t t
   } else {
     torch::stable::zero_(mask);
   }
-  const Tensor x = torch::stable::contiguous(input);
-  Tensor factor = torch::stable::contiguous(mask);
+  const Tensor x = compact(input);
+  Tensor factor = compact(mask);
   Tensor out = torch::stable::empty_like(x);
   AGM_DISPATCH_FLOATING(x.scalar_type(), "agm::dropout_rows", [&] {
     using A = accumulate_t<scalar_t>;
@@ -96,7 +96,7 @@ std::tuple<Tensor, Tensor> dropout_rows(const Tensor& input, double p, int64_t t
 Tensor dropout_rows_backward(const Tensor& grad, const Tensor& mask, double) {
   STD_TORCH_CHECK(mask.scalar_type() == grad.scalar_type() && mask.numel() <= grad.numel(),
                   "Expected the mask of the train rows, of the dtype of the gradient.");
-  const Tensor source = torch::stable::contiguous(grad), factor = torch::stable::contiguous(mask);
+  const Tensor source = compact(grad), factor = compact(mask);
   Tensor out = torch::stable::empty_like(source);
   AGM_DISPATCH_FLOATING(source.scalar_type(), "agm::dropout_rows_backward", [&] {
     const auto* from = static_cast<const scalar_t*>(source.const_data_ptr());

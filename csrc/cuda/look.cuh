@@ -10,8 +10,10 @@ namespace {
 
 // Classes that a thread loads from each subset at once: 16 bytes, or fewer where many subsets keep the memory
 // busy anyway and would not leave registers for more.
-template <typename T, int M>
-constexpr int kWidth = sizeof(T) == 8 || M > 4 ? 1 : (M == 4 ? 8 : 16) / static_cast<int>(sizeof(T));
+template <typename T, int M, bool Loss>
+constexpr int kWidth = sizeof(T) == 8 || M > 4                        ? 1
+                       : M == 4 || (M == 3 && Loss && sizeof(T) == 2) ? 8 / static_cast<int>(sizeof(T))
+                                                                      : 16 / static_cast<int>(sizeof(T));
 
 template <typename T>
 struct MaskedLogits {
@@ -41,21 +43,23 @@ struct Seen {
 };
 
 template <typename A>
-__device__ Softmax<A> shuffle(const Softmax<A>& softmax, int distance) {
-  return {__shfl_xor_sync(~0u, softmax.largest, distance), __shfl_xor_sync(~0u, softmax.sum, distance)};
+__device__ Softmax<A> shuffle(unsigned mask, const Softmax<A>& softmax, int distance) {
+  return {__shfl_xor_sync(mask, softmax.largest, distance), __shfl_xor_sync(mask, softmax.sum, distance)};
 }
 
+// What `lanes` neighbouring threads saw, in each of them; `lanes` is a power of two, and `mask` those of the
+// warp.
 template <typename A, int M, bool Loss>
-__device__ void merge_warp(Seen<A, M, Loss>& seen) {
-#pragma unroll
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+__device__ __forceinline__ void merge_lanes(Seen<A, M, Loss>& seen, int lanes, unsigned mask) {
+#pragma unroll 1
+  for (int distance = lanes / 2; distance > 0; distance /= 2) {
     Seen<A, M, Loss> other;
 #pragma unroll
-    for (int m = 0; m < M; ++m) other.softmax[m] = shuffle(seen.softmax[m], distance);
-    other.beaten = __shfl_xor_sync(~0u, seen.beaten, distance);
+    for (int m = 0; m < M; ++m) other.softmax[m] = shuffle(mask, seen.softmax[m], distance);
+    other.beaten = __shfl_xor_sync(mask, seen.beaten, distance);
     if constexpr (Loss) {
-      other.joint = shuffle(seen.joint, distance);
-      other.spread = __shfl_xor_sync(~0u, seen.spread, distance);
+      other.joint = shuffle(mask, seen.joint, distance);
+      other.spread = __shfl_xor_sync(mask, seen.spread, distance);
     }
     seen.merge(other);
   }
@@ -136,24 +140,24 @@ struct Running {
   }
 };
 
-// Classes begin, begin + stride ... of one sample, Width at a time; `begin`, `end` and `stride` are multiples
-// of Width. What is found is wrong where a sum is NaN.
+// Classes begin, begin + stride ... of one sample, Width at a time, numbered by as few bits as will do;
+// `begin`, `end` and `stride` are multiples of Width. What is found is wrong where a sum is NaN.
 //
 // A class beats the label if it is larger, or as large and before it. So the largest of all classes and the
 // largest of those before the label tell, and the loop compares nothing.
-template <typename T, int M, int Width, bool Loss, typename A = accumulate_t<T>>
+template <typename T, int M, int Width, bool Loss, typename Index, typename A = accumulate_t<T>>
 __device__ __forceinline__ Seen<A, M, Loss> look_at_numbers(const T* __restrict__ logits, int64_t row_stride,
-                                                            int64_t begin, int64_t end, int64_t stride,
-                                                            int64_t label, const A (&target)[M + 1],
+                                                            Index begin, Index end, Index stride, Index label,
+                                                            const A (&target)[M + 1],
                                                             const LossSettings<A>& loss) {
   Seen<A, M, Loss> seen;
   Running<A, kUnscale> running[M];
   Running<A, 1> joint_running;
-  int64_t at = begin;
+  Index at = begin;
 #pragma unroll 1
   for (int after = 0; after < 2; ++after) {
-    const int64_t before_label = label - Width + 1 < end ? label - Width + 1 : end;
-    const int64_t stop = after ? end : before_label;
+    const Index before_label = label - Width + 1 < end ? label - Width + 1 : end;
+    const Index stop = after ? end : before_label;
 #pragma unroll 1
     for (; at < stop; at += stride) {
       A response[M][Width], joint[Width];
@@ -180,10 +184,10 @@ __device__ __forceinline__ Seen<A, M, Loss> look_at_numbers(const T* __restrict_
     }
   }
   if constexpr (Width > 1) {  // those before the label in its own group
-    const int64_t group = label / Width * Width;
-    if (group >= begin && group < end && (group - begin) % stride == 0) {
+    const Index group = label / Width * Width;
+    if (group >= begin && group < end && ((group - begin) & (stride - 1)) == 0) {
 #pragma unroll 1
-      for (int64_t c = group; c < label; ++c) {
+      for (Index c = group; c < label; ++c) {
         A response[M][1], joint[1];
         load_responses<T, M, 1, false>(logits + c, row_stride, response, joint);
 #pragma unroll
@@ -207,15 +211,15 @@ __device__ void add_number(Softmax<A>& softmax, A number) {
 }
 
 // The same with every rule for what is no number: rare, and slow.
-template <typename T, int M, int Width, bool Loss, typename A = accumulate_t<T>>
+template <typename T, int M, int Width, bool Loss, typename Index, typename A = accumulate_t<T>>
 __device__ __forceinline__ Seen<A, M, Loss> look_exactly(const T* __restrict__ logits, int64_t row_stride,
-                                                         int64_t begin, int64_t end, int64_t stride,
-                                                         int64_t label, const A (&target)[M + 1],
+                                                         Index begin, Index end, Index stride, Index label,
+                                                         const A (&target)[M + 1],
                                                          const LossSettings<A>& loss) {
   Seen<A, M, Loss> seen;
-  for (int64_t first = begin; first < end; first += stride) {
+  for (Index first = begin; first < end; first += stride) {
 #pragma unroll 1
-    for (int64_t at = first; at < first + Width; ++at) {
+    for (Index at = first; at < first + Width; ++at) {
       A response[M][1], joint[1];
       load_responses<T, M, 1, true>(logits + at, row_stride, response, joint);
 #pragma unroll
@@ -234,9 +238,9 @@ __device__ __forceinline__ Seen<A, M, Loss> look_exactly(const T* __restrict__ l
 }
 
 // The classes of one thread. `target` is what `read_target` gives.
-template <typename T, int M, int Width, bool Loss, typename A = accumulate_t<T>>
+template <typename T, int M, int Width, bool Loss, typename Index, typename A = accumulate_t<T>>
 __device__ __forceinline__ Seen<A, M, Loss> look(const T* __restrict__ logits, int64_t row_stride,
-                                                 int64_t begin, int64_t end, int64_t stride, int64_t label,
+                                                 Index begin, Index end, Index stride, Index label,
                                                  const A (&target)[M + 1], const LossSettings<A>& loss) {
   auto seen = look_at_numbers<T, M, Width, Loss>(logits, row_stride, begin, end, stride, label, target, loss);
   bool odd = false;

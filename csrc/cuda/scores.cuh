@@ -17,6 +17,8 @@ using torch::stable::Tensor;
 constexpr int64_t kEnoughBlocks = 512;  // fills any GPU of today a few times
 constexpr int64_t kMaxBlocks = 1024;    // of the first kernel; the second one reads what each of them found
 constexpr int64_t kWideClasses = 1024;  // from here on a whole block works on one sample
+constexpr int64_t kManySamples = 4096;  // from here on few threads work on one of few classes
+constexpr int kFewestLanes = 8;
 
 // Blocks that share a multiprocessor at least. Left to itself the compiler spills registers to fit more.
 template <typename T, int M>
@@ -58,45 +60,48 @@ __device__ __forceinline__ void add_sample(const Seen<A, M, Loss>& seen, const A
   tally.samples += 1;
 }
 
-// Few classes: one warp a sample; each block leaves what its samples add up to.
+// Few classes: `lanes` threads a sample, 8 to 32; each block leaves what its samples add up to.
 template <typename T, int M, int Width, bool Loss>
 __global__ void __launch_bounds__(kThreads, kResident<T, M>)
     score_by_warps(MaskedLogits<T> masked, Target target, double cap, LossGoal<accumulate_t<T>> goal,
-                   TallyOf* __restrict__ tallies) {
+                   int lanes, TallyOf* __restrict__ tallies) {
   using A = accumulate_t<T>;
-  __shared__ TallyOf shared[kWarps];  // not in registers, which the logits need
-  __shared__ LossTally losses[kWarps];
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  TallyOf& tally = shared[warp];
+  __shared__ TallyOf shared[kThreads / kFewestLanes];  // not in registers, which the logits need
+  __shared__ LossTally losses[kThreads / kFewestLanes];
+  const int lane = static_cast<int>(threadIdx.x) & (lanes - 1);
+  const int group = static_cast<int>(threadIdx.x) / lanes, groups = kThreads / lanes;
+  TallyOf& tally = shared[group];
   if (lane == 0) tally = TallyOf{};
-  if (Loss && lane == 0) losses[warp] = LossTally{};
-  for (int64_t b = static_cast<int64_t>(blockIdx.x) * kWarps + warp; b < masked.batch;
-       b += static_cast<int64_t>(gridDim.x) * kWarps) {
+  if (Loss && lane == 0) losses[group] = LossTally{};
+  for (int64_t b = static_cast<int64_t>(blockIdx.x) * groups + group; b < masked.batch;
+       b += static_cast<int64_t>(gridDim.x) * groups) {
     const int64_t label = target.label[b];
     const bool ignored = label == target.ignore_index;
     const T* logits = masked.data + b * masked.batch_stride;
     A own[M + 1];
     if (ignored || !read_target<T, M>(masked, logits, label, own)) {
       if (lane == 0 && !ignored) tally.add_unknown();
-      if (Loss && lane == 0) skip_loss(goal, b, masked.batch, ignored, losses[warp]);
+      if (Loss && lane == 0) skip_loss(goal, b, masked.batch, ignored, losses[group]);
       continue;
     }
-    auto seen = look<T, M, Width, Loss>(logits, masked.row_stride, lane * Width, masked.classes,
-                                        kWarp * Width, label, own, goal.settings);
-    merge_warp(seen);
+    auto seen =
+        look<T, M, Width, Loss>(logits, masked.row_stride, lane * Width, static_cast<int>(masked.classes),
+                                lanes * Width, static_cast<int>(label), own, goal.settings);
+    // The groups of a warp go their own ways.
+    merge_lanes(seen, lanes, (~0u >> (kWarp - lanes)) << (threadIdx.x & (kWarp - lanes)));
     if (lane != 0) continue;
     if constexpr (Loss) {
       add_loss(goal, b, masked.batch, label, seen.joint, own[M], static_cast<double>(seen.spread),
-               losses[warp]);
+               losses[group]);
     }
     add_sample(seen, own, static_cast<A>(cap), tally);
   }
   __syncthreads();
   if (threadIdx.x != 0) return;
-  for (int w = 1; w < kWarps; ++w) tally.add(shared[w]);
+  for (int g = 1; g < groups; ++g) tally.add(shared[g]);
   tallies[blockIdx.x] = tally;
   if constexpr (Loss) {
-    for (int w = 1; w < kWarps; ++w) losses[0].add(losses[w]);
+    for (int g = 1; g < groups; ++g) losses[0].add(losses[g]);
     goal.tallies[blockIdx.x] = losses[0];
   }
 }
@@ -140,8 +145,8 @@ __global__ void __launch_bounds__(kThreads, kResident<T, M>)
       continue;
     }
     auto seen = look<T, M, Width, Loss>(logits, masked.row_stride, begin + threadIdx.x * Width, end,
-                                        kThreads * Width, label, own, goal.settings);
-    merge_warp(seen);
+                                        int64_t{kThreads} * Width, label, own, goal.settings);
+    merge_lanes(seen, kWarp, ~0u);
     __syncthreads();  // the last sample's findings have been read
     if (lane == 0) shared[warp] = seen;
     __syncthreads();
@@ -243,7 +248,7 @@ Tensor bytes_like(const Tensor& tensor, size_t bytes) {
 }
 
 // One step, with the loss where it is wanted: two launches.
-template <typename T, int M, bool Loss, int Width = kWidth<T, M>, typename A = accumulate_t<T>>
+template <typename T, int M, bool Loss, int Width = kWidth<T, M, Loss>, typename A = accumulate_t<T>>
 void launch_step(const Tensor& logits, const MaskedLogits<T>& masked, const Target& target, double cap,
                  LossGoal<A> goal, const Settings& settings, const State& state, cudaStream_t stream) {
   if constexpr (Width > 1) {
@@ -253,7 +258,12 @@ void launch_step(const Tensor& logits, const MaskedLogits<T>& masked, const Targ
     }
   }
   const bool wide = masked.classes >= kWideClasses;
-  const int64_t blocks = std::min(wide ? masked.batch : (masked.batch + kWarps - 1) / kWarps, kMaxBlocks);
+  int lanes = kWarp;  // that work on one sample
+  if (masked.batch >= kManySamples) {
+    while (lanes > kFewestLanes && masked.classes <= lanes * Width * 2) lanes /= 2;
+  }
+  const int64_t together = wide ? 1 : kThreads / lanes;  // samples of a block
+  const int64_t blocks = std::min((masked.batch + together - 1) / together, kMaxBlocks);
   int64_t shares = 1;
   if (wide && blocks > 0) {
     const int64_t most = masked.classes / (kThreads * Width * 2);  // two rounds of a block at least
@@ -267,7 +277,8 @@ void launch_step(const Tensor& logits, const MaskedLogits<T>& masked, const Targ
       launch(score_by_blocks<T, M, Width, Loss>, blocks, kThreads, stream, masked, target, cap, goal, nullptr,
              tallies);
     } else if (blocks > 0) {
-      launch(score_by_warps<T, M, Width, Loss>, blocks, kThreads, stream, masked, target, cap, goal, tallies);
+      launch(score_by_warps<T, M, Width, Loss>, blocks, kThreads, stream, masked, target, cap, goal, lanes,
+             tallies);
     }
     launch(finish_warps<A, Loss>, 1, kThreads, stream, tallies, blocks, goal, settings, state);
     return;

@@ -291,3 +291,46 @@ def test_bad_arguments_are_named_and_change_nothing(
         agm.fused_modulate_additive(**({**GIVEN, "state": state} | changed))
     assert torch.equal(state.values, before.values)
     assert torch.equal(state.counts, before.counts)
+
+
+@pytest.mark.parametrize("form", ["bias", "no bias", "joint"])
+@pytest.mark.parametrize("available", [False, True])
+def test_a_class_that_cannot_be_is_not_there(form: str, available: bool) -> None:
+    """Parts of -inf, whoever has them: the scores are those without the class, and no gradient is NaN."""
+    generator = torch.Generator().manual_seed(0)
+    present = torch.randn(3, 12, 7, generator=generator, dtype=torch.float64)
+    absent = torch.randn(3, 7, generator=generator, dtype=torch.float64)
+    target = torch.randint(6, (12,), generator=generator)
+    options = {
+        "bias": {"bias": absent.mean(0)},
+        "no bias": {},
+        "joint": {"joint_logits": present.sum(0)},
+    }[form]
+    here = (torch.rand(12, 3, generator=generator) < 0.7) if available else None
+    states = agm.ModulationState(3), agm.ModulationState(3)
+    for state, classes in zip(states, (7, 6), strict=True):
+        parts = [part[..., :classes].clone() for part in (present, absent, *options.values())]
+        if classes == 7:
+            for part in parts:
+                part[..., 6] = -torch.inf
+        parts = [part.requires_grad_() for part in parts]
+        more = dict(zip(options, parts[2:], strict=True))
+        logits = agm.fused_modulate_additive(parts[0], parts[1], target, state, alpha=1.5, available=here, **more)
+        torch.nn.functional.cross_entropy(logits, target).backward()
+        assert all(part.grad.isfinite().all() for part in parts)
+    assert states[0].skipped == 0
+    torch.testing.assert_close(states[0].values, states[1].values, rtol=1e-12, atol=1e-12)
+
+
+def test_a_class_that_cannot_be_beside_samples_that_lack_a_modality() -> None:
+    generator = torch.Generator().manual_seed(0)
+    masked = torch.randn(7, 12, 7, generator=generator, dtype=torch.float64)
+    target = torch.randint(6, (12,), generator=generator)
+    here = torch.rand(12, 3, generator=generator) < 0.7
+    here[:, 0] = True
+    states = agm.ModulationState(3), agm.ModulationState(3)
+    agm.fused_modulate(masked[..., :6].contiguous(), target, states[1], present=here)
+    masked[..., 6] = -torch.inf
+    agm.fused_modulate(masked, target, states[0], present=here)
+    assert states[0].skipped == 0
+    torch.testing.assert_close(states[0].values, states[1].values, rtol=1e-12, atol=1e-12)

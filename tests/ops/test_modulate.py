@@ -42,9 +42,9 @@ def test_many_classes(room: Room, shape: tuple[int, int, int]) -> None:
     check(room, step(*shape, torch.float32))
 
 
-@pytest.mark.parametrize("shape", [(2, 2100, 3), (2, 1100, 1024)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 2100, 3), (3, 4100, 40), (2, 1100, 1024)], ids=str)
 def test_many_samples(room: Room, shape: tuple[int, int, int]) -> None:
-    """More than a GPU kernel has blocks, so that blocks go on to a second one; few classes and many."""
+    """More than a GPU kernel has blocks or groups of threads, which go on to a second one; few classes and many."""
     if (room.backend, room.device) == ("triton", "cpu") and shape[2] > 3:
         pytest.skip("the interpreter takes a quarter of a minute")
     check(room, step(*shape, torch.float32))

@@ -98,7 +98,8 @@ def test_more_shared_samples_than_are_merged_at_a_time(room: Room) -> None:
 
 
 def test_many_samples(room: Room) -> None:
-    check_loss(room, loss_of(2, 2100, 3, torch.float32, weighted=True, label_smoothing=0.1))
+    samples = 2100 if (room.backend, room.device) == ("triton", "cpu") else 4200  # the interpreter takes its time
+    check_loss(room, loss_of(2, samples, 3, torch.float32, weighted=True, label_smoothing=0.1))
 
 
 @pytest.mark.parametrize("name", SKIPPED)

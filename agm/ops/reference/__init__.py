@@ -8,7 +8,14 @@ discrepancy ratio, tau_m reference ratio, kappa_m modulation coefficient, R_m ru
 from agm.ops.reference.batch_norm_rows import batch_norm_rows, batch_norm_rows_backward, memory_format
 from agm.ops.reference.dropout_rows import dropout_rows, dropout_rows_backward
 from agm.ops.reference.expand_subsets import expand_subsets, expand_subsets_backward
-from agm.ops.reference.modulate import accumulation_dtype, modulate, modulate_backward, responses, subset_scales
+from agm.ops.reference.modulate import (
+    accumulation_dtype,
+    modulate,
+    modulate_backward,
+    responses,
+    subset_scales,
+    without,
+)
 from agm.ops.reference.modulate_additive import (
     additive_responses,
     additive_scales,
@@ -75,4 +82,5 @@ __all__ = [
     "scale_gradients_",
     "step_totals",
     "subset_scales",
+    "without",
 ]
