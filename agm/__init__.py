@@ -11,6 +11,7 @@ from agm.engine import AGM
 from agm.modulation.additive import fused_modulate_additive
 from agm.modulation.expand_subsets import expand_subsets
 from agm.modulation.functional import fused_modulate, fused_modulate_cross_entropy
+from agm.modulation.linear import fused_modulate_linear_cross_entropy
 from agm.modulation.modulator import Modulator
 from agm.modulation.scale_gradients import scale_gradients_
 from agm.modulation.state import ModulationState
@@ -39,6 +40,7 @@ __all__ = [
     "fused_modulate",
     "fused_modulate_additive",
     "fused_modulate_cross_entropy",
+    "fused_modulate_linear_cross_entropy",
     "masked_logits",
     "modality_values",
     "sample_subsets",
