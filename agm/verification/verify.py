@@ -180,7 +180,8 @@ def verify(
     if double:
         model, given = _double_copy(model), pytree.tree_map(_doubled, given)
     peers = model.modulator.peers
-    with torch.inference_mode(False), torch.enable_grad(), peers.apart(), _preserved(model) as restore:
+    kept = _preserved(model, peers.together)
+    with torch.inference_mode(False), torch.enable_grad(), peers.apart(), kept as restore:
         result = _compare(model, given, target, present, restore, tolerance)
         masks = tuple(mask_advice(name) for name in sorted(_masks(model, given)))
         restore()
@@ -208,10 +209,10 @@ _NOT_FINITE = (
 
 
 @contextmanager
-def _preserved(model: AGM) -> Iterator[Callable[[], None]]:
+def _preserved(model: AGM, together: bool = False) -> Iterator[Callable[[], None]]:
     """`preserved`, and what the model keeps from step to step, which a step by itself begins without."""
-    kept = model._passes.absent_features
-    state = kept.state()
+    kept, record = model._passes.absent_features, model._passes.record
+    state, known = kept.state(), copy.deepcopy(vars(record))
     with preserved(model) as put_back:
 
         def restore() -> None:
@@ -223,6 +224,8 @@ def _preserved(model: AGM) -> Iterator[Callable[[], None]]:
             yield restore
         finally:
             kept.load(state)
+            if together:  # what one process has found out by itself the others would still look for, with it
+                vars(record).update(known)
 
 
 def _masks(model: AGM, given: Mapping[str, Any]) -> set[str]:
