@@ -27,7 +27,7 @@ ACCUMULATION, REST = "gradients added up", "between operations"
 _PREFIX = "part: "
 _AGM = Path(agm.__file__).parent
 # What computes scores, coefficients and gradients; the rest of the library arranges passes.
-_HEADS = {str(_AGM / name) for name in ("functional.py", "additive.py", "modulator.py")}
+_HEADS = {str(_AGM / "modulation" / name) for name in ("functional.py", "additive.py", "modulator.py")}
 _RIVALS = str(rivals.__file__)
 _EVALUATION = "autograd::engine::evaluate_function: "
 
