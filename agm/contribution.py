@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from agm._inputs.absent import Absent
 from agm._module_state.eval_mode import evaluation
-from agm._passes.masked_logits import MaskedPasses
+from agm._passes.masked_passes import MaskedPasses
 from agm._passes.options import MaskedOptions
 from agm.engine import AGM
 from agm.modulation.checks import check_presence

@@ -19,7 +19,7 @@ from agm._module_state.undo import all_or_nothing
 from agm._module_state.values import kept_generators, kept_surroundings, kept_values
 from agm._one_pass.choice import Passes
 from agm._passes.absent_features import AbsentFeaturesState
-from agm._passes.masked_logits import MaskedPasses
+from agm._passes.masked_passes import MaskedPasses
 from agm._passes.options import Masked, MaskedOptions
 from agm._passes.outputs import Output
 from agm._passes.plan import Plan

@@ -6,8 +6,8 @@ for that pass: from the rows that they are given they pick the present ones and 
 and answer with the features put in place for every row.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -17,22 +17,21 @@ from torch import Tensor, nn
 
 from agm._inputs.absent import batch_size, is_rows
 from agm._inputs.arguments import Arguments, Binding
-from agm._inputs.rows import EVERYWHERE, check_others, combine, copied
-from agm._inputs.samples import Samples, has_samples
-from agm._inputs.trees import leaves_of, mapped
+from agm._inputs.rows import check_others, copied
+from agm._inputs.samples import has_samples
+from agm._inputs.trees import leaves_of
 from agm._lazy_rows.decision import SHARDED, Deferral, found_deferral, some_subsets
-from agm._lazy_rows.tensor import CannotDefer, Deferred, Rows, current, outcome
+from agm._lazy_rows.tensor import CannotDefer, Rows, current, outcome
 from agm._module_state.compiled import compiled_part, is_compiled
-from agm._module_state.eval_mode import evaluation, mixes_samples
+from agm._module_state.eval_mode import mixes_samples
 from agm._module_state.hooks import ForwardHooks
-from agm._module_state.replace_forward import answering
 from agm._one_pass.choice import Choice, JointCall, apart, checked, choose, in_common
 from agm._one_pass.numeric_check import ROWS_DEPEND, untouched
-from agm._passes.absent_features import AbsentFeatures, warn_if_amplified
-from agm._passes.encoder_calls import Answer, Handed, NeedsOrigins, Recorder, Target
+from agm._passes.absent_features import AbsentFeatures
 from agm._passes.encoder_paths import find_targets
+from agm._passes.encoder_recording import Handed, Recorder, Target
+from agm._passes.masked_run import MaskedRun, called_instead, few_rows
 from agm._passes.options import MaskedOptions
-from agm._passes.origins import Origins
 from agm._passes.outputs import Outputs
 from agm._passes.plan import Line, encoder_lines, fusion_line
 from agm._passes.record import Record
@@ -177,8 +176,8 @@ class InterceptedPasses:
         targets = self._targets()
         choices = self._choose(targets, device)
         # Copies, since the network may write to its inputs in the joint pass.
-        few = {name: _few(x, absent[name]) for name, x in arguments.inputs.items()}
-        given = _Given(self, few, device, copied(arguments.others), copied(arguments.rest), arguments.placed, here)
+        few = {name: few_rows(x, absent[name]) for name, x in arguments.inputs.items()}
+        given = MaskedRun(self, few, device, copied(arguments.others), copied(arguments.rest), arguments.placed, here)
         output, given.recorders = self._joint(targets, arguments, absent, choices, hooks)
         given.shares = frozenset(
             bit for bit, choice in choices.items() if self._may_share(bit, choice, given.recorders)
@@ -204,7 +203,7 @@ class InterceptedPasses:
         differs = any(call.disagrees not in (None, ROWS_DEPEND) for call in calls)
         return choice.how in ("shared", "joined") and not differs
 
-    def _masked(self, given: "_Given", rows: Rows) -> Tensor | Mapping[int, Tensor]:
+    def _masked(self, given: "MaskedRun", rows: Rows) -> Tensor | Mapping[int, Tensor]:
         """The masked logits of all rows, after a first batch has shown on some of them what they may come from."""
         if not self._is_checked(rows.batch):
             self._check(given, replace(rows, subsets=some_subsets(rows.modalities)))
@@ -228,7 +227,7 @@ class InterceptedPasses:
         like = True if self.peers.together else batch > 1
         return like in self.record.looked or True in self.record.looked
 
-    def _check(self, given: "_Given", some: Rows) -> None:
+    def _check(self, given: "MaskedRun", some: Rows) -> None:
         """What the encoders are given, and whether rows may be deferred, on the rows of some subsets."""
         weights = list(self.network.parameters())
         with untouched(self.network, weights):
@@ -262,7 +261,7 @@ class InterceptedPasses:
                     handed.add(leaf, bit)
         recorders = [self._recorder(target, choices, arguments, absent, handed) for target in targets]
         watched = nullcontext() if hooks is None else hooks.watched()
-        with watched, _instead({recorder.target: recorder for recorder in recorders}):
+        with watched, called_instead({recorder.target: recorder for recorder in recorders}):
             output = self.binding.call(arguments)
             self.outputs.logits(output)  # refused here, where it is the joint pass's
         for recorder in recorders:
@@ -294,147 +293,3 @@ class InterceptedPasses:
                 calls[bit] = JointCall(target.owner, choice, inputs, rows, True, agrees)
         keeps = any(choices[bit].how in ("shared", "joined") for bit in target.names)
         return Recorder(target, calls, keeps, handed, self.shared)
-
-
-@contextmanager
-def _instead(functions: Mapping[Target, Callable[..., Any]]) -> Iterator[None]:
-    """Each encoder is called as one of these."""
-    methods: dict[str, dict[nn.Module, Callable[..., Any]]] = {}
-    for target, function in functions.items():
-        methods.setdefault(target.method, {})[target.owner] = function
-    with ExitStack() as stack:
-        for method, answers in methods.items():
-            stack.enter_context(answering(answers, method))
-        yield
-
-
-class _Given:
-    """What the masked passes of one step are given: the same for any of its rows.
-
-    Attributes:
-        recorders: what the encoders did in the joint pass.
-        shares: bits of the modalities whose joint features may serve the present rows.
-        hooks: of the network's modules.
-    """
-
-    recorders: list[Recorder]
-    shares: frozenset[int]
-    hooks: ForwardHooks | None
-
-    def __init__(
-        self,
-        passes: InterceptedPasses,
-        few: Mapping[str, Any],
-        device: torch.device,
-        others: list[Any],
-        rest: dict[str, Any],
-        placed: tuple[str, ...],
-        here: Mapping[str, Tensor] | None,
-    ) -> None:
-        self.passes = passes
-        self.few = few
-        self.device = device
-        self.others, self.rest, self.placed = others, rest, placed
-        self.here = here if passes.shared else None
-        # Arguments beside the modalities can reach an encoder, and then every absent row is another one.
-        self.extra_rows = _has_rows(others, rest)
-
-    def logits(self, rows: Rows, *, deferred: bool, check: bool = False) -> Any:
-        """What the network makes of the masked rows, its encoders answering for them.
-
-        Args:
-            rows: which.
-            deferred: whether forward is given deferred rows; else all are written out.
-            check: whether to look at the rows that encoders pick.
-        """
-        record = self.passes.record
-        if not record.follows:
-            try:
-                return self._run(rows, deferred, check, None)
-            except NeedsOrigins:
-                record.follows = True
-        return self._run(rows, deferred, check, Origins())
-
-    def _run(self, rows: Rows, deferred: bool, check: bool, origins: Origins | None) -> Any:
-        compiling = torch.compiler.is_compiling()
-        handed = Handed()
-        place = _deferred if deferred else _written
-
-        def handing(bit: int, few: Any) -> Any:
-            def hand(leaf: Any) -> Any:
-                placed = place(rows, bit, leaf)
-                if not compiling and is_rows(leaf):
-                    handed.add(placed, bit, leaf)
-                return placed
-
-            return mapped(hand, few)
-
-        inputs = {name: handing(bit, few) for bit, (name, few) in enumerate(self.few.items())}
-        others, rest = self.others, self.rest
-        if self.extra_rows and deferred:
-            others, rest = (handing(EVERYWHERE, mapped(_one_more, tree)) for tree in (others, rest))
-        elif self.extra_rows:
-            everywhere = [True] * len(rows.subsets)
-            others, rest = (combine(tree, tree, everywhere, rows.part) for tree in (others, rest))
-            for leaf in () if compiling else leaves_of((others, rest)):
-                handed.add(leaf, EVERYWHERE)
-        answers = [
-            Answer(
-                recorder,
-                rows,
-                handed,
-                self.here,
-                self.shares,
-                mixes=self.passes.shared and bool(mixes_samples(recorder.target.owner)),
-                extra_rows=self.extra_rows,
-                origins=origins,
-                other_rows=self.passes.record.other_rows,
-                absent_features=self.passes.absent_features,
-                check=check,
-                deferred=deferred,
-            )
-            for recorder in self.recorders
-        ]
-        network = self.passes.network
-        with ExitStack() as stack:
-            stack.enter_context(evaluation(network, self.hooks))
-            stack.enter_context(_instead({answer.target: answer for answer in answers}))
-            if origins is not None:
-                for tensor, _, bit, _ in handed.of.values():
-                    origins.note(tensor, frozenset((bit,)))
-                stack.enter_context(origins)
-            output = self.passes.binding.call(Arguments(inputs, others, rest, self.placed))
-            logits = self.passes.outputs.logits(output)
-        record = self.passes.record
-        for answer in answers:
-            answer.finish()
-            for name, present, absent in () if self.passes.peers.together else answer.examples:
-                warn_if_amplified(name, answer.target.owner, present, absent)
-            record.all_rows.update(answer.all_rows)
-            record.other_rows.update(answer.other_rows)
-            record.order[str(answer.target)] = answer.order
-        return logits
-
-
-def _has_rows(*trees: Any) -> bool:
-    return any(is_rows(leaf) or isinstance(leaf, Samples) for leaf in leaves_of(trees))
-
-
-def _few(present: Any, absent: Any) -> Any:
-    """(B, ...) and (1 or B, ...) one after another."""
-    return mapped(lambda leaf, row: torch.cat([leaf, row]) if is_rows(leaf) else leaf, present, absent)
-
-
-def _one_more(leaf: Any) -> Any:
-    """(B, ...) with a row more, which is never looked at, in the place of an absent one."""
-    return torch.cat([leaf, leaf[:1]]) if is_rows(leaf) else leaf
-
-
-def _written(rows: Rows, bit: int, leaf: Any) -> Any:
-    if isinstance(leaf, Samples):
-        return leaf.repeated(len(rows.subsets), rows.part)
-    return rows.expanded(bit, leaf) if is_rows(leaf) else leaf
-
-
-def _deferred(rows: Rows, bit: int, leaf: Any) -> Any:
-    return Deferred.of(rows, bit, leaf) if is_rows(leaf) else _written(rows, bit, leaf)

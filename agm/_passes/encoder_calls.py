@@ -1,157 +1,34 @@
-"""The calls of an encoder that is named by path: noted in the joint pass, answered for all rows in the masked pass."""
+"""The calls of an encoder that is named by path, answered for all rows in the masked pass."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from agm._inputs.absent import is_opaque, is_rows
-from agm._inputs.rows import EVERYWHERE, doubled
+from agm._inputs.rows import EVERYWHERE
 from agm._inputs.samples import Samples, is_listed
 from agm._inputs.trees import flattened, leaves_of, unflattened
 from agm._lazy_rows.tensor import CannotDefer, Deferred, Rows, written
 from agm._module_state.checkpoints import check_not_reentrant, reentrant_checkpoint
-from agm._one_pass.choice import OWN_WAY, Choice, JointCall, surroundings
+from agm._one_pass.choice import JointCall
 from agm._one_pass.numeric_check import close
 from agm._passes.absent_features import AbsentFeatures
+from agm._passes.encoder_recording import Call, Handed, Recorder
 from agm._passes.encoder_rows import EncoderRows, changed_dims
 from agm._passes.origins import Origins
 
-__all__ = ["Answer", "Call", "Handed", "NeedsOrigins", "Recorder", "Target"]
+__all__ = ["Answer", "NeedsOrigins"]
 
 _NO_BITS: frozenset[int] = frozenset()
 
 
 class NeedsOrigins(RuntimeError):
     """An encoder is given rows of which it has to be known what they were computed from."""
-
-
-@dataclass(frozen=True, eq=False)
-class Target:
-    """What encodes one modality, or several one after another: a module, or a method of one.
-
-    Attributes:
-        owner: the module.
-        method: the name of the method that is called, "forward" where the module itself is.
-        names: bit -> modality, of those that it encodes.
-    """
-
-    owner: nn.Module
-    method: str
-    names: Mapping[int, str]
-
-    @property
-    def function(self) -> Callable[..., Any]:
-        """What is called."""
-        called: Callable[..., Any] = getattr(self.owner, self.method)
-        return called
-
-    def __str__(self) -> str:
-        names = " and ".join(f"`{name}`" for name in self.names.values())
-        return f"the encoder of {names}"
-
-
-@dataclass
-class Call:
-    """One call of an encoder in the joint pass.
-
-    Attributes:
-        input_sizes, output_sizes: of the tensors and lists among its arguments and in what it returned, in their order.
-        output: a copy of what it returned, if that is to serve the masked passes.
-        direct: the bit of the modality whose input it was given as it is, and nothing else that has rows.
-        is_whole: whether it ran with gradients and under autocast as the pass around it does.
-    """
-
-    input_sizes: list[torch.Size | None]
-    output_sizes: list[torch.Size | None]
-    output: Any
-    direct: int | None
-    is_whole: bool
-
-
-@dataclass
-class Handed:
-    """The tensors that forward is given in a pass, by identity: of which modality each is.
-
-    Attributes:
-        of: id of a tensor -> (the tensor, what it was like, the bit of its modality, its few rows or None).
-    """
-
-    of: dict[int, tuple[Tensor, object, int, Tensor | None]] = field(default_factory=dict)
-
-    def add(self, tensor: Any, bit: int, few: Tensor | None = None) -> None:
-        if isinstance(tensor, Tensor):
-            self.of[id(tensor)] = (tensor, _likeness(tensor), bit, few)
-
-    def find(self, leaf: Any) -> tuple[int, Tensor | None] | None:
-        """The bit of a tensor that forward was given and nobody has written to, and its few rows."""
-        found = self.of.get(id(leaf))
-        return None if found is None or found[0] is not leaf or found[1] != _likeness(leaf) else found[2:]
-
-
-class Recorder:
-    """Runs an encoder in the joint pass and notes its calls.
-
-    Args:
-        target: the encoder.
-        calls_with: what takes the rows of the masked pass with it, by modality's bit.
-        keeps: whether its outputs are to serve the masked passes.
-        handed: what forward was given.
-        shared: whether they serve whatever the mode.
-    """
-
-    def __init__(
-        self, target: Target, calls_with: Mapping[int, JointCall], keeps: bool, handed: Handed, shared: bool
-    ) -> None:
-        self.target = target
-        self.function = target.function
-        self.calls_with = calls_with
-        self.keeps = keeps
-        self.shared = shared
-        self.handed = handed
-        self.around = surroundings()
-        self.calls: list[Call] = []
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.keeps and self.shared:
-            check_not_reentrant(str(self.target))
-        direct, is_whole = self._direct((args, kwargs)), surroundings() == self.around
-        with_rows = None if direct is None else self.calls_with.get(direct)
-        sizes = _sizes((args, kwargs))
-        output, kept = (with_rows or self.function)(*args, **kwargs), None
-        if self.keeps:
-            output, kept = doubled(output)
-        self.calls.append(Call(sizes, _sizes(output), kept, direct, is_whole))
-        return output
-
-    def _direct(self, given: Any) -> int | None:
-        bits = set()
-        for leaf in leaves_of(given, is_leaf=is_listed):
-            if not is_rows(leaf):
-                if is_listed(leaf):
-                    return None
-                continue
-            found = self.handed.find(leaf)
-            if found is None:
-                return None
-            bits.add(found[0])
-        return bits.pop() if len(bits) == 1 and EVERYWHERE not in bits else None
-
-    def outcome(self, bit: int, chosen: Choice) -> Choice:
-        """What the choice for a modality came to."""
-        call = self.calls_with.get(bit)
-        direct = all(one.direct is not None and one.is_whole for one in self.calls)
-        if chosen.is_one and call is not None and call.is_done and len(self.calls) == 1:
-            return chosen
-        if self.shared:
-            return chosen if chosen.how == "shared" else Choice("shared", OWN_WAY)
-        if chosen.how == "two" or (chosen.how == "shared" and direct):
-            return chosen
-        return Choice("shared" if chosen.how == "joined" and direct else "two", OWN_WAY)
 
 
 class Answer:
@@ -437,18 +314,3 @@ def _mixed(
             [torch.where(mask, shared, own) if one else own for one, own in zip(is_present, blocks, strict=True)], dim
         )
     return torch.cat([shared if one else own for one, own in zip(is_present, blocks, strict=True)], dim)
-
-
-def _likeness(tensor: Tensor) -> object:
-    """What is another one once the tensor has been written to."""
-    if isinstance(tensor, Deferred):
-        return id(tensor.content)
-    return None if tensor.is_inference() else tensor._version
-
-
-def _sizes(tree: Any) -> list[torch.Size | None]:
-    leaves = leaves_of(tree, is_leaf=lambda leaf: is_listed(leaf) or is_opaque(leaf))
-    return [
-        leaf.shape if isinstance(leaf, Tensor) else torch.Size([len(leaf)]) if is_listed(leaf) else None
-        for leaf in leaves
-    ]

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from agm._passes.encoder_calls import Target
+from agm._passes.encoder_recording import Target
 
 __all__ = ["find_targets"]
 

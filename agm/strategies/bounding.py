@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from agm._passes.masked_logits import MaskedPasses
+from agm._passes.masked_passes import MaskedPasses
 from agm._passes.options import MaskedOptions
 from agm.modulation.modulator import Modulator
 from agm.strategies.parts import Parts

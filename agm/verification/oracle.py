@@ -16,7 +16,7 @@ from agm._inputs.rows import copied, doubled, tile
 from agm._module_state.replace_forward import answering
 from agm._module_state.traces import untraced
 from agm._passes.absent_features import detached
-from agm._passes.masked_logits import MaskedPasses
+from agm._passes.masked_passes import MaskedPasses
 
 __all__ = ["eval_mode", "separate_passes"]
 

@@ -1,109 +1,30 @@
 """A self-check: what a model computes in a training step, against the whole network once for every subset."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from agm._inputs.arguments import Arguments
 from agm._inputs.rows import copied
-from agm._module_state.replace_forward import answering
 from agm.engine import AGM
-from agm.modulation.additive import AdditiveLogits
-from agm.modulation.functional import fused_modulate
-from agm.modulation.modulator import Modulator
-from agm.modulation.scores import find_score
-from agm.modulation.unfused import restricted
-from agm.shapley.sampling import SubsetSample
-from agm.shapley.weights import subset_weights
+from agm.verification.comparison import compare
 from agm.verification.diagnosis import causes
-from agm.verification.leftovers import differences as left_differences
-from agm.verification.leftovers import left_behind, tensors_in_attributes
+from agm.verification.leftovers import tensors_in_attributes
 from agm.verification.masks import MaskFinder
 from agm.verification.masks import advice as mask_advice
-from agm.verification.oracle import eval_mode, separate_passes
+from agm.verification.oracle import eval_mode
+from agm.verification.result import Verification
 from agm.verification.snapshot import preserved
 
 __all__ = ["Verification", "verify"]
 
-_TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
-_SMALL = 0.1  # a gradient below this part of the largest one may be nothing but rounding (a bias before batch norm)
 _FAR = 10.0  # how many times worse what is wrong is than what is right, and than the tolerance
-
-
-@dataclass(frozen=True)
-class Verification:
-    """How far a model's training step is from the whole network once for every subset; `print` it.
-
-    Attributes:
-        masked: "exact" or "shared", the mode of the model.
-        logits: subset in words -> largest difference of its logits, over the largest logit of all.
-        gradients: parameter or input -> largest difference of its gradient, over the largest element of the gradient,
-            or over a tenth of the largest one of all if that is more.
-        buffers: buffer -> largest difference after the step, over its largest element.
-        coefficients: modality -> difference of its modulation coefficient, over the coefficient.
-        left: attribute of a module, or parameter -> how far what the step left there is from what one joint pass
-            leaves, over its largest element; infinite for something of another kind.
-        tolerance: what none of them may exceed.
-        not_finite: what of the definition holds NaN or infinities, in words: the network itself is at fault.
-        advice: what is wrong and what to do, if something is, and what is worth knowing.
-    """
-
-    masked: str
-    logits: Mapping[str, float]
-    gradients: Mapping[str, float]
-    buffers: Mapping[str, float]
-    coefficients: Mapping[str, float]
-    tolerance: float
-    advice: tuple[str, ...] = ()
-    left: Mapping[str, float] = field(default_factory=dict)
-    not_finite: tuple[str, ...] = ()
-
-    @property
-    def ok(self) -> bool:
-        """Whether no difference exceeds the tolerance, and every number is finite."""
-        return self.worst <= self.tolerance and not self.not_finite
-
-    @property
-    def worst(self) -> float:
-        """The largest difference of all."""
-        return max(value for figures in self._kinds().values() for value in figures.values())
-
-    def _kinds(self) -> dict[str, Mapping[str, float]]:
-        return {
-            "logits": self.logits,
-            "gradients": self.gradients,
-            "buffers": self.buffers,
-            "coefficients": self.coefficients,
-            "left behind": self.left,
-        }
-
-    def _wrong(self, kind: str) -> list[str]:
-        """Where the differences of a kind are too large, the largest first."""
-        figures = self._kinds()[kind]
-        wrong = [where for where, value in figures.items() if not value <= self.tolerance]
-        return sorted(wrong, key=lambda where: -figures[where])
-
-    def __str__(self) -> str:
-        text = [
-            f"The training step (masked={self.masked!r}) {'equals' if self.ok else 'is not'} one pass of the whole "
-            f"network for each of the {len(self.logits)} subsets, at tolerance {self.tolerance:.0e}."
-        ]
-        text += [f"  not finite    {where}" for where in self.not_finite]
-        for kind, figures in self._kinds().items():
-            if not figures:
-                continue
-            wrong = self._wrong(kind)
-            where = wrong[0] if wrong else max(figures, key=lambda name: figures[name])
-            others = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-            mark = "too large:" if wrong else "largest:"
-            text.append(f"  {kind:<12}  {figures[where]:.1e}  {mark} {where}{others}")
-        return "\n".join([*text, *self.advice])
 
 
 def verify(
@@ -182,7 +103,7 @@ def verify(
     peers = model.modulator.peers
     kept = _preserved(model, peers.together)
     with torch.inference_mode(False), torch.enable_grad(), peers.apart(), kept as restore:
-        result = _compare(model, given, target, present, restore, tolerance)
+        result = compare(model, given, target, present, restore, tolerance)
         masks = tuple(mask_advice(name) for name in sorted(_masks(model, given)))
         restore()
         if result.ok:
@@ -195,7 +116,7 @@ def verify(
 
         def is_right(changed: AGM) -> bool:
             with _preserved(changed) as restore_changed:
-                other = _compare(changed, given, target, present, restore_changed, tolerance)
+                other = compare(changed, given, target, present, restore_changed, tolerance)
             return other.ok and other.worst * _FAR < result.worst
 
         advice = causes(model, given, restore, is_right, result.tolerance)
@@ -240,221 +161,6 @@ def _masks(model: AGM, given: Mapping[str, Any]) -> set[str]:
     return finder.found
 
 
-@dataclass
-class _Step:
-    """What one way of taking a training step gives."""
-
-    subsets: Sequence[int]
-    sample: SubsetSample | None  # None: all subsets
-    masked: Tensor  # (2**M - 1, B, ..., C), or a row for each of a sample of subsets
-    gradients: dict[str, Tensor | None]
-    coefficients: Tensor  # (M,)
-    buffers: dict[str, Tensor]
-    left: dict[str, Any]
-
-
-def _compare(
-    model: AGM,
-    given: Mapping[str, Any],
-    target: Tensor,
-    present: Tensor | None,
-    restore: Callable[[], None],
-    tolerance: float | None,
-) -> Verification:
-    """The differences between the two steps; the model is restored after each."""
-    try:
-        own, separate = _both_steps(model, given, target, present, restore, tracks=True)
-    except RuntimeError as error:
-        if "leaf variables" not in str(error):
-            raise
-        restore()  # forward asks for gradients of its input, which only a leaf can be asked for
-        own, separate = _both_steps(model, given, target, present, restore, tracks=False)
-    masked, expected = own.masked, separate.masked
-    scale = _largest(expected)
-    largest = max((_largest(x) for x in separate.gradients.values() if x is not None), default=0.0)
-    differences = [
-        (_words(subset, model.modalities), _difference(mine, its, scale))
-        for subset, mine, its in zip(own.subsets, masked, expected, strict=True)
-    ]
-    return Verification(
-        masked=model._options.masked,
-        logits={words: max(d for other, d in differences if other == words) for words, _ in differences},
-        gradients={
-            name: _gradient_difference(own.gradients[name], x, _SMALL * largest)
-            for name, x in separate.gradients.items()
-        },
-        buffers={name: _difference(own.buffers[name], x, _largest(x)) for name, x in separate.buffers.items()},
-        coefficients={
-            name: _difference(kappa, expected_kappa, abs(float(expected_kappa)))
-            for name, kappa, expected_kappa in zip(
-                model.modalities, own.coefficients, separate.coefficients, strict=True
-            )
-        },
-        tolerance=_tolerance(model, given, masked) if tolerance is None else tolerance,
-        left=left_differences(own.left, separate.left),
-        not_finite=tuple(_not_finite(separate, own.subsets, model.modalities)),
-    )
-
-
-def _both_steps(
-    model: AGM,
-    given: Mapping[str, Any],
-    target: Tensor,
-    present: Tensor | None,
-    restore: Callable[[], None],
-    *,
-    tracks: bool,
-) -> tuple["_Step", "_Step"]:
-    """The model's step and that of the definition; `tracks` says whether the gradient of inputs is looked at."""
-    _set_in_motion(model.modulator)
-    own = _own_step(model, given, target, present, tracks)
-    restore()
-    _set_in_motion(model.modulator)
-    separate = _separate_step(model, given, target, present, own.sample, tracks)
-    restore()
-    return own, separate
-
-
-def _not_finite(step: "_Step", subsets: Sequence[int], modalities: tuple[str, ...]) -> Iterator[str]:
-    """What holds NaN or infinities; minus infinity rules a class out and is none of these."""
-    for subset, logits in zip(subsets, step.masked, strict=True):
-        if bool((logits.isnan() | logits.isposinf()).any()):
-            yield f"logits of {_words(subset, modalities)}"
-    for name, gradient in step.gradients.items():
-        if gradient is not None and not bool(gradient.isfinite().all()):
-            yield f"gradient of {name}"
-
-
-def _set_in_motion(modulator: Modulator) -> None:
-    modulator.training, modulator.start, modulator.stop, modulator.epoch = True, 0, None, 0
-    modulator.alpha = modulator.alpha or 1.0
-
-
-def _own_step(model: AGM, given: Mapping[str, Any], target: Tensor, present: Tensor | None, tracks: bool) -> _Step:
-    """As training takes it."""
-    arguments, leaves = _tracked(model, given, tracks)
-    kept: list[tuple[Tensor | AdditiveLogits, SubsetSample | None]] = []
-    modulate = model.modulator.forward
-
-    def watched(masked_logits: Tensor | AdditiveLogits, target: Tensor | None = None, **others: Any) -> Tensor:
-        kept.append((masked_logits, others["sample"]))
-        return modulate(masked_logits, target, **others)
-
-    positional, named = model._passes.binding.as_given(arguments)
-    with answering({model.modulator: watched}):
-        output = model(*positional, **named, **{model._target_name: target}, present=present)
-    left = left_behind(model.module)
-    loss = _loss(model, model._passes.outputs.logits(output), target)
-    gradients = _gradients(loss, leaves)
-    masked, sample = kept[0]
-    if isinstance(masked, AdditiveLogits):  # from which the responses of all subsets follow, whatever was drawn
-        masked, sample = masked.stacked(), None
-    return _step(model, sample, masked.detach(), leaves, gradients, model.modulator.state.coefficients, left)
-
-
-def _separate_step(
-    model: AGM,
-    given: Mapping[str, Any],
-    target: Tensor,
-    present: Tensor | None,
-    sample: SubsetSample | None,
-    tracks: bool,
-) -> _Step:
-    """By the definition, with nothing of the above but the definition of an absent input."""
-    model._follow()
-    arguments, leaves = _tracked(model, given, tracks)
-    subsets, absent = _subsets(model, sample), model._passes.absent_inputs(arguments)
-    if present is not None:
-        here = dict(zip(model.modalities, present.unbind(1), strict=True))
-        arguments = model._passes.lacking(arguments, absent, here)
-    left: dict[str, Any] = {}
-    masked = separate_passes(
-        model._passes, arguments, absent, subsets[:-1], tracks, lambda: left.update(left_behind(model.module))
-    )
-    settings, state = model.modulator, copy.deepcopy(model.modulator.state)
-    with torch.no_grad():
-        fused_modulate(
-            masked.detach(),
-            target,
-            state,
-            alpha=settings.alpha,
-            max_gap=settings.max_gap,
-            floor=settings.floor,
-            ignore_index=settings.ignore_index,
-            score=settings.score,
-            present=present,
-            sample=sample,
-            backend="reference",
-        )
-    joint = masked[-1].detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(_loss(model, joint, target), joint)
-    weights = subset_weights(len(model.modalities)) if sample is None else sample.weights
-    scales = (state.coefficients @ weights.to(state.coefficients)).to(gradient.dtype)
-    upstream = scales.view(-1, *[1] * gradient.dim()) * gradient
-    rows = masked if present is None else restricted(masked, present, sample)
-    gradients = _gradients(rows, leaves, upstream)
-    return _step(model, sample, masked.detach(), leaves, gradients, state.coefficients, left)
-
-
-def _gradients(outputs: Tensor, leaves: Mapping[str, Tensor], upstream: Tensor | None = None) -> list[Tensor | None]:
-    """By a backward as in training, since a reentrant checkpoint takes no other; what was there is put back."""
-    before = [leaf.grad for leaf in leaves.values()]
-    for leaf in leaves.values():
-        leaf.grad = None
-    torch.autograd.backward(outputs, upstream)
-    found = [
-        leaf.grad.to_dense() if leaf.grad is not None and leaf.grad.is_sparse else leaf.grad for leaf in leaves.values()
-    ]
-    for leaf, gradient in zip(leaves.values(), before, strict=True):
-        leaf.grad = gradient
-    return found
-
-
-def _subsets(model: AGM, sample: SubsetSample | None) -> Sequence[int]:
-    return range(1, 2 ** len(model.modalities)) if sample is None else sample.subsets
-
-
-def _tracked(model: AGM, given: Mapping[str, Any], tracks: bool) -> tuple[Arguments, dict[str, Tensor]]:
-    """Arguments of the network, and by name what gets a gradient: parameters and, if `tracks`, floating inputs."""
-    leaves: dict[str, Tensor] = {
-        name.removeprefix("module."): parameter
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
-    arguments = model._passes.binding.split((), given)
-
-    def tracked(path: Any, leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        leaf = leaf.detach().clone()
-        if leaf.is_floating_point() and tracks:
-            name = f"input `{path[0].key}`{pytree.keystr(path[1:])}"
-            leaves[name] = leaf.requires_grad_()
-        return leaf.clone()  # no leaf of autograd, so that the network may write to it
-
-    inputs = pytree.tree_map_with_path(tracked, arguments.inputs)
-    return arguments._replace(inputs=inputs, rest=copied(arguments.rest)), leaves
-
-
-def _step(
-    model: AGM,
-    sample: SubsetSample | None,
-    masked: Tensor,
-    leaves: Mapping[str, Tensor],
-    gradients: Sequence[Tensor | None],
-    coefficients: Tensor,
-    left: dict[str, Any],
-) -> _Step:
-    buffers = {name: buffer.detach().clone() for name, buffer in model.module.named_buffers()}
-    named = dict(zip(leaves, gradients, strict=True))
-    return _Step(_subsets(model, sample), sample, masked, named, coefficients.clone(), buffers, left)
-
-
-def _loss(model: AGM, logits: Tensor, target: Tensor) -> Tensor:
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return find_score(model.modulator.score).loss(wide, target, model.modulator.ignore_index)
-
-
 def _double_copy(model: AGM) -> AGM:
     try:
         # What hangs in a graph cannot be copied: a copy of its values stands in for it.
@@ -469,42 +175,3 @@ def _double_copy(model: AGM) -> AGM:
 
 def _doubled(leaf: Any) -> Any:
     return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
-
-
-def _tolerance(model: nn.Module, given: Mapping[str, Any], masked: Tensor) -> float:
-    tensors = [masked, *model.parameters(), *(x for x in pytree.tree_leaves(given) if isinstance(x, Tensor))]
-    dtypes = {tensor.dtype for tensor in tensors}
-    device = masked.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        dtypes.add(torch.get_autocast_dtype(device))
-    return max(_TOLERANCES.get(dtype, 0.0) for dtype in dtypes)
-
-
-def _words(subset: int, modalities: tuple[str, ...]) -> str:
-    names = [name for bit, name in enumerate(modalities) if subset >> bit & 1]
-    return " + ".join(names) + (" (joint)" if len(names) == len(modalities) else "")
-
-
-def _largest(tensor: Tensor) -> float:
-    finite = tensor.detach().double().nan_to_num(0.0, 0.0, 0.0).abs()
-    return float(finite.max()) if finite.numel() else 0.0
-
-
-def _difference(got: Tensor, expected: Tensor, scale: float) -> float:
-    """Largest difference over `scale`; equal infinities are no difference, and a NaN on one side an infinite one."""
-    if got.shape != expected.shape:
-        return float("inf")
-    got, expected = got.detach().double(), expected.detach().double()
-    same = (got == expected) | (got.isnan() & expected.isnan())
-    absolute = (got - expected).abs().masked_fill(same, 0.0).nan_to_num(float("inf"))
-    largest = float(absolute.max()) if absolute.numel() else 0.0
-    return largest / scale if scale and largest else (float("inf") if largest else 0.0)
-
-
-def _gradient_difference(got: Tensor | None, expected: Tensor | None, small: float) -> float:
-    """What has no gradient has a zero one."""
-    present = expected if expected is not None else got
-    if present is None:
-        return 0.0
-    got, expected = (torch.zeros_like(present) if x is None else x for x in (got, expected))
-    return _difference(got, expected, max(_largest(expected), small))
