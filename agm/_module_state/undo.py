@@ -34,6 +34,10 @@ def putting_back(put_back: Callable[[], None]) -> Iterator[None]:
     try:
         yield
     finally:
+        # What was cut off inside comes first: later it would put back what this one had changed.
+        while undos is not None and undo in undos and undos[-1] is not undo:
+            undos[-1]()
+            undos.pop()
         undo()
         if undos is not None and undos and undos[-1] is undo:
             undos.pop()
