@@ -28,7 +28,7 @@ from agm._module_state.hooks import ForwardHooks
 from agm._module_state.replace_forward import answering
 from agm._one_pass.choice import Choice, JointCall, apart, checked, choose, in_common
 from agm._one_pass.numeric_check import ROWS_DEPEND, untouched
-from agm._passes.absent_features import AbsentFeatures, warn_if_amplified
+from agm._passes.absent_features import AbsentFeatures, looking, warn_if_amplified
 from agm._passes.encoder_calls import Answer, Handed, NeedsOrigins, Recorder, Target
 from agm._passes.encoder_paths import find_targets
 from agm._passes.options import MaskedOptions
@@ -408,8 +408,10 @@ class _Given:
         record = self.passes.record
         for answer in answers:
             answer.finish()
-            for name, present, absent in () if self.passes.peers.together else answer.examples:
-                warn_if_amplified(name, answer.target.owner, present, absent)
+            if answer.examples and not self.passes.peers.together:
+                with looking(network, self.hooks):
+                    for name, present, absent in answer.examples:
+                        warn_if_amplified(name, answer.target.owner, present, absent)
             record.all_rows.update(answer.all_rows)
             record.other_rows.update(answer.other_rows)
             record.order[str(answer.target)] = answer.order

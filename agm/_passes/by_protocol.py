@@ -30,7 +30,7 @@ from agm._one_pass.choice import (
     choose,
     in_common,
 )
-from agm._passes.absent_features import AbsentFeatures, detached, warn_if_amplified
+from agm._passes.absent_features import AbsentFeatures, detached, looking, warn_if_amplified
 from agm._passes.chunks import Chunks
 from agm._passes.joint_pass import Joint, joint_pass
 from agm._passes.options import MaskedOptions
@@ -99,7 +99,7 @@ class FactorisedPasses:
         output, masked = self._run(arguments, rows, absent, here, hooks)
         # Behind the passes, since a checkpoint of the joint one would recompute with what it had.
         parted, self._parted = self._parted, {}
-        self._look_at_absent_rows(parted, rows.batch)
+        self._look_at_absent_rows(parted, rows.batch, hooks)
         return output, masked
 
     def _run(
@@ -129,9 +129,7 @@ class FactorisedPasses:
         device = found.logits.device
         with evaluation(self.network, hooks):
             parted = {
-                name: (found.features[name], kept[name])
-                if name in kept
-                else self._features(name, given.get(name), found, calls.get(name), rows.batch)
+                name: self._features(name, given.get(name), kept.get(name), found, calls.get(name), rows.batch)
                 for name in self.modalities
             }
             self._parted = parted
@@ -268,20 +266,28 @@ class FactorisedPasses:
         self.record.choices.note(name, chosen, choice)
         return JointCall(encoder, chosen, inputs, absent, self.shared) if choice.is_one and batch else None
 
-    def _features(self, name: str, given: Any, found: Joint, call: JointCall | None, batch: int) -> tuple[Any, Any]:
-        """Features of the present rows and of the absent ones, in eval mode."""
-        both = self._encoded(name, given, found, call, batch)
+    def _features(
+        self, name: str, given: Any, kept: Any, found: Joint, call: JointCall | None, batch: int
+    ) -> tuple[Any, Any]:
+        """Features of the present rows and of the absent ones, in eval mode, if these are not `kept`."""
+        if kept is not None:
+            both = found.features[name], kept
+        else:
+            both = self._encoded(name, given, found, call, batch)
         return detached(both) if name in found.frozen else both
 
-    def _look_at_absent_rows(self, parted: Mapping[str, tuple[Any, Any]], batch: int) -> None:
+    def _look_at_absent_rows(
+        self, parted: Mapping[str, tuple[Any, Any]], batch: int, hooks: ForwardHooks | None
+    ) -> None:
         """Warns once where their gradient explodes."""
         looks = self.absent_features.gradient and batch and torch.is_grad_enabled() and not self.record.has_warned
         if not looks or torch.compiler.is_compiling() or self.peers.together:
             return
         self.record.has_warned = True
-        for name, (present, absent) in parted.items():
-            encoder = self.network.encoders[name]
-            warn_if_amplified(name, encoder, leaves_of(present), leaves_of(absent))
+        with looking(self.network, hooks):
+            for name, (present, absent) in parted.items():
+                encoder = self.network.encoders[name]
+                warn_if_amplified(name, encoder, leaves_of(present), leaves_of(absent))
 
     def _encoded(self, name: str, given: Any, found: Joint, call: JointCall | None, batch: int) -> tuple[Any, Any]:
         if call is not None:

@@ -599,6 +599,39 @@ class TestAbsentRows:
         del network.audio_net[0].forward
         assert agm.verify(model, inputs(), TARGET).ok
 
+    @pytest.mark.parametrize("kind", [Net, Factorised])
+    def test_kept_ones_open_no_way_into_a_detached_encoder(self, kind: type[Net]) -> None:
+        class Detached(kind):  # type: ignore[valid-type, misc]
+            def fuse(self, features: Mapping[str, Tensor]) -> Tensor:
+                return self.head(torch.cat([features["audio"], features["visual"]], -1))
+
+            def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+                return self.fuse({"audio": self.audio_net(audio), "visual": self.visual_net(visual).detach()})
+
+        encoders = ENCODERS if kind is Net else None
+        options: dict[str, Any] = {"masked": "shared", "absent_gradient": False, "absent_refresh": 4}
+        model = agm.AGM(Detached(), NAMES, encoders=encoders, **options)
+        for _ in range(3):
+            model(**inputs(), target=TARGET).square().sum().backward()
+            assert all(parameter.grad is None for parameter in model.module.visual_net.parameters())
+
+    def test_a_failed_step_does_not_count(self) -> None:
+        options: dict[str, Any] = {"masked": "shared", "absent_gradient": False, "absent_refresh": 2}
+        model = agm.AGM(Factorised(), NAMES, **options)
+        for step in range(3):
+            before = model.kept.get_extra_state()
+            with pytest.raises(ValueError, match="class"):
+                model(**inputs(step), target=TARGET + CLASSES)
+            handle = model.module.head.register_forward_hook(lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                model(**inputs(step), target=TARGET)
+            handle.remove()
+            after = model.kept.get_extra_state()
+            assert after["steps"] == before["steps"] == step
+            assert after["kept"].keys() == before["kept"].keys()
+            assert all(after["kept"][name] is before["kept"][name] for name in before["kept"])
+            model(**inputs(step), target=TARGET)
+
     def test_a_resumed_run_keeps_them(self) -> None:
         options: dict[str, Any] = {"masked": "shared", "absent_gradient": False, "absent_refresh": 4}
         histories = []
