@@ -248,7 +248,7 @@ class AGM(nn.Module):
         self._check(arguments.inputs, target)
         if torch.compiler.is_compiling():
             return self._modulated(arguments, target, present)
-        with all_or_nothing(*self._as_before()):
+        with all_or_nothing(kept_surroundings()), all_or_nothing(*self._as_before()):
             return self._modulated(arguments, target, present)
 
     def _modulated(self, arguments: Arguments, target: Tensor | None, present: Tensor | None) -> Any:
@@ -293,7 +293,7 @@ class AGM(nn.Module):
         state = self.modulator.state
         own = [state.values, state.counts, state.seen, *self.modulator.buffers()]
         generators = kept_generators(state.values.device)
-        return [put_back_own, kept_values(self.module, own), generators, kept_surroundings()]
+        return [put_back_own, kept_values(self.module, own), generators]
 
     def _learnt(self) -> list[tuple[str, Any]]:
         """Modality -> its absent input, of those that are learnt."""
