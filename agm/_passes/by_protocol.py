@@ -1,6 +1,6 @@
 """Masked passes of a network that is built to be factorised: `encoders` and `fuse(features) -> logits`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from agm._inputs.absent import is_rows
 from agm._inputs.arguments import Arguments, Binding
-from agm._inputs.rows import aligned, blocks, combine, copied, lacking, stacked
+from agm._inputs.rows import aligned, blocks, combine, copied, lacking, masked_arguments, stacked
 from agm._inputs.samples import unwrap
 from agm._inputs.trees import leaves_of, mapped
 from agm._lazy_rows.decision import Deferral, declares_sum, deferral
@@ -29,10 +29,11 @@ from agm._one_pass.choice import (
     checked,
     choose,
     in_common,
+    versions,
 )
 from agm._passes.absent_features import AbsentFeatures, detached, looking, warn_if_amplified
 from agm._passes.chunks import Chunks
-from agm._passes.joint_pass import Joint, joint_pass
+from agm._passes.joint_pass import Joint, answer, joint_pass, refusal
 from agm._passes.options import MaskedOptions
 from agm._passes.outputs import Outputs
 from agm._passes.plan import Line, encoder_lines, fusion_line
@@ -74,6 +75,7 @@ class FactorisedPasses:
         self.absent_features = absent_features
         self._declares_sum = declares_sum(network)
         self._parted: Mapping[str, tuple[Any, Any]] = {}
+        self._forward: Callable[[Mapping[str, Any], Rows], Any] | None = None  # in the place of `fuse`
 
     def __call__(
         self,
@@ -96,7 +98,10 @@ class FactorisedPasses:
             that output, and the masked ones (len(rows), C), or where they are a sum what each modality adds to
             them: its bit -> (B + 1, C), that of its absent row last.
         """
-        output, masked = self._run(arguments, rows, absent, here, hooks)
+        try:
+            output, masked = self._run(arguments, rows, absent, here, hooks)
+        finally:
+            self._forward = None
         # Behind the passes, since a checkpoint of the joint one would recompute with what it had.
         parted, self._parted = self._parted, {}
         self._look_at_absent_rows(parted, rows.batch, hooks)
@@ -112,6 +117,7 @@ class FactorisedPasses:
     ) -> tuple[Any, Tensor | Mapping[int, Tensor]]:
         self._check(arguments)
         inputs = arguments.inputs
+        before = self._before_joint_pass(arguments)
         # Before the joint pass, since an encoder may write to its input.
         given, calls, kept = {}, {}, {}
         for name in self.modalities:
@@ -127,6 +133,8 @@ class FactorisedPasses:
             found = joint_pass(self.network, self.encoders(), unwrap(inputs), self.shared, self.outputs, self.record)
         joint = found.output
         device = found.logits.device
+        if self.record.by_path and not torch.compiler.is_compiling():
+            self._forward = partial(self._by_forward, before(), absent)
         with evaluation(self.network, hooks):
             parted = {
                 name: self._features(name, given.get(name), kept.get(name), found, calls.get(name), rows.batch)
@@ -179,6 +187,8 @@ class FactorisedPasses:
             )
 
     def _how(self, parted: Mapping[str, tuple[Any, Any]], rows: Rows, device: torch.device) -> Deferral:
+        if self._forward is not None:
+            return Deferral("rows", "forward does more than call the encoders and `fuse`")
         if self.record.deferral is None:
             fuse, encoders = partial(self._fuse, parted), self.encoders().values()
             self.record.deferral = deferral(self.network, fuse, rows, device, self.peers, encoders)
@@ -212,7 +222,37 @@ class FactorisedPasses:
             present, absent = parted[name]
             place = partial(_deferred_leaf if deferred else _written_leaf, rows, bit)
             features[name] = mapped(place, present, absent)
-        return self.outputs.logits(self.network.fuse(features))
+        output = self.network.fuse(features) if self._forward is None else self._forward(features, rows)
+        return self.outputs.logits(output)
+
+    def _before_joint_pass(self, arguments: Arguments) -> Callable[[], Arguments]:
+        """The callable gives the arguments as they are before the joint pass, which may write to them.
+
+        Raises:
+            ValueError: it has written to them, in a network whose forward was no more than its encoders and `fuse`.
+        """
+        if torch.compiler.is_compiling():
+            return lambda: arguments
+        if self.record.calls_fuse is None or self.record.by_path:
+            inputs = copied(dict(arguments.inputs))
+            return lambda: arguments._replace(inputs=inputs)
+        before = versions(arguments.inputs)
+
+        def unchanged() -> Arguments:
+            if versions(arguments.inputs) != before:
+                raise refusal(self.network, self.encoders())
+            return arguments
+
+        return unchanged
+
+    def _by_forward(
+        self, arguments: Arguments, absent: Mapping[str, Any], features: Mapping[str, Any], rows: Rows
+    ) -> Any:
+        """What forward returns for masked rows, its encoders answering with their features."""
+        masked = masked_arguments(arguments, absent, rows.batch, rows.subsets, rows.part)
+        answers = {encoder: answer(features[name]) for name, encoder in self.encoders().items()}
+        with answering(answers):
+            return self.network(**unwrap(masked.inputs))
 
     def encoders(self) -> dict[str, nn.Module]:
         """Modality -> its encoder."""

@@ -12,6 +12,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import agm
+from agm._module_state import undo
+from agm._module_state.replace_forward import answering
+from agm._module_state.undo import all_or_nothing
 
 NAMES = ("audio", "visual")
 ENCODERS = {"audio": "audio_net", "visual": "visual_net"}
@@ -346,6 +349,22 @@ class TestInterrupts:
                 torch.testing.assert_close(after[0], before[0], rtol=0, atol=0)
             step += 1 + step // 25  # every line at first, then fewer
         assert count > 40
+
+    @pytest.mark.parametrize("line", range(1, 5))
+    def test_where_one_forward_replaces_another_both_are_put_back(self, line: int) -> None:
+        """The interrupt comes where the inner one would be put back, so that the outer one's turn is first."""
+        module = nn.Linear(2, 2)
+
+        def step() -> None:
+            with all_or_nothing(), answering({module: lambda x: x}), answering({module: lambda x: -x}):
+                sys.settrace(_interrupting(undo.__file__, line))
+
+        try:
+            with pytest.raises(Interrupted):
+                step()
+        finally:
+            sys.settrace(None)
+        assert "forward" not in vars(module)
 
     @staticmethod
     def state(model: agm.AGM) -> tuple[Any, ...]:

@@ -452,8 +452,10 @@ class TestEvidence:
             with torch.no_grad():
                 network.gate.fill_(0.5 * (step + 1))
 
-    @pytest.mark.parametrize("masked", ["exact", "shared"])
-    def test_a_forward_that_departs_from_fuse_later(self, masked: Any) -> None:
+    @pytest.mark.parametrize(
+        "options", [{}, {"masked": "shared"}, {"max_rows": 5}, {"masked": "shared", "max_rows": 5}]
+    )
+    def test_a_forward_that_departs_from_fuse_later(self, options: dict[str, Any]) -> None:
         class Beside(Factorised):
             def __init__(self) -> None:
                 super().__init__()
@@ -464,14 +466,13 @@ class TestEvidence:
                 return self.fuse(features) + self.gate * features["audio"][:, :CLASSES]
 
         network = Beside()
-        model = agm.AGM(network, masked=masked)
-        for step in range(4):
-            model(**inputs(), target=TARGET)
+        model = agm.AGM(network, **options)
+        for opening in (0.0, 0.5, 1.0):
             with torch.no_grad():
-                network.gate.fill_(0.5 * step)
-            if step:
-                found = agm.verify(model, inputs(), TARGET)
-                assert found.ok, str(found)
+                network.gate.fill_(opening)
+            found = agm.verify(model, inputs(), TARGET)  # the gradient of the gate too, while it is closed
+            assert found.ok, str(found)
+            model(**inputs(), target=TARGET)
 
 
 class TestThreads:
