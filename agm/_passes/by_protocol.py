@@ -42,6 +42,8 @@ from agm.distributed import Peers, is_sharded
 
 __all__ = ["FactorisedPasses", "is_factorised"]
 
+_Fuse = Callable[[Mapping[str, Any], Rows], Any]
+
 
 def is_factorised(network: nn.Module) -> bool:
     """Whether the network offers `encoders`, a mapping of modules, and `fuse`."""
@@ -75,7 +77,6 @@ class FactorisedPasses:
         self.absent_features = absent_features
         self._declares_sum = declares_sum(network)
         self._parted: Mapping[str, tuple[Any, Any]] = {}
-        self._forward: Callable[[Mapping[str, Any], Rows], Any] | None = None  # in the place of `fuse`
 
     def __call__(
         self,
@@ -98,10 +99,7 @@ class FactorisedPasses:
             that output, and the masked ones (len(rows), C), or where they are a sum what each modality adds to
             them: its bit -> (B + 1, C), that of its absent row last.
         """
-        try:
-            output, masked = self._run(arguments, rows, absent, here, hooks)
-        finally:
-            self._forward = None
+        output, masked = self._run(arguments, rows, absent, here, hooks)
         # Behind the passes, since a checkpoint of the joint one would recompute with what it had.
         parted, self._parted = self._parted, {}
         self._look_at_absent_rows(parted, rows.batch, hooks)
@@ -133,8 +131,9 @@ class FactorisedPasses:
             found = joint_pass(self.network, self.encoders(), unwrap(inputs), self.shared, self.outputs, self.record)
         joint = found.output
         device = found.logits.device
+        forward = None  # in the place of `fuse`
         if self.record.by_path and not torch.compiler.is_compiling():
-            self._forward = partial(self._by_forward, before(), absent)
+            forward = partial(self._by_forward, before(), absent)
         with evaluation(self.network, hooks):
             parted = {
                 name: self._features(name, given.get(name), kept.get(name), found, calls.get(name), rows.batch)
@@ -154,16 +153,18 @@ class FactorisedPasses:
                 how = Deferral("rows")
                 if self._declares_sum and (declared := self._declared(parted)) is not None:
                     return joint, declared
+            elif forward is not None:
+                how = Deferral("rows", "forward does more than call the encoders and `fuse`")
             else:
                 how = self._how(parted, rows, device)
             if how.how == "sum":
                 return joint, outcome(self._deferred(parted, rows))
             if not self.chunks and not mixes_samples(self.network):
-                return joint, self._written(parted, rows, how)
+                return joint, self._written(parted, rows, how, forward)
         parts = self.chunks.parts(self.network, rows.batch, len(rows.subsets))
 
         def run(part: range | None) -> Tensor:
-            return self._written(parted, replace(rows, part=part), how)
+            return self._written(parted, replace(rows, part=part), how, forward)
 
         return joint, self.chunks.run(self.network, run, parts, hooks)
 
@@ -187,8 +188,6 @@ class FactorisedPasses:
             )
 
     def _how(self, parted: Mapping[str, tuple[Any, Any]], rows: Rows, device: torch.device) -> Deferral:
-        if self._forward is not None:
-            return Deferral("rows", "forward does more than call the encoders and `fuse`")
         if self.record.deferral is None:
             fuse, encoders = partial(self._fuse, parted), self.encoders().values()
             self.record.deferral = deferral(self.network, fuse, rows, device, self.peers, encoders)
@@ -210,19 +209,23 @@ class FactorisedPasses:
             self.record.deferral = Deferral("rows", str(error))
             return self._fuse(parted, rows, False)
 
-    def _written(self, parted: Mapping[str, tuple[Any, Any]], rows: Rows, found: Deferral) -> Tensor:
+    def _written(
+        self, parted: Mapping[str, tuple[Any, Any]], rows: Rows, found: Deferral, forward: _Fuse | None
+    ) -> Tensor:
         if found.how == "rows":
-            return cast(Tensor, self._fuse(parted, rows, False))
+            return cast(Tensor, self._fuse(parted, rows, False, forward))
         return cast(Tensor, written(self._deferred(parted, rows)))
 
-    def _fuse(self, parted: Mapping[str, tuple[Any, Any]], rows: Rows, deferred: bool) -> Any:
+    def _fuse(
+        self, parted: Mapping[str, tuple[Any, Any]], rows: Rows, deferred: bool, forward: _Fuse | None = None
+    ) -> Any:
         """`fuse` on the features of `rows`, deferred or written out; a part of the samples takes their first ones."""
         features = {}
         for bit, name in enumerate(self.modalities):
             present, absent = parted[name]
             place = partial(_deferred_leaf if deferred else _written_leaf, rows, bit)
             features[name] = mapped(place, present, absent)
-        output = self.network.fuse(features) if self._forward is None else self._forward(features, rows)
+        output = self.network.fuse(features) if forward is None else forward(features, rows)
         return self.outputs.logits(output)
 
     def _before_joint_pass(self, arguments: Arguments) -> Callable[[], Arguments]:

@@ -453,7 +453,7 @@ class TestEvidence:
                 network.gate.fill_(0.5 * (step + 1))
 
     @pytest.mark.parametrize(
-        "options", [{}, {"masked": "shared"}, {"max_rows": 5}, {"masked": "shared", "max_rows": 5}]
+        "options", [{}, {"masked": "shared"}, {"max_rows": 5}, {"masked": "shared", "checkpoint": True}]
     )
     def test_a_forward_that_departs_from_fuse_later(self, options: dict[str, Any]) -> None:
         class Beside(Factorised):
