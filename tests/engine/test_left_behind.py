@@ -373,6 +373,7 @@ class TestInterrupts:
         forwards = ["forward" in vars(module) for module in network.modules()]
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         there = (torch.is_grad_enabled(), torch.overrides._len_torch_function_stack())
+        there += (torch._C._is_torch_function_enabled(),)
         hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
         return (buffers, torch.get_rng_state().tolist(), modes, forwards, there, hooks, model._alone().locked())
 
