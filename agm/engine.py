@@ -248,7 +248,7 @@ class AGM(nn.Module):
         self._check(arguments.inputs, target)
         if torch.compiler.is_compiling():
             return self._modulated(arguments, target, present)
-        with all_or_nothing(*self._as_before()):
+        with all_or_nothing(kept_surroundings()), all_or_nothing(*self._as_before()):
             return self._modulated(arguments, target, present)
 
     def _modulated(self, arguments: Arguments, target: Tensor | None, present: Tensor | None) -> Any:
@@ -282,15 +282,18 @@ class AGM(nn.Module):
     def _as_before(self) -> list[Callable[[], None]]:
         """What puts back all that a failed step may have moved: statistics, generators, and the state."""
         sampler, draws = self.sampler, 0 if self.sampler is None else self.sampler.draws
+        features = self._passes.absent_features
+        kept = features.state()
 
-        def put_back_draws() -> None:
+        def put_back_own() -> None:
+            features.load(kept)
             if sampler is not None:
                 sampler.draws = draws
 
         state = self.modulator.state
         own = [state.values, state.counts, state.seen, *self.modulator.buffers()]
         generators = kept_generators(state.values.device)
-        return [put_back_draws, kept_values(self.module, own), generators, kept_surroundings()]
+        return [put_back_own, kept_values(self.module, own), generators]
 
     def _learnt(self) -> list[tuple[str, Any]]:
         """Modality -> its absent input, of those that are learnt."""

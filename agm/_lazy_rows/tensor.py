@@ -205,6 +205,8 @@ class Deferred(Tensor):
 
 def make_deferred(rows: Rows, content: Content, memory: _Memory | None = None) -> Deferred:
     """Rows of their own, or a view of those of `memory`."""
+    if not torch.is_grad_enabled():  # what joins rows takes them over with the graph that they have
+        content = content.each(Tensor.detach)
     few = next(iter(content.terms.values()))
     with torch._C.DisableTorchFunctionSubclass():
         made: Deferred = Tensor._make_wrapper_subclass(
@@ -249,7 +251,10 @@ def written(value: Any) -> Any:
         return value
     current(value)
     if value.content is not None:
-        with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():  # for the version
+        inference = torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+        # Outside of inference mode for the version, and with the graph that it has to whoever looks next: the first
+        # to look may be a statistic under `no_grad`.
+        with inference, torch.set_grad_enabled(value.has_gradients):
             value.plain = _write(value.rows, value.content)
         value.content = None
         value.memory.copies.append((value.plain, value.plain._version))

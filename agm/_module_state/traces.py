@@ -17,7 +17,7 @@ from agm._module_state.checkpoints import CheckpointedRegions
 from agm._module_state.compiled import is_compiled
 from agm._module_state.undo import putting_back
 
-__all__ = ["contents", "refill", "untraced"]
+__all__ = ["contents", "kept_attributes", "refill", "untraced"]
 
 _CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict)
 _LARGE = 1000
@@ -39,12 +39,41 @@ def untraced(modules: Iterable[nn.Module], again: Callable[[], AbstractContextMa
         again: enters the modes of this pass, see `CheckpointedRegions`.
     """
     modules = list(modules)
-    attributes = [(vars(module), dict(vars(module))) for module in modules if _is_own(module)]
-    held = list(contents(kept for _, kept in attributes))
+    attributes = _own_attributes(modules)
+    put_back = _kept(attributes)
     watch = _Watch(modules, attributes, again)
 
     def restore() -> None:
         watch.restore()
+        put_back()
+
+    # In a compiled part graphs would break at every function that is watched.
+    compiled = any(map(is_compiled, modules)) or any(_has_graph(kept) for _, kept in attributes)
+    with putting_back(restore):
+        if compiled:
+            yield
+        else:
+            with watch:
+                yield
+
+
+_Attributes = list[tuple[dict[str, Any], dict[str, Any]]]
+
+
+def kept_attributes(modules: Iterable[nn.Module]) -> Callable[[], None]:
+    """The callable puts back the attributes of modules and the content of what they hold, but no tensor's values."""
+    return _kept(_own_attributes(modules))
+
+
+def _own_attributes(modules: Iterable[nn.Module]) -> _Attributes:
+    """Of each module whose forward may store something its attributes, and what they are now."""
+    return [(vars(module), dict(vars(module))) for module in modules if _is_own(module)]
+
+
+def _kept(attributes: _Attributes) -> Callable[[], None]:
+    held = list(contents(kept for _, kept in attributes))
+
+    def restore() -> None:
         for current, kept in attributes:
             mode = {name: current[name] for name in ("training",) if name in current}  # is put back by itself
             if len(current) != len(kept) or any(
@@ -56,14 +85,7 @@ def untraced(modules: Iterable[nn.Module], again: Callable[[], AbstractContextMa
         for container, content in held:
             refill(container, content)
 
-    # In a compiled part graphs would break at every function that is watched.
-    compiled = any(map(is_compiled, modules)) or any(_has_graph(kept) for _, kept in attributes)
-    with putting_back(restore):
-        if compiled:
-            yield
-        else:
-            with watch:
-                yield
+    return restore
 
 
 def _is_own(module: nn.Module) -> bool:
@@ -145,7 +167,7 @@ class _Watch(TorchFunctionMode):
     def __init__(
         self,
         modules: list[nn.Module],
-        attributes: list[tuple[dict[str, Any], dict[str, Any]]],
+        attributes: _Attributes,
         again: Callable[[], AbstractContextManager[object]],
     ) -> None:
         super().__init__()

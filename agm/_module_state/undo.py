@@ -27,8 +27,11 @@ def putting_back(put_back: Callable[[], None]) -> Iterator[None]:
     try:
         yield
     finally:
+        # What was cut off inside comes first: later it would put back what this one had changed.
+        while undos and put_back in undos and undos[-1] is not put_back:
+            undos.pop()()
         put_back()
-        if undos and undos[-1] is put_back:  # else something inside was cut off
+        if undos and undos[-1] is put_back:
             undos.pop()
 
 

@@ -58,14 +58,22 @@ def kept_generators(device: torch.device) -> Callable[[], None]:
     return put_back
 
 
+_entered: list[object] = []
+
+
 def kept_surroundings() -> Callable[[], None]:
     """Whether gradients are on, and which modes and hooks are on this thread; the callable puts that back."""
     gradients = torch.is_grad_enabled()
     modes = _len_torch_function_stack()
     hooks = _saving()
+    functions = torch._C._is_torch_function_enabled()
 
     def put_back() -> None:
         torch.set_grad_enabled(gradients)
+        if functions and not torch._C._is_torch_function_enabled():  # an interrupt before the guard's own end
+            guard = torch._C._EnableTorchFunction()  # type: ignore[attr-defined]
+            guard.__enter__()
+            _entered.append(guard)  # its end would switch them off again
         while _len_torch_function_stack() > modes:
             _pop_mode()
         while (current := _saving()) is not None and current is not hooks:

@@ -34,6 +34,7 @@ __all__ = [
     "in_common",
     "refused",
     "surroundings",
+    "versions",
 ]
 
 Passes = Literal["auto", "one", "two"]
@@ -251,7 +252,7 @@ class JointCall:
         self.inputs = inputs
         self.absent_rows = absent
         self.agrees = agrees
-        self.before = (surroundings(), _versions(inputs))
+        self.before = (surroundings(), versions(inputs))
         self.is_done = False
         self.disagrees: str | None = None  # what the numbers have against one pass
         self.present: Any = None
@@ -282,7 +283,7 @@ class JointCall:
     def _is_direct(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Whether it is given the modality's input, which nobody has written to."""
         given = len(args) == 1 and not kwargs and args[0] is self.inputs
-        return given and (surroundings(), _versions(self.inputs)) == self.before
+        return given and (surroundings(), versions(self.inputs)) == self.before
 
     def second_pass(self) -> Any:
         """The rows that the encoder has yet to see, in eval mode, if their features are not known; else None."""
@@ -294,7 +295,7 @@ class JointCall:
         return copied(self.absent_rows) if self.shared else stacked(self.inputs, self.absent_rows)
 
 
-def _versions(inputs: Any) -> list[tuple[int, int | None]]:
+def versions(inputs: Any) -> list[tuple[int, int | None]]:
     """What is another one once a tensor of a pytree has been replaced or written to."""
     leaves = [leaf for leaf in leaves_of(inputs) if isinstance(leaf, Tensor)]
     return [(id(leaf), None if leaf.is_inference() else leaf._version) for leaf in leaves]

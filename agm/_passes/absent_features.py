@@ -1,7 +1,8 @@
 """Features of absent rows: their gradient, how long they are kept, and a warning where that gradient explodes."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -9,8 +10,13 @@ from torch import Tensor, nn
 
 from agm._inputs.absent import is_rows
 from agm._inputs.trees import leaves_of, mapped
+from agm._module_state.hooks import ForwardHooks
+from agm._module_state.modules import submodules
+from agm._module_state.traces import kept_attributes
+from agm._module_state.undo import putting_back
+from agm._one_pass.numeric_check import untouched
 
-__all__ = ["AbsentFeatures", "AbsentFeaturesState", "detached", "warn_if_amplified"]
+__all__ = ["AbsentFeatures", "AbsentFeaturesState", "detached", "looking", "warn_if_amplified"]
 
 _AMPLIFIED = 1e4  # times the gradient that a present row gives an encoder: a layer or two of LayerNorm on zeros
 
@@ -87,6 +93,22 @@ def _kind(absent: Any) -> list[object]:
 def detached(tree: Any) -> Any:
     """A pytree whose tensors have no graph."""
     return mapped(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, tree)
+
+
+@contextmanager
+def looking(network: nn.Module, hooks: ForwardHooks | None) -> Iterator[None]:
+    """Gradients that are looked at inside leave no trace: checkpoints run parts of forward again for them.
+
+    Args:
+        network: whose features have these gradients.
+        hooks: of its modules; observers are not called.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(untouched(network, list(network.parameters())))
+        stack.enter_context(putting_back(kept_attributes(submodules(network))))
+        if hooks is not None:
+            stack.enter_context(hooks.acting_alone())
+        yield
 
 
 def warn_if_amplified(name: str, encoder: nn.Module, present: Iterable[Any], absent: Iterable[Any]) -> None:

@@ -1,6 +1,6 @@
 """Masked passes of a network that is built to be factorised: `encoders` and `fuse(features) -> logits`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from agm._inputs.absent import is_rows
 from agm._inputs.arguments import Arguments, Binding
-from agm._inputs.rows import aligned, blocks, combine, copied, lacking, stacked
+from agm._inputs.rows import aligned, blocks, combine, copied, lacking, masked_arguments, stacked
 from agm._inputs.samples import unwrap
 from agm._inputs.trees import leaves_of, mapped
 from agm._lazy_rows.decision import Deferral, declares_sum, deferral
@@ -29,10 +29,11 @@ from agm._one_pass.choice import (
     checked,
     choose,
     in_common,
+    versions,
 )
-from agm._passes.absent_features import AbsentFeatures, detached, warn_if_amplified
+from agm._passes.absent_features import AbsentFeatures, detached, looking, warn_if_amplified
 from agm._passes.chunks import Chunks
-from agm._passes.joint_pass import Joint, joint_pass
+from agm._passes.joint_pass import Joint, answer, joint_pass, refusal
 from agm._passes.options import MaskedOptions
 from agm._passes.outputs import Outputs
 from agm._passes.plan import Line, encoder_lines, fusion_line
@@ -40,6 +41,8 @@ from agm._passes.record import Record
 from agm.distributed import Peers, is_sharded
 
 __all__ = ["FactorisedPasses", "is_factorised"]
+
+_Fuse = Callable[[Mapping[str, Any], Rows], Any]
 
 
 def is_factorised(network: nn.Module) -> bool:
@@ -99,7 +102,7 @@ class FactorisedPasses:
         output, masked = self._run(arguments, rows, absent, here, hooks)
         # Behind the passes, since a checkpoint of the joint one would recompute with what it had.
         parted, self._parted = self._parted, {}
-        self._look_at_absent_rows(parted, rows.batch)
+        self._look_at_absent_rows(parted, rows.batch, hooks)
         return output, masked
 
     def _run(
@@ -112,6 +115,7 @@ class FactorisedPasses:
     ) -> tuple[Any, Tensor | Mapping[int, Tensor]]:
         self._check(arguments)
         inputs = arguments.inputs
+        before = self._before_joint_pass(arguments)
         # Before the joint pass, since an encoder may write to its input.
         given, calls, kept = {}, {}, {}
         for name in self.modalities:
@@ -127,11 +131,12 @@ class FactorisedPasses:
             found = joint_pass(self.network, self.encoders(), unwrap(inputs), self.shared, self.outputs, self.record)
         joint = found.output
         device = found.logits.device
+        forward = None  # in the place of `fuse`
+        if self.record.by_path and not torch.compiler.is_compiling():
+            forward = partial(self._by_forward, before(), absent)
         with evaluation(self.network, hooks):
             parted = {
-                name: (found.features[name], kept[name])
-                if name in kept
-                else self._features(name, given.get(name), found, calls.get(name), rows.batch)
+                name: self._features(name, given.get(name), kept.get(name), found, calls.get(name), rows.batch)
                 for name in self.modalities
             }
             self._parted = parted
@@ -148,16 +153,18 @@ class FactorisedPasses:
                 how = Deferral("rows")
                 if self._declares_sum and (declared := self._declared(parted)) is not None:
                     return joint, declared
+            elif forward is not None:
+                how = Deferral("rows", "forward does more than call the encoders and `fuse`")
             else:
                 how = self._how(parted, rows, device)
             if how.how == "sum":
                 return joint, outcome(self._deferred(parted, rows))
             if not self.chunks and not mixes_samples(self.network):
-                return joint, self._written(parted, rows, how)
+                return joint, self._written(parted, rows, how, forward)
         parts = self.chunks.parts(self.network, rows.batch, len(rows.subsets))
 
         def run(part: range | None) -> Tensor:
-            return self._written(parted, replace(rows, part=part), how)
+            return self._written(parted, replace(rows, part=part), how, forward)
 
         return joint, self.chunks.run(self.network, run, parts, hooks)
 
@@ -202,19 +209,53 @@ class FactorisedPasses:
             self.record.deferral = Deferral("rows", str(error))
             return self._fuse(parted, rows, False)
 
-    def _written(self, parted: Mapping[str, tuple[Any, Any]], rows: Rows, found: Deferral) -> Tensor:
+    def _written(
+        self, parted: Mapping[str, tuple[Any, Any]], rows: Rows, found: Deferral, forward: _Fuse | None
+    ) -> Tensor:
         if found.how == "rows":
-            return cast(Tensor, self._fuse(parted, rows, False))
+            return cast(Tensor, self._fuse(parted, rows, False, forward))
         return cast(Tensor, written(self._deferred(parted, rows)))
 
-    def _fuse(self, parted: Mapping[str, tuple[Any, Any]], rows: Rows, deferred: bool) -> Any:
+    def _fuse(
+        self, parted: Mapping[str, tuple[Any, Any]], rows: Rows, deferred: bool, forward: _Fuse | None = None
+    ) -> Any:
         """`fuse` on the features of `rows`, deferred or written out; a part of the samples takes their first ones."""
         features = {}
         for bit, name in enumerate(self.modalities):
             present, absent = parted[name]
             place = partial(_deferred_leaf if deferred else _written_leaf, rows, bit)
             features[name] = mapped(place, present, absent)
-        return self.outputs.logits(self.network.fuse(features))
+        output = self.network.fuse(features) if forward is None else forward(features, rows)
+        return self.outputs.logits(output)
+
+    def _before_joint_pass(self, arguments: Arguments) -> Callable[[], Arguments]:
+        """The callable gives the arguments as they are before the joint pass, which may write to them.
+
+        Raises:
+            ValueError: it has written to them, in a network whose forward was no more than its encoders and `fuse`.
+        """
+        if torch.compiler.is_compiling():
+            return lambda: arguments
+        if self.record.calls_fuse is None or self.record.by_path:
+            inputs = copied(dict(arguments.inputs))
+            return lambda: arguments._replace(inputs=inputs)
+        before = versions(arguments.inputs)
+
+        def unchanged() -> Arguments:
+            if versions(arguments.inputs) != before:
+                raise refusal(self.network, self.encoders())
+            return arguments
+
+        return unchanged
+
+    def _by_forward(
+        self, arguments: Arguments, absent: Mapping[str, Any], features: Mapping[str, Any], rows: Rows
+    ) -> Any:
+        """What forward returns for masked rows, its encoders answering with their features."""
+        masked = masked_arguments(arguments, absent, rows.batch, rows.subsets, rows.part)
+        answers = {encoder: answer(features[name]) for name, encoder in self.encoders().items()}
+        with answering(answers):
+            return self.network(**unwrap(masked.inputs))
 
     def encoders(self) -> dict[str, nn.Module]:
         """Modality -> its encoder."""
@@ -268,20 +309,28 @@ class FactorisedPasses:
         self.record.choices.note(name, chosen, choice)
         return JointCall(encoder, chosen, inputs, absent, self.shared) if choice.is_one and batch else None
 
-    def _features(self, name: str, given: Any, found: Joint, call: JointCall | None, batch: int) -> tuple[Any, Any]:
-        """Features of the present rows and of the absent ones, in eval mode."""
-        both = self._encoded(name, given, found, call, batch)
+    def _features(
+        self, name: str, given: Any, kept: Any, found: Joint, call: JointCall | None, batch: int
+    ) -> tuple[Any, Any]:
+        """Features of the present rows and of the absent ones, in eval mode, if these are not `kept`."""
+        if kept is not None:
+            both = found.features[name], kept
+        else:
+            both = self._encoded(name, given, found, call, batch)
         return detached(both) if name in found.frozen else both
 
-    def _look_at_absent_rows(self, parted: Mapping[str, tuple[Any, Any]], batch: int) -> None:
+    def _look_at_absent_rows(
+        self, parted: Mapping[str, tuple[Any, Any]], batch: int, hooks: ForwardHooks | None
+    ) -> None:
         """Warns once where their gradient explodes."""
         looks = self.absent_features.gradient and batch and torch.is_grad_enabled() and not self.record.has_warned
         if not looks or torch.compiler.is_compiling() or self.peers.together:
             return
         self.record.has_warned = True
-        for name, (present, absent) in parted.items():
-            encoder = self.network.encoders[name]
-            warn_if_amplified(name, encoder, leaves_of(present), leaves_of(absent))
+        with looking(self.network, hooks):
+            for name, (present, absent) in parted.items():
+                encoder = self.network.encoders[name]
+                warn_if_amplified(name, encoder, leaves_of(present), leaves_of(absent))
 
     def _encoded(self, name: str, given: Any, found: Joint, call: JointCall | None, batch: int) -> tuple[Any, Any]:
         if call is not None:

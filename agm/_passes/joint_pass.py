@@ -18,7 +18,7 @@ from agm._one_pass.choice import autocasts
 from agm._passes.outputs import Outputs
 from agm._passes.record import Record
 
-__all__ = ["Joint", "joint_pass"]
+__all__ = ["Joint", "answer", "joint_pass", "refusal"]
 
 
 @dataclass
@@ -93,17 +93,18 @@ def joint_pass(
     with answering({one.encoder: one for one in encoded.values()}), answering({network: fused}, "fuse"):
         output = network(**inputs)
     if not all(one.has_encoded(inputs[name]) for name, one in encoded.items()):
-        raise _refusal(network, encoders)
+        raise refusal(network, encoders)
     features = {name: one.calls[0][1] for name, one in encoded.items()}
     if not fused.is_all(features, output):
-        # Equal numbers say so for this batch alone: from the next on forward itself runs for the masked rows.
-        if len(features) < len(encoders) or not _equals_fuse(network, encoders, inputs, features, outputs):
-            raise _refusal(network, encoders)
+        # Equal numbers say so for this batch alone, and not for gradients: forward itself runs for masked rows.
+        known = record.by_path or _equals_fuse(network, encoders, inputs, features, outputs)
+        if len(features) < len(encoders) or not known:
+            raise refusal(network, encoders)
         record.by_path = True
     if calls_fuse is None:
         calls_fuse = record.calls_fuse = fused.has_all(encoders)
     if calls_fuse and not fused.has_all(encoders):
-        raise _refusal(network, encoders)
+        raise refusal(network, encoders)
     for name, one in encoded.items():
         record.autocasts[name] = one.autocast
     kept = fused.kept | {name: one.kept for name, one in encoded.items()} if keeps else {}
@@ -231,18 +232,20 @@ def _equals_fuse(
     outputs: Outputs,
 ) -> bool:
     """Whether a forward that does not call `fuse` computes the same from the features, which are given to both."""
-    answers = {encoders[name]: _answer(value) for name, value in features.items()}
+    answers = {encoders[name]: answer(value) for name, value in features.items()}
     with evaluation(network), torch.no_grad(), answering(answers):
         left, right = outputs.logits(network(**inputs)), outputs.logits(network.fuse(copied(dict(features))))
     fits = isinstance(left, Tensor) and isinstance(right, Tensor) and left.shape == right.shape
     return fits and torch.allclose(left, right, rtol=1e-3, atol=1e-5, equal_nan=True)
 
 
-def _answer(value: Any) -> Callable[..., Any]:
+def answer(value: Any) -> Callable[..., Any]:
+    """A forward that returns a copy of what is known."""
     return lambda *args, **kwargs: copied(value)
 
 
-def _refusal(network: nn.Module, encoders: Mapping[str, nn.Module]) -> ValueError:
+def refusal(network: nn.Module, encoders: Mapping[str, nn.Module]) -> ValueError:
+    """What is raised where forward is more than its encoders and `fuse`."""
     first = next(iter(encoders))
     return ValueError(
         f"Expected the forward of {type(network).__name__}, which offers `encoders` and `fuse`, to return "

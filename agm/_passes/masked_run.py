@@ -16,7 +16,7 @@ from agm._lazy_rows.tensor import Deferred, Rows
 from agm._module_state.eval_mode import evaluation, mixes_samples
 from agm._module_state.hooks import ForwardHooks
 from agm._module_state.replace_forward import answering
-from agm._passes.absent_features import warn_if_amplified
+from agm._passes.absent_features import looking, warn_if_amplified
 from agm._passes.encoder_calls import Answer, NeedsOrigins
 from agm._passes.encoder_recording import Handed, Recorder, Target
 from agm._passes.origins import Origins
@@ -139,8 +139,10 @@ class MaskedRun:
         record = self.passes.record
         for answer in answers:
             answer.finish()
-            for name, present, absent in () if self.passes.peers.together else answer.examples:
-                warn_if_amplified(name, answer.target.owner, present, absent)
+            if answer.examples and not self.passes.peers.together:
+                with looking(network, self.hooks):
+                    for name, present, absent in answer.examples:
+                        warn_if_amplified(name, answer.target.owner, present, absent)
             record.all_rows.update(answer.all_rows)
             record.other_rows.update(answer.other_rows)
             record.order[str(answer.target)] = answer.order

@@ -9,8 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import agm
+from agm._module_state import undo
+from agm._module_state.replace_forward import answering
+from agm._module_state.undo import all_or_nothing
 
 NAMES = ("audio", "visual")
 ENCODERS = {"audio": "audio_net", "visual": "visual_net"}
@@ -133,6 +137,83 @@ def test_parameters_and_buffers_that_forward_writes_to(options: dict[str, Any], 
     found = agm.verify(model, inputs(), TARGET)
     assert found.ok, str(found)
     assert found.left["slow.0.weight"] < 1e-12
+
+
+class Watching(nn.Module):
+    """A network with `encoders` and `fuse` that follows what passes through, as a running mean does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoders = nn.ModuleDict({name: nn.Sequential(nn.Linear(4, 5), nn.Tanh()) for name in NAMES})
+        self.head = nn.Linear(10, 4)
+        self.register_buffer("mean", torch.zeros(4))
+        self.double()
+
+    def fuse(self, features: dict[str, Tensor]) -> Tensor:
+        logits = self.head(torch.cat([features[name] for name in NAMES], 1))
+        with torch.no_grad():
+            self.mean += logits.mean(0)
+            constant = torch.cat([features[name] for name in NAMES], 1)
+        return logits + constant.sum(1, keepdim=True)
+
+    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+        inputs = {"audio": audio, "visual": visual}
+        return self.fuse({name: encoder(inputs[name]) for name, encoder in self.encoders.items()})
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"masked": "shared"}, {"encoders": {name: f"encoders.{name}" for name in NAMES}}]
+)
+def test_statistics_under_no_grad_cut_no_gradient(options: dict[str, Any]) -> None:
+    """Where rows are deferred it is a statistic that first asks for them."""
+    found = agm.verify(agm.AGM(Watching(), NAMES, **options), inputs(), TARGET)
+    assert found.ok, str(found)
+
+
+class Checkpointed(Net):
+    """Its encoders count their calls, recomputed ones too, inside activation checkpoints around them."""
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 5)
+            self.calls = 0
+            self.register_buffer("mean", torch.zeros(5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            with torch.no_grad():
+                self.mean += 1
+            return torch.tanh(self.layer(x))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.audio_net, self.visual_net = self.Encoder().double(), self.Encoder().double()
+        self.encoders = {"audio": self.audio_net, "visual": self.visual_net}
+
+    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+        inputs = {"audio": audio, "visual": visual}
+        return self.fuse({n: checkpoint(self.encoders[n], x, use_reentrant=False) for n, x in inputs.items()})
+
+    def fuse(self, features: dict[str, Tensor]) -> Tensor:
+        return self.head(torch.cat([features[name] for name in NAMES], 1).square())
+
+
+@pytest.mark.parametrize("options", [{"masked": "shared"}, SHARED])
+def test_a_look_at_gradients_recomputes_nothing_that_stays(options: dict[str, Any]) -> None:
+    model, plain = agm.AGM(Checkpointed(), NAMES, **options), Checkpointed()
+    seen: list[int] = []
+    model.module.audio_net.layer.register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    logits = model(**inputs(), target=TARGET)
+    assert seen == [6]
+    expected = plain(**inputs())
+    for network in (model.module, plain):
+        assert network.audio_net.calls == 1
+        torch.testing.assert_close(network.audio_net.mean, torch.ones(5).double())
+    logits.sum().backward()
+    expected.sum().backward()
+    assert model.module.audio_net.calls == plain.audio_net.calls
 
 
 def test_verify_sees_what_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,6 +350,22 @@ class TestInterrupts:
             step += 1 + step // 25  # every line at first, then fewer
         assert count > 40
 
+    @pytest.mark.parametrize("line", range(1, 5))
+    def test_where_one_forward_replaces_another_both_are_put_back(self, line: int) -> None:
+        """The interrupt comes where the inner one would be put back, so that the outer one's turn is first."""
+        module = nn.Linear(2, 2)
+
+        def step() -> None:
+            with all_or_nothing(), answering({module: lambda x: x}), answering({module: lambda x: -x}):
+                sys.settrace(_interrupting(undo.__file__, line))
+
+        try:
+            with pytest.raises(Interrupted):
+                step()
+        finally:
+            sys.settrace(None)
+        assert "forward" not in vars(module)
+
     @staticmethod
     def state(model: agm.AGM) -> tuple[Any, ...]:
         network = model.module
@@ -276,6 +373,7 @@ class TestInterrupts:
         forwards = ["forward" in vars(module) for module in network.modules()]
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         there = (torch.is_grad_enabled(), torch.overrides._len_torch_function_stack())
+        there += (torch._C._is_torch_function_enabled(),)
         hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
         return (buffers, torch.get_rng_state().tolist(), modes, forwards, there, hooks, model._alone().locked())
 

@@ -452,8 +452,10 @@ class TestEvidence:
             with torch.no_grad():
                 network.gate.fill_(0.5 * (step + 1))
 
-    @pytest.mark.parametrize("masked", ["exact", "shared"])
-    def test_a_forward_that_departs_from_fuse_later(self, masked: Any) -> None:
+    @pytest.mark.parametrize(
+        "options", [{}, {"masked": "shared"}, {"max_rows": 5}, {"masked": "shared", "checkpoint": True}]
+    )
+    def test_a_forward_that_departs_from_fuse_later(self, options: dict[str, Any]) -> None:
         class Beside(Factorised):
             def __init__(self) -> None:
                 super().__init__()
@@ -464,14 +466,13 @@ class TestEvidence:
                 return self.fuse(features) + self.gate * features["audio"][:, :CLASSES]
 
         network = Beside()
-        model = agm.AGM(network, masked=masked)
-        for step in range(4):
-            model(**inputs(), target=TARGET)
+        model = agm.AGM(network, **options)
+        for opening in (0.0, 0.5, 1.0):
             with torch.no_grad():
-                network.gate.fill_(0.5 * step)
-            if step:
-                found = agm.verify(model, inputs(), TARGET)
-                assert found.ok, str(found)
+                network.gate.fill_(opening)
+            found = agm.verify(model, inputs(), TARGET)  # the gradient of the gate too, while it is closed
+            assert found.ok, str(found)
+            model(**inputs(), target=TARGET)
 
 
 class TestThreads:
@@ -598,6 +599,39 @@ class TestAbsentRows:
         assert float((masked[3] - masked[2]).abs().max()) > 1e-3
         del network.audio_net[0].forward
         assert agm.verify(model, inputs(), TARGET).ok
+
+    @pytest.mark.parametrize("kind", [Net, Factorised])
+    def test_kept_ones_open_no_way_into_a_detached_encoder(self, kind: type[Net]) -> None:
+        class Detached(kind):  # type: ignore[valid-type, misc]
+            def fuse(self, features: Mapping[str, Tensor]) -> Tensor:
+                return self.head(torch.cat([features["audio"], features["visual"]], -1))
+
+            def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+                return self.fuse({"audio": self.audio_net(audio), "visual": self.visual_net(visual).detach()})
+
+        encoders = ENCODERS if kind is Net else None
+        options: dict[str, Any] = {"masked": "shared", "absent_gradient": False, "absent_refresh": 4}
+        model = agm.AGM(Detached(), NAMES, encoders=encoders, **options)
+        for _ in range(3):
+            model(**inputs(), target=TARGET).square().sum().backward()
+            assert all(parameter.grad is None for parameter in model.module.visual_net.parameters())
+
+    def test_a_failed_step_does_not_count(self) -> None:
+        options: dict[str, Any] = {"masked": "shared", "absent_gradient": False, "absent_refresh": 2}
+        model = agm.AGM(Factorised(), NAMES, **options)
+        for step in range(3):
+            before = model.kept.get_extra_state()
+            with pytest.raises(ValueError, match="class"):
+                model(**inputs(step), target=TARGET + CLASSES)
+            handle = model.module.head.register_forward_hook(lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                model(**inputs(step), target=TARGET)
+            handle.remove()
+            after = model.kept.get_extra_state()
+            assert after["steps"] == before["steps"] == step
+            assert after["kept"].keys() == before["kept"].keys()
+            assert all(after["kept"][name] is before["kept"][name] for name in before["kept"])
+            model(**inputs(step), target=TARGET)
 
     def test_a_resumed_run_keeps_them(self) -> None:
         options: dict[str, Any] = {"masked": "shared", "absent_gradient": False, "absent_refresh": 4}

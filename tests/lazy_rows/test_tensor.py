@@ -309,6 +309,17 @@ def test_gradients_of_rows_are_those_of_rows(method: str) -> None:
         getattr(deferred, method)(*[lambda gradient: gradient] * (method == "register_hook"))
 
 
+def test_rows_first_written_out_without_gradients_keep_theirs() -> None:
+    deferred = Deferred.of(rows(), 0, features(6)[0])
+    with torch.no_grad():
+        mean = deferred.mean(0)
+    assert not mean.requires_grad
+    assert (deferred * 2).mean().requires_grad
+    with torch.no_grad():
+        constant = Deferred.of(rows(), 0, features(6)[0])
+    assert not (constant * 2).mean().requires_grad
+
+
 def test_versions_are_counted_in_inference_mode() -> None:
     with torch.inference_mode():
         deferred = Deferred.of(rows(), 0, torch.randn(B + 1, 6))
