@@ -71,7 +71,7 @@ def kept_surroundings() -> Callable[[], None]:
     def put_back() -> None:
         torch.set_grad_enabled(gradients)
         if functions and not torch._C._is_torch_function_enabled():  # an interrupt before the guard's own end
-            guard = torch._C._EnableTorchFunction()  # type: ignore[attr-defined]
+            guard = torch._C._EnableTorchFunction()
             guard.__enter__()
             _entered.append(guard)  # its end would switch them off again
         while _len_torch_function_stack() > modes:
