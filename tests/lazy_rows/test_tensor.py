@@ -413,7 +413,7 @@ def test_sixteen_modalities_by_path_and_no_subset() -> None:
     state.load_state_dict(model.modulator.state.state_dict())
     network.zero_grad()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("agm._lazy_rows.tensor.F.linear", counted)
+        patch.setattr("agm._lazy_rows.handlers.F.linear", counted)
         logits = model(**inputs, target=target)
     assert largest < 16  # a row for each of the 6 samples, and an absent one
     F.cross_entropy(logits, target).backward()
