@@ -595,7 +595,6 @@ UNSEEN: list[tuple[Callable[[], nn.Module], tuple[int, ...], str]] = [
     (Mixing, (4,), "depend on one another"),
     (Picking, (4,), "picks rows"),
     (SequenceFirst, (5, 4), "its buffers are others"),
-    (Tracking, (4,), "changes buffers"),
     (lambda: Twice(nn.BatchNorm1d(4)), (4,), r"`0.norm` (BatchNorm1d) to be called once"),
     (Asserting, (4,), "one pass raises ValueError: an unusual batch"),
     (Positional, (4,), "others in one pass"),
