@@ -34,6 +34,13 @@ MAX_MODALITIES = 16
 # By modalities, rounded up to a power of two: p_m that a program holds of each, samples * classes.
 _TILE = {2: 512, 4: 256, 8: 128, 16: 32}
 _MAX_STATES = 32  # modalities * samples of that tile: each of them takes registers of its own
+
+
+def tile_of(padded: int, double: bool) -> int:
+    """Classes that a program looks at together; numbers of twice the width take twice the registers."""
+    return _TILE[padded] // 2 if double and padded >= 8 else _TILE[padded]
+
+
 _SCALE = tl.constexpr(64.0)  # responses are kept divided by it: a sum over 16 modalities does not overflow
 _INVERSE = tl.constexpr(1 / 64)
 
@@ -304,7 +311,7 @@ def modulate_additive(
     cap = bits(-math.log(floor) if floor > 0 else math.inf)
     wide, dtype = accumulation_dtype(present.dtype)
     padded = triton.next_power_of_2(modalities)
-    tile = _TILE[padded]
+    tile = tile_of(padded, wide == torch.float64)
     block = min(tile, triton.next_power_of_2(max(classes, 1)))
     shares = min(classes // (4 * block), ENOUGH_PROGRAMS // max(batch, 1))
     inputs = (present, absent, bias, joint_logits, logits, labels)

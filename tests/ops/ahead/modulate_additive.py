@@ -15,7 +15,7 @@ def cases(dtype: str, wide: str, dtypes: dict[str, Any]) -> Iterator[Case]:
     left = {"costs": "*fp64", "hits": "*i64"}
     for modalities, given in ((2, False), (6, True), (16, False)):
         padded = 1 << (modalities - 1).bit_length()
-        tile = modulate_additive._TILE[padded]
+        tile = modulate_additive.tile_of(padded, dtype == "fp64")
         common = {"MODALITIES": modalities, "PADDED": padded}
         few = {"SAMPLES": modulate_additive._MAX_STATES // padded, "CLASSES": 16, "ALIGNED": False}
         absent = {"bias": None} if given else {"joint_logits": None}
