@@ -505,8 +505,7 @@ class TestThreads:
                 left = checkpoint(self.audio_net, audio, use_reentrant=False)
                 return self.head(torch.cat([left, self.visual_net(visual)], 1))
 
-        def train(found: list[Any]) -> None:
-            model = agm.AGM(Checkpointed(), NAMES, encoders=ENCODERS)
+        def train(model: agm.AGM, found: list[Any]) -> None:
             optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
             for step in range(12):
                 optimizer.zero_grad()
@@ -516,16 +515,18 @@ class TestThreads:
 
         original = torch.utils.checkpoint.CheckpointFunction
         alone: list[Any] = []
-        train(alone)
+        train(agm.AGM(Checkpointed(), NAMES, encoders=ENCODERS), alone)
         beside: list[Any] = []
-        threads = [threading.Thread(target=train, args=(beside,)) for _ in range(3)]
+        # Made before, since they draw their weights from one generator.
+        models = [agm.AGM(Checkpointed(), NAMES, encoders=ENCODERS) for _ in range(3)]
+        threads = [threading.Thread(target=train, args=(model, beside)) for model in models]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         assert len(beside) == 3
         for weights in beside:
-            torch.testing.assert_close(weights, alone[0], rtol=0, atol=0)
+            torch.testing.assert_close(weights, alone[0], rtol=1e-12, atol=1e-12)
         assert torch.utils.checkpoint.CheckpointFunction is original
 
 

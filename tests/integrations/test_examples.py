@@ -41,6 +41,8 @@ def run(name: str, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_an_example_runs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     if name in NEEDS:
         pytest.importorskip(NEEDS[name])
+    if "accelerate" in sys.modules:  # whose settings are one for the process: other tests may have made others
+        sys.modules["accelerate"].state.AcceleratorState._reset_state(reset_partial_state=True)
     assert re.search(SAYS[name], run(name, capsys))
 
 
