@@ -84,10 +84,8 @@ class Evaluation:
                 rnn.dropout = dropout
 
         with ExitStack() as stack:
-            if torch.compiler.is_compiling():
-                stack.callback(put_back)
-            else:
-                stack.enter_context(putting_back(put_back))
+            # On the stack with the others: an interrupt at its end then passes over all of them alike.
+            stack.enter_context(putting_back(put_back))
             _set_modes(modes)
             for rnn, _ in dropouts:
                 rnn.dropout = 0.0

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 
 from agm._module_state.undo import putting_back
@@ -26,14 +25,6 @@ def answering(answers: Mapping[nn.Module, Callable[..., Any]], method: str = "fo
             else:
                 module.__dict__[method] = value
 
-    if torch.compiler.is_compiling():
-        try:
-            for module, answer in answers.items():
-                module.__dict__[method] = answer
-            yield
-        finally:
-            put_back()
-        return
     with putting_back(put_back):
         for module, answer in answers.items():
             module.__dict__[method] = answer

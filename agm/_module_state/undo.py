@@ -4,6 +4,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import torch
+
 __all__ = ["all_or_nothing", "putting_back"]
 
 
@@ -20,8 +22,9 @@ def putting_back(put_back: Callable[[], None]) -> Iterator[None]:
 
     An interrupt (Ctrl-C) may arrive in the very lines that put things back. When the step around it (`all_or_nothing`)
     has failed, `put_back` then runs once more, and after it those of whatever was entered before. It must stand that.
+    In a compiled graph nothing interrupts.
     """
-    undos = _open.undos
+    undos = None if torch.compiler.is_compiling() else _open.undos
     if undos is not None:
         undos.append(put_back)
     try:
