@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.utils import checkpoint
 
-__all__ = ["CheckpointedRegions", "check_not_reentrant", "reentrant_checkpoint"]
+__all__ = ["CheckpointedRegions", "check_not_reentrant", "packing_hook", "reentrant_checkpoint"]
 
 _PLAIN = inspect.unwrap(checkpoint.checkpoint).__code__
 _REENTRANT = checkpoint.CheckpointFunction.forward.__code__
@@ -51,7 +51,7 @@ def check_not_reentrant(encoder: str) -> None:
         )
 
 
-def _pack() -> Any:
+def packing_hook() -> Any:
     """What packs the tensors that autograd saves on this thread; None: nothing does."""
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
     return None if hooks is None else hooks[0]
@@ -70,14 +70,15 @@ class CheckpointedRegions:
 
     def __init__(self, as_here: Callable[[], AbstractContextManager[object]]) -> None:
         self._as_here = as_here
-        self._outside = (_pack(), reentrant_checkpoint())  # of checkpoints around the pass, which recompute all of it
+        # Of checkpoints around the pass, which recompute all of it.
+        self._outside = (packing_hook(), reentrant_checkpoint())
         self._open: list[Any] = []  # generators of torch's that end with their regions
 
     def settle(self) -> None:
         """Called before every function of the pass: heeds checkpoints that have begun or ended since."""
         while self._open and self._open[-1].gi_frame is None:
             self._leave()
-        pack, context = _pack(), reentrant_checkpoint()
+        pack, context = packing_hook(), reentrant_checkpoint()
         if pack is not self._outside[0] and getattr(pack, "__qualname__", "").startswith(_OWN):
             self._keep_activations(pack)
         if context is not None and context is not self._outside[1]:

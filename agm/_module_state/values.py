@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import _len_torch_function_stack, _pop_mode  # type: ignore[attr-defined]
 
+from agm._module_state.checkpoints import packing_hook
 from agm._module_state.eval_mode import written_buffers
 from agm._module_state.modules import submodules
 
@@ -41,15 +43,16 @@ def _copies(tensors: list[Tensor]) -> list[Tensor]:
     return [next(made) if tensor.is_floating_point() else tensor.clone() for tensor in tensors]
 
 
-def kept_generators(device: torch.device) -> Callable[[], None]:
-    """The states of the generators that a step may draw from; the callable puts them back."""
+def kept_generators(*devices: torch.device) -> Callable[[], None]:
+    """The states of the generators of the host and of these devices; the callable puts them back."""
     states: list[tuple[Callable[[Any], object], Any]] = [
         (torch.set_rng_state, torch.get_rng_state()),
         (np.random.set_state, np.random.get_state()),
         (random.setstate, random.getstate()),
     ]
-    if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
-        states.append((lambda state: torch.cuda.set_rng_state(state, device), torch.cuda.get_rng_state(device)))
+    for device in devices:
+        if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+            states.append((partial(torch.cuda.set_rng_state, device=device), torch.cuda.get_rng_state(device)))
 
     def put_back() -> None:
         for set_state, state in states:
@@ -65,7 +68,7 @@ def kept_surroundings() -> Callable[[], None]:
     """Whether gradients are on, and which modes and hooks are on this thread; the callable puts that back."""
     gradients = torch.is_grad_enabled()
     modes = _len_torch_function_stack()
-    hooks = _saving()
+    hook = packing_hook()
     functions = torch._C._is_torch_function_enabled()
 
     def put_back() -> None:
@@ -76,12 +79,7 @@ def kept_surroundings() -> Callable[[], None]:
             _entered.append(guard)  # its end would switch them off again
         while _len_torch_function_stack() > modes:
             _pop_mode()
-        while (current := _saving()) is not None and current is not hooks:
+        while (current := packing_hook()) is not None and current is not hook:
             torch._C._autograd._pop_saved_tensors_default_hooks()
 
     return put_back
-
-
-def _saving() -> Any:
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    return None if hooks is None else hooks[0]

@@ -1,16 +1,14 @@
 """Modules and random generators put back to what they were."""
 
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from agm._module_state.traces import contents, refill
+from agm._module_state.values import kept_generators
 
 __all__ = ["preserved"]
 
@@ -31,7 +29,9 @@ def preserved(root: nn.Module) -> Iterator[Callable[[], None]]:
     hooks = [(value, copy(value)) for _, kept in attributes for name, value in kept.items() if name.endswith("_hooks")]
     tensors = {id(tensor): (tensor, tensor.detach().clone()) for tensor in _tensors(modules)}
     gradients = [(parameter, parameter.grad) for parameter in root.parameters()]
-    generators = _generators(modules)
+    devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())] if torch.cuda.is_initialized() else []
+    put_back_generators = kept_generators(*devices)
+    generators = [(generator, generator.get_state()) for generator in _generators(modules)]
 
     def restore() -> None:
         for current, kept in attributes:
@@ -49,8 +49,9 @@ def preserved(root: nn.Module) -> Iterator[Callable[[], None]]:
         for parameter, gradient in gradients:
             if parameter.grad is not gradient:
                 parameter.grad = gradient
-        for put_back, state in generators:
-            put_back(state)
+        put_back_generators()
+        for generator, state in generators:
+            generator.set_state(state)
 
     try:
         yield restore
@@ -64,14 +65,6 @@ def _tensors(modules: list[nn.Module]) -> Iterator[Tensor]:
         yield from (value for value in values if isinstance(value, Tensor))
 
 
-def _generators(modules: list[nn.Module]) -> list[tuple[Callable[[Any], Any], Any]]:
-    states: list[tuple[Callable[[Any], Any], Any]] = [
-        (torch.set_rng_state, torch.get_rng_state()),
-        (np.random.set_state, np.random.get_state()),
-        (random.setstate, random.getstate()),
-    ]
+def _generators(modules: list[nn.Module]) -> list[torch.Generator]:
     own = {id(x): x for module in modules for x in vars(module).values() if isinstance(x, torch.Generator)}
-    states += [(generator.set_state, generator.get_state()) for generator in own.values()]
-    if torch.cuda.is_initialized():
-        states.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
-    return states
+    return list(own.values())
