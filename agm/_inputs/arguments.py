@@ -61,7 +61,7 @@ def _parameters(modalities: Modalities) -> dict[str, tuple[str, ...] | str]:
                 f'("input_ids", "attention_mask"), but got {carriers!r}.'
             )
         found[name] = carriers if isinstance(carriers, str) else group
-    taken = [one for group in found.values() for one in ((group,) if isinstance(group, str) else group)]
+    taken = [one for group in found.values() for one in _group(group)]
     if twice := sorted({one for one in taken if taken.count(one) > 1}):
         raise ValueError(f"Expected each argument of forward to carry one modality, but {twice} carry several.")
     return found

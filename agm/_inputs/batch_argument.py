@@ -74,8 +74,7 @@ class BatchArgument:
             if value is None:
                 raise ValueError(f"Expected an input for every modality, but {name!r} is None in `{self.name}`.")
             found[name] = value
-        leaves = {path: value for path, value in _leaves(batch) if path not in self.paths.values()}
-        leaves = {path: value for path, value in leaves.items() if not _is_inside(path, self.paths.values())}
+        leaves = {path: value for path, value in _leaves(batch) if not _is_inside(path, self.paths.values())}
         return found, Rest(leaves, batch), list(args[1:]), kwargs
 
     def joined(self, inputs: Mapping[str, Any], rest: Rest, others: list[Any]) -> list[Any]:

@@ -114,16 +114,12 @@ def _within(sources: list[Tensor], batch: int, part: range) -> Iterator[Tensor]:
 
 
 def masked_arguments(
-    arguments: Arguments, absent: Mapping[str, Any], batch: int, subsets: Sequence[int], part: range | None = None
+    arguments: Arguments, absent: Mapping[str, Any], subsets: Sequence[int], part: range | None = None
 ) -> Arguments:
     """The arguments of one call with the masked inputs of all `subsets`, or with the rows in `part` of them.
 
-    What no mask touches is repeated for every block.
-
-    Raises:
-        ValueError: a tensor beside the modalities does not have one row a sample.
+    What no mask touches is repeated for every block; see `check_others`.
     """
-    check_others(arguments, batch)
     inputs, others, rest, placed = arguments
     everywhere = [True] * len(subsets)
     return Arguments(

@@ -177,19 +177,17 @@ class InterceptedPasses:
         choices = self._choose(targets, device)
         # Copies, since the network may write to its inputs in the joint pass.
         few = {name: few_rows(x, absent[name]) for name, x in arguments.inputs.items()}
-        given = MaskedRun(self, few, device, copied(arguments.others), copied(arguments.rest), arguments.placed, here)
-        output, given.recorders = self._joint(targets, arguments, absent, choices, hooks)
-        given.shares = frozenset(
-            bit for bit, choice in choices.items() if self._may_share(bit, choice, given.recorders)
-        )
-        given.hooks = hooks
+        kept = Arguments(few, copied(arguments.others), copied(arguments.rest), arguments.placed)
+        output, recorders = self._joint(targets, arguments, absent, choices, hooks)
+        shares = frozenset(bit for bit, choice in choices.items() if self._may_share(bit, choice, recorders))
+        given = MaskedRun(self, kept, device, here, recorders, shares, hooks)
         if torch.compiler.is_compiling():
             return output, cast(Tensor, given.logits(rows, deferred=False))
         before = set(self.record.other_rows)
         masked = self._masked(given, rows)
         if self.record.other_rows - before:
             choices = self._choose(targets, device)
-        for recorder in given.recorders:
+        for recorder in recorders:
             for bit, name in recorder.target.names.items():
                 self.record.choices.note(name, choices[bit], recorder.outcome(bit, choices[bit]))
         return output, masked

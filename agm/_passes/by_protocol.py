@@ -76,7 +76,6 @@ class FactorisedPasses:
         self.record = record
         self.absent_features = absent_features
         self._declares_sum = declares_sum(network)
-        self._parted: Mapping[str, tuple[Any, Any]] = {}
 
     def __call__(
         self,
@@ -99,9 +98,8 @@ class FactorisedPasses:
             that output, and the masked ones (len(rows), C), or where they are a sum what each modality adds to
             them: its bit -> (B + 1, C), that of its absent row last.
         """
-        output, masked = self._run(arguments, rows, absent, here, hooks)
+        output, masked, parted = self._run(arguments, rows, absent, here, hooks)
         # Behind the passes, since a checkpoint of the joint one would recompute with what it had.
-        parted, self._parted = self._parted, {}
         self._look_at_absent_rows(parted, rows.batch, hooks)
         return output, masked
 
@@ -112,7 +110,8 @@ class FactorisedPasses:
         absent: Mapping[str, Any],
         here: Mapping[str, Tensor] | None,
         hooks: ForwardHooks | None,
-    ) -> tuple[Any, Tensor | Mapping[int, Tensor]]:
+    ) -> tuple[Any, Tensor | Mapping[int, Tensor], Mapping[str, tuple[Any, Any]]]:
+        """As a call, and the features as the encoders gave them: modality -> of present rows, and of absent ones."""
         self._check(arguments)
         inputs = arguments.inputs
         before = self._before_joint_pass(arguments)
@@ -135,11 +134,10 @@ class FactorisedPasses:
         if self.record.by_path and not torch.compiler.is_compiling():
             forward = partial(self._by_forward, before(), absent)
         with evaluation(self.network, hooks):
-            parted = {
+            parted = made = {
                 name: self._features(name, given.get(name), kept.get(name), found, calls.get(name), rows.batch)
                 for name in self.modalities
             }
-            self._parted = parted
             if not self.absent_features.gradient:
                 parted = {name: (present, detached(few)) for name, (present, few) in parted.items()}
                 for name, (_, few) in parted.items():
@@ -152,21 +150,21 @@ class FactorisedPasses:
             if torch.compiler.is_compiling():  # a compiler cannot look into deferred rows
                 how = Deferral("rows")
                 if self._declares_sum and (declared := self._declared(parted)) is not None:
-                    return joint, declared
+                    return joint, declared, made
             elif forward is not None:
                 how = Deferral("rows", "forward does more than call the encoders and `fuse`")
             else:
                 how = self._how(parted, rows, device)
             if how.how == "sum":
-                return joint, outcome(self._deferred(parted, rows))
+                return joint, outcome(self._deferred(parted, rows)), made
             if not self.chunks and not mixes_samples(self.network):
-                return joint, self._written(parted, rows, how, forward)
+                return joint, self._written(parted, rows, how, forward), made
         parts = self.chunks.parts(self.network, rows.batch, len(rows.subsets))
 
         def run(part: range | None) -> Tensor:
             return self._written(parted, replace(rows, part=part), how, forward)
 
-        return joint, self.chunks.run(self.network, run, parts, hooks)
+        return joint, self.chunks.run(self.network, run, parts, hooks), made
 
     def _check(self, arguments: Arguments) -> None:
         """That its encoders and `fuse` can be called by themselves.
@@ -252,7 +250,7 @@ class FactorisedPasses:
         self, arguments: Arguments, absent: Mapping[str, Any], features: Mapping[str, Any], rows: Rows
     ) -> Any:
         """What forward returns for masked rows, its encoders answering with their features."""
-        masked = masked_arguments(arguments, absent, rows.batch, rows.subsets, rows.part)
+        masked = masked_arguments(arguments, absent, rows.subsets, rows.part)
         answers = {encoder: answer(features[name]) for name, encoder in self.encoders().items()}
         with answering(answers):
             return self.network(**unwrap(masked.inputs))

@@ -19,7 +19,7 @@ from agm._one_pass.choice import JointCall
 from agm._one_pass.numeric_check import close
 from agm._passes.absent_features import AbsentFeatures
 from agm._passes.encoder_recording import Call, Handed, Recorder
-from agm._passes.encoder_rows import EncoderRows, changed_dims
+from agm._passes.encoder_rows import EncoderRows, along, changed_dims
 from agm._passes.origins import Origins
 
 __all__ = ["Answer", "NeedsOrigins"]
@@ -307,10 +307,9 @@ def _mixed(
         blocks = [own if one else own.detach() for one, own in zip(is_present, blocks, strict=True)]
     if shared is None:
         return torch.cat(blocks, dim)
-    if here is not None:
-        rows = joint[dim] // len(here)
-        mask = here.repeat_interleave(rows).view([-1 if d == dim else 1 for d in range(leaf.dim())])
-        return torch.cat(
-            [torch.where(mask, shared, own) if one else own for one, own in zip(is_present, blocks, strict=True)], dim
-        )
-    return torch.cat([shared if one else own for one, own in zip(is_present, blocks, strict=True)], dim)
+    mask = None if here is None else along(leaf, dim, here, joint[dim] // len(here))
+
+    def present(own: Tensor) -> Tensor:
+        return shared if mask is None else torch.where(mask, shared, own)
+
+    return torch.cat([present(own) if one else own for one, own in zip(is_present, blocks, strict=True)], dim)

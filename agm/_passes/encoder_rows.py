@@ -10,7 +10,7 @@ from agm._inputs.rows import blocks, tile
 from agm._inputs.samples import Samples
 from agm._lazy_rows.tensor import Deferred, Rows
 
-__all__ = ["EncoderRows", "changed_dims"]
+__all__ = ["EncoderRows", "along", "changed_dims"]
 
 _ROUNDING = 1e-3  # what equal rows may differ by, relative to the largest element: mixed rows differ by far more
 
@@ -124,12 +124,16 @@ class EncoderRows:
         absent = leaf.narrow(dim, self.present * rows, self.absent * rows)
         absent = absent if gradient else absent.detach()
         if self.here is not None:
-            here = self.here.repeat_interleave(rows).view([-1 if d == dim else 1 for d in range(leaf.dim())])
-            present = torch.where(here, present, tile(absent, joint[dim], dim))
+            present = torch.where(along(leaf, dim, self.here, rows), present, tile(absent, joint[dim], dim))
         if deferred and dim == 0:
             return Deferred.of(self.all, self.bit, torch.cat([present, absent]), rows)
         absent = tile(absent, joint[dim], dim)
         return torch.cat([present if here else absent for here in self.is_present], dim)
+
+
+def along(leaf: Tensor, dim: int, here: Tensor, rows: int) -> Tensor:
+    """(B,) values of samples, that broadcast with `leaf`, which has `rows` rows of each in dimension `dim`."""
+    return here.repeat_interleave(rows).view([-1 if d == dim else 1 for d in range(leaf.dim())])
 
 
 def changed_dims(size: torch.Size, joint: torch.Size) -> list[int]:

@@ -265,11 +265,11 @@ class MaskedPasses:
             joint = self._joint(arguments, hooks)
 
             def call(part: range | None) -> Any:
-                masked = masked_arguments(kept, kept_absent, batch, subsets, part)
+                masked = masked_arguments(kept, kept_absent, subsets, part)
                 return self.outputs.logits(self.binding.call(masked))
 
             return joint, self.chunks.run(self.network, call, parts, hooks)
-        masked = masked_arguments(arguments, absent, batch, subsets)
+        masked = masked_arguments(arguments, absent, subsets)
         joint = self._joint(arguments, hooks)
         with evaluation(self.network, hooks):
             return joint, self.outputs.logits(self.binding.call(masked))

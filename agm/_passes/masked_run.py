@@ -1,6 +1,6 @@
 """The masked pass of a network whose encoders are named by path."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -42,33 +42,35 @@ def called_instead(functions: Mapping[Target, Callable[..., Any]]) -> Iterator[N
 class MaskedRun:
     """What the masked passes of one step are given: the same for any of its rows.
 
-    Attributes:
+    Args:
+        passes: whose they are.
+        arguments: of forward, the inputs as `few_rows`.
+        device: of the inputs.
+        here: modality -> (B,), which samples have it.
         recorders: what the encoders did in the joint pass.
         shares: bits of the modalities whose joint features may serve the present rows.
         hooks: of the network's modules.
     """
 
-    recorders: list[Recorder]
-    shares: frozenset[int]
-    hooks: ForwardHooks | None
-
     def __init__(
         self,
         passes: "InterceptedPasses",
-        few: Mapping[str, Any],
+        arguments: Arguments,
         device: torch.device,
-        others: list[Any],
-        rest: dict[str, Any],
-        placed: tuple[str, ...],
         here: Mapping[str, Tensor] | None,
+        recorders: Sequence[Recorder],
+        shares: frozenset[int],
+        hooks: ForwardHooks | None,
     ) -> None:
         self.passes = passes
-        self.few = few
+        self.arguments = arguments
         self.device = device
-        self.others, self.rest, self.placed = others, rest, placed
         self.here = here if passes.shared else None
+        self.recorders = recorders
+        self.shares = shares
+        self.hooks = hooks
         # Arguments beside the modalities can reach an encoder, and then every absent row is another one.
-        self.extra_rows = _has_rows(others, rest)
+        self.extra_rows = _has_rows(arguments.others, arguments.rest)
 
     def logits(self, rows: Rows, *, deferred: bool, check: bool = False) -> Any:
         """What the network makes of the masked rows, its encoders answering for them.
@@ -100,8 +102,8 @@ class MaskedRun:
 
             return mapped(hand, few)
 
-        inputs = {name: handing(bit, few) for bit, (name, few) in enumerate(self.few.items())}
-        others, rest = self.others, self.rest
+        few, others, rest, placed = self.arguments
+        inputs = {name: handing(bit, leaves) for bit, (name, leaves) in enumerate(few.items())}
         if self.extra_rows and deferred:
             others, rest = (handing(EVERYWHERE, mapped(_one_more, tree)) for tree in (others, rest))
         elif self.extra_rows:
@@ -134,7 +136,7 @@ class MaskedRun:
                 for tensor, _, bit, _ in handed.of.values():
                     origins.note(tensor, frozenset((bit,)))
                 stack.enter_context(origins)
-            output = self.passes.binding.call(Arguments(inputs, others, rest, self.placed))
+            output = self.passes.binding.call(Arguments(inputs, others, rest, placed))
             logits = self.passes.outputs.logits(output)
         record = self.passes.record
         for answer in answers:
