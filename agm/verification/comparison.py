@@ -20,6 +20,7 @@ from agm.modulation.scores import find_score
 from agm.modulation.unfused import restricted
 from agm.shapley.sampling import SubsetSample
 from agm.shapley.weights import subset_weights
+from agm.verification.distances import difference, largest_of
 from agm.verification.leftovers import differences as left_differences
 from agm.verification.leftovers import left_behind
 from agm.verification.oracle import separate_passes
@@ -64,10 +65,10 @@ def compare(
         restore()  # forward asks for gradients of its input, which only a leaf can be asked for
         own, separate = _both_steps(model, given, target, present, restore, tracks=False)
     masked, expected = own.masked, separate.masked
-    scale = _largest(expected)
-    largest = max((_largest(x) for x in separate.gradients.values() if x is not None), default=0.0)
+    scale = largest_of(expected)
+    largest = max((largest_of(x) for x in separate.gradients.values() if x is not None), default=0.0)
     differences = [
-        (_words(subset, model.modalities), _difference(mine, its, scale))
+        (_words(subset, model.modalities), difference(mine, its, scale))
         for subset, mine, its in zip(own.subsets, masked, expected, strict=True)
     ]
     return Verification(
@@ -77,9 +78,9 @@ def compare(
             name: _gradient_difference(own.gradients[name], x, _SMALL * largest)
             for name, x in separate.gradients.items()
         },
-        buffers={name: _difference(own.buffers[name], x, _largest(x)) for name, x in separate.buffers.items()},
+        buffers={name: difference(own.buffers[name], x, largest_of(x)) for name, x in separate.buffers.items()},
         coefficients={
-            name: _difference(kappa, expected_kappa, abs(float(expected_kappa)))
+            name: difference(kappa, expected_kappa, abs(float(expected_kappa)))
             for name, kappa, expected_kappa in zip(
                 model.modalities, own.coefficients, separate.coefficients, strict=True
             )
@@ -263,26 +264,10 @@ def _words(subset: int, modalities: tuple[str, ...]) -> str:
     return " + ".join(names) + (" (joint)" if len(names) == len(modalities) else "")
 
 
-def _largest(tensor: Tensor) -> float:
-    finite = tensor.detach().double().nan_to_num(0.0, 0.0, 0.0).abs()
-    return float(finite.max()) if finite.numel() else 0.0
-
-
-def _difference(got: Tensor, expected: Tensor, scale: float) -> float:
-    """Largest difference over `scale`; equal infinities are no difference, and a NaN on one side an infinite one."""
-    if got.shape != expected.shape:
-        return float("inf")
-    got, expected = got.detach().double(), expected.detach().double()
-    same = (got == expected) | (got.isnan() & expected.isnan())
-    absolute = (got - expected).abs().masked_fill(same, 0.0).nan_to_num(float("inf"))
-    largest = float(absolute.max()) if absolute.numel() else 0.0
-    return largest / scale if scale and largest else (float("inf") if largest else 0.0)
-
-
 def _gradient_difference(got: Tensor | None, expected: Tensor | None, small: float) -> float:
     """What has no gradient has a zero one."""
     present = expected if expected is not None else got
     if present is None:
         return 0.0
     got, expected = (torch.zeros_like(present) if x is None else x for x in (got, expected))
-    return _difference(got, expected, max(_largest(expected), small))
+    return difference(got, expected, max(largest_of(expected), small))

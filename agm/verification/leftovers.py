@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from agm.verification.distances import difference, largest_of
+
 __all__ = ["differences", "left_behind", "tensors_in_attributes"]
 
 _OF_MODULES = frozenset(vars(nn.Module()))
@@ -58,13 +60,8 @@ def differences(own: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str
 
 
 def _difference(own: Any, expected: Any) -> float:
-    if isinstance(own, Tensor) and isinstance(expected, Tensor) and own.shape == expected.shape:
-        own, expected = own.double(), expected.double()
-        same = (own == expected) | (own.isnan() & expected.isnan())
-        far = (
-            float((own - expected).abs().masked_fill(same, 0.0).nan_to_num(float("inf")).max()) if own.numel() else 0.0
-        )
-        return far / max(float(expected.abs().nan_to_num(0.0, 0.0, 0.0).max()), 1e-30) if far else 0.0
+    if isinstance(own, Tensor) and isinstance(expected, Tensor):
+        return difference(own, expected, max(largest_of(expected), 1e-30))
     plain = not isinstance(own, Tensor) and not isinstance(expected, Tensor)
     return 0.0 if plain and own == expected else float("inf")
 
