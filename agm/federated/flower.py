@@ -93,16 +93,17 @@ class FlowerClients:
     ) -> list[Report]:
         """Of all nodes, in their order."""
         content = _question(weights, prototypes, known, None)
+        answers = self._asked([(node, content, "query") for node in self.nodes])
         return [
             Report(
                 samples=int(answer["metrics"]["samples"]),
                 ratio=float(answer["metrics"]["ratio"]),
-                joint=_tensors(answer)["joint"],
-                counts=_tensors(answer)["counts"],
-                own=_named(answer, "own"),
-                prototypes=_named(answer, "prototypes"),
+                joint=tensors["joint"],
+                counts=tensors["counts"],
+                own=_named(tensors, "own"),
+                prototypes=_named(tensors, "prototypes"),
             )
-            for answer in self._asked([(node, content, "query") for node in self.nodes])
+            for answer, tensors in zip(answers, map(_tensors, answers), strict=True)
         ]
 
     def fits(
@@ -117,14 +118,15 @@ class FlowerClients:
             (self.nodes[choice.client], _question(weights, prototypes, known, choice.modality), "train")
             for choice in choices
         ]
+        answers = self._asked(questions)
         return [
             Update(
                 samples=int(answer["metrics"]["samples"]),
                 weights=dict(answer["weights"].to_torch_state_dict()),
-                prototypes=_named(answer, "prototypes"),
-                counts=_tensors(answer)["counts"],
+                prototypes=_named(tensors, "prototypes"),
+                counts=tensors["counts"],
             )
-            for answer in self._asked(questions)
+            for answer, tensors in zip(answers, map(_tensors, answers), strict=True)
         ]
 
     def _asked(self, questions: Sequence[tuple[int, RecordDict, str]]) -> list[Any]:
@@ -154,8 +156,9 @@ class _Asked:
     def __init__(self, content: RecordDict) -> None:
         found: Any = content
         self.weights = dict(found["weights"].to_torch_state_dict())
-        self.prototypes = _named(found, "prototypes")
-        self.known = _tensors(found).get("known")
+        tensors = _tensors(found)
+        self.prototypes = _named(tensors, "prototypes")
+        self.known = tensors.get("known")
         self.modality = str(found["config"]["modality"]) or None
 
 
@@ -186,9 +189,8 @@ def _tensors(content: Any) -> dict[str, Tensor]:
     return {name: torch.as_tensor(value) for name, value in content["tensors"].to_torch_state_dict().items()}
 
 
-def _named(content: Any, kind: str) -> dict[str, Tensor]:
-    found = _tensors(content)
-    return {name.removeprefix(f"{kind}/"): value for name, value in found.items() if name.startswith(f"{kind}/")}
+def _named(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{kind}/"): value for name, value in tensors.items() if name.startswith(f"{kind}/")}
 
 
 def _flower() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,14 +82,11 @@ def measure(parts: Parts, batches: Batches) -> Measured:
     names, totals, samples = parts.modalities, None, 0
     modules = [parts.network, *parts.heads.values()]
     for inputs, target in batches:
-        with evaluation(modules[0]):
-            was_training = [head.training for head in modules[1:]]
-            for head in modules[1:]:
-                head.eval()
+        with ExitStack() as stack:
+            for module in modules:
+                stack.enter_context(evaluation(module))
             features, joint = parts.run(inputs)
             alone = parts.unimodal(inputs, features)
-            for head, mode in zip(modules[1:], was_training, strict=True):
-                head.train(mode)
         rows = []
         for logits in (joint, *(alone[name] for name in names)):
             hits = logits.argmax(-1).eq(target).sum().double()
