@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 from agm.kernels.launching import float64
-from agm.kernels.responses import _cost, _shift
+from agm.kernels.responses import _cost, _merge
 from agm.kernels.scoring import _loss_of
 
 
@@ -269,11 +269,7 @@ def _finish_shares(
         for share in range(shares):
             at = found + (share * PADDED + modality) * batch + sample[None, :]
             other = tl.load(at, mask=inside, other=float("-inf"))
-            new = tl.maximum(largest, other)
-            shift = _shift(new)
-            other_total = tl.load(at + size, mask=inside, other=0.0)
-            total = total * tl.exp(largest - shift) + other_total * tl.exp(other - shift)
-            largest = new
+            largest, total = _merge(largest, total, other, tl.load(at + size, mask=inside, other=0.0))
             flags = beaten_by + share * 2 * PADDED * batch
             beaten = beaten | tl.load(flags + modality * batch + sample[None, :], mask=inside, other=0)
             joint_beaten = joint_beaten | tl.load(flags + PADDED * batch + sample, mask=known, other=0)
@@ -291,11 +287,8 @@ def _finish_shares(
             for share in range(shares):
                 at = joint_found + share * batch + sample
                 other = tl.load(at, mask=known, other=float("-inf")).to(DTYPE)
-                new = tl.maximum(joint_largest, other)
-                shift = _shift(new)
                 other_total = tl.load(at + joint_size, mask=known, other=0.0).to(DTYPE)
-                joint_total = joint_total * tl.exp(joint_largest - shift) + other_total * tl.exp(other - shift)
-                joint_largest = new
+                joint_largest, joint_total = _merge(joint_largest, joint_total, other, other_total)
                 spread += tl.load(at + 3 * joint_size, mask=known, other=0.0)
             joint_target = tl.load(joint_found + 2 * joint_size + sample, mask=known, other=0.0).to(DTYPE)
             own_cost, own_weight = _loss_of(

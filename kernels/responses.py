@@ -32,6 +32,14 @@ def _without(response, impossible):
 
 
 @triton.jit
+def _merge(largest, total, other, other_total):
+    """The largest of both groups of numbers, and the sum of exponentials relative to it."""
+    new = tl.maximum(largest, other)
+    shift = _shift(new)
+    return new, total * tl.exp(largest - shift) + other_total * tl.exp(other - shift)
+
+
+@triton.jit
 def _unscale(largest, total, target, SCALE: tl.constexpr):
     # Responses that cannot be stored make a step a skipped one, as what is no number does.
     largest = largest * SCALE
