@@ -13,6 +13,7 @@ from bench import (
     compiling,
     grads,
     head,
+    launches,
     linear,
     loading,
     profiling,
@@ -50,6 +51,7 @@ other commands:
   report    tables, pictures and the README's section, again from bench/results
   check     measures what bench/thresholds.toml bounds; fails where a bound is broken
   profile   where the time of a step goes
+  launches  operations that a step sends to the device, over a joint one; counted, not timed
   sass      instructions a class of the CUDA kernels, read from their machine code; needs nvcc, no GPU
 """
 
@@ -61,7 +63,9 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    result.add_argument("command", choices=(*SUITES, "report", "check", "profile", "sass", "worker"), metavar="COMMAND")
+    result.add_argument(
+        "command", choices=(*SUITES, "report", "check", "profile", "launches", "sass", "worker"), metavar="COMMAND"
+    )
     result.add_argument("--rounds", type=int, default=7, help="measurements of each variant, 2 or more (default 7)")
     result.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     result.add_argument("--quick", action="store_true", help="few small cases, nothing compiled")
@@ -106,6 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(check.main(options))
     elif given.command == "profile":
         print(profiling.table(options))
+    elif given.command == "launches":
+        raise SystemExit(launches.main(options, _keeper(given.json, options)))
     elif given.command == "sass":
         raise SystemExit(sass.main())
     elif given.command == "worker":

@@ -37,10 +37,17 @@ def kept_values(network: nn.Module, state: Iterable[Tensor]) -> Callable[[], Non
 
 
 def _copies(tensors: list[Tensor]) -> list[Tensor]:
-    """Copies of floating tensors in one operation, and of the others."""
-    floating = [tensor for tensor in tensors if tensor.is_floating_point()]
-    made = iter(torch._foreach_mul(floating, 1.0) if floating else ())
-    return [next(made) if tensor.is_floating_point() else tensor.clone() for tensor in tensors]
+    """Copies of floating tensors in one operation, of whole numbers in another, and of what is neither."""
+    copies: dict[int, Tensor] = {}
+    for kind in (torch.Tensor.is_floating_point, _is_whole):
+        alike = [tensor for tensor in tensors if kind(tensor)]
+        made = torch._foreach_mul(alike, 1) if alike else ()
+        copies.update((id(tensor), copy) for tensor, copy in zip(alike, made, strict=True))
+    return [copies[id(tensor)] if id(tensor) in copies else tensor.clone() for tensor in tensors]
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    return tensor.dtype in (torch.int64, torch.int32)
 
 
 def kept_generators(*devices: torch.device) -> Callable[[], None]:

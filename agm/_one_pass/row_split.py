@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from agm._module_state.checkpoints import packing_hook, reentrant_checkpoint
+from agm._one_pass.counters import Counters
 from agm._one_pass.layer_rules import LAYER_RULES
 from agm._one_pass.layouts import Layout, Mode, RowCount, Unsplit
 from agm._one_pass.mode_rules import MODE_RULES, TWICE
@@ -98,8 +99,7 @@ class RowSplit(TorchFunctionMode):
         self._known: dict[int, tuple[weakref.ref[Tensor], Layout, bool]] = {}
         self._fresh: dict[int, weakref.ref[Tensor]] = {}
         self._pending: dict[int, tuple[Tensor, Tensor]] = {}
-        self._counters: dict[int, Tensor] = {}
-        self._counted: list[Tensor] = []
+        self._counters = Counters()
         self._hook = packing_hook()
         self._gradients = torch.is_grad_enabled()
 
@@ -191,14 +191,11 @@ class RowSplit(TorchFunctionMode):
             if self._pending:
                 buffers, values = zip(*self._pending.values(), strict=True)
                 torch._foreach_copy_(list(buffers), list(values))
-            if self._counters:
-                torch._foreach_add_(list(self._counters.values()), 1)
+        self._counters.commit()
 
     def undo(self) -> None:
         """Puts back what has been written and drawn already."""
-        with torch.no_grad():
-            for counter in self._counted:
-                counter.sub_(1)
+        self._counters.undo()
         for put_back in self._generators.values():
             put_back()
 
@@ -281,38 +278,19 @@ class RowSplit(TorchFunctionMode):
         in_place = _is_in_place(name) or name in ("__setitem__", "set.data") or kwargs.get("out") is not None
         if name.rstrip("_") in _DRAWING:
             raise Unsplit(f"it draws random numbers (`{name}`)")
-        if in_place and self._is_counted(name, args, kwargs):
+        if in_place and name == "add_" and isinstance(args[0], Tensor) and args[0] in self._counters:
+            raise Unsplit(TWICE)
+        if in_place and self._counters.takes(name, args, kwargs):
             return args[0]
         target = kwargs.get("out", args[0] if args else None)
         if in_place and not (isinstance(target, Tensor) and self._is_fresh(target)):
             raise Unsplit(f"it writes to a tensor of its own (`{name}`)")
-        if self._pending or self._counters:
-            for tensor in tensors_in((*args, *kwargs.values())):
-                self._catch_up(tensor)
+        for tensor in tensors_in((*args, *kwargs.values())):
+            if id(tensor) in self._pending:
+                raise Unsplit("it reads running statistics after they have been updated")
+            self._counters.catch_up(tensor)
         result = func(*args, **kwargs)
         return result if name in _ALIASES else self.fresh(result)
-
-    def _is_counted(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-        """Whether it is a norm that counts its batches, which is done for all of them at once."""
-        if name != "add_" or kwargs or len(args) != 2 or type(args[1]) is not int or args[1] != 1:
-            return False
-        counter = args[0]
-        if not isinstance(counter, Tensor) or counter.dim() or counter.is_floating_point():
-            return False
-        if id(counter) in self._counters:
-            raise Unsplit(TWICE)
-        self._counters[id(counter)] = counter
-        return True
-
-    def _catch_up(self, tensor: Tensor) -> None:
-        """What is yet to be written is written before it is read."""
-        if id(tensor) in self._pending:
-            raise Unsplit("it reads running statistics after they have been updated")
-        if id(tensor) in self._counters:
-            del self._counters[id(tensor)]
-            with torch.no_grad():
-                tensor.add_(1)
-            self._counted.append(tensor)
 
     def _is_fresh(self, tensor: Tensor) -> bool:
         found = self._fresh.get(id(tensor))

@@ -46,6 +46,11 @@ class AbsentFeatures:
             self._kept.clear()
         self._steps += 1
 
+    @property
+    def are_kept(self) -> bool:
+        """Whether there are any from an earlier step."""
+        return bool(self._kept)
+
     def find(self, name: str, absent: Any) -> Any:
         """Features that were kept of a modality, of an absent input like this one; None if there are none."""
         kept = self._kept.get(name)

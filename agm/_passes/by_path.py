@@ -24,8 +24,10 @@ from agm._lazy_rows.tensor import CannotDefer, Rows, current, outcome
 from agm._module_state.compiled import compiled_part, is_compiled
 from agm._module_state.eval_mode import mixes_samples
 from agm._module_state.hooks import ForwardHooks
+from agm._module_state.modules import submodules
 from agm._module_state.untouched import untouched
 from agm._one_pass.choice import Choice, apart, choose, in_common
+from agm._one_pass.counters import CountingTogether, has_counters
 from agm._one_pass.joint_call import JointCall, in_the_way
 from agm._passes.absent_features import AbsentFeatures
 from agm._passes.encoder_paths import find_targets
@@ -300,4 +302,11 @@ class InterceptedPasses:
                     known=self.record.one_pass,
                 )
         keeps = any(choices[bit].how in ("shared", "joined") for bit in target.names)
-        return Recorder(target, calls, keeps, handed, self.shared, without)
+        recorder = Recorder(target, calls, keeps, handed, self.shared, without)
+        if not calls and target.method == "forward" and self.absent_features.are_kept and _counts(target.owner):
+            recorder.function = CountingTogether(target.owner)
+        return recorder
+
+
+def _counts(module: nn.Module) -> bool:
+    return not torch.compiler.is_compiling() and has_counters(submodules(module))

@@ -19,9 +19,11 @@ from agm._lazy_rows.tensor import CannotDefer, Deferred, Rows, current, outcome,
 from agm._module_state.compiled import is_compiled
 from agm._module_state.eval_mode import evaluation, mixes_samples
 from agm._module_state.hooks import ForwardHooks
+from agm._module_state.modules import submodules
 from agm._module_state.replace_forward import answering
 from agm._module_state.untouched import untouched
 from agm._one_pass.choice import Choice, apart, check_apart, choose, in_common
+from agm._one_pass.counters import CountingTogether, has_counters
 from agm._one_pass.joint_call import JointCall, in_the_way, versions
 from agm._passes.absent_features import AbsentFeatures, detached, looking, warn_if_amplified
 from agm._passes.chunks import Chunks
@@ -108,17 +110,21 @@ class FactorisedPasses:
         inputs = arguments.inputs
         before = self._before_joint_pass(arguments)
         # Before the joint pass, since an encoder may write to its input.
-        given, calls, kept = {}, {}, {}
+        given, kept = {}, {}
+        calls: dict[str, JointCall] = {}
+        counting: dict[nn.Module, CountingTogether] = {}
         for name in self.modalities:
             absent_rows = aligned(absent[name])
             if self.shared and (features := self.absent_features.find(name, absent_rows)) is not None:
                 kept[name] = features
+                if has_counters(submodules(encoder := self.network.encoders[name])):
+                    counting[encoder] = CountingTogether(encoder)
             elif call := self._joint_call(name, inputs[name], absent_rows, rows.batch):
                 calls[name] = call
             else:
                 given[name] = copied(absent_rows) if self.shared else stacked(inputs[name], absent_rows)
         watched = nullcontext() if hooks is None else hooks.watched()
-        with watched, answering({call.encoder: call for call in calls.values()}):
+        with watched, answering({**{call.encoder: call for call in calls.values()}, **counting}):
             found = joint_pass(self.network, self.encoders(), unwrap(inputs), self.shared, self.outputs, self.record)
         joint = found.output
         device = found.logits.device
