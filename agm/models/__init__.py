@@ -16,6 +16,7 @@ from agm.models.maxout import Maxout
 from agm.models.mlp import MLPEncoder
 from agm.models.registry import aliases, build, fusions
 from agm.models.resnet import ResNet18
+from agm.models.text import TextEncoder
 from agm.models.transformer import TransformerEncoder
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Maxout",
     "ResNet18",
     "SmallCNN",
+    "TextEncoder",
     "TransformerEncoder",
     "aliases",
     "build",

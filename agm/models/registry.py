@@ -14,6 +14,7 @@ from agm.models.film import FiLMFusion
 from agm.models.gated import GatedFusion
 from agm.models.late import LateFusion, LateSumFusion
 from agm.models.mlp import MLPEncoder
+from agm.models.text import TextEncoder
 from agm.models.transformer import TransformerEncoder
 
 __all__ = ["aliases", "build", "fusions"]
@@ -30,12 +31,18 @@ fusions: dict[str, type[FactorisedNetwork]] = {
 aliases = {"attention": "cross-attention"}  # other names of fusions
 
 
-def build(fusion: str, shapes: Mapping[str, Sequence[int]], num_classes: int, width: int = 64) -> FactorisedNetwork:
+def build(
+    fusion: str,
+    shapes: Mapping[str, Sequence[int]],
+    num_classes: int,
+    width: int = 64,
+    vocabularies: Mapping[str, int] | None = None,
+) -> FactorisedNetwork:
     """A small network for samples of the given shapes.
 
     The encoder goes by the rank of a modality's sample: (D,) `MLPEncoder`, (T, D) `TransformerEncoder` for
-    sequences of up to T steps, (C, H, W) `SmallCNN`, (T, C, H, W) `SmallCNN` over frames. For cross-attention
-    sequences and images give tokens, vectors one token.
+    sequences of up to T steps, (C, H, W) `SmallCNN`, (T, C, H, W) `SmallCNN` over frames; text and token ids (T,), in
+    `vocabularies`, `TextEncoder`. For cross-attention sequences, images and text give tokens, vectors one token.
 
     Args:
         fusion: a key of `fusions`, or of `aliases`.
@@ -43,17 +50,24 @@ def build(fusion: str, shapes: Mapping[str, Sequence[int]], num_classes: int, wi
         num_classes: C.
         width: of every encoder's feature. "early" gets hidden widths of twice and once the concatenation, the
             proportions of the paper; "cross-attention" works at this width too.
+        vocabularies: modality -> how many different numbers its samples are made of, 0 being padding: 256 for UTF-8.
 
     Raises:
-        ValueError: an unknown fusion, a shape of another rank or with a side below 1, `width` < 4; and as
-            `FactorisedNetwork`.
+        ValueError: an unknown fusion, a shape of another rank or with a side below 1, `width` < 4, a vocabulary of a
+            modality that is not there; and as `FactorisedNetwork`.
     """
     fusion = aliases.get(fusion, fusion)
     if fusion not in fusions:
         raise ValueError(f"Expected argument `fusion` to be one of {', '.join(fusions)}, but got {fusion!r}.")
     check_count("width", width, least=4)
     tokens = fusion == "cross-attention"
-    encoders = {name: _encoder(name, tuple(shape), width, tokens) for name, shape in shapes.items()}
+    words = vocabularies or {}
+    if unknown := sorted(words.keys() - shapes.keys()):
+        raise ValueError(
+            f"Expected argument `vocabularies` to name modalities among {', '.join(shapes)}, but got "
+            f"{', '.join(unknown)}."
+        )
+    encoders = {name: _encoder(name, tuple(shape), width, tokens, words.get(name)) for name, shape in shapes.items()}
     options: dict[str, Any] = {}
     if fusion == "early":
         options["hidden"] = (2 * width * len(encoders), width * len(encoders))
@@ -62,12 +76,18 @@ def build(fusion: str, shapes: Mapping[str, Sequence[int]], num_classes: int, wi
     return fusions[fusion](encoders, num_classes, **options)
 
 
-def _encoder(name: str, shape: tuple[int, ...], width: int, tokens: bool) -> nn.Module:
+def _encoder(name: str, shape: tuple[int, ...], width: int, tokens: bool, vocabulary: int | None) -> nn.Module:
+    if vocabulary is not None and len(shape) != 1:
+        raise ValueError(
+            f"Expected the sample shape of modality {name!r}, of text or token ids, to be (T,), but got {shape}."
+        )
     if not 1 <= len(shape) <= 4 or any(side < 1 for side in shape):
         raise ValueError(
             f"Expected the sample shape of modality {name!r} to be (D,), (T, D), (C, H, W) or (T, C, H, W), "
             f"but got {shape}. Build the encoders yourself and pass them to a fusion of agm.models."
         )
+    if vocabulary is not None:
+        return TextEncoder(vocabulary, num_features=width, pool=None if tokens else "max")
     if len(shape) == 1:
         return MLPEncoder(shape[0], num_features=width)
     pool: Literal["mean"] | None = None if tokens else "mean"

@@ -90,6 +90,9 @@ class Config:
     """
 
     dataset: str = setting("av-digits", "name of a bundled dataset, or path of your own data", *_TEXT)
+    modalities: str | None = setting(
+        None, "modalities to take, by commas; none for the dataset's own choice, which is all but for emoji", *_TEXT
+    )
     fusion: str = setting("late", "how the network joins the modalities (agm.models.fusions)", *_TEXT)
     width: int = setting(64, "features that each encoder gives", *_up_to(2**16))
     validation: float = setting(
@@ -135,6 +138,14 @@ class Config:
     step_epochs: int = setting(70, "schedule step: epochs between two reductions", *_COUNT)
     step_factor: float = setting(
         0.1, "schedule step: factor of a reduction", "a number > 0 and <= 1", lambda value: 0 < value <= 1
+    )
+    class_weights: str = setting(
+        "none",
+        "weights in the loss: none, or balanced, by which rare classes and labels count as much as frequent ones",
+        *_one_of("none", "balanced"),
+    )
+    error: str = setting(
+        "squared", "loss of a target of numbers: squared or absolute error", *_one_of("squared", "absolute")
     )
     clip_norm: float | None = setting(None, "largest norm of the whole gradient; none for no limit", *_POSITIVE)
     clip_above: float = setting(

@@ -12,6 +12,7 @@ from agm.training.environment import backend, environment, reproducible
 from agm.training.errors import UserError
 from agm.training.methods import Method, build_method, check_method
 from agm.training.observer import Observer
+from agm.training.problem import Problem
 from agm.training.result import Final, Result
 from agm.training.run_folder import RunFolder
 from agm.training.samples import hold_out, load_data
@@ -183,7 +184,7 @@ def _new_method(config: Config, data: MultimodalData, final: Final = "test") -> 
     check_method(config.method)
     data = hold_out(data, config)
     shapes = {name: tuple(data.train.inputs[name].shape[1:]) for name in data.modalities}
-    method = build_method(config, shapes, data.num_classes)
+    method = build_method(config, shapes, data.num_classes, Problem.of(data, config))
     if data.validation is None and ("validation" in method.strategy.needs or final == "validation"):
         who = f"for method {config.method!r}" if final == "test" else "for choosing settings"
         raise UserError(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from agm.data import MultimodalData
 from agm.strategies import Draw
+from agm.training.answers import FURTHER, Answers
 from agm.training.checkpoint import fitting, load_checkpoint, random_state, restore_random_state, save_checkpoint
 from agm.training.clipping import clip_gradients_, head_weights
 from agm.training.config import Config, differences
@@ -60,6 +61,7 @@ class Trainer:
         self.watched_split = (
             self.test_split if data.validation is None else on_device(data.validation, method.modalities, device)
         )
+        self.answers = Answers(self.train_split.target)
         self.method, self.strategy = method, method.strategy
         method.strategy.to(device)
         self.optimizer = new_optimizer(config, method.strategy.parameters())
@@ -78,7 +80,8 @@ class Trainer:
         columns = step_columns(modalities)
         # Of a damaged table, what can be read of it: nothing hangs on these rows.
         kept = read_table(self.run.steps, lambda row: row["step"] <= self.step, columns) if self.step else []
-        metrics = Table(self.run.metrics, metric_columns(modalities), self.history)
+        further = FURTHER[self.answers.task]
+        metrics = Table(self.run.metrics, metric_columns(modalities, further), self.history)
         steps = Table(self.run.steps, columns, kept)
         try:
             per_epoch = len(batches(len(self.train_split), self.config.batch_size, 0, 0))
@@ -156,7 +159,7 @@ class Trainer:
             "split": self.watched_name,
             "lr": rate,
             "train_loss": float(step_losses @ sizes / sizes.sum()),
-            "train_accuracy": int(torch.stack(taken.hits).sum()) / len(draw.index),
+            "train_accuracy": torch.stack(taken.hits).sum().item() / len(draw.index),
             **evaluation.columns(),
             **self._epoch_means(rows),
             "step_seconds": (stepped - stepping) / (len(order) - before),
@@ -208,7 +211,7 @@ class Trainer:
             self._save_checkpoint(taken)
 
     def _take_step(self, samples: Draw) -> tuple[Tensor, Tensor]:
-        """All updates of one batch; returns the loss and the number of hits before the last one, on the device."""
+        """All updates of one batch; returns the loss and how much is right before the last one, on the device."""
         index = samples.index
         target = self.train_split.target[index]
         inputs = {name: values[index] for name, values in self.train_split.inputs.items()}
@@ -218,7 +221,7 @@ class Trainer:
                     self.strategy.parameters(), self.config.clip_norm, self.head, above=self.config.clip_above
                 )
             self.optimizer.step()
-            loss, hit = outcome.loss, outcome.logits.argmax(-1).eq(target).sum()
+            loss, hit = outcome.loss, self.answers.right(outcome.logits.unsqueeze(0), target).squeeze(0)
         return loss, hit
 
     def _step_rows(self, losses: list[float], statistics: list[dict[str, Tensor]]) -> list[Row]:

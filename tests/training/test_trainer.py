@@ -350,12 +350,12 @@ def test_a_mistake_in_data_or_method_leaves_no_folder(settings, tmp_path):
 
 
 def test_data_that_the_networks_cannot_take(settings, data, tmp_path):
-    tokens = {"text": torch.ones(49, 5, dtype=torch.int64)}, {"text": torch.ones(30, 5, dtype=torch.int64)}
+    tokens = {"text": torch.ones(49, 5, 2, dtype=torch.int64)}, {"text": torch.ones(30, 5, 2, dtype=torch.int64)}
     sound = ({"audio": part.inputs["audio"]} for part in (data.train, data.test))
     for name, (train_inputs, test_inputs) in {"text": tokens, "one": tuple(sound)}.items():
         smaller = replace(data, train=Split(train_inputs, data.train.target), test=Split(test_inputs, data.test.target))
         datasets.save(smaller, tmp_path / f"{name}.npz")
-    with pytest.raises(UserError, match=r"real-valued.*token ids in 'text'"):
+    with pytest.raises(UserError, match=r"token ids in 'text' to be of shape \(N, T\).*\(49, 5, 2\)"):
         train(settings(dataset=str(tmp_path / "text.npz")), tmp_path / "run")
     with pytest.raises(UserError, match="two modalities or more for method 'agm', but got audio"):
         train(settings(dataset=str(tmp_path / "one.npz")), tmp_path / "run")
