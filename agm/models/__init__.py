@@ -7,10 +7,14 @@ that every encoder runs once, whatever the number of modality subsets. `build` m
 from agm.models.cnn import SmallCNN
 from agm.models.cross_attention import CrossAttentionFusion
 from agm.models.early import EarlyFusion
+from agm.models.encoder_sets import encoders
 from agm.models.factorised import FactorisedNetwork
 from agm.models.film import FiLMFusion
+from agm.models.first_token import FirstTokenTransformer
 from agm.models.gated import GatedFusion
+from agm.models.initialisation import initialise_
 from agm.models.late import LateFusion, LateSumFusion
+from agm.models.lenet import LeNet
 from agm.models.lstm import LSTMEncoder
 from agm.models.maxout import Maxout
 from agm.models.mlp import MLPEncoder
@@ -24,10 +28,12 @@ __all__ = [
     "EarlyFusion",
     "FactorisedNetwork",
     "FiLMFusion",
+    "FirstTokenTransformer",
     "GatedFusion",
     "LSTMEncoder",
     "LateFusion",
     "LateSumFusion",
+    "LeNet",
     "MLPEncoder",
     "Maxout",
     "ResNet18",
@@ -36,5 +42,7 @@ __all__ = [
     "TransformerEncoder",
     "aliases",
     "build",
+    "encoders",
     "fusions",
+    "initialise_",
 ]

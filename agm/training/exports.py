@@ -84,7 +84,8 @@ def _cell(comparison: Comparison) -> str:
 
 def title_of(metric: str) -> str:
     """accuracy -> joint, response_audio -> audio response, strength_audio -> audio competition strength, ..."""
-    named = {"accuracy": "joint", "step_seconds": "ms a step", "cost": "cost of a step"}
+    named = {"accuracy": "joint", "step_seconds": "ms a step", "cost": "cost of a step", "mae": "mean absolute error"}
+    named |= {"micro_f1": "micro-F1", "macro_f1": "macro-F1", "correlation": "correlation"}
     if metric in named:
         return named[metric]
     kind, _, name = metric.partition("_")
@@ -93,7 +94,7 @@ def title_of(metric: str) -> str:
 
 def is_share(metric: str) -> bool:
     """Whether the figure is an accuracy, shown in percent."""
-    return metric not in TIMES and not metric.startswith("strength_")
+    return metric not in TIMES and metric != "mae" and not metric.startswith("strength_")
 
 
 def _scale(metric: str) -> tuple[float, int]:

@@ -142,7 +142,7 @@ def _strategy(kind: str, config: Config, network: FactorisedNetwork, num_classes
     if heads is not None:
         settings["heads"] = heads
 
-    def present_optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.SGD:
+    def present_optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Like the run's own, at the learning rate that it has now."""
         optimizer = new_optimizer(config, parameters)
         if strategy.optimizer is not None:
@@ -158,8 +158,11 @@ def _strategy(kind: str, config: Config, network: FactorisedNetwork, num_classes
     return strategy
 
 
-def new_optimizer(config: Config, parameters: Iterable[nn.Parameter]) -> torch.optim.SGD:
-    """SGD with the settings of a run, at its first learning rate."""
+def new_optimizer(config: Config, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer with the settings of a run, at its first learning rate."""
+    if config.optimizer != "sgd":
+        kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+        return kind(parameters, lr=config.lr, weight_decay=config.weight_decay)
     return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
 
 
@@ -187,11 +190,18 @@ def _network(config: Config, shapes: Shapes, num_classes: int, problem: Problem)
             "Set it with --fusion."
         )
     try:
-        return models.build(
-            config.fusion, dict(shapes), num_classes, width=config.width, vocabularies=problem.vocabularies
+        network = models.build(
+            config.fusion,
+            dict(shapes),
+            num_classes,
+            width=config.width,
+            vocabularies=problem.vocabularies,
+            encoders=config.encoders,
         )
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
+    models.initialise_(network, config.init)
+    return network
 
 
 def _listed(names: Shapes) -> str:

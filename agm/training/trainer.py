@@ -185,8 +185,15 @@ def _new_method(config: Config, data: MultimodalData, final: Final = "test") -> 
     data = hold_out(data, config)
     shapes = {name: tuple(data.train.inputs[name].shape[1:]) for name in data.modalities}
     method = build_method(config, shapes, data.num_classes, Problem.of(data, config))
-    if data.validation is None and ("validation" in method.strategy.needs or final == "validation"):
-        who = f"for method {config.method!r}" if final == "test" else "for choosing settings"
+    asked = {
+        f"for method {config.method!r}": "validation" in method.strategy.needs,
+        "for choosing settings": final == "validation",
+        "for schedule plateau": config.schedule == "plateau",
+        "for early stopping": config.early_stopping is not None,
+        "for choosing the best epoch": config.choose == "best",
+    }
+    if data.validation is None and any(asked.values()):
+        who = next(reason for reason, given in asked.items() if given)
         raise UserError(
             f"Expected data with a validation split {who}, but got none. "
             "Hold out a share of the training split, for example with --validation 0.2."
