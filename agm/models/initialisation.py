@@ -12,8 +12,8 @@ def initialise_(network: nn.Module, rule: str) -> None:
 
     Args:
         network: changed in place.
-        rule: "torch" leaves all as it is; "xavier", of AGM's authors and of OGM-GE's, draws linear weights from
-            Glorot's normal distribution and those of 2-D convolutions from He's uniform one over the outputs.
+        rule: "torch" leaves all as it is; "xavier", of AGM's authors for CREMA-D, draws linear weights from Glorot's
+            normal distribution and those of 2-D convolutions from He's uniform one over the outputs.
 
     Raises:
         ValueError: another rule.

@@ -1,7 +1,7 @@
 """Fusions by name, and a network for given sample shapes."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from agm.models._checks import check_count
 from agm.models.cross_attention import CrossAttentionFusion
@@ -22,6 +22,8 @@ fusions: dict[str, type[FactorisedNetwork]] = {
     "gated": GatedFusion,
     "cross-attention": CrossAttentionFusion,
 }
+
+PUBLISHED_HIDDEN = (2048, 1024)  # widths of early fusion by AGM's authors, for two modalities and for three
 
 aliases = {"attention": "cross-attention"}  # other names of fusions
 
@@ -45,7 +47,8 @@ def build(
         shapes: modality name -> shape of one sample, without the batch.
         num_classes: C.
         width: of every encoder's feature, where the encoder leaves a choice. "early" gets hidden widths of twice and
-            once the concatenation, the proportions of the paper; "cross-attention" works at this width too.
+            once the concatenation, the proportions of the paper, and with other encoders than small ones the paper's
+            2048 and 1024; "cross-attention" works at this width too.
         vocabularies: modality -> how many different numbers its samples are made of, 0 being padding: 256 for UTF-8.
         encoders: a key of `agm.models.encoders`: "small"; "resnet18" of images and frames; "lenet" of digits and their
             spectrograms; "transformer-8" and "transformer-2", `FirstTokenTransformer` of so many layers for sequences.
@@ -71,8 +74,7 @@ def build(
     }
     options: dict[str, Any] = {}
     if fusion == "early":
-        total = sum(cast(int, encoder.num_features) for encoder in made.values())
-        options["hidden"] = (2 * total, total)
+        options["hidden"] = (2 * width * len(made), width * len(made)) if encoders == "small" else PUBLISHED_HIDDEN
     elif tokens:
         options.update(width=width, num_heads=heads_of(width))
     return fusions[fusion](made, num_classes, **options)

@@ -102,7 +102,7 @@ class Config:
     width: int = setting(64, "features that each encoder gives, where it leaves a choice", *_up_to(2**16))
     init: str = setting(
         "torch",
-        "initial weights: torch's, or xavier, by which AGM's and OGM-GE's authors draw them",
+        "initial weights: torch's, or xavier, by which AGM's authors draw those for CREMA-D",
         *_one_of("torch", "xavier"),
     )
     validation: float = setting(

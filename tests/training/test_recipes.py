@@ -15,7 +15,7 @@ RECIPES = {path.stem: path for path in sorted((Path(__file__).parents[2] / "reci
 # Channels, frames and features as the sets have them, sides and lengths short; and the number of classes.
 SOUND_AND_VIDEO = {"audio": (1, 33, 32), "visual": (1, 3, 32, 32)}
 SHAPES = {
-    "av-mnist": ({"audio": (1, 112, 112), "image": (1, 28, 28)}, 10),
+    "av-mnist": ({"audio": (1, 33, 33), "image": (1, 28, 28)}, 10),
     "crema-d": (SOUND_AND_VIDEO, 6),
     "ur-funny": ({"vision": (6, 371), "audio": (6, 81), "text": (6, 300)}, 2),
     "mosei": ({"text": (6, 300), "audio": (9, 74), "vision": (9, 35)}, 2),
