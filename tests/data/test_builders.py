@@ -341,3 +341,47 @@ def test_stamps(tmp_path, monkeypatch):
     number = np.array([int(name.decode().split("º")[1][:-1]) for name in arrays["name"]])
     loudest = arrays["speech"][:, 0, :, :90].astype(float).mean(-1).argmax(1)
     assert np.corrcoef(number, loudest)[0, 1] > 0.7
+
+
+def test_the_command_line_builds_and_says_what_is_missing(tmp_path, clipart, capsys):
+    run = pytest.importorskip("agm.training.cli").run
+    sources = [argument for path in clipart for argument in ("--from", str(path))]
+    out = tmp_path / "c.npz"
+    assert run(["data", "build", "clipart", *sources, "--output", str(out)]) == 0
+    assert "agm train --dataset" in capsys.readouterr().out
+    assert out.read_bytes() == builders.build_clipart(tmp_path / "same.npz", clipart).read_bytes()
+    assert run(["data", "build", "clipart", *sources, "--output", str(out)]) == 2
+    assert "--output to be a new file" in capsys.readouterr().err
+    assert run(["data", "build", "clipart", *sources[:2], "--output", str(tmp_path / "d.npz")]) == 2
+    assert "once each, but got openclipart-png. Name every file with --from" in capsys.readouterr().err
+    assert (
+        run(["data", "build", "stamps", "--from", str(tmp_path / "no.deb"), "--output", str(tmp_path / "d.npz")]) == 2
+    )
+    assert "no.deb" in capsys.readouterr().err
+    assert not (tmp_path / "d.npz").exists()
+
+
+@pytest.mark.parametrize("cut", [0, 5, 100, 700])
+@pytest.mark.parametrize("kind", ["deb", "whl", "tgz"])
+def test_damaged_packages_are_refused(tmp_path, kind, cut):
+    """Whatever is cut off or written over in a package ends in an error that names it."""
+    noise = np.random.default_rng(0).bytes(4000)
+    make = {"deb": packages.deb, "whl": packages.wheel, "tgz": packages.npm}[kind]
+    whole = make(tmp_path / f"whole.{kind}", "thing", {"package/a.txt": noise, "b.txt": b"x"}).read_bytes()
+    negative = whole.replace(b"4         `", b"-9        `", 1) if kind == "deb" else b""
+    for number, content in enumerate((whole[:cut], whole[: len(whole) // 2] + noise[:200], negative)):
+        path = tmp_path / f"{number}.{kind}"
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{number}.{kind} to be"):
+            open_packages([path], "thing")[0].files(lambda name: True)
+
+
+def test_files_that_are_too_large_are_not_read(tmp_path, monkeypatch):
+    from agm.data.builders import archives
+
+    monkeypatch.setattr(archives, "LARGEST_FILE", 100)
+    for make, name in ((packages.deb, "x.deb"), (packages.wheel, "x.whl"), (packages.npm, "x.tgz")):
+        package = open_packages([make(tmp_path / name, "thing", {"a.txt": b"0" * 101})], "thing")[0]
+        with pytest.raises(ValueError, match=r"a.txt in .* to have 100 bytes at most, but got 101"):
+            package.files(lambda found: found == "a.txt")
+        assert package.files(lambda found: found == "b.txt") == {}

@@ -166,6 +166,8 @@ def _entries(path: Path, file: IO[bytes], wanted: Callable[[str], bool]) -> Iter
                     yield name, content.read()
     except (EOFError, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
         raise _damaged(path, str(error)) from error
+    except (NotImplementedError, RuntimeError) as error:  # of zipfile: an encrypted entry, another compression
+        raise _damaged(path, str(error)) from error
 
 
 def _check_size(path: Path, name: str, size: int) -> None:
@@ -190,7 +192,9 @@ def _ar_member(path: Path, file: IO[bytes], name: str) -> IO[bytes]:
         try:
             size = int(header[48:58])
         except ValueError:
-            raise _damaged(path, "a header that does not read") from None
+            size = -1
+        if size < 0:
+            raise _damaged(path, "a header that does not read")
         if header[:16].decode("ascii", "replace").startswith(name):
             return io.BytesIO(file.read(size))
         file.seek(size + size % 2, os.SEEK_CUR)
