@@ -20,7 +20,7 @@ from agm.training.compare import Comparison
 from agm.training.competition import Competition
 from agm.training.config import Config
 from agm.training.errors import DivergedError
-from agm.training.exports import interval, remark, spread, title_of
+from agm.training.exports import EPOCHS, interval, remark, spread, title_of
 from agm.training.observer import Observer
 from agm.training.printable import printable
 from agm.training.result import Result
@@ -169,8 +169,9 @@ def result_table(result: Result) -> Group:
         f"{result.config.epochs}: test split, {figures.samples} samples",
         table,
         f"{measure}: jointly, by the response of each modality, and with each modality "
-        "absent; of the last epoch, never of the one that did best on the test split. Coefficients and scores: means "
-        "of the epoch." + "".join(f" {name} {value:.3f}." for name, value in figures.further.items()),
+        f"absent; of the {EPOCHS[result.config.choose]}, never of the one that did best on the test split. "
+        "Coefficients and scores: means of the last epoch."
+        + "".join(f" {name} {value:.3f}." for name, value in figures.further.items()),
     )
 
 
@@ -219,7 +220,7 @@ def trials_table(trials: Sequence[Trial]) -> Group:
     return _framed(
         "validation split, in percent",
         table,
-        f"{seeds} seed{'s' if seeds > 1 else ''}, last epoch. The highest mean accuracy is chosen; its own figure "
+        f"{seeds} seed{'s' if seeds > 1 else ''}. The highest mean accuracy is chosen; its own figure "
         "here is too high, since it was chosen by it. The test split was not looked at.",
     )
 

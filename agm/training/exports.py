@@ -126,11 +126,15 @@ def interval(comparison: Comparison) -> str:
     return f"{text} [{scale * low:+.{digits}f}, {scale * high:+.{digits}f}]"
 
 
+EPOCHS = {"last": "last epoch", "best": "best epoch on the validation split"}  # by setting `choose`
+
+
 def remark(comparisons: Sequence[Comparison]) -> str:
     """What the figures are, for below a table."""
     seeds = len(comparisons[0].values)
+    epoch = EPOCHS[comparisons[0].choose]
     text = (
-        f"{seeds} seed{'s' if seeds > 1 else ''}, last epoch, test split. The difference is paired by seed with a "
+        f"{seeds} seed{'s' if seeds > 1 else ''}, {epoch}, test split. The difference is paired by seed with a "
         "t-interval. Each row stands for itself: among many rows, some leave 0 out by chance."
     )
     if any(c.diverged for c in comparisons):

@@ -37,7 +37,8 @@ def train(
 
     The same configuration gives the same weights bit for bit on the same machine and versions, also when the
     run was interrupted anywhere and resumed: it goes on from its last checkpoint. The figures of a result
-    are those of the last epoch on the test split, never those of the epoch that did best on it.
+    are those of the last epoch on the test split (with `choose` "best", of the best one on the validation split), never
+    those of the epoch that did best on it.
 
     Torch's generators, thread count and determinism flags are as before afterwards.
 

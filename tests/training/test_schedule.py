@@ -120,3 +120,21 @@ def test_they_want_a_validation_split(tmp_path, settings, reason):
     config = replace(CONFIG, dataset="av-digits", **settings)
     with pytest.raises(UserError, match=f"a validation split for {reason}, but got none"):
         train(config, tmp_path / "run")
+
+
+def test_a_comparison_says_which_epochs_it_is_of(tmp_path, capsys):
+    from agm.training.cli import run
+
+    given = ["compare", "--dataset", "basic-motions", "--methods", "joint,agm", "--seeds", "1", "--epochs", "2"]
+    given += ["--width", "8", "--threads", "1", "--device", "cpu", "--out"]
+    assert run([*given, str(tmp_path / "best"), "--choose", "best"]) == 0
+    assert "1 seed, best epoch on the validation split, test split." in (tmp_path / "best" / "compare.md").read_text()
+    assert "best epoch on the validation split" in " ".join(capsys.readouterr().out.split())
+    again = ["compare", "--config", str(tmp_path / "best" / "compare.toml"), "--out", str(tmp_path / "again")]
+    assert run(again) == 0
+    assert (tmp_path / "again" / "compare.md").read_text().splitlines()[:3] == (
+        (tmp_path / "best" / "compare.md").read_text().splitlines()[:3]
+    )
+    for name in ("resumed", "resumed"):  # the second finds the runs finished
+        assert run([*given, str(tmp_path / name), "--early-stopping", "1"]) == 0
+    assert "last epoch, test split" in (tmp_path / "resumed" / "compare.md").read_text()
