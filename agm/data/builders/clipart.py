@@ -25,7 +25,7 @@ CLASSES = (
 )
 MOST = 300  # drawings of a class
 TITLE_LENGTH, KEYWORDS_LENGTH = 64, 96  # bytes: 99 of 100 fit
-# Keywords that hold one of these name the class, or nearly: more than half of all lists have one.
+# Keywords that hold one of these name a class, or nearly: 70 % of all lists have one.
 CLASS_WORDS = (
     *("animal", "computer", "food", "geograph", "office", "people", "person"),
     *("recreation", "sign", "symbol", "tool", "transport"),
