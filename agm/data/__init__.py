@@ -1,4 +1,4 @@
-"""Datasets: the bundled AV-Digits and AVT-Digits, and arrays of the user's own."""
+"""Datasets: those that come with the package, and arrays of the user's own."""
 
 from agm.data.arrays import save
 from agm.data.datasets import available, load

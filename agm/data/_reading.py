@@ -19,7 +19,7 @@ from agm.data._files import memory, open_ordinary, read_text
 __all__ = ["LABELS", "Refused", "load_tensors", "read_arrays"]
 
 # Names that are no modality. As the only ones they may be text files in a folder.
-LABELS = ("target", "split", "class_names")
+LABELS = ("target", "split", "class_names", "task")
 
 DEFLATE = 1032  # bytes at most that a byte of a deflated entry can become
 ENTRIES = 100_000  # of an archive at most

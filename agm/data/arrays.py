@@ -5,22 +5,26 @@ file an array (`audio.npy` or `audio.pt`; `target.txt`, `split.txt` and `class_n
 entry a line):
 
     audio, image ...    (N, ...)    one array a modality, under the modality's name
-    target              (N,)        labels: integers 0, 1, ... or strings
+    target              (N,)        one class a sample: integers 0, 1, ... or strings
+                        (N, L) bool any number of L labels a sample, or none
+                        (N, K)      K numbers to be predicted, or one in (N,): floating-point
+    task                ()          optional: "classes", "labels" or "numbers", where the target does not show it
     split               (N,)        "train", "validation" or "test" a sample; validation may be absent
     class_names         (C,)        optional: the classes in order; else those of the training labels, strings
-                                    sorted, integers 0 to the largest
+                                    sorted, integers 0 to the largest. Of labels and numbers, what each is called
     audio.scale,        ()          optional: the modality is stored quantised, and its values are
     audio.offset                    audio * scale + offset
     meta.ANYTHING                   ignored
 
-Floating-point, bool and uint8 arrays and quantised ones become float32; other integers are token ids and
-become int64. Labels in `target.txt` that are all integers are class indices.
+Floating-point, bool and uint8 arrays and quantised ones become float32; other integers are token ids, of which 0 is
+padding, and become int64. Strings are text and become UTF-8, (N, T) uint8 padded with zeros: T is the bytes of the
+longest, or of an array of bytes its item size. Labels in `target.txt` that are all integers are class indices.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +32,8 @@ import torch
 
 from agm.data._npz import write_npz
 from agm.data._reading import LABELS, read_arrays
-from agm.data.multimodal import MultimodalData, Split
+from agm.data._targets import decoded, read_target, stored_target
+from agm.data.multimodal import MultimodalData, Split, check_modalities
 
 __all__ = ["load_arrays", "save"]
 
@@ -36,7 +41,9 @@ _SPLITS = ("train", "validation", "test")
 _REQUIRED = {"target": "one label", "split": '"train", "validation" or "test"'}
 
 
-def load_arrays(path: str | os.PathLike[str], *, name: str | None = None) -> MultimodalData:
+def load_arrays(
+    path: str | os.PathLike[str], *, name: str | None = None, modalities: Sequence[str] | None = None
+) -> MultimodalData:
     """Read a dataset from a folder, an `.npz` or a `.pt` file (the layout stands at the top of this module).
 
     Nothing in the file is executed: pickled objects are refused.
@@ -44,10 +51,11 @@ def load_arrays(path: str | os.PathLike[str], *, name: str | None = None) -> Mul
     Args:
         path: the folder or file.
         name: name of the dataset; the file's by default.
+        modalities: which to take, in this order; all by default.
 
     Raises:
         FileNotFoundError: `path` does not exist.
-        ValueError: anything in it is not as the layout says.
+        ValueError: anything in it is not as the layout says, or a modality is not there.
     """
     path = Path(path)
     arrays = read_arrays(path)
@@ -55,8 +63,10 @@ def load_arrays(path: str | os.PathLike[str], *, name: str | None = None) -> Mul
         if required not in arrays:
             raise ValueError(f"Expected {path} to hold `{required}`, but got {_listed(arrays)}. Add {advice} a sample.")
     split = _split(path, arrays["split"])
-    labels = _labels(path, arrays["target"])
-    inputs = _inputs(path, arrays)
+    labels = decoded(arrays["target"])
+    if labels.ndim == 0:
+        raise ValueError(f"Expected `target` in {path} to be of shape (N,), but got a single value. Give one a sample.")
+    inputs = _inputs(path, arrays, modalities)
     lengths = {"split": len(split)} | {name: len(values) for name, values in inputs.items()}
     for key, length in lengths.items():
         if length != len(labels):
@@ -64,7 +74,7 @@ def load_arrays(path: str | os.PathLike[str], *, name: str | None = None) -> Mul
                 f"Expected `{key}` in {path} to have {len(labels)} rows, one a label in `target`, "
                 f"but got {length}. Give every sample one row and one label."
             )
-    target, class_names = _classes(path, labels, split == "train", arrays.get("class_names"))
+    target, class_names = read_target(path, labels, split == "train", arrays.get("class_names"), arrays.get("task"))
     chosen = {which: torch.from_numpy(np.flatnonzero(split == which)) for which in _SPLITS}
     parts = {
         which: Split({m: values[rows] for m, values in inputs.items()}, target[rows])
@@ -110,8 +120,9 @@ def save(data: MultimodalData, path: str | os.PathLike[str]) -> Path:
                 f"Expected `{modality}` to have rows of one shape in all splits, "
                 f"but got {[tuple(part.shape[1:]) for part in rows]}. Pad them alike."
             )
-        arrays[modality] = torch.cat(rows).cpu().numpy()
-    arrays["target"] = torch.cat([split.target for split in data.splits.values()]).cpu().numpy()
+        values = torch.cat(rows).cpu().numpy()
+        arrays[modality] = values.view(f"S{values.shape[1]}")[:, 0] if values.dtype == np.uint8 else values
+    arrays |= stored_target(torch.cat([split.target for split in data.splits.values()]))
     arrays["split"] = np.repeat(list(data.splits), [len(split) for split in data.splits.values()])
     arrays["class_names"] = np.array(data.class_names)
     return write_npz(path, arrays)
@@ -123,7 +134,7 @@ def _name(path: Path) -> str:
 
 
 def _split(path: Path, split: np.ndarray) -> np.ndarray:
-    split = _decoded(split)
+    split = decoded(split)
     unknown = [] if split.dtype.kind == "U" else split.ravel().tolist()
     unknown += [name for name in np.unique(split).tolist() if name not in _SPLITS and not unknown]
     if unknown or split.ndim != 1:
@@ -140,21 +151,7 @@ def _split(path: Path, split: np.ndarray) -> np.ndarray:
     return split
 
 
-def _labels(path: Path, labels: np.ndarray) -> np.ndarray:
-    labels = _decoded(labels)
-    if labels.ndim != 1 or labels.dtype.kind not in "iuU":
-        raise ValueError(
-            f"Expected `target` in {path} to be of shape (N,), integers or strings, "
-            f"but got {labels.dtype} of shape {labels.shape}. Give one label a sample."
-        )
-    return labels
-
-
-def _decoded(array: np.ndarray) -> np.ndarray:
-    return np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array
-
-
-def _inputs(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+def _inputs(path: Path, arrays: Mapping[str, np.ndarray], modalities: Sequence[str] | None) -> dict[str, torch.Tensor]:
     inputs = {key: values for key, values in arrays.items() if key not in LABELS and "." not in key}
     for key in arrays:
         modality, _, suffix = key.partition(".")
@@ -168,6 +165,9 @@ def _inputs(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Ten
             f"Expected {path} to hold at least one modality, but got {_listed(arrays)}. "
             "Add an array under the modality's name."
         )
+    if modalities is not None:
+        check_modalities(modalities, inputs)
+        inputs = {key: inputs[key] for key in modalities}
     return {
         key: _input(path, key, values, arrays.get(f"{key}.scale"), arrays.get(f"{key}.offset"))
         for key, values in inputs.items()
@@ -177,9 +177,11 @@ def _inputs(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Ten
 def _input(
     path: Path, key: str, values: np.ndarray, scale: np.ndarray | None, offset: np.ndarray | None
 ) -> torch.Tensor:
+    if values.ndim == 1 and values.dtype.kind in "US" and scale is None and offset is None:
+        return _text(path, key, values)
     if values.ndim == 0 or values.dtype.kind not in "fiub":
         raise ValueError(
-            f"Expected `{key}` in {path} to be an array of real numbers, one row a sample, "
+            f"Expected `{key}` in {path} to be an array of real numbers, one row a sample, or one string a sample, "
             f"but got {values.dtype} of shape {values.shape}. Convert it, "
             "or name it meta.SOMETHING if it is no modality."
         )
@@ -213,38 +215,21 @@ def _quantity(path: Path, key: str, value: np.ndarray | float) -> float:
     return float(value.reshape(()))
 
 
-def _classes(
-    path: Path, labels: np.ndarray, in_training: np.ndarray, class_names: np.ndarray | None
-) -> tuple[torch.Tensor, tuple[str, ...]]:
-    are_names = labels.dtype.kind == "U"
-    if class_names is not None:
-        names = [str(name) for name in _decoded(class_names).ravel()]
-        source = "class_names"
-    elif are_names:
-        names = np.unique(labels[in_training]).tolist()
-        source = "the training labels"
-    else:
-        largest = int(labels[in_training].max())
-        if largest >= len(labels):  # not indices; a name for each integer below could fill the memory
+def _text(path: Path, key: str, values: np.ndarray) -> torch.Tensor:
+    """Strings as (N, T) uint8: UTF-8, padded with zeros."""
+    if values.dtype.kind == "U":
+        values = np.char.encode(values, "utf-8")
+    content = np.ascontiguousarray(values).view(np.uint8).reshape(len(values), -1)
+    if content.shape[1] == 0 or not content.any():
+        raise ValueError(f"Expected `{key}` in {path} to hold text, but got empty strings alone. Leave it out.")
+    for row, text in enumerate(values.tolist()):
+        try:
+            text.decode("utf-8")
+        except UnicodeDecodeError:
             raise ValueError(
-                f"Expected `target` in {path} to hold class indices counted from 0, but got {largest} "
-                f"among {len(labels)} samples. Give the labels as strings, or add `class_names`."
-            )
-        names = [str(index) for index in range(max(largest, 0) + 1)]
-        source = "the training labels"
-    position = {name: index for index, name in enumerate(names)}
-    if are_names:
-        target = np.array([position.get(label, -1) for label in labels.tolist()], dtype=np.int64)
-    else:
-        target = labels.astype(np.int64)
-    wrong = np.flatnonzero((target < 0) | (target >= len(names)))
-    if len(wrong):
-        raise ValueError(
-            f"Expected `target` in {path} to hold the {len(names)} classes of {source}, "
-            f"but got {labels[wrong[0]].item()!r} in row {wrong[0]}. "
-            "Correct the label, or list every class in `class_names`."
-        )
-    return torch.from_numpy(target), tuple(names)
+                f"Expected `{key}` in {path} to be text in UTF-8, but got bytes in row {row} that are none. Encode it."
+            ) from None
+    return torch.from_numpy(content.copy())
 
 
 def _listed(arrays: Mapping[str, np.ndarray]) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
-__all__ = ["MultimodalData", "Split"]
+__all__ = ["MultimodalData", "Split", "Task", "check_modalities", "task_of"]
+
+Task = Literal["classes", "labels", "numbers"]
 
 # AGM's forward takes the labels by this keyword, so no modality can have the name.
 _RESERVED = ("target",)
@@ -18,8 +21,10 @@ class Split:
     """Samples of one split, all in memory.
 
     Args:
-        inputs: modality -> (N, ...), float32 (finite), or int64 for token ids.
-        target: (N,) int64, class indices.
+        inputs: modality -> (N, ...): float32 (finite); int64 token ids, of which 0 is padding; or uint8 (N, T) text in
+            UTF-8, padded with zeros.
+        target: (N,) int64, a class index a sample; (N, L) bool, which of L labels it has; or (N, K) float32, finite
+            numbers.
 
     Raises:
         TypeError: a value is no tensor, or has another dtype.
@@ -43,6 +48,11 @@ class Split:
     def __len__(self) -> int:
         return len(self.target)
 
+    @property
+    def task(self) -> Task:
+        """What there is to predict, by the target: "classes", "labels" or "numbers"."""
+        return task_of(self.target)
+
     def batches(self, size: int) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
         """Inputs and target of `size` samples at a time, the last ones perhaps fewer, in the order of the split.
 
@@ -58,17 +68,17 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class MultimodalData:
-    """A dataset of one or more modalities for classification.
+    """A dataset of one or more modalities, and one task: a class a sample, any number of labels, or numbers.
 
     Args:
         name: what tables and run folders call it.
         train, test: the samples of each split.
         validation: a third split, or None.
-        class_names: one name a class; class index i is `class_names[i]`.
+        class_names: one name a class, label or number; class index i is `class_names[i]`.
 
     Raises:
         TypeError: a split is no `Split`.
-        ValueError: splits whose modalities or dtypes differ, a label outside [0, num_classes), or class names
+        ValueError: splits whose modalities, dtypes or tasks differ, a label outside [0, num_classes), or class names
             that are missing or repeated.
     """
 
@@ -103,9 +113,28 @@ class MultimodalData:
         """Names of the modalities, in the order of the training inputs."""
         return tuple(self.train.inputs)
 
+    def select(self, modalities: Sequence[str]) -> MultimodalData:
+        """The dataset with these modalities alone, in this order.
+
+        Raises:
+            ValueError: none, one twice, or one that is not there.
+        """
+        check_modalities(modalities, self.modalities)
+        parts = {
+            name: Split({modality: split.inputs[modality] for modality in modalities}, split.target)
+            for name, split in self.splits.items()
+        }
+        return replace(self, train=parts["train"], validation=parts.get("validation"), test=parts["test"])
+
     @property
     def num_classes(self) -> int:
+        """Of classes, labels or numbers: as many logits a network gives."""
         return len(self.class_names)
+
+    @property
+    def task(self) -> Task:
+        """What there is to predict: "classes", "labels" or "numbers"."""
+        return self.train.task
 
     def _check_against_train(self, split_name: str, split: Split) -> None:
         if set(split.inputs) != set(self.train.inputs):
@@ -119,6 +148,13 @@ class MultimodalData:
                     f"Expected `{modality}` of `{split_name}` to be {self.train.inputs[modality].dtype} "
                     f"as in `train`, but got {values.dtype}. Store it alike in every split."
                 )
+        if split.task != self.task or (self.task != "classes" and split.target.shape[1] != self.num_classes):
+            raise ValueError(
+                f"Expected `target` of `{split_name}` to be of the task {self.task} with {self.num_classes} of them, "
+                f"but got {split.target.dtype} {tuple(split.target.shape)}. Give every split the same task."
+            )
+        if self.task != "classes":
+            return
         low, high = int(split.target.min()), int(split.target.max())
         if low < 0 or high >= self.num_classes:
             raise ValueError(
@@ -127,17 +163,35 @@ class MultimodalData:
             )
 
 
+def check_modalities(asked: Sequence[str], known: Collection[str]) -> None:
+    """Raise ValueError unless each of those that are asked for is there, and asked for once."""
+    if not asked or len(set(asked)) < len(asked) or not set(asked) <= set(known):
+        raise ValueError(
+            f"Expected argument `modalities` to be among {', '.join(known)}, once each, but got "
+            f"{', '.join(asked) or 'none'}. Check the spelling."
+        )
+
+
+def task_of(target: torch.Tensor) -> Task:
+    """The task of a target, by its dtype."""
+    return "labels" if target.dtype == torch.bool else "numbers" if target.is_floating_point() else "classes"
+
+
 def _check_target(target: torch.Tensor) -> None:
-    if not isinstance(target, torch.Tensor) or target.dtype != torch.int64:
+    if not isinstance(target, torch.Tensor) or target.dtype not in (torch.int64, torch.bool, torch.float32):
         found = target.dtype if isinstance(target, torch.Tensor) else type(target).__name__
         raise TypeError(
-            f"Expected `target` to be an int64 tensor of class indices, but got {found}. Convert it with .long()."
+            "Expected `target` to be an int64 tensor of class indices, a bool one of labels or a float32 one of "
+            f"numbers, but got {found}. Convert it with .long(), .bool() or .float()."
         )
-    if target.ndim != 1 or len(target) == 0:
+    shape = ("(N,)", 1) if target.dtype == torch.int64 else ("(N, K)", 2)
+    if target.ndim != shape[1] or target.numel() == 0:
         raise ValueError(
-            "Expected `target` to be of shape (N,) with at least one sample, "
-            f"but got {tuple(target.shape)}. Give one class index a sample."
+            f"Expected `target` to be of shape {shape[0]} with at least one sample, but got {tuple(target.shape)}. "
+            "Give one class index a sample, or a row of labels or numbers."
         )
+    if target.is_floating_point() and not bool(torch.isfinite(target).all()):
+        raise ValueError("Expected `target` to be finite, but got NaN or infinity. Remove these samples.")
 
 
 def _check_name(modality: str) -> None:
@@ -151,11 +205,16 @@ def _check_name(modality: str) -> None:
 
 
 def _check_input(modality: str, values: torch.Tensor, length: int) -> None:
-    if not isinstance(values, torch.Tensor) or values.dtype not in (torch.float32, torch.int64):
+    if not isinstance(values, torch.Tensor) or values.dtype not in (torch.float32, torch.int64, torch.uint8):
         found = values.dtype if isinstance(values, torch.Tensor) else type(values).__name__
         raise TypeError(
-            f"Expected `{modality}` to be a float32 tensor, or an int64 one for token ids, but got {found}. "
-            "Convert it with .float() or .long()."
+            f"Expected `{modality}` to be a float32 tensor, an int64 one for token ids, or a uint8 one for text in "
+            f"UTF-8, but got {found}. Convert it with .float() or .long()."
+        )
+    if values.dtype == torch.uint8 and (values.ndim != 2 or values.shape[1] == 0):
+        raise ValueError(
+            f"Expected `{modality}` to be text (N, T) where it is uint8, but got shape {tuple(values.shape)}. Convert "
+            "pictures with .float()."
         )
     if values.ndim == 0 or len(values) != length:
         raise ValueError(

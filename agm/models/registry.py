@@ -1,20 +1,16 @@
 """Fusions by name, and a network for given sample shapes."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
-
-from torch import nn
+from typing import Any
 
 from agm.models._checks import check_count
-from agm.models.cnn import SmallCNN
 from agm.models.cross_attention import CrossAttentionFusion
 from agm.models.early import EarlyFusion
+from agm.models.encoder_sets import heads_of, make_encoder
 from agm.models.factorised import FactorisedNetwork
 from agm.models.film import FiLMFusion
 from agm.models.gated import GatedFusion
 from agm.models.late import LateFusion, LateSumFusion
-from agm.models.mlp import MLPEncoder
-from agm.models.transformer import TransformerEncoder
 
 __all__ = ["aliases", "build", "fusions"]
 
@@ -27,56 +23,58 @@ fusions: dict[str, type[FactorisedNetwork]] = {
     "cross-attention": CrossAttentionFusion,
 }
 
+PUBLISHED_HIDDEN = (2048, 1024)  # widths of early fusion by AGM's authors, for two modalities and for three
+
 aliases = {"attention": "cross-attention"}  # other names of fusions
 
 
-def build(fusion: str, shapes: Mapping[str, Sequence[int]], num_classes: int, width: int = 64) -> FactorisedNetwork:
-    """A small network for samples of the given shapes.
+def build(
+    fusion: str,
+    shapes: Mapping[str, Sequence[int]],
+    num_classes: int,
+    width: int = 64,
+    vocabularies: Mapping[str, int] | None = None,
+    encoders: str = "small",
+) -> FactorisedNetwork:
+    """A network for samples of the given shapes, a small one where nothing else is asked for.
 
-    The encoder goes by the rank of a modality's sample: (D,) `MLPEncoder`, (T, D) `TransformerEncoder` for
-    sequences of up to T steps, (C, H, W) `SmallCNN`, (T, C, H, W) `SmallCNN` over frames. For cross-attention
-    sequences and images give tokens, vectors one token.
+    A "small" encoder goes by the rank of a modality's sample: (D,) `MLPEncoder`, (T, D) `TransformerEncoder` for
+    sequences of up to T steps, (C, H, W) `SmallCNN`, (T, C, H, W) `SmallCNN` over frames; text and token ids (T,), in
+    `vocabularies`, `TextEncoder`. For cross-attention sequences, images and text give tokens, vectors one token.
 
     Args:
         fusion: a key of `fusions`, or of `aliases`.
         shapes: modality name -> shape of one sample, without the batch.
         num_classes: C.
-        width: of every encoder's feature. "early" gets hidden widths of twice and once the concatenation, the
-            proportions of the paper; "cross-attention" works at this width too.
+        width: of every encoder's feature, where the encoder leaves a choice. "early" gets hidden widths of twice and
+            once the concatenation, the proportions of the paper, and with other encoders than small ones the paper's
+            2048 and 1024; "cross-attention" works at this width too.
+        vocabularies: modality -> how many different numbers its samples are made of, 0 being padding: 256 for UTF-8.
+        encoders: a key of `agm.models.encoders`: "small"; "resnet18" of images and frames; "lenet" of digits and their
+            spectrograms; "transformer-8" and "transformer-2", `FirstTokenTransformer` of so many layers for sequences.
 
     Raises:
-        ValueError: an unknown fusion, a shape of another rank or with a side below 1, `width` < 4; and as
-            `FactorisedNetwork`.
+        ValueError: an unknown fusion, a shape that the encoders do not take, `width` < 4, a vocabulary of a
+            modality that is not there; and as `FactorisedNetwork`.
     """
     fusion = aliases.get(fusion, fusion)
     if fusion not in fusions:
         raise ValueError(f"Expected argument `fusion` to be one of {', '.join(fusions)}, but got {fusion!r}.")
     check_count("width", width, least=4)
     tokens = fusion == "cross-attention"
-    encoders = {name: _encoder(name, tuple(shape), width, tokens) for name, shape in shapes.items()}
+    words = vocabularies or {}
+    if unknown := sorted(words.keys() - shapes.keys()):
+        raise ValueError(
+            f"Expected argument `vocabularies` to name modalities among {', '.join(shapes)}, but got "
+            f"{', '.join(unknown)}."
+        )
+    made = {
+        name: make_encoder(encoders, name, tuple(shape), width, tokens=tokens, vocabulary=words.get(name))
+        for name, shape in shapes.items()
+    }
     options: dict[str, Any] = {}
     if fusion == "early":
-        options["hidden"] = (2 * width * len(encoders), width * len(encoders))
+        options["hidden"] = (2 * width * len(made), width * len(made)) if encoders == "small" else PUBLISHED_HIDDEN
     elif tokens:
-        options.update(width=width, num_heads=_heads(width))
-    return fusions[fusion](encoders, num_classes, **options)
-
-
-def _encoder(name: str, shape: tuple[int, ...], width: int, tokens: bool) -> nn.Module:
-    if not 1 <= len(shape) <= 4 or any(side < 1 for side in shape):
-        raise ValueError(
-            f"Expected the sample shape of modality {name!r} to be (D,), (T, D), (C, H, W) or (T, C, H, W), "
-            f"but got {shape}. Build the encoders yourself and pass them to a fusion of agm.models."
-        )
-    if len(shape) == 1:
-        return MLPEncoder(shape[0], num_features=width)
-    pool: Literal["mean"] | None = None if tokens else "mean"
-    if len(shape) == 2:
-        length, features = shape
-        return TransformerEncoder(features, width=width, num_heads=_heads(width), max_length=length, pool=pool)
-    return SmallCNN(shape[-3], width, pool=pool)
-
-
-def _heads(width: int) -> int:
-    """The most heads up to 4 that divide the width."""
-    return next(heads for heads in (4, 3, 2, 1) if width % heads == 0)
+        options.update(width=width, num_heads=heads_of(width))
+    return fusions[fusion](made, num_classes, **options)

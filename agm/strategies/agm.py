@@ -7,6 +7,7 @@ from typing import Any, Literal, Unpack
 from torch import Tensor, nn
 
 from agm.engine import AGM as Engine
+from agm.modulation.scores import ScoreName
 from agm.ops.reference import COEFFICIENTS, RATIOS, REFERENCE_RATIOS, SCORES
 from agm.strategies._checks import check_number
 from agm.strategies.batch import Batch
@@ -34,8 +35,8 @@ class AGM(Strategy):
 
     Args:
         network: see `Strategy`.
-        alpha, max_gap, floor, masked: as of `agm.AGM`. The authors' alpha: 2.5 on AV-MNIST, 1.5 on CREMA-D, 4.0 on
-            UR-Funny; their gap: none, 10 and 7.
+        alpha, max_gap, floor, score, masked: as of `agm.AGM`. The authors' alpha: 2.5 on AV-MNIST, 1.5 on CREMA-D, 4.0
+            on UR-Funny; their gap: none, 10 and 7.
         smoothing: of the coefficients over the steps, in [0, 1), see `agm.strategies.SmoothedModulator`; 0 is the
             published method.
         bound: of what the masked passes may add to the gradient of an encoder, as a share of what the joint pass gives
@@ -45,6 +46,7 @@ class AGM(Strategy):
     """
 
     distributed = True
+    tasks = frozenset({"classes", "labels", "numbers"})
     module: Engine
 
     def __init__(
@@ -54,6 +56,7 @@ class AGM(Strategy):
         alpha: float = 1.0,
         max_gap: float | None = 10.0,
         floor: float = 1e-8,
+        score: ScoreName = "cross_entropy",
         masked: Literal["exact", "shared"] = "exact",
         smoothing: float = 0.0,
         bound: float | None = None,
@@ -67,6 +70,7 @@ class AGM(Strategy):
             "alpha": alpha,
             "max_gap": max_gap,
             "floor": floor,
+            "score": score,
             "start": self.start,
             "stop": self.stop,
         }

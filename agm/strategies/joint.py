@@ -9,3 +9,4 @@ class Joint(Strategy):
     """Joint training: the gradient of the joint loss as it is, `L = CE(f(x), y)`. The baseline of all others."""
 
     distributed = True
+    tasks = frozenset({"classes", "labels", "numbers"})

@@ -120,6 +120,8 @@ class Strategy(nn.Module):
     needs: frozenset[str] = frozenset()
     trains_heads: ClassVar[bool] = False  # whether there are unimodal losses
     scales: ClassVar[bool] = False  # whether it multiplies gradients of encoders, so that `moments` is a choice
+    # Of what targets there can be, class indices, labels and numbers, those that it can take with a criterion for them.
+    tasks: ClassVar[frozenset[str]] = frozenset({"classes"})
     distributed: ClassVar[bool] = False  # whether every process of a DistributedDataParallel network decides alike
 
     def __init__(self, network: nn.Module, **common: Unpack[Common]) -> None:

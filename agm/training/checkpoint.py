@@ -16,7 +16,7 @@ from agm.training.errors import UserError
 
 __all__ = ["fitting", "load_checkpoint", "random_state", "restore_random_state", "save_checkpoint"]
 
-FORMAT = 2
+FORMAT = 3
 
 
 def save_checkpoint(path: Path, contents: dict[str, Any]) -> None:

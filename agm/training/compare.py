@@ -47,6 +47,7 @@ class Comparison:
             t-interval, over the seeds at which neither diverged; low and high are None for a single one. None for the
             first method, and where there is no such seed.
         fusion: of the network, where several are compared.
+        choose: which weights the values are of, as setting `choose` has it.
     """
 
     metric: str
@@ -54,6 +55,7 @@ class Comparison:
     values: tuple[float, ...]
     difference: tuple[float, float | None, float | None] | None
     fusion: str = ""
+    choose: str = "last"
 
     @property
     def found(self) -> tuple[float, ...]:
@@ -105,7 +107,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float |
 
 
 def paired_comparisons(
-    figures: Mapping[str, Sequence[Mapping[str, float] | None]], fusion: str = ""
+    figures: Mapping[str, Sequence[Mapping[str, float] | None]], fusion: str = "", choose: str = "last"
 ) -> list[Comparison]:
     """Compare methods by their figures.
 
@@ -113,6 +115,7 @@ def paired_comparisons(
         figures: method -> one mapping a seed, metric -> value, or None for a run that diverged; the seeds in the same
             order for every method.
         fusion: the network's, where several are compared.
+        choose: which weights the figures are of, as setting `choose` has it.
 
     Returns:
         One `Comparison` for each metric and each method that has it, by metric.
@@ -130,7 +133,7 @@ def paired_comparisons(
                 baseline = [math.nan if run is None else run.get(metric, math.nan) for run in figures[first]]
                 pairs = [a - b for a, b in zip(values, baseline, strict=True) if not math.isnan(a - b)]
                 difference = mean_interval(pairs) if pairs else None
-            comparisons.append(Comparison(metric, method, values, difference, fusion))
+            comparisons.append(Comparison(metric, method, values, difference, fusion, choose))
     return comparisons
 
 
@@ -229,7 +232,7 @@ def compare_methods(
                     session.compare(seed, runs)
         comparisons = []
         for fusion, session in sessions.items():
-            comparisons += paired_comparisons(_with_cost(session.figures), fusion if several else "")
+            comparisons += paired_comparisons(_with_cost(session.figures), fusion if several else "", config.choose)
         return comparisons
 
 

@@ -17,6 +17,7 @@ from agm.training.config import Config
 from agm.training.errors import UserError
 from agm.training.methods import build_method
 from agm.training.observer import Observer
+from agm.training.problem import Problem
 from agm.training.run_folder import Row, RunFolder, Table, read_table
 
 __all__ = ["COLUMNS", "CompetitionObserver", "strength_rows"]
@@ -48,7 +49,7 @@ class CompetitionObserver(Observer):
         shapes = {name: tuple(values.shape[1:]) for name, values in self._data.train.inputs.items()}
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(config.seed)  # the initial weights are the run's own
-            self._method = build_method(config, shapes, self._data.num_classes)
+            self._method = build_method(config, shapes, self._data.num_classes, Problem.of(self._data, config))
         self._method.model.to(device)
 
         path = folder / "competition.csv"

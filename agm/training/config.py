@@ -17,7 +17,7 @@ import torch
 
 from agm.data import available
 from agm.data._files import read_text
-from agm.models import aliases
+from agm.models import aliases, encoders
 from agm.training.errors import UserError
 from agm.training.writing import write_text
 
@@ -90,8 +90,21 @@ class Config:
     """
 
     dataset: str = setting("av-digits", "name of a bundled dataset, or path of your own data", *_TEXT)
+    modalities: str | None = setting(
+        None, "modalities to take, by commas; none for the dataset's own choice, which is all but for emoji", *_TEXT
+    )
     fusion: str = setting("late", "how the network joins the modalities (agm.models.fusions)", *_TEXT)
-    width: int = setting(64, "features that each encoder gives", *_up_to(2**16))
+    encoders: str = setting(
+        "small",
+        "what reads each modality: small, by its shape; or resnet18, lenet, transformer-8, transformer-2, as published",
+        *_one_of(*encoders),
+    )
+    width: int = setting(64, "features that each encoder gives, where it leaves a choice", *_up_to(2**16))
+    init: str = setting(
+        "torch",
+        "initial weights: torch's, or xavier, by which AGM's authors draw those for CREMA-D",
+        *_one_of("torch", "xavier"),
+    )
     validation: float = setting(
         0.0,
         "share of the training split that is held out and watched; the seed draws it",
@@ -124,17 +137,35 @@ class Config:
         "an integer from 2 to 10**9",
         lambda value: 2 <= value <= _MOST,
     )
-    lr: float = setting(0.02, "learning rate of SGD", *_POSITIVE)
-    momentum: float = setting(0.9, "momentum of SGD", "a number from 0 to below 1", lambda value: 0 <= value < 1)
-    weight_decay: float = setting(1e-4, "L2 penalty of SGD", *_NOT_NEGATIVE)
+    optimizer: str = setting("sgd", "sgd, adam or adamw", *_one_of("sgd", "adam", "adamw"))
+    lr: float = setting(0.02, "learning rate; for adam and adamw one of 0.001 is usual", *_POSITIVE)
+    momentum: float = setting(0.9, "momentum of sgd", "a number from 0 to below 1", lambda value: 0 <= value < 1)
+    weight_decay: float = setting(1e-4, "L2 penalty of sgd and adam, decay of adamw", *_NOT_NEGATIVE)
     schedule: str = setting(
         "cosine",
-        "learning rate over the epochs: cosine (to 0), constant, or step",
-        *_one_of("cosine", "constant", "step"),
+        "learning rate over the epochs: cosine (to 0), constant, step, or plateau of the validation loss",
+        *_one_of("cosine", "constant", "step", "plateau"),
     )
     step_epochs: int = setting(70, "schedule step: epochs between two reductions", *_COUNT)
     step_factor: float = setting(
-        0.1, "schedule step: factor of a reduction", "a number > 0 and <= 1", lambda value: 0 < value <= 1
+        0.1, "schedule step and plateau: factor of a reduction", "a number > 0 and <= 1", lambda value: 0 < value <= 1
+    )
+    patience: int = setting(10, "schedule plateau: epochs without a lower loss before a reduction", *_EPOCH)
+    early_stopping: int | None = setting(
+        None, "end after so many epochs without a higher validation accuracy; none for no such end", *_COUNT
+    )
+    choose: str = setting(
+        "last",
+        "which weights are evaluated: of the last epoch, or of the best one on the validation split",
+        *_one_of("last", "best"),
+    )
+    class_weights: str = setting(
+        "none",
+        "weights in the loss: none, or balanced, by which rare classes and labels count as much as frequent ones",
+        *_one_of("none", "balanced"),
+    )
+    error: str = setting(
+        "squared", "loss of a target of numbers: squared or absolute error", *_one_of("squared", "absolute")
     )
     clip_norm: float | None = setting(None, "largest norm of the whole gradient; none for no limit", *_POSITIVE)
     clip_above: float = setting(

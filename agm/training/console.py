@@ -15,11 +15,12 @@ from rich.text import Text
 
 from agm import Contributions
 from agm.ops import Service
+from agm.training.answers import task_of_figures
 from agm.training.compare import Comparison
 from agm.training.competition import Competition
 from agm.training.config import Config
 from agm.training.errors import DivergedError
-from agm.training.exports import interval, remark, spread, title_of
+from agm.training.exports import EPOCHS, interval, remark, spread, title_of
 from agm.training.observer import Observer
 from agm.training.printable import printable
 from agm.training.result import Result
@@ -139,6 +140,13 @@ class Progressing(Observer):
         self._console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
 
+_MEASURES = {
+    "classes": "Percent correct",
+    "labels": "Percent of the labels that are right",
+    "numbers": "Percent of the variance explained",
+}
+
+
 def result_table(result: Result) -> Group:
     """The figures of a run, one row a modality."""
     figures, row = result.evaluation, result.history[-1]
@@ -155,12 +163,15 @@ def result_table(result: Result) -> Group:
             _number(row.get(f"coefficient_{name}")),
             _number(row.get(f"score_{name}")),
         )
+    measure = _MEASURES[task_of_figures(figures.further)]
     return _framed(
         f"{result.config.method}, {result.config.fusion} fusion, epoch {len(result.history)} of "
         f"{result.config.epochs}: test split, {figures.samples} samples",
         table,
-        "Percent correct: jointly, by the response of each modality, and with each modality absent; of the "
-        "last epoch, never of the one that did best on the test split. Coefficients and scores: means of the epoch.",
+        f"{measure}: jointly, by the response of each modality, and with each modality "
+        f"absent; of the {EPOCHS[result.config.choose]}, never of the one that did best on the test split. "
+        "Coefficients and scores: means of the last epoch."
+        + "".join(f" {name} {value:.3f}." for name, value in figures.further.items()),
     )
 
 
@@ -209,7 +220,7 @@ def trials_table(trials: Sequence[Trial]) -> Group:
     return _framed(
         "validation split, in percent",
         table,
-        f"{seeds} seed{'s' if seeds > 1 else ''}, last epoch. The highest mean accuracy is chosen; its own figure "
+        f"{seeds} seed{'s' if seeds > 1 else ''}. The highest mean accuracy is chosen; its own figure "
         "here is too high, since it was chosen by it. The test split was not looked at.",
     )
 

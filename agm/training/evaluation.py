@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agm import masked_logits
 from agm._module_state.eval_mode import evaluation
 from agm.data import Split
 from agm.ops.reference import responses
+from agm.training.answers import Answers, further_figures
 
 __all__ = ["Evaluation", "evaluate"]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures of one split; accuracies are shares from 0 to 1.
+    """Figures of one split; accuracies are shares from 0 to 1: of labels the share that is right, and of numbers the
+    share of the variance explained, which can be below 0 (`agm.training.answers.Answers`).
 
     Args:
         samples: size of the split.
-        loss, accuracy: mean cross-entropy and accuracy of the joint logits.
+        loss, accuracy: mean plain loss of the task and accuracy of the joint logits.
         responses: modality -> accuracy of its mono-modal response.
         absent: modality -> accuracy of the network without it; empty for a network of one modality.
+        further: figures of the joint logits that only labels or numbers have.
     """
 
     samples: int
@@ -33,6 +35,7 @@ class Evaluation:
     accuracy: float
     responses: Mapping[str, float]
     absent: Mapping[str, float]
+    further: Mapping[str, float] = field(default_factory=dict)
 
     def columns(self) -> dict[str, float]:
         """The figures by the names that they have in metrics.csv."""
@@ -41,6 +44,7 @@ class Evaluation:
             "accuracy": self.accuracy,
             **{f"response_{name}": value for name, value in self.responses.items()},
             **{f"absent_{name}": value for name, value in self.absent.items()},
+            **self.further,
         }
 
 
@@ -56,12 +60,15 @@ def evaluate(network: nn.Module, split: Split, modalities: tuple[str, ...], batc
     """
     names = [*(f"response {name}" for name in modalities), *(f"absent {name}" for name in modalities)]
     totals = torch.zeros(2 + len(names), dtype=torch.float64, device=split.target.device)
+    answers, joint = Answers(split.target), []
     with evaluation(network):
         for begin in range(0, len(split), batch_size):
             rows = slice(begin, begin + batch_size)
             target = split.target[rows]
             inputs = {name: split.inputs[name][rows] for name in modalities}
-            totals += _batch_totals(network, inputs, target)
+            guesses = _guesses(network, inputs)
+            totals += torch.cat([answers.losses(guesses[0], target).unsqueeze(0), answers.right(guesses, target)])
+            joint.append(guesses[0])
     loss, accuracy, *shares = (totals / len(split)).tolist()
     count = len(modalities)
     return Evaluation(
@@ -70,19 +77,15 @@ def evaluate(network: nn.Module, split: Split, modalities: tuple[str, ...], batc
         accuracy=accuracy,
         responses=dict(zip(modalities, shares[:count], strict=True)),
         absent=dict(zip(modalities, shares[count:], strict=True)) if count > 1 else {},
+        further=further_figures(torch.cat(joint), split.target),
     )
 
 
-def _batch_totals(network: nn.Module, inputs: dict[str, Tensor], target: Tensor) -> Tensor:
-    """(2 + 2 M,) float64: summed loss, then hits: joint, each response, without each modality."""
+def _guesses(network: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """(1 + 2 M, B, C) logits: joint, each response, without each modality."""
     if len(inputs) == 1:
-        joint = network(**inputs)
-        guesses = joint.expand(3, -1, -1)  # one modality is its own response
-    else:
-        masked = masked_logits(network, inputs)  # (2**M - 1, B, C), row i of the subset with bitmask i + 1
-        joint = masked[-1]
-        without = [len(masked) - 1 - 2**m for m in range(len(inputs))]
-        guesses = torch.cat([masked[-1:], responses(masked).to(masked.dtype), masked[without]])
-    largest, predicted = guesses.max(-1)  # NaN is larger than all, and no answer
-    loss = F.cross_entropy(joint.double(), target, reduction="sum")
-    return torch.cat([loss.unsqueeze(0), (predicted.eq(target) & ~largest.isnan()).sum(1)])
+        joint: Tensor = network(**inputs)
+        return joint.expand(3, -1, -1)  # one modality is its own response
+    masked = masked_logits(network, inputs)  # (2**M - 1, B, C), row i of the subset with bitmask i + 1
+    without = [len(masked) - 1 - 2**m for m in range(len(inputs))]
+    return torch.cat([masked[-1:], responses(masked).to(masked.dtype), masked[without]])

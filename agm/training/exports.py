@@ -84,7 +84,8 @@ def _cell(comparison: Comparison) -> str:
 
 def title_of(metric: str) -> str:
     """accuracy -> joint, response_audio -> audio response, strength_audio -> audio competition strength, ..."""
-    named = {"accuracy": "joint", "step_seconds": "ms a step", "cost": "cost of a step"}
+    named = {"accuracy": "joint", "step_seconds": "ms a step", "cost": "cost of a step", "mae": "mean absolute error"}
+    named |= {"micro_f1": "micro-F1", "macro_f1": "macro-F1", "correlation": "correlation"}
     if metric in named:
         return named[metric]
     kind, _, name = metric.partition("_")
@@ -93,7 +94,7 @@ def title_of(metric: str) -> str:
 
 def is_share(metric: str) -> bool:
     """Whether the figure is an accuracy, shown in percent."""
-    return metric not in TIMES and not metric.startswith("strength_")
+    return metric not in TIMES and metric != "mae" and not metric.startswith("strength_")
 
 
 def _scale(metric: str) -> tuple[float, int]:
@@ -125,11 +126,15 @@ def interval(comparison: Comparison) -> str:
     return f"{text} [{scale * low:+.{digits}f}, {scale * high:+.{digits}f}]"
 
 
+EPOCHS = {"last": "last epoch", "best": "best epoch on the validation split"}  # by setting `choose`
+
+
 def remark(comparisons: Sequence[Comparison]) -> str:
     """What the figures are, for below a table."""
     seeds = len(comparisons[0].values)
+    epoch = EPOCHS[comparisons[0].choose]
     text = (
-        f"{seeds} seed{'s' if seeds > 1 else ''}, last epoch, test split. The difference is paired by seed with a "
+        f"{seeds} seed{'s' if seeds > 1 else ''}, {epoch}, test split. The difference is paired by seed with a "
         "t-interval. Each row stands for itself: among many rows, some leave 0 out by chance."
     )
     if any(c.diverged for c in comparisons):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from agm.models.factorised import FactorisedNetwork
 from agm.strategies import AGM, Joint, Strategy, linear_heads, options_of, strategies
 from agm.training.config import Config
 from agm.training.errors import UserError
+from agm.training.problem import Problem
 from agm.training.single_modality import SingleModality
 
 __all__ = ["METHODS", "OF_ONE", "Method", "build_method", "check_method", "own_options"]
@@ -27,7 +28,7 @@ METHODS = (*strategies, *(f"{kind}:NAME" for kind in OF_ONE))
 
 # Options that are settings of a run already, or that the trainer fills in.
 _SETTINGS = {"agm": ("alpha", "max_gap", "masked")}
-_FILLED_IN = ("make_optimizer", "teachers", "cluster", "conditional", "widths", "num_classes")
+_FILLED_IN = ("score", "make_optimizer", "teachers", "cluster", "conditional", "widths", "num_classes")
 
 
 @dataclass(frozen=True)
@@ -75,28 +76,41 @@ def own_options(kind: str) -> dict[str, Any]:
     return {name: default for name, default in options_of(kind).items() if name not in hidden}
 
 
-def build_method(config: Config, shapes: Shapes, num_classes: int) -> Method:
+def build_method(config: Config, shapes: Shapes, num_classes: int, problem: Problem | None = None) -> Method:
     """The method that `config` names, over a new network with weights from torch's generator.
+
+    Args:
+        config: the settings.
+        shapes: modality -> shape of one sample.
+        num_classes: of classes, labels or numbers.
+        problem: what is to be learnt; one class of each sample, from quantities, by default.
 
     Raises:
         UserError: no such method, fusion or option, or data that the method cannot take.
     """
+    problem = Problem() if problem is None else problem
     kind, argument = check_method(config.method)
     _check_options(kind, config.options)
     if kind in OF_ONE:
-        return _of_one(kind, argument, config, shapes, num_classes)
+        return _of_one(kind, argument, config, shapes, num_classes, problem)
+    if problem.task not in strategies[kind].tasks:
+        able = ", ".join(name for name, strategy in strategies.items() if problem.task in strategy.tasks)
+        raise UserError(
+            f"Expected a method for {problem.task}, but got {kind!r}, which needs one class a sample. "
+            f"Use one of {able}."
+        )
     if kind != "joint" and len(shapes) < 2:
         raise UserError(
             f"Expected the data to have two modalities or more for method {kind!r}, but got {_listed(shapes)}. "
             "Use --method joint."
         )
-    network = _network(config, shapes, num_classes)
-    strategy = _strategy(kind, config, network, num_classes)
+    network = _network(config, shapes, num_classes, problem)
+    strategy = _strategy(kind, config, network, num_classes, problem)
     # Neither has state beside that of what it trains, whose names in a checkpoint are those of a loop by hand.
     return Method(strategy, strategy.module if isinstance(strategy, (Joint, AGM)) else strategy)
 
 
-def _of_one(kind: str, name: str, config: Config, shapes: Shapes, num_classes: int) -> Method:
+def _of_one(kind: str, name: str, config: Config, shapes: Shapes, num_classes: int, problem: Problem) -> Method:
     """Joint training on the modality `name`."""
     if name not in shapes:
         raise UserError(
@@ -104,15 +118,20 @@ def _of_one(kind: str, name: str, config: Config, shapes: Shapes, num_classes: i
             f"Use for example --method {kind}:{next(iter(shapes))}."
         )
     if kind == "unimodal":
-        strategy = Joint(_network(config, {name: shapes[name]}, num_classes))
+        own = {key: size for key, size in problem.vocabularies.items() if key == name}
+        alone = _network(config, {name: shapes[name]}, num_classes, replace(problem, vocabularies=own))
+        strategy = Joint(alone, criterion=problem.criterion)
     else:
-        whole = SingleModality(_network(config, shapes, num_classes), name, shapes)
-        strategy = Joint(whole, modalities=(name,), encoders={name: f"network.encoders.{name}"})
+        whole = SingleModality(_network(config, shapes, num_classes, problem), name, shapes, problem.vocabularies)
+        paths = {name: f"network.encoders.{name}"}
+        strategy = Joint(whole, modalities=(name,), encoders=paths, criterion=problem.criterion)
     return Method(strategy, strategy.module)
 
 
-def _strategy(kind: str, config: Config, network: FactorisedNetwork, num_classes: int) -> Strategy:
-    settings: dict[str, Any] = dict(config.options)
+def _strategy(kind: str, config: Config, network: FactorisedNetwork, num_classes: int, problem: Problem) -> Strategy:
+    settings: dict[str, Any] = {**config.options, "criterion": problem.criterion}
+    if kind == "agm":
+        settings["score"] = problem.score
     for name in _SETTINGS.get(kind, ()):
         settings[name] = getattr(config, name)
     if kind != "joint":
@@ -123,7 +142,7 @@ def _strategy(kind: str, config: Config, network: FactorisedNetwork, num_classes
     if heads is not None:
         settings["heads"] = heads
 
-    def present_optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.SGD:
+    def present_optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Like the run's own, at the learning rate that it has now."""
         optimizer = new_optimizer(config, parameters)
         if strategy.optimizer is not None:
@@ -139,8 +158,11 @@ def _strategy(kind: str, config: Config, network: FactorisedNetwork, num_classes
     return strategy
 
 
-def new_optimizer(config: Config, parameters: Iterable[nn.Parameter]) -> torch.optim.SGD:
-    """SGD with the settings of a run, at its first learning rate."""
+def new_optimizer(config: Config, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer with the settings of a run, at its first learning rate."""
+    if config.optimizer != "sgd":
+        kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+        return kind(parameters, lr=config.lr, weight_decay=config.weight_decay)
     return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
 
 
@@ -161,16 +183,25 @@ def _check_options(kind: str, options: Mapping[str, Any]) -> None:
             )
 
 
-def _network(config: Config, shapes: Shapes, num_classes: int) -> FactorisedNetwork:
+def _network(config: Config, shapes: Shapes, num_classes: int, problem: Problem) -> FactorisedNetwork:
     if config.fusion not in models.fusions:
         raise UserError(
             f"Expected setting `fusion` to be one of {', '.join(models.fusions)}, but got {config.fusion!r}. "
             "Set it with --fusion."
         )
     try:
-        return models.build(config.fusion, dict(shapes), num_classes, width=config.width)
+        network = models.build(
+            config.fusion,
+            dict(shapes),
+            num_classes,
+            width=config.width,
+            vocabularies=problem.vocabularies,
+            encoders=config.encoders,
+        )
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
+    models.initialise_(network, config.init)
+    return network
 
 
 def _listed(names: Shapes) -> str:

@@ -25,7 +25,8 @@ class Result:
         folder: where its files are.
         config: its settings, resolved.
         modalities: those that the network takes.
-        evaluation: figures of the last epoch on the test split (or on the one that `train` was asked for).
+        evaluation: figures of the last epoch, or of the one that setting `choose` means, on the test split (or on the
+            one that `train` was asked for).
         history: rows of metrics.csv.
         network: the trained network, not wrapped in AGM.
         data: digest of the values of the dataset.

@@ -180,8 +180,11 @@ def read_table(
     return rows
 
 
-def metric_columns(modalities: Sequence[str]) -> list[str]:
+def metric_columns(modalities: Sequence[str], further: Sequence[str] = ()) -> list[str]:
     """Columns of metrics.csv, one row an epoch; epochs count from 0, `step` counts the steps taken so far.
+
+    Accuracies are shares: of samples whose class is right, of labels that are right, or of the variance of numbers that
+    is explained. `further` are figures of the task's own (`agm.training.answers.FURTHER`).
 
     `step_seconds` is the mean time of a step, `between_seconds` what the strategy took before the first and after the
     last step, `seconds` all of the epoch with its evaluation.
@@ -190,6 +193,7 @@ def metric_columns(modalities: Sequence[str]) -> list[str]:
     return [
         *("epoch", "step", "split", "lr", "train_loss", "train_accuracy", "loss", "accuracy"),
         *(f"{kind}_{name}" for kind in per_modality for name in modalities),
+        *further,
         *("step_seconds", "between_seconds", "seconds"),
     ]
 

@@ -17,23 +17,23 @@ from agm.data import MultimodalData, Split
 from agm.training.config import Config
 from agm.training.errors import UserError
 
-__all__ = ["Passes", "batches", "cut", "fingerprint", "hold_out", "load_data", "on_device"]
+__all__ = ["Passes", "batches", "chosen_modalities", "cut", "fingerprint", "hold_out", "load_data", "on_device"]
 
 
 def load_data(config: Config) -> MultimodalData:
     try:
-        data = datasets.load(config.dataset)
+        data = datasets.load(config.dataset, chosen_modalities(config))
     except (OSError, TypeError, ValueError) as error:
-        raise UserError(str(error).replace("`name_or_path`", "--dataset")) from error
-    for name, values in data.train.inputs.items():
-        if not values.is_floating_point():
-            raise UserError(
-                f"Expected every modality to be real-valued for the networks of agm.models.build, but got token "
-                f"ids in {name!r}. Wrap a network of your own in agm.AGM and write the loop, or store features."
-            )
+        message = str(error).replace("`name_or_path`", "--dataset").replace("argument `modalities`", "--modalities")
+        raise UserError(message) from error
     if len(data.train) < 2:
         raise UserError("Expected the training split to hold 2 samples or more, but got 1. Add samples.")
     return data
+
+
+def chosen_modalities(config: Config) -> list[str] | None:
+    """Those that setting `modalities` names; None where it leaves the choice to the data."""
+    return None if config.modalities is None else [name.strip() for name in config.modalities.split(",")]
 
 
 def on_device(split: Split, modalities: tuple[str, ...], device: torch.device) -> Split:

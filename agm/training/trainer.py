@@ -12,6 +12,7 @@ from agm.training.environment import backend, environment, reproducible
 from agm.training.errors import UserError
 from agm.training.methods import Method, build_method, check_method
 from agm.training.observer import Observer
+from agm.training.problem import Problem
 from agm.training.result import Final, Result
 from agm.training.run_folder import RunFolder
 from agm.training.samples import hold_out, load_data
@@ -36,7 +37,8 @@ def train(
 
     The same configuration gives the same weights bit for bit on the same machine and versions, also when the
     run was interrupted anywhere and resumed: it goes on from its last checkpoint. The figures of a result
-    are those of the last epoch on the test split, never those of the epoch that did best on it.
+    are those of the last epoch on the test split (with `choose` "best", of the best one on the validation split), never
+    those of the epoch that did best on it.
 
     Torch's generators, thread count and determinism flags are as before afterwards.
 
@@ -183,9 +185,16 @@ def _new_method(config: Config, data: MultimodalData, final: Final = "test") -> 
     check_method(config.method)
     data = hold_out(data, config)
     shapes = {name: tuple(data.train.inputs[name].shape[1:]) for name in data.modalities}
-    method = build_method(config, shapes, data.num_classes)
-    if data.validation is None and ("validation" in method.strategy.needs or final == "validation"):
-        who = f"for method {config.method!r}" if final == "test" else "for choosing settings"
+    method = build_method(config, shapes, data.num_classes, Problem.of(data, config))
+    asked = {
+        f"for method {config.method!r}": "validation" in method.strategy.needs,
+        "for choosing settings": final == "validation",
+        "for schedule plateau": config.schedule == "plateau",
+        "for early stopping": config.early_stopping is not None,
+        "for choosing the best epoch": config.choose == "best",
+    }
+    if data.validation is None and any(asked.values()):
+        who = next(reason for reason, given in asked.items() if given)
         raise UserError(
             f"Expected data with a validation split {who}, but got none. "
             "Hold out a share of the training split, for example with --validation 0.2."

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from agm.data import MultimodalData
 from agm.strategies import Draw
+from agm.training.answers import FURTHER, Answers
 from agm.training.checkpoint import fitting, load_checkpoint, random_state, restore_random_state, save_checkpoint
 from agm.training.clipping import clip_gradients_, head_weights
 from agm.training.config import Config, differences
@@ -24,17 +25,9 @@ from agm.training.partial_epoch import PartialEpoch
 from agm.training.result import Final, Result
 from agm.training.run_folder import STATISTICS, Row, RunFolder, Table, metric_columns, read_table, step_columns
 from agm.training.samples import Passes, batches, cut, fingerprint, hold_out, on_device
+from agm.training.schedule import best_epoch, ended_early, learning_rate
 
-__all__ = ["Trainer", "learning_rate"]
-
-
-def learning_rate(config: Config, epoch: int) -> float:
-    """Learning rate of epoch 0, 1, ...: a function of the epoch alone, so that a resumed run needs no state."""
-    if config.schedule == "cosine":
-        return config.lr * 0.5 * (1 + math.cos(math.pi * epoch / config.epochs))
-    if config.schedule == "step":
-        return config.lr * config.step_factor ** (epoch // config.step_epochs)
-    return config.lr
+__all__ = ["Trainer"]
 
 
 class Trainer:
@@ -60,6 +53,7 @@ class Trainer:
         self.watched_split = (
             self.test_split if data.validation is None else on_device(data.validation, method.modalities, device)
         )
+        self.answers = Answers(self.train_split.target)
         self.method, self.strategy = method, method.strategy
         method.strategy.to(device)
         self.optimizer = new_optimizer(config, method.strategy.parameters())
@@ -70,6 +64,7 @@ class Trainer:
         self.checkpoint_every = checkpoint_every
         self.unfinished: dict[str, Any] | None = None  # a checkpoint from the midst of this epoch
         self.history: list[Row] = []
+        self.best: dict[str, Any] | None = None  # weights of the best epoch so far, where they are chosen
 
     def fit(self) -> Result:
         """Train the epochs that are left."""
@@ -78,16 +73,19 @@ class Trainer:
         columns = step_columns(modalities)
         # Of a damaged table, what can be read of it: nothing hangs on these rows.
         kept = read_table(self.run.steps, lambda row: row["step"] <= self.step, columns) if self.step else []
-        metrics = Table(self.run.metrics, metric_columns(modalities), self.history)
+        further = FURTHER[self.answers.task]
+        metrics = Table(self.run.metrics, metric_columns(modalities, further), self.history)
         steps = Table(self.run.steps, columns, kept)
         try:
             per_epoch = len(batches(len(self.train_split), self.config.batch_size, 0, 0))
             self.observer.started(self.run.path, self.config, self.epoch, per_epoch)
-            while self.epoch < self.config.epochs and not self.strategy.finished:
+            while not self._is_over():
                 row = self._run_epoch(steps)
                 metrics.append([row])
                 self.history.append(row)
                 self.epoch += 1
+                if self.config.choose == "best" and best_epoch(self.history) == len(self.history) - 1:
+                    self.best = copy.deepcopy(dict(self.method.model.state_dict()))
                 self._save_checkpoint()
                 self.observer.epoch_finished(row)
         finally:
@@ -95,13 +93,22 @@ class Trainer:
             steps.close()
         result = self.result()
         means = {name: value for name, value in self.history[-1].items() if name.startswith("coefficient_")}
+        chosen = {} if self.best is None else {"chosen_epoch": best_epoch(self.history)}
         self.run.write_result(
-            {"split": self.final, "epochs": self.epoch, "modalities": list(modalities)}
+            {"split": self.final, "epochs": self.epoch, **chosen, "modalities": list(modalities)}
             | {"samples": result.evaluation.samples, **result.evaluation.columns(), **means}
         )
         return result
 
+    def _is_over(self) -> bool:
+        done = self.epoch >= self.config.epochs or self.strategy.finished
+        return done or ended_early(self.config, self.history)
+
     def result(self) -> Result:
+        """The figures of the weights that setting `choose` means, which the network then has."""
+        if self.best is not None:
+            with fitting(self.run.checkpoint):
+                self.method.model.load_state_dict(self.best)
         return Result(
             folder=self.run.path,
             config=self.config,
@@ -118,7 +125,7 @@ class Trainer:
 
     def _run_epoch(self, steps: Table) -> Row:
         began, epoch = time.perf_counter(), self.epoch
-        rate = learning_rate(self.config, epoch)
+        rate = learning_rate(self.config, epoch, self.history)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         taken = self._begin_taking()
@@ -156,7 +163,7 @@ class Trainer:
             "split": self.watched_name,
             "lr": rate,
             "train_loss": float(step_losses @ sizes / sizes.sum()),
-            "train_accuracy": int(torch.stack(taken.hits).sum()) / len(draw.index),
+            "train_accuracy": torch.stack(taken.hits).sum().item() / len(draw.index),
             **evaluation.columns(),
             **self._epoch_means(rows),
             "step_seconds": (stepped - stepping) / (len(order) - before),
@@ -208,7 +215,7 @@ class Trainer:
             self._save_checkpoint(taken)
 
     def _take_step(self, samples: Draw) -> tuple[Tensor, Tensor]:
-        """All updates of one batch; returns the loss and the number of hits before the last one, on the device."""
+        """All updates of one batch; returns the loss and how much is right before the last one, on the device."""
         index = samples.index
         target = self.train_split.target[index]
         inputs = {name: values[index] for name, values in self.train_split.inputs.items()}
@@ -218,7 +225,7 @@ class Trainer:
                     self.strategy.parameters(), self.config.clip_norm, self.head, above=self.config.clip_above
                 )
             self.optimizer.step()
-            loss, hit = outcome.loss, outcome.logits.argmax(-1).eq(target).sum()
+            loss, hit = outcome.loss, self.answers.right(outcome.logits.unsqueeze(0), target).squeeze(0)
         return loss, hit
 
     def _step_rows(self, losses: list[float], statistics: list[dict[str, Tensor]]) -> list[Row]:
@@ -268,6 +275,7 @@ class Trainer:
                 "step": self.step,
                 "random": random_state(),
                 "history": self.history,
+                "best": self.best,
                 "unfinished": None if taken is None else taken.contents(),
             },
         )
@@ -296,6 +304,7 @@ class Trainer:
             self.epoch, self.step, self.history = contents["epoch"], contents["step"], contents["history"]
             _check_progress(self.epoch, self.step, self.history, self.config.epochs)
             self.unfinished = None if contents["unfinished"] is None else contents
+            self.best = contents["best"]
 
     def _load_state(self, contents: dict[str, Any]) -> None:
         with fitting(self.run.checkpoint):

@@ -30,7 +30,7 @@ class Trial:
 
     Args:
         variant: the method with these settings.
-        accuracies, losses: of the joint logits on the validation split after the last epoch, one a seed;
+        accuracies, losses: of the joint logits on the validation split, one a seed;
             NaN where that run diverged.
     """
 

@@ -15,7 +15,19 @@ from agm.training.methods import check_method, own_options
 __all__ = ["Variant", "parse_value", "parse_variant", "split_variants", "variant_of"]
 
 # What all runs of a comparison have in common, or what their folders are named by.
-_COMMON = ("dataset", "validation", "fusion", "method", "seed", "device", "threads", OPTIONS)
+_COMMON = (
+    "dataset",
+    "modalities",
+    "validation",
+    "fusion",
+    "method",
+    "error",
+    "choose",
+    "seed",
+    "device",
+    "threads",
+    OPTIONS,
+)
 _AGM_ONLY = ("alpha", "max_gap", "masked")
 
 

@@ -146,7 +146,7 @@ def test_save_refuses(tmp_path):
     with pytest.raises(ValueError, match=r"`path` to end in .npz, but got 'x.pt'"):
         agm.data.save(data, tmp_path / "x.pt")
     part = agm.data.Split({"split": torch.zeros(1)}, torch.zeros(1).long())
-    with pytest.raises(ValueError, match="other names than target, split, class_names, but got 'split'"):
+    with pytest.raises(ValueError, match="other names than target, split, class_names, task, but got 'split'"):
         agm.data.save(agm.data.MultimodalData("x", part, part, None, ("c",)), tmp_path / "x.npz")
     short = agm.data.Split({"t": torch.zeros(1, 2)}, torch.zeros(1).long())
     long = agm.data.Split({"t": torch.zeros(1, 3)}, torch.zeros(1).long())
@@ -165,7 +165,9 @@ REFUSED = {
     "NaN": ({"sound": np.array([0, 1, np.nan, np.inf, 2])}, "`sound` .* NaN or infinity .* in 2 rows, first in row 2"),
     "overflow": ({"sound": np.array([0, 1, 1e39, 0, 2])}, "`sound` .* finite.* in 1 rows, first in row 2"),
     "complex": ({"sound": np.zeros(5, dtype=complex)}, "`sound` in .* real numbers.*complex128"),
-    "string modality": ({"sound": LABELS}, "`sound` in .* real numbers.*meta.SOMETHING"),
+    "tables of strings": ({"sound": np.full((5, 2), "a")}, "`sound` in .* real numbers.*meta.SOMETHING"),
+    "empty strings": ({"sound": np.full(5, "")}, "`sound` in .* to hold text, but got empty strings alone"),
+    "other encodings": ({"sound": np.array([b"a"] * 4 + [b"\xe9t"])}, "`sound` in .* UTF-8, but got bytes in row 4"),
     "scalar modality": ({"rate": np.array(8000)}, r"`rate` in .* one row a sample.*shape \(\)"),
     "unknown split": ({"split": np.array([*SPLIT[:4], "dev"])}, r"`split` in .* got \['dev'\]"),
     "split of integers": ({"split": np.arange(5)}, r"`split` in .* got \[0, 1, 2\]"),
@@ -184,7 +186,17 @@ REFUSED = {
     "negative label": ({"target": np.array([0, 1, 1, -1, 1])}, "the training labels, but got -1 in row 3"),
     "new test index": ({"target": np.array([0, 3, 1, 1, 1])}, "the 2 classes .* got 3 in row 1"),
     "identifiers for labels": ({"target": np.array([0, 0, 10**12, 0, 0])}, "counted from 0, but got 1000000000000"),
-    "float labels": ({"target": np.zeros(5)}, "`target` in .* integers or strings, but got float64"),
+    "float labels": ({"target": np.zeros(5)}, '`target` in .* but got float64 .* Add `task` = "numbers"'),
+    "unknown task": ({"task": np.array("regression")}, "`task` in .* one of classes, labels, numbers.*'regression'"),
+    "labels of another task": ({"task": np.array("labels")}, r"`target` in .* of shape \(5,\) for task labels"),
+    "no number": (
+        {"target": np.array([0.5, np.nan, 1, 1, np.inf])},
+        "`target` in .* finite.* in 2 rows, first in row 1",
+    ),
+    "names of other labels": (
+        {"target": np.eye(5, dtype=bool), "class_names": np.array(["a", "b"])},
+        "`class_names` in .* 5 distinct names, one of the labels",
+    ),
     "one-hot labels": ({"target": np.eye(5, dtype=int)}, r"`target` in .* of shape \(5, 5\)"),
     "dotted name": ({"sound.x": np.zeros(5)}, "a name with a dot .* got 'sound.x'"),
     "scale of nothing": ({"other.scale": np.ones(())}, "a name with a dot .* got 'other.scale'"),
@@ -256,8 +268,46 @@ def test_paths_that_lead_nowhere(tmp_path):
     (tmp_path / "set.csv").write_text("1,2\n")
     with pytest.raises(ValueError, match=r"to end in .npz or .pt, but got '.csv'"):
         agm.data.load(tmp_path / "set.csv")
-    with pytest.raises(ValueError, match=r"a known dataset \(av-digits, avt-digits\) .* but got 'av-digts'"):
+    with pytest.raises(ValueError, match=r"a known dataset .av-digits, avt-digits, clipart, .* but got 'av-digts'"):
         agm.data.load("av-digts")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="to hold `target`, but got nothing"):
         agm.data.load(tmp_path / "empty")
+
+
+def test_text_becomes_utf8(tmp_path):
+    texts = ["Hund", "", "日本", "a", "Käse"]
+    path = _write(tmp_path / "set.npz", _arrays() | {"title": np.array(texts)})
+    data = agm.data.load(path)
+    values = torch.cat([split.inputs["title"] for split in data.splits.values()])
+    assert values.dtype == torch.uint8
+    assert values.shape == (5, 6)
+    assert {bytes(row.tolist()).rstrip(b"\0").decode() for row in values} == set(texts)
+    # Back again with equal shapes, whatever room there was.
+    wide = _write(tmp_path / "wide.npz", _arrays() | {"title": np.array([t.encode() for t in texts], dtype="S20")})
+    first = agm.data.load(wide)
+    again = agm.data.load(agm.data.save(first, tmp_path / "again.npz"))
+    assert again.train.inputs["title"].shape[1] == 20
+    for name, split in first.splits.items():
+        assert torch.equal(split.inputs["title"], again.splits[name].inputs["title"])
+
+
+@pytest.mark.parametrize(
+    ("target", "more", "task", "outputs"),
+    [
+        (np.eye(5, 3, dtype=bool), {}, "labels", 3),
+        (np.eye(5, 3, dtype=int), {"task": np.array("labels")}, "labels", 3),
+        (np.linspace(-1, 2, 5), {}, "numbers", 1),
+        (np.arange(10.0).reshape(5, 2), {"task": np.array(b"numbers")}, "numbers", 2),
+        (np.arange(5), {"task": np.array("numbers")}, "numbers", 1),
+    ],
+)
+def test_other_tasks(tmp_path, target, more, task, outputs):
+    data = agm.data.load(_write(tmp_path / "set.npz", _arrays() | {"target": target} | more))
+    assert data.task == task
+    assert data.num_classes == outputs
+    again = agm.data.load(agm.data.save(data, tmp_path / "again.npz"))
+    for name, split in data.splits.items():
+        expected = torch.from_numpy(target[name == SPLIT].reshape(len(split), -1))
+        assert torch.equal(split.target, expected.to(split.target.dtype))
+        assert torch.equal(again.splits[name].target, split.target)

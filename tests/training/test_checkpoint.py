@@ -53,7 +53,7 @@ class Attack:
 def test_code_in_a_checkpoint_is_not_run(tmp_path, monkeypatch):
     folder = tmp_path / "made-by-pickle"
     monkeypatch.setenv("AGM_TEST_FOLDER", str(folder))
-    torch.save({"format": 2, "x": Attack()}, tmp_path / "c.pt")
+    torch.save({"format": 3, "x": Attack()}, tmp_path / "c.pt")
     with pytest.raises(UserError, match="does not load"):
         load_checkpoint(tmp_path / "c.pt")
     assert not folder.exists()
@@ -70,7 +70,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"cut\.pt.*does not load"):
         load_checkpoint(tmp_path / "cut.pt")
     torch.save({"format": 99}, tmp_path / "new.pt")
-    with pytest.raises(UserError, match="format 2, but got 99"):
+    with pytest.raises(UserError, match="format 3, but got 99"):
         load_checkpoint(tmp_path / "new.pt")
     torch.save([1], tmp_path / "list.pt")
     with pytest.raises(UserError, match="got 'list'"):

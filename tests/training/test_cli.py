@@ -216,7 +216,7 @@ def test_a_folder_with_a_run_and_other_settings_are_refused(options, capsys):
 
 
 def test_a_run_that_diverges_has_its_own_status(options, capsys, monkeypatch):
-    monkeypatch.setattr(training_loop, "learning_rate", lambda config, epoch: 1e38)
+    monkeypatch.setattr(training_loop, "learning_rate", lambda config, epoch, history: 1e38)
     assert "--clip-norm" in failure(capsys, "train", *options, status=1)
 
 

@@ -346,3 +346,13 @@ def test_the_file_of_a_comparison_holds_its_settings(settings, tmp_path):
         "strength": False,
     }
     assert read_config(tmp_path / "compare.toml") == replace(config, fusion="late")
+
+
+def test_figures_of_labels_and_numbers_have_names():
+    names = {
+        "micro_f1": "micro-F1",
+        "macro_f1": "macro-F1",
+        "mae": "mean absolute error",
+        "response_a_b": "a_b response",
+    }
+    assert {metric: title_of(metric) for metric in names} == names

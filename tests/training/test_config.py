@@ -12,6 +12,15 @@ from agm.training.errors import UserError
 OTHER = {
     "dataset": "C:\\data\\ä.npz",
     "fusion": "early",
+    "modalities": "audio,image",
+    "encoders": "resnet18",
+    "init": "xavier",
+    "optimizer": "adamw",
+    "patience": 3,
+    "early_stopping": 6,
+    "choose": "best",
+    "class_weights": "balanced",
+    "error": "absolute",
     "width": 17,
     "validation": 0.25,
     "method": "unimodal:audio",
@@ -70,7 +79,7 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path):
 def test_an_unknown_key_names_itself_the_file_and_what_was_meant(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text("batch-sise = 3\n")
-    with pytest.raises(UserError, match=r"mine\.toml.*`batch-sise`.*mean `batch_size`.*Known: dataset, fusion"):
+    with pytest.raises(UserError, match=r"mine\.toml.*`batch-sise`.*mean `batch_size`.*Known: dataset, modalities"):
         read_config(path)
     path.write_text("[compare]\nseeds = 3\n[environment]\ntorch = 'x'\n")
     assert read_config(path) == Config()

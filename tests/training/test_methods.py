@@ -9,7 +9,7 @@ from torch import nn
 
 from agm import models
 from agm.strategies import MSLR, OGMGE, Draw, Joint, strategies
-from agm.training import UserError, methods, train, training_loop
+from agm.training import UserError, methods, schedule, train, training_loop
 from agm.training.clipping import clip_gradients_, head_weights
 from agm.training.config import Config
 from agm.training.run_folder import read_table
@@ -128,7 +128,7 @@ def test_the_trainer_does_what_a_loop_by_hand_does(settings, data, tmp_path):
     optimizer = torch.optim.SGD(strategy.parameters(), lr=config.lr, momentum=0.9, weight_decay=1e-4)
     split = hold_out(data, config)
     for epoch in range(3):
-        optimizer.param_groups[0]["lr"] = training_loop.learning_rate(config, epoch)
+        optimizer.param_groups[0]["lr"] = schedule.learning_rate(config, epoch)
         strategy.begin_epoch(epoch)
         for index in training_loop.batches(len(split.train), 16, 0, epoch):
             inputs = {name: values[index] for name, values in split.train.inputs.items()}

@@ -11,7 +11,7 @@ import agm
 from agm import data as datasets
 from agm import models
 from agm.data import MultimodalData, Split
-from agm.training import Config, DivergedError, UserError, load_run, train, training_loop
+from agm.training import Config, DivergedError, UserError, load_run, schedule, train, training_loop
 from agm.training.config import read_config
 from agm.training.run_folder import read_table
 
@@ -84,7 +84,7 @@ def test_no_batch_is_a_single_sample():
 def test_learning_rates():
     def rates(**changes) -> list[float]:
         config = Config(lr=0.8, epochs=4, **changes)
-        return [training_loop.learning_rate(config, epoch) for epoch in range(4)]
+        return [schedule.learning_rate(config, epoch) for epoch in range(4)]
 
     assert rates(schedule="constant") == [0.8] * 4
     assert rates(schedule="step", step_epochs=2, step_factor=0.5) == [0.8, 0.8, 0.4, 0.4]
@@ -273,8 +273,9 @@ def test_only_the_window_is_modulated(settings, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_checkpoint(settings, tmp_path, monkeypatch):
-    rate = training_loop.learning_rate
-    monkeypatch.setattr(training_loop, "learning_rate", lambda config, epoch: 1e38 if epoch else rate(config, epoch))
+    rate = schedule.learning_rate
+    wild = lambda config, epoch, history=(): 1e38 if epoch else rate(config, epoch)  # noqa: E731
+    monkeypatch.setattr(training_loop, "learning_rate", wild)
     with pytest.raises(DivergedError, match=r"epoch 1: the loss of step \d is (nan|inf).*unharmed.*--clip-norm"):
         train(settings(), tmp_path / "run")
     contents = torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)
@@ -350,12 +351,12 @@ def test_a_mistake_in_data_or_method_leaves_no_folder(settings, tmp_path):
 
 
 def test_data_that_the_networks_cannot_take(settings, data, tmp_path):
-    tokens = {"text": torch.ones(49, 5, dtype=torch.int64)}, {"text": torch.ones(30, 5, dtype=torch.int64)}
+    tokens = {"text": torch.ones(49, 5, 2, dtype=torch.int64)}, {"text": torch.ones(30, 5, 2, dtype=torch.int64)}
     sound = ({"audio": part.inputs["audio"]} for part in (data.train, data.test))
     for name, (train_inputs, test_inputs) in {"text": tokens, "one": tuple(sound)}.items():
         smaller = replace(data, train=Split(train_inputs, data.train.target), test=Split(test_inputs, data.test.target))
         datasets.save(smaller, tmp_path / f"{name}.npz")
-    with pytest.raises(UserError, match=r"real-valued.*token ids in 'text'"):
+    with pytest.raises(UserError, match=r"token ids in 'text' to be of shape \(N, T\).*\(49, 5, 2\)"):
         train(settings(dataset=str(tmp_path / "text.npz")), tmp_path / "run")
     with pytest.raises(UserError, match="two modalities or more for method 'agm', but got audio"):
         train(settings(dataset=str(tmp_path / "one.npz")), tmp_path / "run")

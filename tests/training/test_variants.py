@@ -39,7 +39,7 @@ def test_commas_inside_brackets_part_nothing():
         ("agm(alpha=1,alpha=2)", "written NAME"),
         ("agm()x", "written NAME"),
         ("amg(alpha=1)", "to be one of joint, agm"),
-        ("joint(alpha=1)", "method 'joint' to be among width, start"),
+        ("joint(alpha=1)", "method 'joint' to be among encoders, width"),
         ("agm(seed=1)", "but got 'seed'"),
         ("mslr(masked=shared)", "but got 'masked'"),
     ],

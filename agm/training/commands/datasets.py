@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
-from pathlib import Path
-
 import click
 from rich.progress import Progress
 
+from agm.training.commands.packages import BUILDS, require_new, wrote
 from agm.training.console import Terminal
 from agm.training.errors import UserError
 
@@ -21,7 +19,7 @@ def data_group() -> None:
 
 @data_group.group("build")
 def build_group() -> None:
-    """Build a dataset at another difficulty."""
+    """Build a dataset: a bundled one again, at another difficulty, or one that does not come with the package."""
 
 
 @build_group.command("av-digits")
@@ -37,7 +35,7 @@ def build_av_digits_command(image_noise: float, snr: tuple[float, float], seed: 
     """Spoken digits (espeak-ng) paired with noisy images of handwritten ones (scikit-learn)."""
     from agm.data.build_av_digits import build_av_digits
 
-    _require_new(output)
+    require_new(output)
     console = Terminal()
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("samples", total=None)
@@ -51,7 +49,7 @@ def build_av_digits_command(image_noise: float, snr: tuple[float, float], seed: 
             )
         except (ImportError, OSError, RuntimeError, ValueError) as error:
             raise UserError(str(error)) from error
-    _wrote(console, path)
+    wrote(console, path)
 
 
 @build_group.command("avt-digits")
@@ -63,18 +61,13 @@ def build_avt_digits_command(av_digits: str | None, typos: float, seed: int, out
     """AV-Digits, and as a third modality the digits written out in forty languages, with typing mistakes."""
     from agm.data.build_avt_digits import build_avt_digits
 
-    _require_new(output)
+    require_new(output)
     try:
         path = build_avt_digits(output, av_digits=av_digits, typos=typos, seed=seed)
     except (OSError, ValueError) as error:
         raise UserError(str(error).replace("`av_digits`", "--av-digits")) from error
-    _wrote(Terminal(), path)
+    wrote(Terminal(), path)
 
 
-def _require_new(output: str) -> None:
-    if Path(output).exists():
-        raise UserError(f"Expected --output to be a new file, but got {output!r}, which exists. Choose another.")
-
-
-def _wrote(console: Terminal, path: Path) -> None:
-    console.say(f"wrote {path}: agm train --dataset {shlex.quote(str(path))}")
+for _command in BUILDS:
+    build_group.add_command(_command)

@@ -82,11 +82,12 @@ def train_command(
 def evaluate_command(run_folder: str, dataset: str | None) -> None:
     """Evaluate RUN on the test split again.
 
-    Also shows what each modality contributes to the accuracy, where there are two or more.
+    Also shows what each modality contributes to the accuracy, where there are two or more and one class a sample.
     """
     console, result = Terminal(), load_run(run_folder, dataset)
     console.print(result_table(result))
-    if len(result.modalities) > 1:
+    # What subsets are worth is counted in samples whose class is right.
+    if len(result.modalities) > 1 and not result.evaluation.further:
         console.print(contribution_table(measure_contributions(result)))
 
 
