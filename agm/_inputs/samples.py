@@ -60,10 +60,8 @@ def has_samples(*trees: Any) -> bool:
 
 def wrapped(arguments: "Arguments") -> "Arguments":
     """The arguments with `Samples` in the place of lists, tuples and arrays that have a value a sample."""
-    if all(isinstance(value, Tensor) for value in arguments.inputs.values()) and not (
-        arguments.others or arguments.rest
-    ):
-        return arguments  # at once: nearly always
+    if _are_tensors(arguments):
+        return arguments
     count = _count(arguments.inputs)
 
     def wrap(value: Any) -> Any:
@@ -76,10 +74,17 @@ def wrapped(arguments: "Arguments") -> "Arguments":
 
 def unwrapped(arguments: "Arguments") -> "Arguments":
     """The arguments as the network is given them."""
-    if not has_samples(arguments):
+    if _are_tensors(arguments) or not has_samples(arguments):
         return arguments
 
     return _everywhere(lambda leaf: leaf.values if isinstance(leaf, Samples) else leaf, arguments)
+
+
+def _are_tensors(arguments: "Arguments") -> bool:
+    """Whether there is nothing but a tensor a modality, as nearly always."""
+    if arguments.others or arguments.rest:
+        return False
+    return all(isinstance(value, Tensor) for value in arguments.inputs.values())
 
 
 def unwrap(value: Any) -> Any:

@@ -13,12 +13,23 @@ _CALL = pytree.tree_structure(((0,), {}))  # of a call with one argument by posi
 
 def mapped(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
     """`pytree.tree_map`."""
-    return function(tree, *others) if isinstance(tree, Tensor) else pytree.tree_map(function, tree, *others)
+    if isinstance(tree, Tensor):
+        return function(tree, *others)
+    if type(tree) is tuple and not others and all(isinstance(value, Tensor) for value in tree):
+        return tuple(map(function, tree))
+    return pytree.tree_map(function, tree, *others)
 
 
 def leaves_of(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[Any]:
     """`pytree.tree_leaves`."""
-    return [tree] if isinstance(tree, Tensor) else pytree.tree_leaves(tree, is_leaf=is_leaf)
+    if isinstance(tree, Tensor):
+        return [tree]
+    kind = type(tree)
+    if kind is dict or kind is tuple or kind is list:  # at once, where they hold tensors alone
+        values = list(tree.values() if kind is dict else tree)
+        if values and all(isinstance(value, Tensor) for value in values) and (is_leaf is None or not is_leaf(tree)):
+            return values
+    return pytree.tree_leaves(tree, is_leaf=is_leaf)
 
 
 def flattened(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> tuple[list[Any], pytree.TreeSpec]:

@@ -93,8 +93,11 @@ def _differ(current: dict[str, Any], kept: dict[str, Any]) -> bool:
 
 def is_own(module: nn.Module) -> bool:
     """Whether its forward may store something: those of torch's layers do not."""
-    home = type(module).__module__
-    return not home.startswith("torch.nn.modules.") or "forward" in module.__dict__
+    kind = type(module)
+    if not kind.__module__.startswith("torch.nn.modules."):
+        return True
+    forward = module.__dict__.get("forward")
+    return forward is not None and getattr(forward, "__func__", None) is not kind.forward
 
 
 def _has_graph(attributes: dict[str, Any]) -> bool:

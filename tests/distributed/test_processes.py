@@ -56,8 +56,16 @@ def test_example(tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = EXAMPLES / "distributed.py"
     assert len(script.read_text().splitlines()) <= 40
+    # Python is left at once: a thread of torch's gloo backend may still let go of Python's objects, and in a Python
+    # that is being taken down that ends the process with std::terminate (seen in 1 of 100 runs on a loaded machine).
+    (tmp_path / "run.py").write_text(
+        f"import os, runpy, sys\n"
+        f"runpy.run_path({str(script)!r}, run_name='__main__')\n"
+        f"sys.stdout.flush()\n"
+        f"os._exit(0)\n"
+    )
     run = subprocess.run(
-        [*launch, str(script)],
+        [*launch, str(tmp_path / "run.py")],
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
