@@ -167,6 +167,7 @@ setup(
         "agm._passes",
         "agm.competition",
         "agm.data",
+        "agm.data.layouts",
         "agm.federated",
         "agm.integrations",
         "agm.kernels",

@@ -188,7 +188,10 @@ REFUSED = {
     "one-hot labels": ({"target": np.eye(5, dtype=int)}, r"`target` in .* of shape \(5, 5\)"),
     "dotted name": ({"sound.x": np.zeros(5)}, "a name with a dot .* got 'sound.x'"),
     "scale of nothing": ({"other.scale": np.ones(())}, "a name with a dot .* got 'other.scale'"),
-    "scale a row": ({"sound.scale": np.ones(5)}, r"`sound.scale` in .* to be one number, but got .* \(5,\)"),
+    "scale a row": (
+        {"sound.scale": np.ones(5)},
+        r"`sound.scale` in .* to be one number, or numbers of each channel, but got .* \(5,\)",
+    ),
     "class named twice": ({"class_names": np.array(["a", "b", "a"])}, "one distinct name a class"),
 }
 

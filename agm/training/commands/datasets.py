@@ -1,4 +1,4 @@
-"""`agm data build`."""
+"""`agm data`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 from rich.progress import Progress
 
+from agm.training.commands.layouts import convert_command, inspect_command
 from agm.training.console import Terminal
 from agm.training.errors import UserError
 
@@ -17,6 +18,10 @@ __all__ = ["data_group"]
 @click.group("data")
 def data_group() -> None:
     """Datasets."""
+
+
+data_group.add_command(inspect_command)
+data_group.add_command(convert_command)
 
 
 @data_group.group("build")

@@ -1,0 +1,90 @@
+"""Sound files to waves, by soundfile and soxr."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from agm.data._files import open_ordinary
+from agm.data.layouts.extras import needed
+from agm.data.layouts.front_ends import FRONT_ENDS, Padding
+from agm.data.layouts.stored import read_stored
+
+__all__ = ["RESAMPLERS", "SOUNDS", "read_features", "read_wave"]
+
+SOUNDS = (".wav", ".flac", ".ogg", ".mp3")  # what soundfile decodes
+STORED = (".npy", ".pt", ".pkl")  # front ends that somebody has computed before
+RESAMPLERS = ("soxr_hq", "kaiser_best")
+LARGEST = 2**30  # bytes of one clip
+
+
+def read_wave(path: Path, rate: int | None = None, resampler: str = "soxr_hq") -> tuple[np.ndarray, int]:
+    """Decode a sound file, mix its channels to one, and resample it.
+
+    Args:
+        path: a WAV, FLAC, OGG or MP3 file.
+        rate: samples a second that are wanted; None for the file's own.
+        resampler: "soxr_hq", which librosa 0.10 and newer takes by default, or "kaiser_best" of older ones (needs the
+            package resampy).
+
+    Returns:
+        (T,) float32, mostly within -1 and 1, and its rate.
+
+    Raises:
+        ModuleNotFoundError: a package that decodes is not installed.
+        OSError: the file cannot be opened.
+        ValueError: it does not decode, is empty, or holds NaN or infinity.
+    """
+    soundfile = needed("soundfile")
+    with open_ordinary(path, LARGEST) as file:
+        try:
+            channels, found = soundfile.read(file, dtype="float32", always_2d=True)
+        except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"Expected {path} to be a sound file that decodes, but got: {' '.join(str(error).split())}. "
+                "Download it again, or leave such files out with --skip-bad."
+            ) from None
+    wave = channels[:, 0] if channels.shape[1] == 1 else channels.mean(axis=1)
+    if not len(wave) or not np.isfinite(wave).all():
+        problem = "NaN or infinity in it" if len(wave) else "no samples"
+        raise ValueError(
+            f"Expected {path} to hold sound, but got {problem}. Repair it, or leave such files out with --skip-bad."
+        )
+    if rate is None or rate == found:
+        return wave, found
+    if resampler == "kaiser_best":
+        made = needed("resampy").resample(wave, found, rate, filter="kaiser_best")
+    else:
+        made = needed("soxr").resample(wave, found, rate, quality="HQ")
+    length = math.ceil(len(wave) * rate / found)  # as librosa has it, whatever the resampler gives
+    return np.pad(made[:length], (0, max(0, length - len(made)))).astype(np.float32), rate
+
+
+def read_features(path: Path, front_end: str, padding: Padding = "constant", resampler: str = "soxr_hq") -> np.ndarray:
+    """What a front end makes of a sound file; of a .npy, .pt or .pkl file, the numbers that it made before.
+
+    Returns:
+        (1, H, W) float32.
+
+    Raises:
+        As `read_wave`, and `agm.data.layouts.stored.read_stored`.
+    """
+    if path.suffix in STORED:
+        made = np.array(read_stored(path), dtype=np.float32)
+        if front_end == "fbank" and made.ndim == 2 and made.shape[1] == 128:
+            from agm.data.layouts.front_ends import normalise_filter_bank
+
+            made = normalise_filter_bank(made)
+        made = made[None] if made.ndim == 2 else made
+        if made.ndim != 3 or not np.isfinite(made).all():
+            problem = f"shape {made.shape}" if made.ndim != 3 else "NaN or infinity in it"
+            raise ValueError(
+                f"Expected {path} to hold a finite spectrogram (H, W), but got {problem}. "
+                "Compute it again, or leave such files out with --skip-bad."
+            )
+        return made
+    end = FRONT_ENDS[front_end]
+    wave, rate = read_wave(path, end.rate, resampler)
+    return end.make(wave, rate, padding)

@@ -1,0 +1,61 @@
+"""Splits that everybody gets alike: drawn by a hash of names, never by a generator or the order of files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from agm.data.layouts.layout import Sample
+
+__all__ = ["by_group", "hold_out", "ninety_percent"]
+
+
+def _order(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+def hold_out(splits: dict[str, list[Sample]], share: float) -> dict[str, list[Sample]]:
+    """`splits` with a validation split: their own, or of each class in train the share whose names hash lowest."""
+    train = splits.get("train", [])
+    if splits.get("validation") or not train:
+        return splits
+    by_class: dict[int, list[Sample]] = {}
+    for sample in train:
+        by_class.setdefault(sample.label, []).append(sample)
+    held: set[int] = set()
+    for members in by_class.values():
+        members.sort(key=lambda sample: _order(sample.name))
+        held.update(id(sample) for sample in members[: round(share * len(members))])
+    kept = [sample for sample in train if id(sample) not in held]
+    return {**splits, "train": kept, "validation": [sample for sample in train if id(sample) in held]}
+
+
+def by_group(samples: Iterable[Sample], validation: float = 0.1, test: float = 0.2) -> dict[str, list[Sample]]:
+    """Whole groups (actors, persons) to test and to validation, those whose hashes are least; the others train.
+
+    Shares are of the groups, one at least each. No group is in two splits.
+    """
+    samples = list(samples)
+    groups = sorted({sample.group for sample in samples}, key=_order)
+    tested = max(1, round(test * len(groups)))
+    held = max(1, round(validation * len(groups)))
+    part = {
+        group: "test" if n < tested else "validation" if n < tested + held else "train"
+        for n, group in enumerate(groups)
+    }
+    made: dict[str, list[Sample]] = {"train": [], "validation": [], "test": []}
+    for sample in samples:
+        made[part[sample.group]].append(sample)
+    return made
+
+
+def ninety_percent(splits: dict[str, list[Sample]]) -> dict[str, list[Sample]]:
+    """As AGM's authors cut: the first 90 % of train and of test, and as "dep" what is left of both.
+
+    They measure competition strength on "dep". Validation samples, which they have not, stay with train.
+    """
+    train, test = [*splits.get("train", []), *splits.get("validation", [])], splits.get("test", [])
+    of_train, of_test = int(len(train) * 0.9), int(len(test) * 0.9)
+    return {"train": train[:of_train], "test": test[:of_test], "dep": [*train[of_train:], *test[of_test:]]}
