@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from agm.data.layouts.layout import Layout, Sample
 from agm.data.layouts.lists import names_in, safe_name
-from agm.data.layouts.pictures import choose_frames, list_frames, read_image
+from agm.data.layouts.pictures import IMAGENET, Scale, choose_frames, list_frames, read_image
 from agm.data.layouts.sound import SOUNDS, STORED, read_features
 
 __all__ = ["AudioVisual"]
@@ -24,7 +24,7 @@ class AudioVisual(Layout):
     """
 
     modalities: tuple[str, ...] = ("audio", "visual")
-    pictures: tuple[str, ...] = ("visual",)
+    pictures: ClassVar[Mapping[str, Scale]] = {"visual": IMAGENET}
     fewest_frames: ClassVar[int] = 1
 
     def pair(

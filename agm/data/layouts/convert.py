@@ -18,7 +18,6 @@ import torch
 from agm.data._files import PARTIAL, memory
 from agm.data._npz import write_npz
 from agm.data.layouts.layout import Layout, Sample
-from agm.data.layouts.pictures import MEAN, STD
 from agm.data.multimodal import MultimodalData, Split
 
 __all__ = ["Conversion", "convert", "load_layout"]
@@ -96,9 +95,8 @@ def convert(
         for name, column in columns.items():
             arrays[name] = column.array()
             if name in layout.pictures:
-                shape = (3, 1, 1)
-                arrays[f"{name}.scale"] = (1 / (255 * np.array(STD))).reshape(shape)
-                arrays[f"{name}.offset"] = (-np.array(MEAN) / np.array(STD)).reshape(shape)
+                mean, deviation = (np.array(part).reshape(-1, 1, 1) for part in layout.pictures[name])
+                arrays[f"{name}.scale"], arrays[f"{name}.offset"] = 1 / (255 * deviation), -mean / deviation
         arrays["target"] = np.array(targets, dtype=np.int64)
         arrays["split"] = np.array(parts)
         arrays["class_names"] = np.array(layout.class_names)

@@ -45,3 +45,26 @@ class H5Rows:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_process": -1, "_found": None}
+
+
+class H5Table:
+    """Numeric datasets of an HDF5 file by name, opened once in each process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with open_h5(path) as file:
+            self.names = frozenset(file)
+        self._process = -1
+        self._file: Any = None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """The values of a dataset, a path within the file: float32."""
+        if self._process != os.getpid():
+            self._file, self._process = needed("h5py").File(self.path, "r"), os.getpid()
+        return np.asarray(h5_array(self.path, self._file, name)[...], dtype=np.float32)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_process": -1, "_file": None}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from agm.data.layouts.choices import Choice
-from agm.data.layouts.pictures import normalised
+from agm.data.layouts.pictures import Scale, normalised
 from agm.data.layouts.splits import hold_out
 
 __all__ = ["Layout", "Part", "Sample", "Skipped"]
@@ -112,7 +112,7 @@ class Layout(ABC):
         "authors": "the set's own lists as the authors use them",
     }
     options: ClassVar[Mapping[str, Choice]] = {}
-    pictures: tuple[str, ...] = ()  # modalities that are RGB bytes, made float by ImageNet's mean and deviation
+    pictures: ClassVar[Mapping[str, Scale]] = {}  # modalities that are bytes, and what makes floats of them
 
     def __init__(self, root: Path | str, *, skip_bad: bool = False, **options: Any) -> None:
         self.root = Path(root)
@@ -173,7 +173,8 @@ class Layout(ABC):
 
     def finished(self, modality: str, values: Tensor) -> Tensor:
         """Values of `read(raw=True)`, alone or in batches, as floats."""
-        return normalised(values) if modality in self.pictures else values
+        scale = self.pictures.get(modality)
+        return values if scale is None else normalised(values, scale)
 
     def arrange(self, scheme: str = "clean") -> dict[str, list[Sample]]:
         """The samples by split: train, validation (where there is one) and test; "dep" where authors hold some out.

@@ -15,9 +15,10 @@ from agm.data._files import open_ordinary
 from agm.data.layouts.extras import needed
 
 __all__ = [
+    "IMAGENET",
     "IMAGES",
-    "MEAN",
-    "STD",
+    "UNIT",
+    "Scale",
     "choose_frames",
     "decode_image",
     "list_frames",
@@ -28,7 +29,9 @@ __all__ = [
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "MPO")
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+Scale = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation of each channel
+IMAGENET: Scale = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+UNIT: Scale = ((0.0,), (1.0,))  # 0 to 1
 LARGEST = 64 * 2**20  # bytes of an image file
 PIXELS = 64 * 10**6
 
@@ -70,6 +73,7 @@ def read_image(
     mode: str = "RGB",
     generator: torch.Generator | None = None,
     training: bool = False,
+    turn: float | None = None,
     name: str | None = None,
 ) -> Tensor:
     """An image of `size` x `size` pixels as bytes: resized, or a random part of it, mirrored in half of the cases.
@@ -80,6 +84,7 @@ def read_image(
         mode: "RGB", or "L" for grey.
         generator: of the random part; torch's own by default.
         training: a random part of 8 to 100 % of the area, else the whole image.
+        turn: in training the whole image, turned by a random angle of so many degrees at most, in the place of a part.
 
     Returns:
         (3 or 1, size, size) uint8.
@@ -89,7 +94,10 @@ def read_image(
     """
     pillow = needed("PIL.Image")
     image = decode_image(path, mode, name)
-    if training:
+    if training and turn is not None:
+        angle = float(torch.empty(1).uniform_(-turn, turn, generator=generator))
+        image = image.rotate(angle)  # type: ignore[attr-defined]
+    elif training:
         top, left, height, width = random_crop(image.height, image.width, generator)  # type: ignore[attr-defined]
         image = image.crop((left, top, left + width, top + height))  # type: ignore[attr-defined]
     image = image.resize((size, size), pillow.Resampling.BILINEAR)  # type: ignore[attr-defined]
@@ -100,10 +108,10 @@ def read_image(
     return made.contiguous()
 
 
-def normalised(images: Tensor) -> Tensor:
-    """Bytes of RGB images (..., 3, H, W) to float32 with ImageNet's mean and deviation."""
-    shape = (3, 1, 1)
-    return (images.float() / 255 - torch.tensor(MEAN).reshape(shape)) / torch.tensor(STD).reshape(shape)
+def normalised(images: Tensor, scale: Scale = IMAGENET) -> Tensor:
+    """Bytes of images (..., C, H, W) to float32, by default with ImageNet's mean and deviation of each channel."""
+    mean, deviation = (torch.tensor(part, device=images.device).reshape(-1, 1, 1) for part in scale)
+    return (images.float() / 255 - mean) / deviation
 
 
 def random_crop(height: int, width: int, generator: torch.Generator | None = None) -> tuple[int, int, int, int]:

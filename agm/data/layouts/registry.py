@@ -9,11 +9,16 @@ from typing import Any
 from agm.data.layouts.av_mnist import AVMnist
 from agm.data.layouts.ave import Ave
 from agm.data.layouts.ave_clips import AveClips
+from agm.data.layouts.balanced_av import BalancedAV
 from agm.data.layouts.crema_d import CremaD
+from agm.data.layouts.food101 import Food101, Food101Json
+from agm.data.layouts.iemocap import Iemocap
 from agm.data.layouts.kinetics_sounds import KineticsSounds, KineticsSounds34
 from agm.data.layouts.layout import Layout
 from agm.data.layouts.mosei import Mosei, Mosi, Mustard
 from agm.data.layouts.mosei_words import MoseiWords
+from agm.data.layouts.sensors import Opportunity, Pamap2, UciHar, UniMib, UscHad, Wisdm
+from agm.data.layouts.tweets import Sarcasm, Twitter15
 from agm.data.layouts.ucf101 import Ucf101
 from agm.data.layouts.ur_funny import UrFunny
 from agm.data.layouts.vggsound import VggSound
@@ -36,6 +41,18 @@ LAYOUTS: dict[str, type[Layout]] = {
         KineticsSounds34,
         VggSound,
         Ucf101,
+        Food101,
+        Food101Json,
+        Twitter15,
+        Sarcasm,
+        Iemocap,
+        BalancedAV,
+        UciHar,
+        Pamap2,
+        Wisdm,
+        Opportunity,
+        UniMib,
+        UscHad,
     )
 }
 

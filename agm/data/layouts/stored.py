@@ -101,3 +101,25 @@ def h5_array(path: Path, file: Any, key: str) -> Any:
     if math.prod(found.shape) * found.dtype.itemsize > memory():
         raise ValueError(f"Expected `{key}` in {path} to fit into memory, but got shape {found.shape}. Check the file.")
     return found
+
+
+def h5_images(path: Path, key: str) -> list[np.ndarray]:
+    """Files that an HDF5 dataset holds, each an array of bytes.
+
+    Raises:
+        ValueError: there are none.
+    """
+    h5py = needed("h5py")
+    with open_h5(path) as file:
+        found = file[key] if isinstance(file.get(key, getlink=True), h5py.HardLink) else None
+        if (
+            isinstance(found, h5py.Dataset)
+            and found.ndim
+            and len(found)
+            and not found.is_virtual
+            and not found.external
+        ):
+            content = h5py.check_vlen_dtype(found.dtype)
+            if content == np.uint8 or content is bytes or found.dtype.kind in "SV":
+                return [np.frombuffer(bytes(item), np.uint8) for item in found]
+        raise ValueError(f"Expected {path} to hold image files in {key!r}, but got none. Download it again.")

@@ -12,7 +12,7 @@ from torch import Tensor
 from agm.data.layouts.choices import Choice, flag, number
 from agm.data.layouts.layout import Layout, Part, Sample
 from agm.data.layouts.lists import read_rows, safe_name
-from agm.data.layouts.pictures import choose_frames, list_frames, normalised, read_image
+from agm.data.layouts.pictures import IMAGENET, UNIT, Scale, choose_frames, list_frames, read_image
 
 __all__ = ["Ucf101"]
 
@@ -29,6 +29,7 @@ class Ucf101(Layout):
     title = "UCF-101"
     source = "crcv.ucf.edu/data/UCF101.php; flow: github.com/feichtenhofer/twostreamfusion"
     modalities = ("rgb", "flow")
+    pictures: ClassVar[Mapping[str, Scale]] = {"rgb": IMAGENET, "flow": UNIT}
     schemes: ClassVar[Mapping[str, str]] = {
         "clean": "lists 01, a tenth of the groups of train held out for validation",
         "authors": "lists 01, chosen on test as published",
@@ -76,20 +77,13 @@ class Ucf101(Layout):
         rgb = self._stack(frames["rgb"], wanted, size, "RGB", training, generator)
         number_of_flows = min(len(frames["u"]), len(frames["v"]))
         places = choose_frames(number_of_flows, wanted, "segments", training=training, generator=generator)
-        flow = (
-            torch.cat(
-                [
-                    torch.stack([read_image(frames[kind][place], size, mode="L") for place in places])
-                    for kind in ("u", "v")
-                ],
-                dim=1,
-            ).float()
-            / 255
+        flow = torch.cat(
+            [torch.stack([read_image(frames[kind][place], size, mode="L") for place in places]) for kind in ("u", "v")],
+            dim=1,
         )
-        rgb_float = normalised(rgb)
         if training:
-            rgb_float, flow = self._mirror(rgb_float, flow, generator)
-        return {"rgb": rgb_float, "flow": flow}
+            rgb, flow = self._mirror(rgb, flow, generator)
+        return {"rgb": rgb, "flow": flow}
 
     @staticmethod
     def _stack(
@@ -103,7 +97,7 @@ class Ucf101(Layout):
         if self.chosen["together"]:
             if draws[0]:
                 flow = flow.flip(-1)
-                return rgb.flip(-1), torch.cat([1 - flow[:, :1], flow[:, 1:]], dim=1)
+                return rgb.flip(-1), torch.cat([255 - flow[:, :1], flow[:, 1:]], dim=1)
             return rgb, flow
         u, v = flow[:, :1], flow[:, 1:]
         u, v = (part.flip(-1) if draw else part for part, draw in zip((u, v), draws[1:], strict=True))
