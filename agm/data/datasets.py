@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 from agm.data.arrays import load_arrays
 from agm.data.av_digits import load_av_digits
@@ -24,11 +25,13 @@ def load(name_or_path: str | os.PathLike[str]) -> MultimodalData:
     """Load a dataset.
 
     Args:
-        name_or_path: one of `available()`, or a folder, `.npz` or `.pt` file in the layout of
-            `agm.data.arrays`. A known name wins over a folder of that name ("./av-digits" is the folder).
+        name_or_path: one of `available()`; or a folder, `.npz` or `.pt` file in the layout of `agm.data.arrays`; or a
+            folder with a dataset of the field, of Hugging Face or of WebDataset (`agm.data.layouts`), which is decoded
+            into memory. A known name wins over a folder of that name ("./av-digits" is the folder).
 
     Raises:
         FileNotFoundError: the path does not exist.
+        ModuleNotFoundError: a package that decodes is not installed.
         ValueError: an unknown name, or a file that is not as the layout says.
     """
     name = os.fspath(name_or_path)
@@ -40,4 +43,14 @@ def load(name_or_path: str | os.PathLike[str]) -> MultimodalData:
             f"Expected `name_or_path` to be a known dataset ({', '.join(_BUNDLED)}) "
             f"or the path of a folder, .npz or .pt file, but got {name!r}. Check the spelling."
         )
-    return load_arrays(name)
+    layout = _layout_of(Path(name))
+    return load_arrays(name) if layout is None else layout
+
+
+def _layout_of(path: Path) -> MultimodalData | None:
+    """The dataset of a folder that has a layout of the field (agm.data.layouts), in memory; None for other paths."""
+    if not path.is_dir() or any((path / f"target{ending}").exists() for ending in (".npy", ".pt", ".txt")):
+        return None
+    from agm.data.layouts import load_layout, open_layout, recognise
+
+    return None if recognise(path) is None else load_layout(open_layout(path))

@@ -23,7 +23,7 @@ __all__ = ["Passes", "batches", "cut", "fingerprint", "hold_out", "load_data", "
 def load_data(config: Config) -> MultimodalData:
     try:
         data = datasets.load(config.dataset)
-    except (OSError, TypeError, ValueError) as error:
+    except (ModuleNotFoundError, OSError, TypeError, ValueError) as error:
         raise UserError(str(error).replace("`name_or_path`", "--dataset")) from error
     for name, values in data.train.inputs.items():
         if not values.is_floating_point():

@@ -12,12 +12,14 @@ from agm.data.layouts.ave_clips import AveClips
 from agm.data.layouts.balanced_av import BalancedAV
 from agm.data.layouts.crema_d import CremaD
 from agm.data.layouts.food101 import Food101, Food101Json
+from agm.data.layouts.hugging_face import HuggingFace
 from agm.data.layouts.iemocap import Iemocap
 from agm.data.layouts.kinetics_sounds import KineticsSounds, KineticsSounds34
 from agm.data.layouts.layout import Layout
 from agm.data.layouts.mosei import Mosei, Mosi, Mustard
 from agm.data.layouts.mosei_words import MoseiWords
 from agm.data.layouts.sensors import Opportunity, Pamap2, UciHar, UniMib, UscHad, Wisdm
+from agm.data.layouts.shards import Shards
 from agm.data.layouts.tweets import Sarcasm, Twitter15
 from agm.data.layouts.ucf101 import Ucf101
 from agm.data.layouts.ur_funny import UrFunny
@@ -53,6 +55,8 @@ LAYOUTS: dict[str, type[Layout]] = {
         Opportunity,
         UniMib,
         UscHad,
+        HuggingFace,
+        Shards,
     )
 }
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from agm.data.layouts.extras import needed
 from agm.data.layouts.front_ends import FRONT_ENDS, Padding
 from agm.data.layouts.stored import read_stored
 
-__all__ = ["RESAMPLERS", "SOUNDS", "read_features", "read_wave"]
+__all__ = ["RESAMPLERS", "SOUNDS", "read_features", "read_wave", "sound_features"]
 
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3")  # what soundfile decodes
 STORED = (".npy", ".pt", ".pkl")  # front ends that somebody has computed before
@@ -20,14 +22,17 @@ RESAMPLERS = ("soxr_hq", "kaiser_best")
 LARGEST = 2**30  # bytes of one clip
 
 
-def read_wave(path: Path, rate: int | None = None, resampler: str = "soxr_hq") -> tuple[np.ndarray, int]:
+def read_wave(
+    source: Path | bytes, rate: int | None = None, resampler: str = "soxr_hq", name: str | None = None
+) -> tuple[np.ndarray, int]:
     """Decode a sound file, mix its channels to one, and resample it.
 
     Args:
-        path: a WAV, FLAC, OGG or MP3 file.
+        source: a WAV, FLAC, OGG or MP3 file, or its content.
         rate: samples a second that are wanted; None for the file's own.
         resampler: "soxr_hq", which librosa 0.10 and newer takes by default, or "kaiser_best" of older ones (needs the
             package resampy).
+        name: what errors call it; the path by default.
 
     Returns:
         (T,) float32, mostly within -1 and 1, and its rate.
@@ -38,19 +43,21 @@ def read_wave(path: Path, rate: int | None = None, resampler: str = "soxr_hq") -
         ValueError: it does not decode, is empty, or holds NaN or infinity.
     """
     soundfile = needed("soundfile")
-    with open_ordinary(path, LARGEST) as file:
+    name = name or (str(source) if isinstance(source, Path) else "the sound")
+    opened = open_ordinary(source, LARGEST) if isinstance(source, Path) else nullcontext(io.BytesIO(source))
+    with opened as file:
         try:
             channels, found = soundfile.read(file, dtype="float32", always_2d=True)
         except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
-                f"Expected {path} to be a sound file that decodes, but got: {' '.join(str(error).split())}. "
+                f"Expected {name} to be a sound file that decodes, but got: {' '.join(str(error).split())}. "
                 "Download it again, or leave such files out with --skip-bad."
             ) from None
     wave = channels[:, 0] if channels.shape[1] == 1 else channels.mean(axis=1)
     if not len(wave) or not np.isfinite(wave).all():
         problem = "NaN or infinity in it" if len(wave) else "no samples"
         raise ValueError(
-            f"Expected {path} to hold sound, but got {problem}. Repair it, or leave such files out with --skip-bad."
+            f"Expected {name} to hold sound, but got {problem}. Repair it, or leave such files out with --skip-bad."
         )
     if rate is None or rate == found:
         return wave, found
@@ -85,6 +92,17 @@ def read_features(path: Path, front_end: str, padding: Padding = "constant", res
                 "Compute it again, or leave such files out with --skip-bad."
             )
         return made
+    return sound_features(path, front_end, padding, resampler)
+
+
+def sound_features(
+    source: Path | bytes,
+    front_end: str,
+    padding: Padding = "constant",
+    resampler: str = "soxr_hq",
+    name: str | None = None,
+) -> np.ndarray:
+    """What a front end makes of a sound file, or of its content: (1, H, W) float32."""
     end = FRONT_ENDS[front_end]
-    wave, rate = read_wave(path, end.rate, resampler)
+    wave, rate = read_wave(source, end.rate, resampler, name)
     return end.make(wave, rate, padding)

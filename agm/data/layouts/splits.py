@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from agm.data.layouts.layout import Sample
 
-__all__ = ["by_group", "hold_out", "ninety_percent"]
+__all__ = ["by_group", "completed", "hold_out", "ninety_percent"]
 
 
 def _order(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
-def hold_out(splits: dict[str, list[Sample]], share: float) -> dict[str, list[Sample]]:
-    """`splits` with a validation split: their own, or of each class in train the share whose names hash lowest."""
+def hold_out(splits: dict[str, list[Sample]], share: float, least: int = 0) -> dict[str, list[Sample]]:
+    """`splits` with a validation split: their own, or of each class in train the share whose names hash lowest.
+
+    Of classes with two samples or more, `least` at least.
+    """
     train = splits.get("train", [])
     if splits.get("validation") or not train:
         return splits
@@ -27,9 +30,18 @@ def hold_out(splits: dict[str, list[Sample]], share: float) -> dict[str, list[Sa
     held: set[int] = set()
     for members in by_class.values():
         members.sort(key=lambda sample: _order(sample.name))
-        held.update(id(sample) for sample in members[: round(share * len(members))])
+        number = max(round(share * len(members)), min(least, len(members) - 1))
+        held.update(id(sample) for sample in members[:number])
     kept = [sample for sample in train if id(sample) not in held]
     return {**splits, "train": kept, "validation": [sample for sample in train if id(sample) in held]}
+
+
+def completed(splits: dict[str, list[Sample]]) -> dict[str, list[Sample]]:
+    """`splits` with test and validation: their own, or a tenth of train each, drawn by a hash of names."""
+    if not splits.get("test"):
+        held = hold_out({"train": splits.get("train", [])}, 0.1, least=1)
+        splits = {**splits, "train": held["train"], "test": held.get("validation", [])}
+    return hold_out(splits, 0.1)
 
 
 def by_group(samples: Iterable[Sample], validation: float = 0.1, test: float = 0.2) -> dict[str, list[Sample]]:
