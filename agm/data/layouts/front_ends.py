@@ -60,12 +60,16 @@ def log_stft(wave: np.ndarray, window: int, hop: int, padding: Padding = "consta
         torch.from_numpy(np.ascontiguousarray(wave, dtype=np.float32)).double(),
         window,
         hop,
-        window=torch.hann_window(window, dtype=torch.float64),
+        window=_hann(window),
         center=True,
         pad_mode=padding,
         return_complex=True,
-    )
-    return (made.abs() + 1e-7).log().float().numpy()
+    ).numpy()
+    size = made.real**2  # twice as fast as abs, which guards against squares that overflow
+    size += made.imag**2
+    np.sqrt(size, out=size)
+    size += 1e-7
+    return np.log(size.astype(np.float32))
 
 
 def log_spectrogram(wave: np.ndarray, rate: int) -> np.ndarray:
@@ -126,6 +130,11 @@ def normalise_filter_bank(energies: np.ndarray, frames: int = 1024) -> np.ndarra
     filled = np.zeros((frames, energies.shape[1]), dtype=np.float32)
     filled[: len(energies)] = energies[:frames]
     return (filled + np.float32(4.503877)) / np.float32(2 * 5.141276)
+
+
+@cache
+def _hann(length: int) -> torch.Tensor:
+    return torch.hann_window(length, dtype=torch.float64)
 
 
 @cache

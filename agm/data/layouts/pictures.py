@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+import os
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -139,9 +141,15 @@ def random_crop(height: int, width: int, generator: torch.Generator | None = Non
 def list_frames(folder: Path) -> list[Path]:
     """The image files of a clip's folder in the order of their names; none where there is no folder."""
     try:
-        return sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGES and file.is_file())
+        with os.scandir(folder) as entries:
+            return sorted(folder / entry.name for entry in entries if entry.name.lower().endswith(IMAGES))
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+@cache
+def _seeded(number: int, wanted: int) -> tuple[int, ...]:
+    return tuple(sorted(np.random.RandomState(999).choice(number, wanted, replace=False).tolist()))
 
 
 def choose_frames(
@@ -162,7 +170,7 @@ def choose_frames(
         `wanted` places in rising order; with fewer frames some stand twice.
     """
     if pick == "seeded" and wanted <= number:
-        return sorted(np.random.RandomState(999).choice(number, wanted, replace=False).tolist())
+        return list(_seeded(number, wanted))
     if pick in ("first", "seeded"):
         return [min(place, number - 1) for place in range(wanted)]
     edges = [number * part // wanted for part in range(wanted + 1)]
