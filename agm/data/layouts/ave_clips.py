@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from agm.data.layouts.audio_visual import AudioVisual, SoundFolder
 from agm.data.layouts.choices import Choice, sound_options, visual_options
-from agm.data.layouts.layout import Part
+from agm.data.layouts.layout import Part, Sample
 from agm.data.layouts.lists import read_rows
 
 __all__ = ["AveClips"]
@@ -17,7 +18,7 @@ class AveClips(AudioVisual):
     """{train,val,test}Set.txt with lines CLASS&VIDEO&QUALITY&START&END; spectrograms or sounds, and frames.
 
     Classes are numbered as they first appear in testSet.txt, as PMR numbers them. A video that a list names twice
-    counts once.
+    counts once. Frames of folders without -SE at their end, one a second, are cut to START..END.
     """
 
     name = "ave-clips"
@@ -40,9 +41,13 @@ class AveClips(AudioVisual):
             path = self.found[split]
             if path is None:
                 continue
-            for _, cells in read_rows(path, "&", columns=2):
-                label, video = cells[:2]
+            for number, cells in read_rows(path, "&", columns=5):
+                label, video, _, start, end = cells[:5]
                 if (label, video) == ("Category", "VideoID"):
+                    continue
+                if not (start.isdigit() and end.isdigit() and int(start) < int(end)):
+                    reason = f"seconds {start!r} to {end!r} in line {number}"
+                    self.skip(video, reason, path, bad="Correct the list, or leave such samples out with --skip-bad.")
                     continue
                 if label not in names and split == "test":
                     names.append(label)
@@ -52,5 +57,11 @@ class AveClips(AudioVisual):
                 seen.add((split, video))
                 index = self.label_of(label, names, video, path)
                 if index is not None and self.safe(video, path):
-                    self.pair(video, split, index, audio, self.place("visual") / video, video)
+                    frames = self.place("visual") / video
+                    self.pair(video, split, index, audio, frames, video, (int(start), int(end)))
         self.class_names = tuple(names)
+        self._whole = not self.place("visual").name.endswith("-SE")
+
+    def frames(self, sample: Sample) -> Sequence[Path]:
+        found = super().frames(sample)
+        return (found[slice(*sample.extra)] or found) if self._whole else found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -82,9 +83,10 @@ def convert(
         names: list[str] = []
         parts: list[str] = []
         for split, sample, values in _decoded(layout, splits, skip_bad, made, progress, total):
+            if not columns:
+                _require_room(path, total * sum(value.numel() * value.element_size() for value in values.values()))
+                columns = {name: stack.enter_context(_column(path, value)) for name, value in values.items()}
             for name, value in values.items():
-                if name not in columns:
-                    columns[name] = stack.enter_context(_column(path, value))
                 columns[name].append(name, sample, value)
             targets.append(sample.label)
             names.append(sample.name)
@@ -165,6 +167,17 @@ def _decoded(
             done += 1
             if progress is not None:
                 progress(done, total)
+
+
+def _require_room(path: Path, size: int) -> None:
+    """For the rows, and for the file that they are copied to."""
+    free = shutil.disk_usage(path.parent).free
+    if 2 * size > free:
+        raise ValueError(
+            f"Expected {path.parent} to have room for {2 * size} bytes while {path.name} is written, but got {free}. "
+            "Make room, choose smaller images (--set size=112), or read the set where it lies by "
+            "agm.data.layouts.LayoutDataset."
+        )
 
 
 def _require_splits(layout: Layout, made: Conversion) -> None:

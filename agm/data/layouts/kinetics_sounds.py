@@ -77,7 +77,7 @@ class KineticsSounds34(AudioVisual):
 
     name = "kinetics-sounds-34"
     title = "Kinetics-Sounds (34 classes)"
-    source = "as Diagnosing & Re-learning and others prepare it; clips: Kinetics-400 (YouTube)"
+    source = "as DGL, ARL and DMRNet prepare it; clips: Kinetics-400 (YouTube)"
     schemes: ClassVar[Mapping[str, str]] = KineticsSounds.schemes
     options: ClassVar[Mapping[str, Choice]] = {**sound_options("spectrogram"), **visual_options(1, "first")}
     parts: ClassVar[Mapping[str, Part]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agm.data._files import open_ordinary, read_text
+from agm.data._files import memory, open_ordinary, read_text
 from agm.data.layouts.choices import Choice
 from agm.data.layouts.extras import needed
 from agm.data.layouts.layout import Layout, Part, Sample
@@ -215,8 +216,12 @@ def _matlab(path: Path, key: str) -> np.ndarray:
     """A numeric array of a MATLAB file (version 5 to 7)."""
     with open_ordinary(path, _MAT) as file:
         content = file.read()
+    reader = needed("scipy.io")
     try:
-        made: Any = needed("scipy.io").loadmat(io.BytesIO(content), variable_names=[key])[key]
+        declared = {name: shape for name, shape, _ in reader.whosmat(io.BytesIO(content))}
+        if math.prod(declared[key]) * 8 > memory():
+            raise ValueError("an array larger than this machine's memory")
+        made: Any = reader.loadmat(io.BytesIO(content), variable_names=[key])[key]
     except ModuleNotFoundError:
         raise
     except Exception:  # a reader of damaged files fails in many ways
@@ -233,7 +238,7 @@ class UniMib(Layout):
 
     name = "unimib-shar"
     title = "UniMiB SHAR"
-    source = "www.sal.disco.unimib.it/technologies/unimib-shar; CC BY 4.0"
+    source = "www.sal.disco.unimib.it/technologies/unimib-shar"
     modalities = ("x", "y", "z")
     schemes: ClassVar[Mapping[str, str]] = SensorWindows.schemes
     parts: ClassVar[Mapping[str, Part]] = {

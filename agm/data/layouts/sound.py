@@ -20,6 +20,7 @@ SOUNDS = (".wav", ".flac", ".ogg", ".mp3")  # what soundfile decodes
 STORED = (".npy", ".pt", ".pkl")  # front ends that somebody has computed before
 RESAMPLERS = ("soxr_hq", "kaiser_best")
 LARGEST = 2**30  # bytes of one clip
+SAMPLES = 2**28  # of one clip: an hour and a half at 48 kHz
 
 
 def read_wave(
@@ -47,7 +48,11 @@ def read_wave(
     opened = open_ordinary(source, LARGEST) if isinstance(source, Path) else nullcontext(io.BytesIO(source))
     with opened as file:
         try:
-            channels, found = soundfile.read(file, dtype="float32", always_2d=True)
+            with soundfile.SoundFile(file) as sound:
+                found = int(sound.samplerate)
+                if sound.frames * sound.channels > SAMPLES:
+                    raise ValueError(f"{sound.frames} samples")
+                channels = sound.read(dtype="float32", always_2d=True)
         except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
                 f"Expected {name} to be a sound file that decodes, but got: {' '.join(str(error).split())}. "

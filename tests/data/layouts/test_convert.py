@@ -235,6 +235,20 @@ def test_an_interruption_leaves_nothing(crema_d, tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_a_full_disk_is_foreseen(tmp_path, monkeypatch):
+    layout = open_layout(trees.av_mnist(tmp_path / "a"))
+    needed = 2 * 68 * 4 * (28 * 28 + 112 * 112)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed - 1))
+    with pytest.raises(
+        ValueError, match=f"to have room for {needed} bytes while x.npz is written, but got {needed - 1}"
+    ):
+        convert(layout, tmp_path / "out/x.npz")
+    assert list((tmp_path / "out").iterdir()) == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed))
+    assert convert(layout, tmp_path / "out/x.npz").counts == {"train": 44, "validation": 4, "test": 20}
+
+
 def test_an_existing_file_is_kept(crema_d, tmp_path, capsys):
     (tmp_path / "x.npz").write_text("mine")
     assert main(["data", "convert", "crema-d", str(crema_d), "--output", str(tmp_path / "x.npz")]) == 2

@@ -313,6 +313,19 @@ def test_ave_by_segments_and_by_clips(tmp_path):
     assert shares[11].tolist() == [0] * 10
 
 
+def test_frames_of_ave_are_cut_to_the_event(tmp_path):
+    layout = opened("ave-clips", tmp_path)
+    assert len(layout.frames(layout.samples[0])) == 2
+    (tmp_path / "Image-01-FPS-SE").rename(tmp_path / "Image-01-FPS")
+    lines = (tmp_path / "testSet.txt").read_text().split("\n")
+    (tmp_path / "testSet.txt").write_text("\n".join([lines[0].replace("&0&", "&1&"), *lines[1:]]))
+    cut = open_layout(tmp_path)
+    assert [path.name for path in cut.frames(cut.samples[0])] == ["00029.jpg"]
+    (tmp_path / "testSet.txt").write_text("\n".join([lines[0].replace("&0&", "&9&"), *lines[1:]]))
+    with pytest.raises(ValueError, match="seconds '9' to '6' in line 1"):
+        open_layout(tmp_path)
+
+
 def test_kinetics_sounds_takes_its_own_frames(tmp_path):
     layout = opened("kinetics-sounds", tmp_path)
     assert layout.choose(10, False, None) == [0, 3, 6]  # frames 1, 4 and 7
