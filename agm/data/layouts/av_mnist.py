@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -42,6 +43,7 @@ class AVMnist(Layout):
 
     def _scan(self) -> None:
         self.class_names = tuple("0123456789")
+        self._mapped: dict[Path, np.ndarray] = {}
         for split in ("train", "test"):
             labels = map_array(self.place(f"{split}_labels")).reshape(-1)
             for kind, size in (("image", 28 * 28), ("audio", 112 * 112)):
@@ -61,6 +63,9 @@ class AVMnist(Layout):
                 if index is not None:
                     self.samples.append(Sample(f"{split} {row}", split, index, row=row))
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_mapped": {}}  # else whole files would go to each worker
+
     def _arrange(self, scheme: str) -> dict[str, list[Sample]]:
         listed = self.listed()
         if scheme == "authors":
@@ -73,7 +78,9 @@ class AVMnist(Layout):
         made = {}
         for kind, size in (("audio", 112), ("image", 28)):
             path = self.place(f"{sample.split}_{kind}")
-            values = np.asarray(map_array(path)[sample.row], dtype=np.float32).reshape(1, size, size)
+            if path not in self._mapped:
+                self._mapped[path] = map_array(path)
+            values = np.asarray(self._mapped[path][sample.row], dtype=np.float32).reshape(1, size, size)
             if not np.isfinite(values).all():
                 raise ValueError(f"Expected {path} to be finite, but got NaN or infinity in row {sample.row}.")
             made[kind] = torch.from_numpy(values / np.float32(255))

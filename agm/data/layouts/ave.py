@@ -49,16 +49,17 @@ EVENTS = (
 
 
 def event_shares(labels: np.ndarray) -> np.ndarray:
-    """Of each clip, 1/k at its k segments with an event and 0 at the others: the target of AGM's similarity loss.
+    """Of each clip, 1/k at the k segments with its event and 0 at the others: the target of AGM's similarity loss.
 
     Args:
-        labels: (N, T) class indices; the largest possible one, 28, is the background.
+        labels: (N, T) class indices; the largest possible one, 28, is the background. A clip's event is its least one.
 
     Returns:
-        (N, T) float32, rows that sum to 1; zeros for a clip without an event.
+        (N, T) float32, rows that sum to 1; 1/T throughout for a clip without an event, as AGM's loader has it.
     """
-    present = (np.asarray(labels) != BACKGROUND).astype(np.float32)
-    return present / np.maximum(present.sum(axis=1, keepdims=True), 1)
+    labels = np.asarray(labels)
+    present = (labels == labels.min(axis=1, keepdims=True)).astype(np.float32)
+    return present / present.sum(axis=1, keepdims=True)
 
 
 class Ave(Layout):

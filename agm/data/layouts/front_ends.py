@@ -29,13 +29,15 @@ Padding = Literal["constant", "reflect"]
 
 @dataclass(frozen=True)
 class FrontEnd:
-    """A front end: the sample rate that it takes (None: the file's own), and its function.
+    """A front end: the sample rate that it takes (None: the file's own), its function, and what tells stored ones.
 
-    `make(wave, rate, padding)` turns (T,) float32 into (1, H, W) float32.
+    `make(wave, rate, padding)` turns (T,) float32 into (1, H, W) float32. `stored` is the axis of the frequencies and
+    their number.
     """
 
     rate: int | None
     make: Callable[[np.ndarray, int, Padding], np.ndarray]
+    stored: tuple[int, int]
 
 
 def log_stft(wave: np.ndarray, window: int, hop: int, padding: Padding = "constant") -> np.ndarray:
@@ -177,9 +179,9 @@ def _fbank(wave: np.ndarray, rate: int, padding: Padding) -> np.ndarray:
 
 
 FRONT_ENDS = {
-    "stft": FrontEnd(22_050, _stft(3, 512, 353)),
-    "stft-20s": FrontEnd(22_050, _stft(20, 512, 353)),
-    "stft-16k": FrontEnd(16_000, _stft(5, 256, 128)),
-    "spectrogram": FrontEnd(22_050, _spectrogram),
-    "fbank": FrontEnd(None, _fbank),
+    "stft": FrontEnd(22_050, _stft(3, 512, 353), (0, 257)),
+    "stft-20s": FrontEnd(22_050, _stft(20, 512, 353), (0, 257)),
+    "stft-16k": FrontEnd(16_000, _stft(5, 256, 128), (0, 129)),
+    "spectrogram": FrontEnd(22_050, _spectrogram, (0, 257)),
+    "fbank": FrontEnd(None, _fbank, (1, 128)),
 }

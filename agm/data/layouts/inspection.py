@@ -70,10 +70,11 @@ def inspect(
         ValueError: no layout is recognised, or a list cannot be read.
     """
     layout_class = _class_of(path, name)
-    root = Path(path) if Path(path).is_dir() else Path(path).parent
+    file = None if Path(path).is_dir() else Path(path)
+    root = Path(path) if file is None else file.parent
     made = Inspection(layout_class.name, layout_class.title, layout_class.source)
     for part in layout_class.parts.values():
-        place = part.find(root)
+        place = part.find(root, file)
         if place is not None:
             made.found[part.what] = place
         elif part.needed:
@@ -81,7 +82,7 @@ def inspect(
             made.complete = False
     if not made.complete:
         return made
-    layout = layout_class(root, skip_bad=True, **(options or {}))
+    layout = layout_class(path, skip_bad=True, **(options or {}))
     made.splits = {
         scheme: {split: len(samples) for split, samples in layout.arrange(scheme).items()} for scheme in layout.schemes
     }

@@ -37,8 +37,10 @@ class Part:
     sign: bool = True
     advice: str = ""
 
-    def find(self, root: Path) -> Path | None:
-        """Where it lies, or None."""
+    def find(self, root: Path, file: Path | None = None) -> Path | None:
+        """Where it lies, or None; `file`, if it may be this part, wins over others."""
+        if file is not None and any(file.relative_to(root).match(pattern) for pattern in self.paths):
+            return file
         for pattern in self.paths:
             if "*" in pattern:
                 matches = sorted(root.glob(pattern))
@@ -118,11 +120,12 @@ class Layout(ABC):
         self.root = Path(root)
         if not self.root.exists():
             raise FileNotFoundError(f"Expected {self.root} to be a folder, but got nothing there. Check the path.")
+        file = None
         if self.root.is_file():
-            self.root = self.root.parent
+            file, self.root = self.root, self.root.parent
         self.skip_bad = skip_bad
         self.chosen = self._checked(options)
-        self.found = {key: part.find(self.root) for key, part in self.parts.items()}
+        self.found = {key: part.find(self.root, file) for key, part in self.parts.items()}
         self._require_parts()
         self.samples: list[Sample] = []
         self.skipped: list[Skipped] = []

@@ -92,7 +92,7 @@ def recognise(path: str | Path) -> Recognition | None:
     best: Recognition | None = None
     score = (0.0, 0)
     for layout in LAYOUTS.values():
-        found = {key: place for key, part in layout.parts.items() if (place := part.find(root)) is not None}
+        found = {key: place for key, part in layout.parts.items() if (place := part.find(root, file)) is not None}
         if file is not None and file not in found.values():
             continue
         signs = [key for key, part in layout.parts.items() if part.sign]

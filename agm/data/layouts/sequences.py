@@ -19,24 +19,24 @@ __all__ = ["SequencePickle", "cut_sequences"]
 _SPLITS = {"train": ("train",), "validation": ("valid", "validation", "dev"), "test": ("test",)}
 
 
-def cut_sequences(sequences: dict[str, np.ndarray], align: str) -> dict[str, np.ndarray]:
+def cut_sequences(sequences: dict[str, np.ndarray], align: str, normalise: str = "none") -> dict[str, np.ndarray]:
     """Sequences with zeros in front, begun where they begin, and filled with zeros at the end to their old length.
 
     Args:
         sequences: modality -> (T, D).
         align: "text": all from the first step that has a word; "each": every one from its own first step; "none".
+        normalise: from there on: less the mean of each channel, by the deviation of each ("channel") or of all
+            ("global"); channels that are constant become 0. "none": as they are.
 
     Source: MultiBench's affect loader (aligned and not), which AGM's takes over.
     """
-    if align == "none":
-        return sequences
     made = {}
     for name, values in sequences.items():
         leading = sequences["text"] if align == "text" else values
-        steps = np.flatnonzero((leading != 0).any(axis=1))
-        first = int(steps[0]) if len(steps) else 0
-        kept = values[first:]
-        made[name] = np.concatenate([kept, np.zeros((len(values) - len(kept), values.shape[1]), values.dtype)])
+        present = (leading != 0).any(axis=1)
+        first = int(present.argmax()) if align != "none" else 0  # 0 too where there is nothing
+        kept = _standardised(values[first:], normalise)
+        made[name] = np.concatenate([kept, np.zeros((first, values.shape[1]), np.float32)])
     return made
 
 
@@ -136,10 +136,8 @@ class SequencePickle(Layout):
     def _read(self, sample: Sample, training: bool, generator: torch.Generator | None) -> dict[str, Tensor]:
         rows = {name: values[sample.row].astype(np.float32) for name, values in self._arrays[sample.split].items()}
         rows["audio"][np.isneginf(rows["audio"])] = 0
-        made = cut_sequences(rows, self.chosen["align"])
-        return {
-            name: torch.from_numpy(_standardised(values, self.chosen["normalise"])) for name, values in made.items()
-        }
+        made = cut_sequences(rows, self.chosen["align"], self.chosen["normalise"])
+        return {name: torch.from_numpy(values) for name, values in made.items()}
 
 
 def _flat(value: Any) -> list[Any]:
@@ -147,14 +145,9 @@ def _flat(value: Any) -> list[Any]:
 
 
 def _standardised(values: np.ndarray, how: str) -> np.ndarray:
-    """Less the mean of each channel, by the deviation of each or of all; constant channels become 0."""
-    if how == "none":
-        return values
-    steps = len(values) - int(np.argmax((values[::-1] != 0).any(axis=1))) if values.any() else 0
-    kept = values[:steps]
-    if steps < 2:
+    if how == "none" or len(values) < 2:
         return values
     with np.errstate(divide="ignore", invalid="ignore"):
-        deviation = kept.std(axis=0, ddof=1) if how == "channel" else kept.std(ddof=1)
-        made = np.nan_to_num((kept - kept.mean(axis=0)) / deviation, posinf=0, neginf=0)
-    return np.concatenate([made, values[steps:]]).astype(np.float32)
+        deviation = values.std(axis=0, ddof=1) if how == "channel" else values.std(ddof=1)
+        made = (values - values.mean(axis=0)) / deviation
+    return np.nan_to_num(made, posinf=0, neginf=0).astype(np.float32)

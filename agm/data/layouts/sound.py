@@ -11,7 +11,7 @@ import numpy as np
 
 from agm.data._files import open_ordinary
 from agm.data.layouts.extras import needed
-from agm.data.layouts.front_ends import FRONT_ENDS, Padding
+from agm.data.layouts.front_ends import FRONT_ENDS, Padding, normalise_filter_bank
 from agm.data.layouts.stored import read_stored
 
 __all__ = ["RESAMPLERS", "SOUNDS", "read_features", "read_wave", "sound_features"]
@@ -84,20 +84,27 @@ def read_features(path: Path, front_end: str, padding: Padding = "constant", res
         As `read_wave`, and `agm.data.layouts.stored.read_stored`.
     """
     if path.suffix in STORED:
-        made = np.array(read_stored(path), dtype=np.float32)
-        if front_end == "fbank" and made.ndim == 2 and made.shape[1] == 128:
-            from agm.data.layouts.front_ends import normalise_filter_bank
-
-            made = normalise_filter_bank(made)
-        made = made[None] if made.ndim == 2 else made
-        if made.ndim != 3 or not np.isfinite(made).all():
-            problem = f"shape {made.shape}" if made.ndim != 3 else "NaN or infinity in it"
-            raise ValueError(
-                f"Expected {path} to hold a finite spectrogram (H, W), but got {problem}. "
-                "Compute it again, or leave such files out with --skip-bad."
-            )
-        return made
+        return _stored_features(path, front_end)
     return sound_features(path, front_end, padding, resampler)
+
+
+def _stored_features(path: Path, front_end: str) -> np.ndarray:
+    stored = np.asarray(read_stored(path))
+    made = np.array(stored, dtype=np.float32) if stored.dtype.kind in "fiu" else np.zeros(())
+    made = made[0] if made.ndim == 3 and len(made) == 1 else made
+    if made.ndim != 2 or not np.isfinite(made).all():
+        problem = f"{stored.dtype} of shape {stored.shape}" if made.ndim != 2 else "NaN or infinity in it"
+        raise ValueError(
+            f"Expected {path} to hold a finite spectrogram (H, W), but got {problem}. "
+            "Compute it again, or leave such files out with --skip-bad."
+        )
+    axis, size = FRONT_ENDS[front_end].stored
+    if made.shape[axis] != size:
+        raise ValueError(
+            f"Expected {path} to hold what the front end {front_end} gives, {size} {('rows', 'columns')[axis]}, "
+            f"but got shape {made.shape}. Choose the one that it was made with, such as --set audio=fbank."
+        )
+    return (normalise_filter_bank(made) if front_end == "fbank" else made)[None]
 
 
 def sound_features(

@@ -72,6 +72,11 @@ def test_stored_filter_banks_are_normalised(tmp_path):
     assert made.shape == (1, 1024, 128)
     np.testing.assert_allclose(made[0, :700], (stored + 4.503877) / 10.282552, rtol=1e-6)
     assert np.array_equal(made, sound.read_features(tmp_path / "y.pt", "fbank"))
+    with pytest.raises(ValueError, match=r"Expected .*x\.npy to hold what the front end stft gives, 257 rows, but got"):
+        sound.read_features(tmp_path / "x.npy", "stft")
+    np.save(tmp_path / "x.npy", np.array(["a"]))
+    with pytest.raises(ValueError, match=r"Expected .*x\.npy to hold a finite spectrogram \(H, W\), but got <U1"):
+        sound.read_features(tmp_path / "x.npy", "stft")
 
 
 @pytest.fixture

@@ -121,7 +121,7 @@ def test_hdf5_that_declares_too_much(tmp_path):
     trees.ave(tmp_path)
     (tmp_path / "right_labels.h5").unlink()
     with h5py.File(tmp_path / "right_labels.h5", "w") as file:
-        file.create_dataset("avadataset", (2**40, 10, 29), chunks=(1, 10, 29), compression="gzip")
+        file.create_dataset("avadataset", (2**40, 10, 29), "i8", chunks=(1, 10, 29), compression="gzip")
     assert (tmp_path / "right_labels.h5").stat().st_size < 10_000
     with little_memory(), pytest.raises(ValueError, match=r"Expected `avadataset` in .* to fit into memory"):
         open_layout(tmp_path)

@@ -37,18 +37,19 @@ def pixels(height: int = 48, width: int = 64, colour: int = 0) -> np.ndarray:
     return np.stack([(x * 4 + colour) % 256, (y * 5 + x) % 256, (x * y) % 256], -1).astype(np.uint8)
 
 
-def write_image(path: Path, colour: int = 0, grey: bool = False, side: int = 64) -> Path:
+def write_image(path: Path, colour: int = 0, grey: bool = False, side: int = 64, lossless: bool = False) -> Path:
     from PIL import Image
 
     path.parent.mkdir(parents=True, exist_ok=True)
     values = pixels(side, side, colour)
-    Image.fromarray(values[..., 0] if grey else values).save(path, quality=90)
+    image = Image.fromarray(values[..., 0] if grey else values)
+    image.save(path, "PNG" if lossless else "JPEG", quality=90)  # under whatever name
     return path
 
 
-def write_frames(folder: Path, names: Sequence[str], grey: bool = False) -> Path:
+def write_frames(folder: Path, names: Sequence[str], grey: bool = False, lossless: bool = False) -> Path:
     for number, name in enumerate(names):
-        write_image(folder / name, colour=10 * number, grey=grey)
+        write_image(folder / name, colour=10 * number, grey=grey, lossless=lossless)
     return folder
 
 
@@ -68,8 +69,9 @@ def write_h5(path: Path, arrays: dict[str, np.ndarray]) -> Path:
     return path
 
 
-def crema_d(root: Path) -> Path:
+def crema_d(root: Path, samples: int = 8000, lossless: bool = False) -> Path:
     """24 clips of 3 actors; the sound of one and the frames of another are missing; lists with BOM and CRLF."""
+    sound = noise(samples)
     clips = [
         (f"{ACTORS[number % 3]}_{sentence}_{emotion}_XX", emotion)
         for number, (emotion, sentence) in enumerate(
@@ -78,9 +80,13 @@ def crema_d(root: Path) -> Path:
     ]
     for number, (clip, _) in enumerate(clips):
         if number != 5:
-            write_sound(root / "AudioWAV" / f"{clip}.wav")
+            write_sound(root / "AudioWAV" / f"{clip}.wav", np.roll(sound, 97 * number))
         if number != 9:
-            write_frames(root / "Image-01-FPS" / clip, ["00000.jpg", "00029.jpg", "00059.jpg"][: 2 + number % 2])
+            write_frames(
+                root / "Image-01-FPS" / clip,
+                ["00000.jpg", "00029.jpg", "00059.jpg"][: 2 + number % 2],
+                lossless=lossless,
+            )
     rows = [f"{clip},{emotion}" for clip, emotion in clips]
     lists = root / "CREMAD"
     lists.mkdir()
