@@ -15,12 +15,16 @@ from agm.data.layouts.lists import names_in, read_rows
 __all__ = ["KineticsSounds", "KineticsSounds34"]
 
 
+_FRAMES = ("visual", "Image-01-FPS", "Image-01-FPS-SE")
+_SOUNDS = ("audio", "Audio", "audio_fbank")
+
+
 class KineticsSounds(AudioVisual):
     """31 classes: my_train.txt and my_test.txt (VIDEO,FRAMES,LABEL), or ks_train_overlap.txt (VIDEO ... LABEL).
 
     The lists number the classes and do not name them. Videos with three frames or fewer are left out. Of ten frames
     three are taken, as MMPareto and BalanceBenchmark take them: in training one of each third, else the middle ones;
-    with fewer than seven frames the first one three times.
+    with fewer than seven frames the first one three times. The tenth frame is never taken.
     """
 
     name = "kinetics-sounds"
@@ -34,8 +38,10 @@ class KineticsSounds(AudioVisual):
     parts: ClassVar[Mapping[str, Part]] = {
         "train": Part("the list of training clips", ("my_train.txt", "ks_train_overlap.txt", "*/my_train.txt")),
         "test": Part("the list of test clips", ("my_test.txt", "ks_test_overlap.txt", "*/my_test.txt")),
-        "visual": Part("frames", ("visual", "Image-01-FPS"), sign=False),
-        "audio": Part("sounds or filter banks", ("audio", "Audio", "audio_fbank"), sign=False),
+        "train_visual": Part("frames of train", (*_FRAMES, "train-frames-1fps/train"), sign=False),
+        "test_visual": Part("frames of test", (*_FRAMES, "val-frames-1fps/test", "test-frames-1fps/test"), sign=False),
+        "train_audio": Part("sounds or filter banks of train", (*_SOUNDS, "train_spec"), sign=False),
+        "test_audio": Part("sounds or filter banks of test", (*_SOUNDS, "test_spec", "val_spec"), sign=False),
     }
     fewest_frames = 4
     classes = 31
@@ -43,30 +49,20 @@ class KineticsSounds(AudioVisual):
     def _scan(self) -> None:
         self.class_names = tuple(f"class {number}" for number in range(self.classes))
         self.notes.append("the lists number the classes 0 to 30 and do not name them")
-        audio, numbers = SoundFolder(self.place("audio")), [str(number) for number in range(self.classes)]
+        numbers = [str(number) for number in range(self.classes)]
         for split in ("train", "test"):
-            path = self.place(split)
+            path, audio = self.place(split), SoundFolder(self.place(f"{split}_audio"))
             separator = " " if "overlap" in path.name else ","
             for _, cells in read_rows(path, separator, columns=2):
                 index = self.label_of(cells[-1], numbers, cells[0], path)
                 if index is not None and self.safe(cells[0], path):
-                    self.pair(cells[0], split, index, audio, self.place("visual") / cells[0], cells[0][:11])
+                    frames = self.place(f"{split}_visual") / cells[0]
+                    self.pair(cells[0], split, index, audio, frames, cells[0][:11])
 
     def choose(self, number: int, training: bool, generator: torch.Generator | None) -> list[int]:
-        wanted = self.chosen["frames"]
-        if self.chosen["pick"] != "segments":
-            return super().choose(number, training, generator)
-        if number < 7:
-            return [0] * wanted
-        part = min(number, 10) // wanted
-        places = []
-        for turn in range(wanted):
-            if training:
-                place = turn * part + int(torch.randint(0, max(part, 1), (1,), generator=generator))
-            else:
-                place = turn * part + max(part // 2, 1) - 1
-            places.append(min(place, number - 1))
-        return places
+        if self.chosen["pick"] == "segments" and number < 7:
+            return [0] * int(self.chosen["frames"])
+        return [min(place, 8) for place in super().choose(number, training, generator)]
 
 
 class KineticsSounds34(AudioVisual):

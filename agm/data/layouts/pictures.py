@@ -6,7 +6,6 @@ import io
 import math
 import os
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -161,8 +160,9 @@ def choose_frames(
         number: frames that there are, 1 or more.
         wanted: frames to take.
         pick: "seeded": as AGM's loader draws, numpy's generator started with 999 each time, so always the same ones;
-            "first": the first ones; "segments": one out of each of `wanted` equal parts, its middle, or in training
-            a random one.
+            "first": the first ones; "segments": one out of each of `wanted` equal parts, a random one in training, else
+            its middle, the lower one of two: frames i s + max(s // 2, 1), counted from 1, for parts of s frames, as
+            MMPareto and BalanceBenchmark take them.
         training: for "segments".
         generator: for "segments"; torch's own by default.
 
@@ -173,10 +173,11 @@ def choose_frames(
         return list(_seeded(number, wanted))
     if pick in ("first", "seeded"):
         return [min(place, number - 1) for place in range(wanted)]
-    edges = [number * part // wanted for part in range(wanted + 1)]
+    size = number // wanted
+    if not size:
+        return [min(place, number - 1) for place in range(wanted)]
     places = []
-    for low, high in pairwise(edges):
-        width = max(high - low, 1)
-        place = int(torch.randint(0, width, (1,), generator=generator)) if training else width // 2
-        places.append(min(low + place, number - 1))
+    for part in range(wanted):
+        inside = int(torch.randint(0, size, (1,), generator=generator)) if training else max(size // 2, 1) - 1
+        places.append(part * size + inside)
     return places

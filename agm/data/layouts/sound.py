@@ -11,7 +11,7 @@ import numpy as np
 
 from agm.data._files import open_ordinary
 from agm.data.layouts.extras import needed
-from agm.data.layouts.front_ends import FRONT_ENDS, Padding, normalise_filter_bank
+from agm.data.layouts.front_ends import FRONT_ENDS, Padding
 from agm.data.layouts.stored import read_stored
 
 __all__ = ["RESAMPLERS", "SOUNDS", "read_features", "read_wave", "sound_features"]
@@ -75,7 +75,7 @@ def read_wave(
 
 
 def read_features(path: Path, front_end: str, padding: Padding = "constant", resampler: str = "soxr_hq") -> np.ndarray:
-    """What a front end makes of a sound file; of a .npy, .pt or .pkl file, the numbers that it made before.
+    """What a front end makes of a sound file; of a .npy, .pt or .pkl file, the numbers that it made, as they are.
 
     Returns:
         (1, H, W) float32.
@@ -104,7 +104,7 @@ def _stored_features(path: Path, front_end: str) -> np.ndarray:
             f"Expected {path} to hold what the front end {front_end} gives, {size} {('rows', 'columns')[axis]}, "
             f"but got shape {made.shape}. Choose the one that it was made with, such as --set audio=fbank."
         )
-    return (normalise_filter_bank(made) if front_end == "fbank" else made)[None]
+    return made[None]
 
 
 def sound_features(

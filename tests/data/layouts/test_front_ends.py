@@ -64,13 +64,12 @@ def test_short_and_silent_sounds():
     np.testing.assert_allclose(silence, np.log(1e-7), rtol=1e-6)
 
 
-def test_stored_filter_banks_are_normalised(tmp_path):
+def test_stored_front_ends_are_taken_as_they_are(tmp_path):
     stored = np.arange(700 * 128, dtype=np.float32).reshape(700, 128)
     np.save(tmp_path / "x.npy", stored)
     torch.save(torch.from_numpy(stored), tmp_path / "y.pt")
     made = sound.read_features(tmp_path / "x.npy", "fbank")
-    assert made.shape == (1, 1024, 128)
-    np.testing.assert_allclose(made[0, :700], (stored + 4.503877) / 10.282552, rtol=1e-6)
+    assert np.array_equal(made, stored[None])
     assert np.array_equal(made, sound.read_features(tmp_path / "y.pt", "fbank"))
     with pytest.raises(ValueError, match=r"Expected .*x\.npy to hold what the front end stft gives, 257 rows, but got"):
         sound.read_features(tmp_path / "x.npy", "stft")
@@ -124,10 +123,10 @@ def test_the_frozen_frame_is_numpys():
         (5, 2, "first", [0, 1]),
         (1, 3, "first", [0, 0, 0]),
         (1, 2, "seeded", [0, 0]),
-        (6, 2, "segments", [1, 4]),
-        (10, 3, "segments", [1, 4, 8]),
+        (6, 2, "segments", [0, 3]),
+        (10, 3, "segments", [0, 3, 6]),
         (1, 3, "segments", [0, 0, 0]),
-        (2, 3, "segments", [0, 0, 1]),
+        (2, 3, "segments", [0, 1, 1]),
     ],
 )
 def test_frames(number, wanted, pick, places):

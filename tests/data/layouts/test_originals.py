@@ -48,6 +48,17 @@ def test_ur_funny_as_multibench_loads_it(align, key, tmp_path):
         np.testing.assert_allclose(rows[:, : expected.shape[1]], expected, rtol=0, atol=1e-5)
 
 
+def test_kinetics_sounds_as_mmpareto_loads_it(tmp_path):
+    pytest.importorskip("PIL")
+    layout = open_layout(trees.kinetics_sounds(tmp_path, overlap=True, lossless=True))
+    for split, samples in layout.arrange("authors").items():
+        assert [sample.name for sample in samples] == GOLDEN[f"ks_{split}_items"].tolist()
+        assert [sample.label for sample in samples] == GOLDEN[f"ks_{split}_labels"].tolist()
+        for sample, expected in zip(samples[:4], GOLDEN[f"ks_{split}_image"], strict=True):
+            frames = layout.read(sample)["visual"].transpose(0, 1)[..., ::56, ::56]
+            np.testing.assert_allclose(frames, expected, rtol=0, atol=1e-6)
+
+
 def test_ave_as_agm_loads_it(tmp_path):
     pytest.importorskip("h5py")
     layout = open_layout(trees.ave(tmp_path))

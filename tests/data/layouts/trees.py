@@ -199,15 +199,25 @@ def ave_clips(root: Path) -> Path:
     return root
 
 
-def kinetics_sounds(root: Path, overlap: bool = False) -> Path:
-    """Ten frames a clip, but six in one and three in another, which is left out; filter banks in .npy."""
+def kinetics_sounds(root: Path, overlap: bool = False, lossless: bool = False) -> Path:
+    """Ten frames a clip, but six in one and three in another, which is left out; filter banks in .npy.
+
+    With `overlap` in folders by split and lists with spaces, as MMPareto has them.
+    """
     random = np.random.default_rng(6)
     clips = [f"--{number}-0ihtnBU_000058_000068" for number in range(10)]
     for number, clip in enumerate(clips):
         frames = {3: 6, 4: 3}.get(number, 10)
-        write_frames(root / "visual" / clip, [f"frame_{frame:05d}.jpg" for frame in range(1, frames + 1)])
-        (root / "audio").mkdir(exist_ok=True)
-        np.save(root / "audio" / f"{clip}.npy", random.normal(size=(1024, 128)).astype(np.float32))
+        visual, audio = (
+            ("train-frames-1fps/train", "train_spec") if number < 6 else ("val-frames-1fps/test", "test_spec")
+        )
+        if not overlap:
+            visual, audio = "visual", "audio"
+        write_frames(
+            root / visual / clip, [f"frame_{frame:05d}.jpg" for frame in range(1, frames + 1)], lossless=lossless
+        )
+        (root / audio).mkdir(exist_ok=True)
+        np.save(root / audio / f"{clip}.npy", random.normal(size=(1024, 128)).astype(np.float32))
     separator = " " if overlap else ","
     rows = [separator.join((clip, "10", str(number * 3))) for number, clip in enumerate(clips)]
     names = ("ks_train_overlap.txt", "ks_test_overlap.txt") if overlap else ("my_train.txt", "my_test.txt")
