@@ -14,7 +14,7 @@ from agm.data.layouts.audio_visual import SoundFolder
 from agm.data.layouts.choices import Choice, sound_options, visual_options
 from agm.data.layouts.layout import Layout, Part, Sample
 from agm.data.layouts.lists import names_in, read_json, safe_name
-from agm.data.layouts.pictures import IMAGENET, Scale, choose_frames, read_image
+from agm.data.layouts.pictures import IMAGENET, Scale, choose_of_ten, read_image
 from agm.data.layouts.sound import read_features
 from agm.data.layouts.stored import h5_images
 
@@ -38,11 +38,11 @@ class BalancedAV(Layout):
         "clean": "the list, a tenth of training held out for validation",
         "authors": "the list, chosen on test as published",
     }
-    options: ClassVar[Mapping[str, Choice]] = {**sound_options("spectrogram"), **visual_options(3, "segments")}
+    options: ClassVar[Mapping[str, Choice]] = {**sound_options("spectrogram"), **visual_options(3, "middle")}
     parts: ClassVar[Mapping[str, Part]] = {
-        "list": Part("the list of clips", ("MM-Debiased.json", "mm_debiased.json", "*/MM-Debiased.json")),
-        "visual": Part("frames", ("visual", "video", "hdf5", "frames"), sign=False),
-        "audio": Part("spectrograms", ("audio", "spectrogram", "pkl"), sign=False),
+        "list": Part("the list of clips", ("MM-Debiased.json", "Imbalance_train_test_val.json", "*/MM-Debiased.json")),
+        "visual": Part("frames", ("all_frame", "visual", "video", "hdf5", "frames"), sign=False),
+        "audio": Part("spectrograms", ("all_spec", "audio", "spectrogram", "pkl"), sign=False),
     }
 
     def _scan(self) -> None:
@@ -83,7 +83,7 @@ class BalancedAV(Layout):
         sound = read_features(sample.files["audio"], options["audio"], options["padding"], options["resampler"])
         path = sample.files["visual"]
         frames = h5_images(path, "video")
-        places = choose_frames(len(frames), options["frames"], options["pick"], training=training, generator=generator)
+        places = choose_of_ten(len(frames), options["frames"], options["pick"], training=training, generator=generator)
         images = [
             read_image(
                 np.asarray(frames[place], dtype=np.uint8).tobytes(),

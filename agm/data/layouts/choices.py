@@ -88,9 +88,9 @@ def sound_options(default: str) -> dict[str, Choice]:
 
 
 def visual_options(frames: int, pick: str) -> dict[str, Choice]:
-    others = [name for name in ("seeded", "segments", "first") if name != pick]
+    others = [name for name in ("seeded", "middle", "lower-middle", "first") if name != pick]
     return {
         "frames": number(frames, 1, 64, "frames of a clip"),
-        "pick": one_of(pick, *others, help="which frames: AGM's frozen draw, one of each part, the first"),
+        "pick": one_of(pick, *others, help="which frames: AGM's frozen draw, the middle of each part, the first"),
         "size": number(224, 8, 1024, "sides of an image in pixels"),
     }

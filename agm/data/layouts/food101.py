@@ -10,7 +10,7 @@ from agm.data.layouts.image_text import ImageText, image_text_options
 from agm.data.layouts.layout import Part
 from agm.data.layouts.lists import read_json, read_rows
 from agm.data.layouts.pictures import UNIT, Scale
-from agm.data.layouts.text import clean_tweet
+from agm.data.layouts.text import clean_title
 
 __all__ = ["Food101", "Food101Json"]
 
@@ -51,7 +51,7 @@ class Food101(ImageText):
                 index = self.label_of(label, names, image, path)
                 if index is not None:
                     name = f"{label}/{image}"
-                    self.add(name, split, index, folder / name, clean_tweet(text), path)
+                    self.add(name, split, index, folder / name, clean_title(text), path)
 
 
 class Food101Json(ImageText):

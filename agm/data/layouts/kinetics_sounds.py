@@ -11,6 +11,7 @@ from agm.data.layouts.audio_visual import AudioVisual, SoundFolder
 from agm.data.layouts.choices import Choice, sound_options, visual_options
 from agm.data.layouts.layout import Part
 from agm.data.layouts.lists import names_in, read_rows
+from agm.data.layouts.pictures import choose_of_ten
 
 __all__ = ["KineticsSounds", "KineticsSounds34"]
 
@@ -34,7 +35,7 @@ class KineticsSounds(AudioVisual):
         "clean": "the lists, a tenth of train held out for validation",
         "authors": "the lists, chosen on test as published",
     }
-    options: ClassVar[Mapping[str, Choice]] = {**sound_options("fbank"), **visual_options(3, "segments")}
+    options: ClassVar[Mapping[str, Choice]] = {**sound_options("fbank"), **visual_options(3, "lower-middle")}
     parts: ClassVar[Mapping[str, Part]] = {
         "train": Part("the list of training clips", ("my_train.txt", "ks_train_overlap.txt", "*/my_train.txt")),
         "test": Part("the list of test clips", ("my_test.txt", "ks_test_overlap.txt", "*/my_test.txt")),
@@ -60,9 +61,8 @@ class KineticsSounds(AudioVisual):
                     self.pair(cells[0], split, index, audio, frames, cells[0][:11])
 
     def choose(self, number: int, training: bool, generator: torch.Generator | None) -> list[int]:
-        if self.chosen["pick"] == "segments" and number < 7:
-            return [0] * int(self.chosen["frames"])
-        return [min(place, 8) for place in super().choose(number, training, generator)]
+        options = self.chosen
+        return choose_of_ten(number, options["frames"], options["pick"], training=training, generator=generator)
 
 
 class KineticsSounds34(AudioVisual):

@@ -21,6 +21,7 @@ __all__ = [
     "UNIT",
     "Scale",
     "choose_frames",
+    "choose_of_ten",
     "decode_image",
     "list_frames",
     "normalised",
@@ -151,6 +152,19 @@ def _seeded(number: int, wanted: int) -> tuple[int, ...]:
     return tuple(sorted(np.random.RandomState(999).choice(number, wanted, replace=False).tolist()))
 
 
+def choose_of_ten(
+    number: int, wanted: int, pick: str, *, training: bool = False, generator: torch.Generator | None = None
+) -> list[int]:
+    """As `choose_frames`, for clips of ten seconds with a frame each, as MMPareto and BalanceBenchmark choose.
+
+    Of fewer than seven frames the first one, again and again; the tenth is never taken.
+    """
+    if "middle" in pick and number < 7:
+        return [0] * wanted
+    places = choose_frames(number, wanted, pick, training=training, generator=generator)
+    return [min(place, 8) for place in places]
+
+
 def choose_frames(
     number: int, wanted: int, pick: str, *, training: bool = False, generator: torch.Generator | None = None
 ) -> list[int]:
@@ -160,14 +174,16 @@ def choose_frames(
         number: frames that there are, 1 or more.
         wanted: frames to take.
         pick: "seeded": as AGM's loader draws, numpy's generator started with 999 each time, so always the same ones;
-            "first": the first ones; "segments": one out of each of `wanted` equal parts, a random one in training, else
-            its middle, the lower one of two: frames i s + max(s // 2, 1), counted from 1, for parts of s frames, as
-            MMPareto and BalanceBenchmark take them.
-        training: for "segments".
-        generator: for "segments"; torch's own by default.
+            "first": the first ones; "middle" and "lower-middle": one out of each of `wanted` equal parts, in training
+            any, else its middle, of two the upper or the lower one.
+        training: for those.
+        generator: for those; torch's own by default.
 
     Returns:
         `wanted` places in rising order; with fewer frames some stand twice.
+
+    Source: "middle" is BalanceBenchmark's CREMA-D, "lower-middle" MMPareto's and its Kinetics-Sounds, VGGSound and
+    UCF-101: frames i s + max(s // 2, 1), counted from 1, for parts of s frames.
     """
     if pick == "seeded" and wanted <= number:
         return list(_seeded(number, wanted))
@@ -178,6 +194,8 @@ def choose_frames(
         return [min(place, number - 1) for place in range(wanted)]
     places = []
     for part in range(wanted):
-        inside = int(torch.randint(0, size, (1,), generator=generator)) if training else max(size // 2, 1) - 1
+        inside = size // 2 if pick == "middle" else max(size // 2, 1) - 1
+        if training:
+            inside = int(torch.randint(0, size, (1,), generator=generator))
         places.append(part * size + inside)
     return places

@@ -12,9 +12,9 @@ from torch import Tensor
 from agm.data.layouts.choices import Choice, number
 from agm.data.layouts.extras import needed
 
-__all__ = ["clean_tweet", "encode_text", "text_options"]
+__all__ = ["clean_title", "encode_text", "text_options"]
 
-_LINKS = re.compile(r"https?://\S+|www\.\S+")
+_RETWEET, _LINK = re.compile(r"^RT\s+"), re.compile(r"https?://.*[\r\n]*")
 _LONGEST = 2**20  # characters of a text that are looked at
 
 
@@ -25,9 +25,9 @@ def text_options(length: int) -> dict[str, Choice]:
     }
 
 
-def clean_tweet(text: str) -> str:
-    """Without links, the word RT and number signs."""
-    return " ".join(re.sub(r"\bRT\b", " ", _LINKS.sub(" ", text)).replace("#", " ").split())
+def clean_title(text: str) -> str:
+    """Without RT in front, number signs, and links with what follows them, as BalanceBenchmark cleans Food-101's."""
+    return _LINK.sub("", _RETWEET.sub("", text)).replace("#", "").strip()
 
 
 def encode_text(text: str, length: int, tokenizer: str = "bytes") -> Tensor:

@@ -22,7 +22,7 @@ class Ucf101(Layout):
 
     `read` gives "rgb" (3, 3, 224, 224) float32 with ImageNet's mean, and "flow" (3, 2, 224, 224) float32, 0 to 1 with
     0.5 for no motion. In training frames and flow are mirrored together, and u is negated with it; `together=false`
-    mirrors the three by themselves, as BalanceBenchmark's loader does.
+    mirrors each image by itself, as BalanceBenchmark's loader does, which takes six frames of a clip for all of them.
     """
 
     name = "ucf101"
@@ -76,7 +76,7 @@ class Ucf101(Layout):
         frames = {kind: list_frames(sample.files[kind]) for kind in ("rgb", "u", "v")}
         rgb = self._stack(frames["rgb"], wanted, size, "RGB", training, generator)
         number_of_flows = min(len(frames["u"]), len(frames["v"]))
-        places = choose_frames(number_of_flows, wanted, "segments", training=training, generator=generator)
+        places = choose_frames(number_of_flows, wanted, "lower-middle", training=training, generator=generator)
         flow = torch.cat(
             [torch.stack([read_image(frames[kind][place], size, mode="L") for place in places]) for kind in ("u", "v")],
             dim=1,
@@ -89,16 +89,15 @@ class Ucf101(Layout):
     def _stack(
         files: list[Path], wanted: int, size: int, mode: str, training: bool, generator: torch.Generator | None
     ) -> Tensor:
-        places = choose_frames(len(files), wanted, "segments", training=training, generator=generator)
+        places = choose_frames(min(len(files), 6), wanted, "lower-middle", training=training, generator=generator)
         return torch.stack([read_image(files[place], size, mode=mode) for place in places])
 
     def _mirror(self, rgb: Tensor, flow: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        draws = (torch.rand(3, generator=generator) < 0.5).tolist()
         if self.chosen["together"]:
-            if draws[0]:
-                flow = flow.flip(-1)
-                return rgb.flip(-1), torch.cat([255 - flow[:, :1], flow[:, 1:]], dim=1)
+            if float(torch.rand(1, generator=generator)) < 0.5:
+                rgb, flow = rgb.flip(-1), flow.flip(-1)
+                flow = torch.cat([255 - flow[:, :1], flow[:, 1:]], dim=1)
             return rgb, flow
-        u, v = flow[:, :1], flow[:, 1:]
-        u, v = (part.flip(-1) if draw else part for part, draw in zip((u, v), draws[1:], strict=True))
-        return (rgb.flip(-1) if draws[0] else rgb), torch.cat([u, v], dim=1)
+        draws = torch.rand(len(rgb), 3, generator=generator) < 0.5  # each image by itself
+        rgb = torch.where(draws[:, 0].reshape(-1, 1, 1, 1), rgb.flip(-1), rgb)
+        return rgb, torch.where(draws[:, 1:].reshape(-1, 2, 1, 1), flow.flip(-1), flow)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import ClassVar
+
+import torch
 
 from agm.data.layouts.audio_visual import AudioVisual, SoundFolder
 from agm.data.layouts.choices import Choice, sound_options, visual_options
 from agm.data.layouts.layout import Part
 from agm.data.layouts.lists import names_in, read_rows
+from agm.data.layouts.pictures import choose_of_ten
 
 __all__ = ["VggSound"]
 
@@ -18,7 +20,7 @@ _SOUNDS = ("audio/{}", "{}_wav", "{}/audio", "audio")
 
 
 class VggSound(AudioVisual):
-    """vggsound.csv (VIDEO,START,LABEL,SPLIT) with frames and sounds named VIDEO_START, START in six digits.
+    """vggsound.csv (VIDEO,START,LABEL,SPLIT) with frames and sounds named VIDEO_START, START as it is or in six digits.
 
     Classes are sorted by name over the whole list, so that they are the same everywhere: published loaders number them
     as they appear among the files that a machine has. Clips with three frames or fewer are left out.
@@ -31,7 +33,7 @@ class VggSound(AudioVisual):
         "clean": "the list, a tenth of train held out for validation",
         "authors": "the list, chosen on test as published",
     }
-    options: ClassVar[Mapping[str, Choice]] = {**sound_options("stft-16k"), **visual_options(3, "segments")}
+    options: ClassVar[Mapping[str, Choice]] = {**sound_options("stft-16k"), **visual_options(3, "lower-middle")}
     parts: ClassVar[Mapping[str, Part]] = {
         "list": Part("the list of clips", ("vggsound.csv", "data/vggsound.csv", "annotations/vggsound.csv")),
         **{
@@ -54,13 +56,16 @@ class VggSound(AudioVisual):
             if split not in audio:
                 self.skip(video, f"split {split!r}, which is neither train nor test", path, bad="Correct the list.")
                 continue
-            clip = f"{video}_{int(start):06d}" if start.isdigit() else f"{video}_{start}"
+            clip = f"{video}_{start}"
             if not self.safe(clip, path):
                 continue
-            folder = self._folder(clip, visual[split], self.place(f"{split}_visual"))
+            if start.isdigit() and audio[split].find(clip) is None:
+                clip = f"{video}_{int(start):06d}"
+            # Some extractors leave the ending of the video in the folder's name.
+            folders = (f"{video}_{start}", clip, f"{clip}.mp4", f"{video}_{start}.mp4")
+            folder = self.place(f"{split}_visual") / next((name for name in folders if name in visual[split]), clip)
             self.pair(clip, split, places[label], audio[split], folder, video)
 
-    @staticmethod
-    def _folder(clip: str, names: frozenset[str], folder: Path) -> Path:
-        """Some extractors leave the ending of the video in the folder's name."""
-        return folder / next((clip + ending for ending in ("", ".mp4") if clip + ending in names), clip)
+    def choose(self, number: int, training: bool, generator: torch.Generator | None) -> list[int]:
+        options = self.chosen
+        return choose_of_ten(number, options["frames"], options["pick"], training=training, generator=generator)

@@ -123,10 +123,14 @@ def test_the_frozen_frame_is_numpys():
         (5, 2, "first", [0, 1]),
         (1, 3, "first", [0, 0, 0]),
         (1, 2, "seeded", [0, 0]),
-        (6, 2, "segments", [0, 3]),
-        (10, 3, "segments", [0, 3, 6]),
-        (1, 3, "segments", [0, 0, 0]),
-        (2, 3, "segments", [0, 1, 1]),
+        (6, 2, "lower-middle", [0, 3]),
+        (10, 3, "lower-middle", [0, 3, 6]),
+        (6, 3, "lower-middle", [0, 2, 4]),
+        (6, 2, "middle", [1, 4]),
+        (4, 2, "middle", [1, 3]),
+        (3, 2, "middle", [0, 1]),
+        (1, 3, "middle", [0, 0, 0]),
+        (2, 3, "lower-middle", [0, 1, 1]),
     ],
 )
 def test_frames(number, wanted, pick, places):
@@ -135,6 +139,6 @@ def test_frames(number, wanted, pick, places):
 
 def test_training_takes_any_frame_of_a_segment():
     generator = torch.Generator().manual_seed(0)
-    drawn = [pictures.choose_frames(6, 2, "segments", training=True, generator=generator) for _ in range(100)]
+    drawn = [pictures.choose_frames(6, 2, "middle", training=True, generator=generator) for _ in range(100)]
     assert {first for first, _ in drawn} == {0, 1, 2}
     assert {second for _, second in drawn} == {3, 4, 5}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from agm.data.layouts import LAYOUTS, load_layout, open_layout, recognise
-from agm.data.layouts.text import clean_tweet, encode_text
+from agm.data.layouts.text import clean_title, encode_text
 from agm.data.layouts.windows import read_numbers
 
 from . import trees, trees_more
@@ -164,7 +164,7 @@ def test_words_become_bytes(tmp_path):
     assert text.tolist() == [1 + byte for byte in written] + [0] * (40 - len(written))
     assert layout.read(layout.samples[1])["text"].tolist()[:11] == [*[1 + byte for byte in b"I like Bob"], 0]
     assert [sample.label for sample in layout.samples[:3]] == [0, 2, 1]
-    assert clean_tweet("RT look at #this http://t.co/x ART") == "look at this ART"
+    assert clean_title("RT look at #this, RT http://t.co/x more") == "look at this, RT"
     assert encode_text("é!", 2).tolist() == [196, 170]  # cut
 
 

@@ -210,7 +210,7 @@ def test_crema_d_with_a_validation_list(tmp_path):
 
 
 def test_crema_d_fills_banks_and_two_frames(tmp_path):
-    layout = opened("crema-d", tmp_path, audio="fbank", frames=2, pick="segments")
+    layout = opened("crema-d", tmp_path, audio="fbank", frames=2, pick="middle")
     values = layout.read(layout.samples[0])
     assert values["audio"].shape == (1, 1024, 128)
     assert values["visual"].shape == (2, 3, 224, 224)
@@ -354,6 +354,13 @@ def test_kinetics_sounds_with_spaces(tmp_path):
 
 def test_ucf101_is_mirrored_together(tmp_path):
     layout = opened("ucf101", tmp_path)
+    by_itself = open_layout(tmp_path, together=False)
+    frames = torch.arange(24, dtype=torch.uint8).reshape(3, 2, 1, 4)
+    mirrored = {
+        tuple((by_itself._mirror(frames, frames, torch.Generator().manual_seed(seed))[1] != frames).any(-1).flatten())
+        for seed in range(40)
+    }
+    assert len(mirrored) > 20  # of 64
     plain = layout.read(layout.samples[0], raw=True)
     seen = set()
     for seed in range(6):
