@@ -47,7 +47,12 @@ class AveClips(AudioVisual):
                     continue
                 if not (start.isdigit() and end.isdigit() and int(start) < int(end)):
                     reason = f"seconds {start!r} to {end!r} in line {number}"
-                    self.skip(video, reason, path, bad="Correct the list, or leave such samples out with --skip-bad.")
+                    self.skip(
+                        video,
+                        reason,
+                        path,
+                        bad="Correct the list, or leave such samples out with agm data convert --skip-bad.",
+                    )
                     continue
                 if label not in names and split == "test":
                     names.append(label)

@@ -66,7 +66,9 @@ def decode_field(
             f"Expected {name} to hold numbers in one shape, but got {values.dtype}. Leave this column out."
         )
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise ValueError(f"Expected {name} to be finite, but got NaN or infinity. Repair it, or use --skip-bad.")
+        raise ValueError(
+            f"Expected {name} to be finite, but got NaN or infinity. Repair it, or use agm data convert --skip-bad."
+        )
     whole = values.dtype.kind in "iu" and values.dtype != np.uint8
     return torch.from_numpy(np.array(values, dtype=np.int64 if whole else np.float32))
 

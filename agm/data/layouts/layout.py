@@ -220,7 +220,7 @@ class Layout(ABC):
             name,
             f"label {label!r}, which is none of {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}",
             file,
-            bad="Correct the list, or leave such samples out with --skip-bad.",
+            bad="Correct the list, or leave such samples out with agm data convert --skip-bad.",
         )
         return None
 

@@ -100,7 +100,7 @@ class MoseiWords(Layout):
         except (IndexError, TypeError, ValueError):
             problem = "no words, spectrogram or sentiment of the expected kind"
         if problem:
-            self.skip(key, problem, self.place(f"{short}_mels"), bad="Repair it, or use --skip-bad.")
+            self.skip(key, problem, self.place(f"{short}_mels"), bad="Repair it, or use agm data convert --skip-bad.")
             return
         self._words[split][key] = [word for word in words if word]
         self._mels[split][key] = sound

@@ -64,7 +64,7 @@ def decode_image(path_or_bytes: Path | bytes, mode: str = "RGB", name: str | Non
         reason = " ".join(str(error).split()).replace(repr(content), "")
         raise ValueError(
             f"Expected {name} to be an image that opens, but got: {reason[:200]}. "
-            "Download it again, or leave such files out with --skip-bad."
+            "Download it again, or leave such files out with agm data convert --skip-bad."
         ) from None
 
 

@@ -117,7 +117,12 @@ class SequencePickle(Layout):
         except (IndexError, TypeError, ValueError):
             value = float("nan")
         if not np.isfinite(value):
-            self.skip(name, f"a label that is no number in row {row} of {split}", path, bad="Repair it or --skip-bad.")
+            self.skip(
+                name,
+                f"a label that is no number in row {row} of {split}",
+                path,
+                bad="Repair it, or use agm data convert --skip-bad.",
+            )
             return
         if self.drops_silent and not values["text"].sum():
             self.skip(name, "no words", path)
@@ -125,7 +130,9 @@ class SequencePickle(Layout):
         for key, array in values.items():
             if np.isnan(array).any() or np.isposinf(array).any() or (key != "audio" and np.isneginf(array).any()):
                 reason = f"NaN or infinity in {key}, row {row} of {split}"
-                self.skip(name, reason, path, bad="Repair it, or leave such samples out with --skip-bad.")
+                self.skip(
+                    name, reason, path, bad="Repair it, or leave such samples out with agm data convert --skip-bad."
+                )
                 return
         index, reason = self._label(value)
         if index < 0:

@@ -189,7 +189,12 @@ class Shards(Layout):
             label = label_in(_contents(path, labelled), self.chosen["label"], f"{entries.key} in {path}")
             if label is None or modalities.keys() != endings.keys():
                 reason = "no label" if label is None else f"other modalities than {', '.join(endings)}"
-                self.skip(entries.key, reason, path, bad="Repair it, or leave such samples out with --skip-bad.")
+                self.skip(
+                    entries.key,
+                    reason,
+                    path,
+                    bad="Repair it, or leave such samples out with agm data convert --skip-bad.",
+                )
                 continue
             found.append((split, path, entries, label))
 

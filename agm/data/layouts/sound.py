@@ -56,13 +56,14 @@ def read_wave(
         except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
                 f"Expected {name} to be a sound file that decodes, but got: {' '.join(str(error).split())}. "
-                "Download it again, or leave such files out with --skip-bad."
+                "Download it again, or leave such files out with agm data convert --skip-bad."
             ) from None
     wave = channels[:, 0] if channels.shape[1] == 1 else channels.mean(axis=1)
     if not len(wave) or not np.isfinite(wave).all():
         problem = "NaN or infinity in it" if len(wave) else "no samples"
         raise ValueError(
-            f"Expected {name} to hold sound, but got {problem}. Repair it, or leave such files out with --skip-bad."
+            f"Expected {name} to hold sound, but got {problem}. Repair it, or leave such files out with "
+            "agm data convert --skip-bad."
         )
     if rate is None or rate == found:
         return wave, found
@@ -96,7 +97,7 @@ def _stored_features(path: Path, front_end: str) -> np.ndarray:
         problem = f"{stored.dtype} of shape {stored.shape}" if made.ndim != 2 else "NaN or infinity in it"
         raise ValueError(
             f"Expected {path} to hold a finite spectrogram (H, W), but got {problem}. "
-            "Compute it again, or leave such files out with --skip-bad."
+            "Compute it again, or leave such files out with agm data convert --skip-bad."
         )
     axis, size = FRONT_ENDS[front_end].stored
     if made.shape[axis] != size:

@@ -89,4 +89,9 @@ class Sarcasm(ImageText):
                 yield str(row[0]), str(row[1]), str(row[-1])
             else:
                 reason = "no list of an ID, a text and a label"
-                self.skip(f"line {number}", reason, path, bad="Repair it, or leave such lines out with --skip-bad.")
+                self.skip(
+                    f"line {number}",
+                    reason,
+                    path,
+                    bad="Repair it, or leave such lines out with agm data convert --skip-bad.",
+                )

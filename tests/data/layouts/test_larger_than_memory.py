@@ -242,6 +242,10 @@ def test_streams_of_shards(shards):
 
 def test_streams_go_into_processes_that_share_nothing(shards):
     pytest.importorskip("webdataset")
+    layout = open_layout(shards)
+    data = LayoutDataset(layout, layout.listed()["test"])
+    loader = DataLoader(data, 2, num_workers=1, collate_fn=collate, multiprocessing_context="spawn")
+    assert [target.tolist() for _, target, _ in loader] == [[0, 1], [0]]
     loader = DataLoader(
         stream_shards(shards, "test"), 2, num_workers=1, collate_fn=collate, multiprocessing_context="spawn"
     )

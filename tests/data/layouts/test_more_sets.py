@@ -1,5 +1,6 @@
 """Images with texts, stored features and recordings by sensors: counts, labels, shapes, skipped files, splits."""
 
+import pickle
 import sys
 from pathlib import Path
 
@@ -127,6 +128,9 @@ def test_a_set_is_recognised_and_read(name, tmp_path):
         values = layout.read(layout.samples[0], training=training, generator=torch.Generator().manual_seed(0))
         assert tuple(values) == layout.modalities
         assert {modality: tuple(value.shape) for modality, value in values.items()} == expected.shapes
+    # Into a process that shares nothing, after files have been opened.
+    copy = pickle.loads(pickle.dumps(layout)).read(layout.samples[0])
+    assert all(torch.equal(value, copy[modality]) for modality, value in layout.read(layout.samples[0]).items())
     groups = [{sample.group for sample in samples} for samples in made["clean"].values()]
     if "random" in expected.splits:  # whole persons
         assert sum(map(len, groups)) == len(set.union(*groups)) >= 3

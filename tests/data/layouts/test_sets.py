@@ -1,5 +1,6 @@
 """Each layout, written as it lies on disks: recognised, and counts, labels, shapes, skipped files and splits."""
 
+import pickle
 import shutil
 from collections import Counter
 from dataclasses import dataclass, field
@@ -154,6 +155,9 @@ def test_a_set_is_recognised_and_read(name, tmp_path):
         assert tuple(values) == layout.modalities
         assert {modality: tuple(value.shape) for modality, value in values.items()} == expected.shapes
         assert all(torch.isfinite(value).all() for value in values.values())
+    # Into a process that shares nothing, after files have been opened.
+    copy = pickle.loads(pickle.dumps(layout)).read(layout.samples[0])
+    assert all(torch.equal(value, copy[modality]) for modality, value in layout.read(layout.samples[0]).items())
 
 
 def test_crema_d_has_two_orders_of_labels(tmp_path):
