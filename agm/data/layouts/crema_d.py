@@ -11,7 +11,7 @@ from agm.data.layouts.audio_visual import AudioVisual, SoundFolder
 from agm.data.layouts.choices import Choice, one_of, sound_options, visual_options
 from agm.data.layouts.layout import Part, Sample, groups_shared
 from agm.data.layouts.lists import names_in, read_rows
-from agm.data.layouts.splits import by_group, ninety_percent
+from agm.data.layouts.splits import by_group, hold_out, ninety_percent
 
 __all__ = ["CremaD"]
 
@@ -94,4 +94,4 @@ class CremaD(AudioVisual):
             return ninety_percent(listed)
         if scheme == "actors" or "test" not in listed:
             return by_group(self.samples)
-        return super()._arrange(scheme)
+        return hold_out(listed, 0.1, grouped=False)  # as in the set's own lists, actors are in all

@@ -16,24 +16,33 @@ def _order(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
-def hold_out(splits: dict[str, list[Sample]], share: float, least: int = 0) -> dict[str, list[Sample]]:
-    """`splits` with a validation split: their own, or of each class in train the share whose names hash lowest.
+def hold_out(
+    splits: dict[str, list[Sample]], share: float, *, least: int = 0, grouped: bool = True
+) -> dict[str, list[Sample]]:
+    """`splits` with a validation split: their own, or of each class in train the share whose groups' hashes are least.
 
-    Of classes with two samples or more, `least` at least.
+    Args:
+        splits: samples by split.
+        share: of the groups of a class.
+        least: groups at least, where a class has two or more.
+        grouped: keep samples of one group (clips of one video) together; else by their names alone.
     """
     train = splits.get("train", [])
     if splits.get("validation") or not train:
         return splits
-    by_class: dict[int, list[Sample]] = {}
+
+    def unit(sample: Sample) -> str:
+        return sample.group if grouped and sample.group else sample.name
+
+    by_class: dict[int, set[str]] = {}
     for sample in train:
-        by_class.setdefault(sample.label, []).append(sample)
-    held: set[int] = set()
-    for members in by_class.values():
-        members.sort(key=lambda sample: _order(sample.name))
-        number = max(round(share * len(members)), min(least, len(members) - 1))
-        held.update(id(sample) for sample in members[:number])
-    kept = [sample for sample in train if id(sample) not in held]
-    return {**splits, "train": kept, "validation": [sample for sample in train if id(sample) in held]}
+        by_class.setdefault(sample.label, set()).add(unit(sample))
+    held: set[str] = set()
+    for units in by_class.values():
+        number = max(round(share * len(units)), min(least, len(units) - 1))
+        held.update(sorted(units, key=_order)[:number])
+    kept = [sample for sample in train if unit(sample) not in held]
+    return {**splits, "train": kept, "validation": [sample for sample in train if unit(sample) in held]}
 
 
 def completed(splits: dict[str, list[Sample]]) -> dict[str, list[Sample]]:

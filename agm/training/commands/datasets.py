@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 from rich.progress import Progress
 
-from agm.training.commands.layouts import convert_command, inspect_command
+from agm.training.commands.layouts import convert_command, inspect_command, layouts_command
 from agm.training.console import Terminal
 from agm.training.errors import UserError
 
@@ -20,6 +20,7 @@ def data_group() -> None:
     """Datasets."""
 
 
+data_group.add_command(layouts_command)
 data_group.add_command(inspect_command)
 data_group.add_command(convert_command)
 

@@ -1,4 +1,4 @@
-"""`agm data inspect` and `agm data convert`."""
+"""`agm data layouts`, `agm data inspect` and `agm data convert`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,35 @@ from agm.training.errors import UserError
 if TYPE_CHECKING:
     from agm.data.layouts.inspection import Inspection
 
-__all__ = ["convert_command", "inspect_command"]
+__all__ = ["convert_command", "inspect_command", "layouts_command"]
 
 _SHOWN = 5  # samples that are named
 _SETTING = click.option(
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="An option of the layout, such as audio=fbank."
 )
+
+
+@click.command("layouts")
+@click.argument("name", required=False)
+def layouts_command(name: str | None) -> None:
+    """List the datasets of the field that are read as they lie on a disk; of one NAME its files, splits and options."""
+    from agm.data.layouts import LAYOUTS
+
+    console = Terminal()
+    if name is None:
+        for layout in LAYOUTS.values():
+            console.say(f"{layout.name:20} {layout.title}")
+        return
+    if name not in LAYOUTS:
+        raise UserError(f"Expected the name of a layout ({', '.join(LAYOUTS)}), but got {name!r}.")
+    layout = LAYOUTS[name]
+    console.say(f"{layout.title}, from {layout.source}")
+    for part in layout.parts.values():
+        console.say(f"  {part.what}: {' or '.join(part.paths)}{'' if part.needed else ' (optional)'}")
+    for scheme, help in layout.schemes.items():
+        console.say(f"  --split {scheme}: {help}")
+    for option, choice in layout.options.items():
+        console.say(f"  --set {option}={choice.default}: {choice.help}; {choice.expected}")
 
 
 @click.command("inspect")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import agm.data
-from agm.data.layouts import convert, load_layout, open_layout
+from agm.data.layouts import LAYOUTS, convert, load_layout, open_layout
 from agm.training.__main__ import main
 
 from . import trees
@@ -108,6 +108,21 @@ def test_inspect_says_what_is_there_and_what_is_left_out(crema_d, tmp_path, caps
         "note: 3 actors are in train and in test",
     ):
         assert line in output
+
+
+def test_layouts_are_listed_and_described(capsys):
+    assert main(["data", "layouts"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.strip().split("\n")] == list(LAYOUTS)
+    for name in LAYOUTS:
+        assert main(["data", "layouts", name]) == 0
+    assert main(["data", "layouts", "crema-d"]) == 0
+    output = said(capsys)
+    assert "frames: Image-01-FPS or visual" in output
+    assert "--split actors: no actor in two splits" in output
+    assert "--set audio=stft: front end of the sound" in output
+    assert "one of stft, stft-20s, stft-16k, spectrogram, fbank" in output
+    assert main(["data", "layouts", "cremad"]) == 2
+    assert "Expected the name of a layout (crema-d, av-mnist" in capsys.readouterr().err
 
 
 def test_inspect_recognises_half_a_download(crema_d, capsys):
