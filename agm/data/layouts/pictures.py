@@ -112,8 +112,15 @@ def read_image(
 
 def normalised(images: Tensor, scale: Scale = IMAGENET) -> Tensor:
     """Bytes of images (..., C, H, W) to float32, by default with ImageNet's mean and deviation of each channel."""
-    mean, deviation = (torch.tensor(part, device=images.device).reshape(-1, 1, 1) for part in scale)
+    mean, deviation = _scale_on(scale, images.device)
     return (images.float() / 255 - mean) / deviation
+
+
+@cache
+def _scale_on(scale: Scale, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Copied once: a copy in each batch would wait for the device."""
+    mean, deviation = (torch.tensor(part, device=device).reshape(-1, 1, 1) for part in scale)
+    return mean, deviation
 
 
 def random_crop(height: int, width: int, generator: torch.Generator | None = None) -> tuple[int, int, int, int]:
