@@ -13,6 +13,7 @@ from agm.data.layouts.choices import Choice
 from agm.data.layouts.extras import needed
 from agm.data.layouts.fields import decode_field, field_options
 from agm.data.layouts.layout import Layout, Part, Sample
+from agm.data.layouts.lists import classes_of
 from agm.data.layouts.pictures import IMAGENET, Scale
 from agm.data.layouts.splits import completed
 
@@ -136,12 +137,7 @@ class HuggingFace(Layout):
         images = [name for name, kind in self._decoder.kinds.items() if kind == "image"]
         self.pictures: Mapping[str, Scale] = dict.fromkeys(images, IMAGENET)  # type: ignore[misc]
         labels = {split: self._labels(split) for split in self._tables}
-        names = self._decoder.class_names
-        if not names:
-            every = sorted({label for split in labels.values() for label in split}, key=lambda x: (len(x), x))
-            whole = all(label.isdigit() for label in every)
-            names = tuple(str(n) for n in range(int(every[-1]) + 1)) if whole and int(every[-1]) < 10**5 else ()
-            names = names or tuple(sorted(every))
+        names = self._decoder.class_names or classes_of(label for listed in labels.values() for label in listed)
         self.class_names = names
         for split, listed in labels.items():
             for row, label in enumerate(listed):
@@ -171,7 +167,7 @@ class HuggingFace(Layout):
         names = self._decoder.class_names
         if names:
             return [names[int(value)] if 0 <= int(value) < len(names) else str(value) for value in values]
-        return [str(value) for value in np.asarray(values).tolist()]
+        return ["" if value is None or value != value else str(value) for value in np.asarray(values).tolist()]
 
     def _arrange(self, scheme: str) -> dict[str, list[Sample]]:
         return completed(self.listed()) if scheme == "clean" else self.listed()

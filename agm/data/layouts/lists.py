@@ -6,13 +6,13 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from agm.data._files import LARGEST_TEXT, read_text
 
-__all__ = ["names_in", "read_json", "read_rows", "safe_name"]
+__all__ = ["classes_of", "names_in", "read_json", "read_rows", "safe_name"]
 
 
 def read_rows(path: Path, separator: str = ",", columns: int = 1) -> Iterator[tuple[int, list[str]]]:
@@ -63,6 +63,17 @@ def read_json(path: Path, largest: int = 4 * LARGEST_TEXT) -> Any:
         return json.loads(read_text(path, largest))
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"Expected {path} to be JSON, but got: {error}. Download it again.") from None
+
+
+def classes_of(labels: Iterable[str]) -> tuple[str, ...]:
+    """Names of the classes of a set that does not name them: all numbers up to the largest, or all labels, sorted.
+
+    Empty labels are none.
+    """
+    distinct = sorted(set(labels) - {""})
+    if distinct and all(label.isdecimal() and len(label) < 6 for label in distinct):
+        return tuple(str(number) for number in range(max(map(int, distinct)) + 1))
+    return tuple(distinct)
 
 
 def safe_name(name: str) -> bool:

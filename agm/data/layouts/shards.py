@@ -17,7 +17,7 @@ from agm.data._files import open_ordinary, text_of
 from agm.data.layouts.choices import Choice
 from agm.data.layouts.fields import decode_array, decode_field, field_options
 from agm.data.layouts.layout import Layout, Part, Sample
-from agm.data.layouts.lists import read_rows
+from agm.data.layouts.lists import classes_of, read_rows
 from agm.data.layouts.pictures import IMAGENET, IMAGES, Scale
 from agm.data.layouts.sound import SOUNDS
 from agm.data.layouts.splits import completed
@@ -202,10 +202,7 @@ class Shards(Layout):
         path = self.found["classes"]
         if path is not None:
             return [" ".join(cells) for _, cells in read_rows(path, "\n")]
-        distinct = sorted(set(labels))
-        if distinct and all(label.isdigit() and len(label) < 6 for label in distinct):
-            return [str(number) for number in range(max(map(int, distinct)) + 1)]
-        return distinct
+        return list(classes_of(labels))
 
     def _arrange(self, scheme: str) -> dict[str, list[Sample]]:
         return completed(self.listed()) if scheme == "clean" else self.listed()

@@ -108,6 +108,13 @@ def test_a_table_without_splits(tables, tmp_path):
     assert {split: len(samples) for split, samples in made.items()} == {"train": 24, "validation": 2, "test": 4}
     assert layout.read(layout.samples[7])["numbers"].tolist() == [7.0, 1.0]
     assert layout.class_names == ("0", "1")
+    columns["target"][:3] = [None, "b", "a"]
+    datasets.Dataset.from_dict(columns).save_to_disk(tmp_path / "two")
+    with pytest.raises(ValueError, match="readable, but got 'train 0': label ''"):
+        open_layout(tmp_path / "two")
+    layout = open_layout(tmp_path / "two", skip_bad=True)
+    assert layout.class_names == ("0", "1", "a", "b")
+    assert (len(layout.samples), len(layout.skipped)) == (29, 1)
 
 
 def test_paths_in_tables_are_not_followed(tmp_path):
