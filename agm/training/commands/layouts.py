@@ -91,7 +91,7 @@ def convert_command(layout: str, path: str, output: str, split: str, skip_bad: b
             raise UserError(str(error).replace("`split`", "--split").replace("`path`", "--output")) from error
     counts = ", ".join(f"{number} {part}" for part, number in made.counts.items())
     console.say(f"{data.title}: {counts}")
-    console.say("classes: " + ", ".join(f"{index} {label}" for index, label in enumerate(data.class_names)))
+    console.say("classes: " + "; ".join(f"{index} {label}" for index, label in enumerate(data.class_names)))
     if data.skipped:
         console.say(f"left out by the lists: {len(data.skipped)} (agm data inspect {shlex.quote(path)} says why)")
     if made.left_out:
@@ -129,7 +129,7 @@ def _print(console: Terminal, made: Inspection) -> None:
     for name, shape in made.shapes.items():
         console.say(f"  {name}: {shape}")
     console.say(f"{made.samples} samples in {len(made.classes)} classes, in this order:")
-    console.say("  " + ", ".join(f"{index} {label} ({n})" for index, (label, n) in enumerate(made.classes)))
+    console.say("  " + "; ".join(f"{index} {label} ({n})" for index, (label, n) in enumerate(made.classes)))
     for scheme, splits in made.splits.items():
         console.say(f"  --split {scheme}: " + ", ".join(f"{number} {split}" for split, number in splits.items()))
     console.say(f"{sum(number for number, _, _ in made.skipped.values())} samples are left out")

@@ -71,7 +71,7 @@ def test_a_converted_set_trains(tmp_path, capsys, monkeypatch):
     assert main(["data", "convert", "av-mnist", "avmnist", "--split", "authors", "--output", "digits.npz"]) == 0
     output = said(capsys)
     assert "AV-MNIST: 43 train, 18 test" in output
-    assert "classes: 0 0, 1 1, 2 2" in output
+    assert "classes: 0 0; 1 1; 2 2" in output
     assert "left out, which the authors hold out for competition strength: 7" in output
     assert "agm train --dataset digits.npz" in output
     arguments = [
@@ -99,7 +99,7 @@ def test_inspect_says_what_is_there_and_what_is_left_out(crema_d, tmp_path, caps
         "CREMA-D (layout crema-d), from github.com/CheyneyComputerScience/CREMA-D",
         f"found sound files: {crema_d}/AudioWAV",
         "audio: (1, 257, 188) float32",
-        "22 samples in 6 classes, in this order: 0 NEU (4), 1 HAP (3), 2 SAD (3), 3 FEA (4), 4 DIS (4), 5 ANG (4)",
+        "22 samples in 6 classes, in this order: 0 NEU (4); 1 HAP (3); 2 SAD (3); 3 FEA (4); 4 DIS (4); 5 ANG (4)",
         "--split actors: 7 train, 8 validation, 7 test",
         "--split authors: 14 train, 5 test, 3 dep",
         "2 samples are left out",

@@ -339,7 +339,7 @@ def test_training_on_a_folder_of_shards_or_tables(shards, tables, tmp_path, caps
     assert main(["data", "inspect", "shards"]) == 0
     output = " ".join(capsys.readouterr().out.split())
     assert "a WebDataset (layout webdataset)" in output
-    assert "0 guide dog (8), 1 cat (7)" in output
+    assert "0 guide dog (8); 1 cat (7)" in output
 
 
 @pytest.mark.gpu
