@@ -144,7 +144,7 @@ class HuggingFace(Layout):
                 index = self.label_of(label, names, f"{split} {row}", self.place("data"))
                 if index is not None:
                     self.samples.append(Sample(f"{split} {row}", SPLITS.get(split, split), index, row=row, extra=split))
-        self._views: dict[str, Any] = {}
+        self._views: dict[str, tuple[Any, Any]] = {}
 
     def _open(self) -> dict[str, Any]:
         datasets = needed("datasets")
@@ -162,6 +162,17 @@ class HuggingFace(Layout):
                 self.notes.append(f"split {split!r} is neither train, validation nor test, and left out")
         return kept or {"train": next(iter(tables.values()))}
 
+    def _views_of(self, table: Any) -> tuple[Any, Any]:
+        """The table with files and texts as Python's values, and with arrays as numpy's; None for no columns."""
+        kinds = self._decoder.kinds
+        table = self._decoder.undecoded(table.select_columns(list(kinds)))
+        plain = [name for name, kind in kinds.items() if kind != "array"]
+        arrays = [name for name, kind in kinds.items() if kind == "array"]
+        return (
+            table.with_format(None, columns=plain) if plain else None,
+            table.with_format("numpy", columns=arrays) if arrays else None,
+        )
+
     def _labels(self, split: str) -> list[str]:
         values = self._tables[split].with_format("numpy", columns=[self._decoder.label])[self._decoder.label][:]
         names = self._decoder.class_names
@@ -175,13 +186,9 @@ class HuggingFace(Layout):
     def _read(self, sample: Sample, training: bool, generator: torch.Generator | None) -> dict[str, Tensor]:
         split = sample.extra
         if split not in self._views:
-            kept = list(self._decoder.kinds)
-            self._views[split] = self._decoder.undecoded(self._tables[split].select_columns(kept))
-        view = self._views[split]
-        arrays = [name for name, kind in self._decoder.kinds.items() if kind == "array"]
-        row = dict(view.with_format(None, columns=[n for n in self._decoder.kinds if n not in arrays])[sample.row])
-        if arrays:
-            row.update(view.with_format("numpy", columns=arrays)[sample.row])
+            self._views[split] = self._views_of(self._tables[split])
+        files, arrays = self._views[split]
+        row = {**({} if files is None else files[sample.row]), **({} if arrays is None else arrays[sample.row])}
         return self._decoder.decode(
             row, self.chosen, f"row {sample.row} of {split} in {self.root}", training, generator
         )
