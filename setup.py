@@ -168,6 +168,7 @@ setup(
         "agm.competition",
         "agm.data",
         "agm.data.builders",
+        "agm.data.layouts",
         "agm.federated",
         "agm.integrations",
         "agm.kernels",

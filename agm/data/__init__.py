@@ -1,4 +1,7 @@
-"""Datasets: those that come with the package, and arrays of the user's own."""
+"""Datasets: those that come with the package, and arrays of the user's own.
+
+`agm.data.layouts` reads the field's datasets as they lie on a disk.
+"""
 
 from agm.data.arrays import save
 from agm.data.datasets import available, load

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from agm.data._files import memory, open_ordinary, read_text
 
-__all__ = ["LABELS", "Refused", "load_tensors", "read_arrays"]
+__all__ = ["LABELS", "Refused", "check_header", "load_tensors", "read_arrays"]
 
 # Names that are no modality. As the only ones they may be text files in a folder.
 LABELS = ("target", "split", "class_names", "task")
@@ -162,6 +162,19 @@ def _read_entries(stream: IO[bytes]) -> Iterator[tuple[str, np.ndarray]]:
 
 def _read_array(stream: IO[bytes], size: int) -> np.ndarray:
     """An array in numpy's format, of which there are `size` bytes; compared with what its header declares."""
+    check_header(stream, size)
+    stream.seek(0)
+    with _unharmed("an array is damaged"):
+        array: np.ndarray = np.lib.format.read_array(stream, allow_pickle=False, max_header_size=HEADER)
+    return array
+
+
+def check_header(stream: IO[bytes], size: int) -> None:
+    """Read the header of an array in numpy's format, of which there are `size` bytes.
+
+    Raises:
+        Refused: it holds pickled objects, or the array has more or fewer bytes than it declares.
+    """
     stream.seek(0)
     with _unharmed("pickled objects, or an array whose header does not read"):
         version = np.lib.format.read_magic(stream)
@@ -172,10 +185,6 @@ def _read_array(stream: IO[bytes], size: int) -> np.ndarray:
     declared = math.prod(shape) * dtype.itemsize
     if declared != size - stream.tell() or any(length < 0 for length in shape):
         raise Refused(f"an array declares {declared} bytes, and has {size - stream.tell()}")
-    stream.seek(0)
-    with _unharmed("an array is damaged"):
-        array: np.ndarray = np.lib.format.read_array(stream, allow_pickle=False, max_header_size=HEADER)
-    return array
 
 
 @contextmanager

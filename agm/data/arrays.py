@@ -13,7 +13,7 @@ entry a line):
     class_names         (C,)        optional: the classes in order; else those of the training labels, strings
                                     sorted, integers 0 to the largest. Of labels and numbers, what each is called
     audio.scale,        ()          optional: the modality is stored quantised, and its values are
-    audio.offset                    audio * scale + offset
+    audio.offset                    audio * scale + offset; a number each, or (C, 1, 1) and the like: of each channel
     meta.ANYTHING                   ignored
 
 Floating-point, bool and uint8 arrays and quantised ones become float32; other integers are token ids, of which 0 is
@@ -23,6 +23,7 @@ longest, or of an array of bytes its item size. Labels in `target.txt` that are 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -189,11 +190,7 @@ def _input(
         return torch.from_numpy(values.astype(np.int64))
     with np.errstate(over="ignore"):  # what overflows float32 is reported below
         if scale is not None or offset is not None:
-            step = _quantity(path, f"{key}.scale", 1.0 if scale is None else scale)
-            # In float64 whatever they are stored in: float16 would be rounded twice.
-            values = values.astype(np.float64) * step + _quantity(
-                path, f"{key}.offset", 0.0 if offset is None else offset
-            )
+            values = _dequantised(path, key, values, scale, offset)
         values = np.ascontiguousarray(values, dtype=np.float32)
     finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
     if not finite.all():
@@ -205,14 +202,35 @@ def _input(
     return torch.from_numpy(values)
 
 
-def _quantity(path: Path, key: str, value: np.ndarray | float) -> float:
+def _dequantised(
+    path: Path, key: str, values: np.ndarray, scale: np.ndarray | None, offset: np.ndarray | None
+) -> np.ndarray:
+    """values * scale + offset in float32, computed in float64 whatever they are stored in: float16 would be rounded
+    twice. Some rows at a time, since float64 takes eight times the memory of bytes.
+    """
+    factor = _quantity(path, f"{key}.scale", 1.0 if scale is None else scale, values)
+    shift = _quantity(path, f"{key}.offset", 0.0 if offset is None else offset, values)
+    made = np.empty(values.shape, dtype=np.float32)
+    rows = max(1, 2**22 // max(1, math.prod(values.shape[1:])))
+    for begin in range(0, len(values), rows):
+        made[begin : begin + rows] = values[begin : begin + rows].astype(np.float64) * factor + shift
+    return made
+
+
+def _quantity(path: Path, key: str, value: np.ndarray | float, values: np.ndarray) -> np.ndarray:
+    """One number, or some that a row of `values` can be multiplied by."""
     value = np.asarray(value)
-    if value.size != 1 or value.dtype.kind not in "fiu":
+    fits = value.dtype.kind in "fiu" and value.size > 0
+    if value.size == 1 and fits:
+        return value.astype(np.float64).reshape(())
+    row = values.shape[1:]
+    fits = fits and 0 < value.ndim <= len(row)
+    if not fits or any(n not in (1, m) for n, m in zip(value.shape[::-1], row[::-1], strict=False)):
         raise ValueError(
-            f"Expected `{key}` in {path} to be one number, but got {value.dtype} of shape {value.shape}. "
-            "Quantise a modality with one scale and one offset."
+            f"Expected `{key}` in {path} to be one number, or numbers of each channel, but got {value.dtype} of shape "
+            f"{value.shape} for rows {row}. Quantise a modality with one scale and one offset."
         )
-    return float(value.reshape(()))
+    return value.astype(np.float64)
 
 
 def _text(path: Path, key: str, values: np.ndarray) -> torch.Tensor:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 
 from agm.data.arrays import load_arrays
 from agm.data.av_digits import load_av_digits
@@ -62,12 +63,14 @@ def load(name_or_path: str | os.PathLike[str], modalities: Sequence[str] | None 
     """Load a dataset.
 
     Args:
-        name_or_path: one of `available()`, or a folder, `.npz` or `.pt` file in the layout of
-            `agm.data.arrays`. A known name wins over a folder of that name ("./av-digits" is the folder).
+        name_or_path: one of `available()`; or a folder, `.npz` or `.pt` file in the layout of `agm.data.arrays`; or a
+            folder with a dataset of the field, of Hugging Face or of WebDataset (`agm.data.layouts`), which is decoded
+            into memory. A known name wins over a folder of that name ("./av-digits" is the folder).
         modalities: which to take, in this order; by default all, and of emoji the picture and the English name.
 
     Raises:
         FileNotFoundError: the path does not exist.
+        ModuleNotFoundError: a package that decodes is not installed.
         ValueError: an unknown name or modality, or a file that is not as the layout says.
 
     Example:
@@ -83,4 +86,16 @@ def load(name_or_path: str | os.PathLike[str], modalities: Sequence[str] | None 
             f"Expected `name_or_path` to be a known dataset ({', '.join(_BUNDLED)}) "
             f"or the path of a folder, .npz or .pt file, but got {name!r}. Check the spelling."
         )
-    return load_arrays(name, modalities=modalities)
+    layout = _layout_of(Path(name))
+    if layout is None:
+        return load_arrays(name, modalities=modalities)
+    return layout if modalities is None else layout.select(modalities)
+
+
+def _layout_of(path: Path) -> MultimodalData | None:
+    """The dataset of a folder that has a layout of the field (agm.data.layouts), in memory; None for other paths."""
+    if not path.is_dir() or any((path / f"target{ending}").exists() for ending in (".npy", ".pt", ".txt")):
+        return None
+    from agm.data.layouts import load_layout, open_layout, recognise
+
+    return None if recognise(path) is None else load_layout(open_layout(path))

@@ -23,7 +23,7 @@ __all__ = ["Passes", "batches", "chosen_modalities", "cut", "fingerprint", "hold
 def load_data(config: Config) -> MultimodalData:
     try:
         data = datasets.load(config.dataset, chosen_modalities(config))
-    except (OSError, TypeError, ValueError) as error:
+    except (ModuleNotFoundError, OSError, TypeError, ValueError) as error:
         message = str(error).replace("`name_or_path`", "--dataset").replace("argument `modalities`", "--modalities")
         raise UserError(message) from error
     if len(data.train) < 2:

@@ -73,6 +73,21 @@ def test_folder_with_text_files(tmp_path):
     assert agm.data.load(tmp_path).train.target.tolist() == [2, 0, 1]
 
 
+def test_a_scale_of_each_channel(tmp_path):
+    image = np.arange(5 * 3 * 4, dtype=np.uint8).reshape(5, 3, 2, 2)
+    scale, offset = np.array([0.5, 1.0, 2.0]).reshape(3, 1, 1), np.array([-1.0, 0.0, 1.0]).reshape(3, 1, 1)
+    arrays = _arrays(image=image, **{"image.scale": scale, "image.offset": offset})
+    data = agm.data.load(_write(tmp_path / "set.npz", arrays))
+    expected = (image * scale + offset)[SPLIT == "train"]
+    np.testing.assert_array_equal(data.train.inputs["image"], expected)
+    for wrong in (np.ones((2, 1, 1)), np.ones((1, 3, 1, 1, 1)), np.ones((0,)), np.array(["a"])):
+        path = _write(tmp_path / "wrong.npz", {**arrays, "image.scale": wrong})
+        with pytest.raises(
+            ValueError, match=r"`image.scale` in .* to be one number, or numbers of each channel, but got"
+        ):
+            agm.data.load(path)
+
+
 def test_dtypes_and_quantisation(tmp_path):
     codes = np.array([[0], [1], [2], [3], [255]], dtype=np.uint8)
     arrays = _arrays(
@@ -200,7 +215,10 @@ REFUSED = {
     "one-hot labels": ({"target": np.eye(5, dtype=int)}, r"`target` in .* of shape \(5, 5\)"),
     "dotted name": ({"sound.x": np.zeros(5)}, "a name with a dot .* got 'sound.x'"),
     "scale of nothing": ({"other.scale": np.ones(())}, "a name with a dot .* got 'other.scale'"),
-    "scale a row": ({"sound.scale": np.ones(5)}, r"`sound.scale` in .* to be one number, but got .* \(5,\)"),
+    "scale a row": (
+        {"sound.scale": np.ones(5)},
+        r"`sound.scale` in .* to be one number, or numbers of each channel, but got .* \(5,\)",
+    ),
     "class named twice": ({"class_names": np.array(["a", "b", "a"])}, "one distinct name a class"),
 }
 

@@ -1,10 +1,11 @@
-"""`agm data build`."""
+"""`agm data`."""
 
 from __future__ import annotations
 
 import click
 from rich.progress import Progress
 
+from agm.training.commands.layouts import convert_command, inspect_command, layouts_command
 from agm.training.commands.packages import BUILDS, require_new, wrote
 from agm.training.console import Terminal
 from agm.training.errors import UserError
@@ -15,6 +16,11 @@ __all__ = ["data_group"]
 @click.group("data")
 def data_group() -> None:
     """Datasets."""
+
+
+data_group.add_command(layouts_command)
+data_group.add_command(inspect_command)
+data_group.add_command(convert_command)
 
 
 @data_group.group("build")
