@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from agm._inputs.absent import Absent, batch_size
 from agm._inputs.arguments import Arguments, Modalities
+from agm._inputs.learnt_absent import LearntAbsent
 from agm._module_state.undo import all_or_nothing
 from agm._module_state.values import kept_generators, kept_surroundings, kept_values
 from agm._one_pass.choice import Passes
@@ -159,21 +160,11 @@ class AGM(nn.Module):
         self.kept = AbsentFeaturesState(self._passes.absent_features) if absent_refresh > 1 else None
         self.sampler = None if subsets is None else SubsetSampler(len(self._passes.modalities), subsets, seed)
         self.module = network
-        self.absent = nn.Module()  # what is learnt of absent inputs: parameters and modules among them
-        for name, value in self._passes.absent.items():
-            if isinstance(value, nn.Parameter):
-                self.absent.register_parameter(name, value)
-            elif isinstance(value, nn.Module):
-                self.absent.add_module(name, value)
-            elif any(isinstance(leaf, (nn.Parameter, nn.Module)) for leaf in tree_leaves(value)):
-                raise ValueError(
-                    f"Expected what is learnt of an absent `{name}` to be a parameter or a module by itself, but it is "
-                    "inside a pytree. Give a module that takes the input and returns the absent one."
-                )
-        if not absent_gradient and self._learnt():
+        self.absent = LearntAbsent(self._passes.absent)
+        if not absent_gradient and (learnt := dict(self.absent.items())):
             raise ValueError(
                 "Expected argument `absent_gradient` to be True where absent inputs are learnt, by that gradient, but "
-                f"got False, and {[name for name, _ in self._learnt()]} are."
+                f"got False, and {list(learnt)} are."
             )
         if isinstance(network, DistributedDataParallel) and next(self.absent.parameters(), None) is not None:
             raise ValueError(
@@ -240,7 +231,7 @@ class AGM(nn.Module):
         self._follow()
         if not modulates and present is None and self._passes.binding.is_verbatim(args):
             return self.module(*args, **kwargs)
-        for name, value in self._learnt():
+        for name, value in self.absent.items():
             self._passes.absent[name] = value  # loading may have put another in its place
         arguments = self._passes.binding.split(args, kwargs)
         if not modulates:
@@ -294,10 +285,6 @@ class AGM(nn.Module):
         own = [state.values, state.counts, state.seen, *self.modulator.buffers()]
         generators = kept_generators(state.values.device)
         return [put_back_own, kept_values(self.module, own), generators]
-
-    def _learnt(self) -> list[tuple[str, Any]]:
-        """Modality -> its absent input, of those that are learnt."""
-        return [*self.absent._parameters.items(), *self.absent._modules.items()]
 
     def plan(self) -> Plan:
         """What a training step computes: which rows go through which part of the network, in which mode, and why.

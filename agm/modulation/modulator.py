@@ -10,6 +10,7 @@ from torch.distributed import ProcessGroup, get_rank
 from torch.nn.parallel import DistributedDataParallel
 
 from agm.distributed import Peers, summed
+from agm.modulation import order
 from agm.modulation.additive import AdditiveLogits, fused_modulate_additive
 from agm.modulation.checks import check_backend
 from agm.modulation.functional import fused_modulate
@@ -39,13 +40,16 @@ class Modulator(nn.Module):
 
     Attributes:
         peers: the processes of the group.
-        state: the `agm.ModulationState`, saved in the state dict as `state.*`.
+        state: the `agm.ModulationState`, saved in the state dict as `state.*`. Beside it are the names of the
+            `modalities`: a state that was saved in another order is loaded by name.
         epoch: the current epoch, from 0; set it at the start of each epoch if there is a window.
 
     Raises:
         ValueError: names that are fewer than two or not distinct, or a setting that cannot be.
         TypeError: `process_group` is none.
     """
+
+    _by_modality: tuple[str, ...] = ("state.running_scores",)  # of the state dict: (M,), in the order of the modalities
 
     def __init__(
         self,
@@ -204,6 +208,25 @@ class Modulator(nn.Module):
         for tensor in (self.state.values, self.state.counts):
             # A sum of which the others add nothing; torch.compile traces no broadcast.
             tensor.copy_(summed(tensor.clone() if first else torch.zeros_like(tensor), group))
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + order.KEY] = order.order_of(self.modalities, self.state.values.device)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        *_, error_msgs = args
+        saved = state_dict.pop(prefix + order.KEY, None)  # none in checkpoints of versions before
+        if saved is not None and not saved.is_meta:
+            try:
+                places = order.places_of(saved, self.modalities, prefix + order.KEY)
+            except ValueError as error:
+                error_msgs.append(str(error))
+                return
+            for key in (prefix + name for name in self._by_modality):
+                values = state_dict.get(key)
+                if places != sorted(places) and values is not None and len(values) == len(places):
+                    state_dict[key] = values[places]
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def report(self) -> dict[str, dict[str, float]]:
         """The last step in numbers, by modality; reading them synchronises with the device.

@@ -218,7 +218,18 @@ def check_classes(target: Tensor, classes: int, ignore_index: int) -> None:
         )
 
 
-def check_modalities(modalities: Sequence[str]) -> tuple[str, ...]:
+def check_modalities(modalities: Iterable[str]) -> tuple[str, ...]:
+    """Their names, in order.
+
+    Raises:
+        TypeError: they have no order.
+        ValueError: they are fewer than two, not distinct, or no names that a modality may have.
+    """
+    if isinstance(modalities, (set, frozenset)):  # another order in every process
+        raise TypeError(
+            f"Expected argument `modalities` to be in an order, which numbers the subsets, but got a "
+            f"{type(modalities).__name__}. Give a tuple."
+        )
     names = (modalities,) if isinstance(modalities, str) else tuple(modalities)
     if len(names) < 2 or len(set(names)) != len(names) or not all(isinstance(n, str) and n for n in names):
         raise ValueError(

@@ -56,14 +56,13 @@ class Parts:
             raise TypeError(f"Expected argument `network` to be an nn.Module, but got {type(network).__name__}.")
         self.network: Any = network
         self.encoders = _encoders(network, encoders)
-        self.modalities = tuple(self.encoders) if modalities is None else tuple(modalities)
+        names = tuple(self.encoders) if modalities is None else modalities
+        self.modalities = tuple(names) if len(names) == 1 else check_modalities(names)
         if set(self.modalities) != set(self.encoders):
             raise ValueError(
                 f"Expected argument `modalities` to name those that have an encoder, {tuple(self.encoders)}, in any "
                 f"order, but got {self.modalities}."
             )
-        if len(self.modalities) != 1:
-            check_modalities(self.modalities)
         self.encoders = {name: self.encoders[name] for name in self.modalities}
         _check_apart(self.encoders)
         self.heads = _checked_heads(heads, self.modalities)

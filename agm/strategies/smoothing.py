@@ -33,6 +33,7 @@ class SmoothedModulator(Modulator):
     """
 
     smoothed: Tensor
+    _by_modality = ("state.running_scores", "smoothed")
 
     def __init__(self, modalities: tuple[str, ...], *, smoothing: float, **settings: Any) -> None:
         super().__init__(modalities, **settings)

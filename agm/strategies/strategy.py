@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from agm._inputs.arguments import Modalities
 from agm._passes.outputs import Output
+from agm.modulation import order
 from agm.modulation.scale_gradients import scale_gradients_
 from agm.strategies._checks import check_choice, check_window
 from agm.strategies.batch import Batch, Criterion
@@ -189,6 +190,25 @@ class Strategy(nn.Module):
         if tensor is not None and place is not None:
             tensor = tensor.to(place.device)
         super().register_buffer(name, tensor, persistent)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if any(key.startswith(prefix) for key in destination):  # a state of its own, by places of modalities
+            destination[prefix + order.KEY] = order.order_of(self.modalities)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        *_, error_msgs = args
+        saved = state_dict.pop(prefix + order.KEY, None)  # none in checkpoints of versions before
+        if saved is not None and not saved.is_meta:
+            names = order.names_in(saved)
+            if names != self.modalities:
+                error_msgs.append(
+                    f"Expected a state of the modalities {self.modalities}, in this order, but "
+                    f"{prefix + order.KEY} holds {names}. Name them in that order: {type(self).__name__}(..., "
+                    f"modalities={names})."
+                )
+                return
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     # What a training loop calls.
 
