@@ -2,6 +2,7 @@
 
 import inspect
 import threading
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import chain
@@ -15,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from agm._inputs.absent import Absent, batch_size
 from agm._inputs.arguments import Arguments, Modalities
+from agm._inputs.explained import explained
 from agm._inputs.learnt_absent import LearntAbsent
 from agm._module_state.undo import all_or_nothing
 from agm._module_state.values import kept_generators, kept_surroundings, kept_values
@@ -138,6 +140,11 @@ class AGM(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
+        if isinstance(network, AGM):
+            raise TypeError(
+                "Expected argument `network` to be a network, but got an agm.AGM, which has one. Use it as it is, or "
+                "wrap its network anew: agm.AGM(model.module, ...)."
+            )
         self._options = MaskedOptions(
             modalities=modalities,
             masked=masked,
@@ -154,6 +161,7 @@ class AGM(nn.Module):
         )
         peers = Peers(process_group)
         self._passes = MaskedPasses(network, self._options, peers)
+        self._warned_of_classes = False
         if modalities is None:  # so that they stay these, whatever network takes this one's place
             self._options = replace(self._options, modalities=self._passes.modalities)
         self._target_name = _checked_target(network, target)
@@ -239,18 +247,34 @@ class AGM(nn.Module):
         self._check(arguments.inputs, target)
         if torch.compiler.is_compiling():
             return self._modulated(arguments, target, present)
-        with all_or_nothing(kept_surroundings()), all_or_nothing(*self._as_before()):
+        before = self._as_before()
+        with all_or_nothing(kept_surroundings()), all_or_nothing(*before), explained(arguments.inputs):
             return self._modulated(arguments, target, present)
 
     def _modulated(self, arguments: Arguments, target: Tensor | None, present: Tensor | None) -> Any:
         sample = None if self.sampler is None else self.sampler()
         output, masked, rows = self._passes.step(arguments, present, sample)
         joint = self._passes.outputs.logits(output)
+        if joint.dim() > 2:
+            self._warn_of_classes(joint, target)
         stacked = self._passes.put_together(joint, masked, rows)
         logits = self.modulator(stacked, target, present=present, sample=sample)
         if self.sampler is not None:
             self.sampler.draws += 1
         return logits if output is joint else self._passes.outputs.put(output, logits)
+
+    def _warn_of_classes(self, logits: Tensor, target: Any) -> None:
+        """Once, of logits (B, ..., C) that fit the target with the classes in dimension 1 as well."""
+        if torch.compiler.is_compiling() or self._options.class_dim is not None or self._warned_of_classes:
+            return
+        alike = len(set(logits.shape[1:])) == 1
+        if alike and isinstance(target, Tensor) and target.shape == logits.shape[:-1]:
+            self._warned_of_classes = True
+            warnings.warn(
+                f"Logits {tuple(logits.shape)} fit the target {tuple(target.shape)} whether their classes are in "
+                "dimension 1 or in the last: the last is taken. Say which, with class_dim=1 or class_dim=-1.",
+                stacklevel=2,
+            )
 
     def _alone(self) -> threading.Lock:
         """Held while a call runs, one thread at a time: a step changes the modes of the network's modules meanwhile.

@@ -128,6 +128,8 @@ def _split_differs(encoder: nn.Module, present: Any, rows: Any, peers: Peers) ->
             # Nothing of the eval rows may reach the train rows: of what is not a number the least trace shows.
             poisoned = split_features(encoder, present, pytree.tree_map(_poison, rows))[0]
             after_poisoned = _state(encoder, present)
+    except (MemoryError, torch.OutOfMemoryError):  # says nothing about the encoder
+        raise
     except Exception as error:  # of any kind: two passes have just shown that the input is not to blame
         return f"one pass raises {type(error).__name__}: {error}"
     if not torch.equal(after.pop("generator"), after_one.pop("generator")):

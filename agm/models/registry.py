@@ -66,7 +66,8 @@ def _encoder(name: str, shape: tuple[int, ...], width: int, tokens: bool) -> nn.
     if not 1 <= len(shape) <= 4 or any(side < 1 for side in shape):
         raise ValueError(
             f"Expected the sample shape of modality {name!r} to be (D,), (T, D), (C, H, W) or (T, C, H, W), "
-            f"but got {shape}. Build the encoders yourself and pass them to a fusion of agm.models."
+            f"but got {shape}. Of one number a sample make (N, 1); or build the encoders yourself and pass them to a "
+            "fusion of agm.models."
         )
     if len(shape) == 1:
         return MLPEncoder(shape[0], num_features=width)

@@ -113,7 +113,10 @@ class ModulationState(nn.Module):
         return self.counts[self.num_modalities + reference.SKIPPED]
 
     def extra_repr(self) -> str:
-        return f"num_modalities={self.num_modalities}"
+        if self.values.is_meta:
+            return f"num_modalities={self.num_modalities}"
+        scores = ", ".join(f"{score:.4g}" for score in self.running_scores.tolist())
+        return f"num_modalities={self.num_modalities}, step={int(self.step)}, running_scores=[{scores}]"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ModulationState":
         own, fresh = (self.values, self.counts, self.seen), _fresh(self.num_modalities, "cpu")

@@ -25,11 +25,18 @@ def load_data(config: Config) -> MultimodalData:
         data = datasets.load(config.dataset)
     except (OSError, TypeError, ValueError) as error:
         raise UserError(str(error).replace("`name_or_path`", "--dataset")) from error
+    if "present" in data.modalities:
+        raise UserError(
+            f"Expected the arrays of {config.dataset!r} to be modalities beside the target and the split, but got one "
+            "named 'present', under which agm.AGM takes which samples have which modalities. Commands train on samples "
+            "that have all of them: leave it out, or rename a modality of that name."
+        )
     for name, values in data.train.inputs.items():
         if not values.is_floating_point():
             raise UserError(
-                f"Expected every modality to be real-valued for the networks of agm.models.build, but got token "
-                f"ids in {name!r}. Wrap a network of your own in agm.AGM and write the loop, or store features."
+                "Expected every modality to be real-valued for the networks of agm.models.build, but got "
+                f"{values.dtype} in {name!r}. Store counts and other numbers as floats; of token ids store features, "
+                "or wrap a network of your own in agm.AGM and write the loop."
             )
     if len(data.train) < 2:
         raise UserError("Expected the training split to hold 2 samples or more, but got 1. Add samples.")

@@ -39,12 +39,12 @@ def test_pure_wheel_holds_the_package_and_nothing_else(build: Build) -> None:
     assert wheel.name.endswith("-py3-none-any.whl")
     files = wheel_files(wheel)
     package = {file for file in files if ".dist-info/" not in file}
-    assert package == shipped_files() | {"agm/_native.txt"}
+    assert package == shipped_files() | {"agm/_native.txt", "_agm_command.py"}
     assert "agm/py.typed" in package
     assert any(file.endswith("dist-info/licenses/LICENSE") for file in files)
     # A top-level `kernels` in site-packages would shadow another project's package of that name.
     top = next(file for file in files if file.endswith("top_level.txt"))
-    assert zipfile.ZipFile(wheel).read(top).decode().split() == ["agm"]
+    assert zipfile.ZipFile(wheel).read(top).decode().split() == ["_agm_command", "agm"]
 
 
 def test_sdist_can_build_everything(build: Build) -> None:
