@@ -27,7 +27,7 @@ from agm._passes.options import Masked, MaskedOptions
 from agm._passes.outputs import Output
 from agm._passes.plan import Plan
 from agm.distributed import Peers
-from agm.modulation.modulator import Modulator
+from agm.modulation.modulator import Modulator, Outside
 from agm.modulation.scores import ScoreName, find_score
 from agm.modulation.surroundings import check_surroundings
 from agm.shapley.sampling import SubsetSampler
@@ -98,6 +98,9 @@ class AGM(nn.Module):
         seed: of the draws.
         start: first epoch that is modulated; set `epoch` then, also after resuming, for it is not in the state dict.
         stop: first epoch that no longer is; None for no end.
+        outside: what a training step in another epoch does, as in `agm.Modulator`: "joint": the joint pass alone, and
+            no score is taken; "published", as the authors' code: scores are taken in every epoch, at the cost of the
+            masked passes, and the coefficients are 1 before `start` and stay those of the last step from `stop` on.
         process_group: of the processes that train together. None: the default group wherever `torch.distributed` is
             initialised with more than one process; False: each process by itself.
 
@@ -136,6 +139,7 @@ class AGM(nn.Module):
         seed: int = 0,
         start: int = 0,
         stop: int | None = None,
+        outside: Outside = "joint",
         process_group: ProcessGroup | Literal[False] | None = None,
         backend: str = "auto",
     ) -> None:
@@ -188,6 +192,7 @@ class AGM(nn.Module):
             score=score,
             start=start,
             stop=stop,
+            outside=outside,
             backend=backend,
         )
         self.modulator.peers = peers
@@ -323,7 +328,7 @@ class AGM(nn.Module):
         self._follow()
         plan = self._passes.plan(None if self.sampler is None else self.sampler.rows())
         start, stop = self.modulator.start, self.modulator.stop
-        if (start, stop) == (0, None):
+        if (start, stop) == (0, None) or self.modulator.outside == "published":
             return plan
         window = f"from epoch {start} on" if stop is None else f"in epochs {start} to {stop - 1}"
         window = f"Only {window}; in the others the joint pass alone." if start != stop else "In no epoch."

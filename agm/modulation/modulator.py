@@ -14,13 +14,16 @@ from agm.modulation import order
 from agm.modulation.additive import AdditiveLogits, fused_modulate_additive
 from agm.modulation.checks import check_backend
 from agm.modulation.functional import fused_modulate
+from agm.modulation.given import modulate_by
 from agm.modulation.scores import ScoreName, find_score
 from agm.modulation.state import ModulationState
 from agm.ops import _checks
 from agm.ops._backends import BACKENDS
 from agm.shapley.sampling import SubsetSample
 
-__all__ = ["Modulator"]
+__all__ = ["Modulator", "Outside"]
+
+Outside = Literal["joint", "published"]
 
 
 class Modulator(nn.Module):
@@ -29,11 +32,25 @@ class Modulator(nn.Module):
     In training mode, in the epochs `start <= epoch < stop`, a call is `fused_modulate`; otherwise, and under
     `torch.no_grad()`, where no gradient is to be modulated, it returns the joint logits and leaves the state alone.
 
+    What the authors' code (lihong2303/AGM_ICCV2023) does in the other epochs is `outside="published"`. It counts epochs
+    from 1 and has its last one in the window: `modulation_starts` a and `modulation_ends` b are `start=a - 1, stop=b`.
+
+    Example:
+
+        >>> modulator = agm.Modulator(("audio", "visual"), alpha=1.5, start=9, stop=50, outside="published")
+        >>> for modulator.epoch in range(100):          # their epochs 1 to 100, modulated from 10 to 50
+        ...     for masked, target in loader:           # (3, B, C), (B,)
+        ...         loss = F.cross_entropy(modulator(masked, target), target)
+
     Args:
         modalities: their names, in bit order (the first is bit 0 of a subset); two or more.
         alpha, max_gap, floor, ignore_index, score, backend: as in `agm.fused_modulate`.
         start: first epoch that is modulated.
         stop: first epoch that no longer is; None for no end.
+        outside: what a training step in another epoch does. "joint": plain joint training, no score is taken.
+            "published": every step takes its scores into the running ones; before `start` the coefficients are 1, and
+            from `stop` on those of the last step in the window stay. They are saved in the state dict, as
+            `state.coefficients`.
         process_group: of processes that train together, as in `agm.fused_modulate`. None: the default group wherever
             `torch.distributed` is initialised with more than one process; False: each process by itself. Every process
             of the group must then take every training step, or enter torch's `Join` with `agm.joining.joinable(model)`.
@@ -49,7 +66,8 @@ class Modulator(nn.Module):
         TypeError: `process_group` is none.
     """
 
-    _by_modality: tuple[str, ...] = ("state.running_scores",)  # of the state dict: (M,), in the order of the modalities
+    # Of the state dict: (M,), in the order of the modalities.
+    _by_modality: tuple[str, ...] = ("state.running_scores", "state.coefficients")
 
     def __init__(
         self,
@@ -62,6 +80,7 @@ class Modulator(nn.Module):
         score: ScoreName = "cross_entropy",
         start: int = 0,
         stop: int | None = None,
+        outside: Outside = "joint",
         process_group: ProcessGroup | Literal[False] | None = None,
         backend: str = "auto",
     ) -> None:
@@ -72,6 +91,8 @@ class Modulator(nn.Module):
         whole = isinstance(start, int) and (stop is None or isinstance(stop, int))
         if not whole or start < 0 or (stop is not None and stop < start):
             raise ValueError(f"Expected whole epochs 0 <= `start` <= `stop`, but got start={start!r}, stop={stop!r}.")
+        if outside not in ("joint", "published"):
+            raise ValueError(f"Expected argument `outside` to be 'joint' or 'published', but got {outside!r}.")
         if backend not in ("auto", *BACKENDS):
             raise ValueError(
                 f"Expected argument `backend` to be 'auto' or one of {sorted(BACKENDS)}, but got {backend!r}."
@@ -83,12 +104,15 @@ class Modulator(nn.Module):
         self.floor = floor
         self.ignore_index = ignore_index
         self._window = start, stop
+        self.outside = outside
         self.score = score
         self.backend = backend
         self.epoch = 0
         self.peers = Peers(process_group)
         self._begun = False
         self.state = ModulationState(len(self.modalities))
+        if outside == "published":
+            self.state.save_coefficients()
 
     @property
     def start(self) -> int:
@@ -118,18 +142,30 @@ class Modulator(nn.Module):
     @epoch.setter
     def epoch(self, epoch: int) -> None:
         self._epoch = epoch
-        # A graph is guarded by what `active` reads: by the number of the epoch, each epoch would be compiled anew.
-        self._within = self.start <= epoch < (math.inf if self.stop is None else self.stop)
+        # A graph is guarded by what a call reads: by the number of the epoch, each epoch would be compiled anew.
+        self._before = epoch < self.start
+        self._after = not self._before and epoch >= (math.inf if self.stop is None else self.stop)
 
     @property
     def active(self) -> bool:
-        """Whether a call modulates: training mode, gradients enabled, and the epoch inside the window."""
+        """Whether a call is a step: training mode, gradients enabled, and the epoch inside the window, or any epoch
+        where `outside` is "published"."""
         return self.modulates_now and torch.is_grad_enabled()
 
     @property
     def modulates_now(self) -> bool:
-        """Whether calls with gradients modulate: training mode, and the epoch inside the window."""
-        return self.training and self._within
+        """Whether calls with gradients are steps, see `active`."""
+        return self.training and (self.outside == "published" or not (self._before or self._after))
+
+    @property
+    def alpha_now(self) -> float:
+        """The strength of this epoch's steps: `alpha`, or 0 outside the window."""
+        return 0.0 if self._before or self._after else self.alpha
+
+    @property
+    def held(self) -> Tensor | None:
+        """(M,) copy of the coefficients that this epoch's steps leave as they are; None before `stop`."""
+        return self.state.coefficients.clone() if self._after else None
 
     def forward(
         self,
@@ -161,7 +197,7 @@ class Modulator(nn.Module):
             raise ValueError("Expected argument `target` to hold the batch's targets in training mode, but got None.")
         group = self._group()
         settings: dict[str, Any] = {
-            "alpha": self.alpha,
+            "alpha": self.alpha_now,
             "max_gap": self.max_gap,
             "floor": self.floor,
             "ignore_index": self.ignore_index,
@@ -169,6 +205,22 @@ class Modulator(nn.Module):
             "process_group": group,
             "backend": self.backend,
         }
+        held = self.held
+        if held is None:
+            return self._step(masked_logits, target, present, sample, settings)
+        with torch.no_grad():
+            self._step(masked_logits, target, present, sample, settings)
+            self.state.coefficients.copy_(held)
+        return modulate_by(held, masked_logits, present=present, sample=sample, backend=self.backend)
+
+    def _step(
+        self,
+        masked_logits: Tensor | AdditiveLogits,
+        target: Tensor,
+        present: Tensor | None,
+        sample: SubsetSample | None,
+        settings: dict[str, Any],
+    ) -> Tensor:
         if isinstance(masked_logits, AdditiveLogits):
             parts, absent, joint = masked_logits
             return fused_modulate_additive(
@@ -251,5 +303,6 @@ class Modulator(nn.Module):
 
     def extra_repr(self) -> str:
         window = "" if (self.start, self.stop) == (0, None) else f", start={self.start}, stop={self.stop}"
+        window += f", outside={self.outside!r}" if window and self.outside != "joint" else ""
         score = "" if self.score == "cross_entropy" else f", score={self.score!r}"
         return f"{', '.join(self.modalities)}, alpha={self.alpha}, max_gap={self.max_gap}{score}{window}"

@@ -7,6 +7,7 @@ from typing import Any, Literal, Unpack
 from torch import Tensor, nn
 
 from agm.engine import AGM as Engine
+from agm.modulation.modulator import Outside
 from agm.ops.reference import COEFFICIENTS, RATIOS, REFERENCE_RATIOS, SCORES
 from agm.strategies._checks import check_number
 from agm.strategies.batch import Batch
@@ -41,6 +42,8 @@ class AGM(Strategy):
         bound: of what the masked passes may add to the gradient of an encoder, as a share of what the joint pass gives
             it: below 1 no encoder's update turns around, and 0 leaves the joint pass's gradient times the mean
             coefficient (`agm.strategies.BoundedPasses` has the formula). None, the published method, has no bound.
+        outside: of `agm.Modulator`: "joint" trains plainly outside the window; "published" takes scores in every epoch
+            and keeps the last coefficients from `stop` on.
         common: see `Strategy`.
     """
 
@@ -57,6 +60,7 @@ class AGM(Strategy):
         masked: Literal["exact", "shared"] = "exact",
         smoothing: float = 0.0,
         bound: float | None = None,
+        outside: Outside = "joint",
         **common: Unpack[Common],
     ) -> None:
         super().__init__(network, **common)
@@ -69,6 +73,7 @@ class AGM(Strategy):
             "floor": floor,
             "start": self.start,
             "stop": self.stop,
+            "outside": outside,
         }
         encoders = common.get("encoders")
         output = common.get("output")
@@ -99,6 +104,10 @@ class AGM(Strategy):
             self._bounded.backward(loss)
         else:
             loss.backward()
+
+    @property
+    def active(self) -> bool:
+        return self.module.modulator.outside == "published" or super().active
 
     def statistics(self) -> dict[str, Tensor]:
         if not self.active:
