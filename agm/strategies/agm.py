@@ -47,6 +47,7 @@ class AGM(Strategy):
         common: see `Strategy`.
     """
 
+    dense = True
     distributed = True
     module: Engine
 
@@ -75,16 +76,15 @@ class AGM(Strategy):
             "stop": self.stop,
             "outside": outside,
         }
-        encoders = common.get("encoders")
-        output = common.get("output")
-        self.module = Engine(network, self.parts.carriers, masked=masked, encoders=encoders, output=output, **settings)
+        named = {name: common.get(name) for name in ("encoders", "output", "inputs", "class_dim")}
+        self.module = Engine(network, self.parts.carriers, masked=masked, **named, **settings)  # type: ignore[arg-type]
         if smoothing:
             modulator = SmoothedModulator(self.modalities, smoothing=smoothing, **settings)
             self.module.modulator = modulator.to(self.module.modulator.state.values.device)
         self._bounded: BoundedPasses | None = None
         if bound is not None:
             check_number("bound", bound)
-            self._bounded = BoundedPasses(self.parts, bound, masked=masked, encoders=encoders)
+            self._bounded = BoundedPasses(self.parts, bound, masked=masked)
 
     def begin_epoch(self, epoch: int, *, train: Batches | None = None, validation: Batches | None = None) -> None:
         super().begin_epoch(epoch)
@@ -94,8 +94,9 @@ class AGM(Strategy):
         if self._bounded is not None and self.module.modulator.active:
             if batch.present is not None:
                 raise ValueError("Expected no argument `present` with a bound. Leave either out.")
-            return None, self._bounded.forward(self.module.modulator, batch.inputs, batch.target)
-        found = self.module(**self.parts.arguments(batch.inputs), target=batch.target, present=batch.present)
+            return None, self._bounded.forward(self.module.modulator, batch)
+        args, kwargs = self.parts.binding.as_given(batch.inputs.arguments)
+        found = self.module(*args, target=batch.shaped_target, present=batch.present, **kwargs)
         return None, self.parts.outputs.logits(found)
 
     def backward(self, batch: Batch) -> None:

@@ -52,6 +52,7 @@ class BSS(MultiLoss):
     """
 
     needs = frozenset({"train", "index"})
+    dense = False
 
     def __init__(
         self,

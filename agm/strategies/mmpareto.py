@@ -45,6 +45,7 @@ class MMPareto(Strategy):
     """
 
     trains_heads = True
+    dense = True
 
     def __init__(
         self, network: nn.Module, *, gamma: float = 1.5, released: bool = False, **common: Unpack[Common]

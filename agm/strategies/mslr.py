@@ -37,6 +37,7 @@ class MSLR(Strategy):
     """
 
     scales = True
+    dense = True
 
     needs = frozenset({"validation"})
     initial: Tensor  # (M,) float64

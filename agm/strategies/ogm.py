@@ -39,6 +39,7 @@ class OGM(Strategy):
     """
 
     scales = True
+    dense = True
 
     def __init__(
         self,

@@ -22,6 +22,7 @@ from agm.strategies.heads import linear_heads
 from agm.strategies.measuring import Batches, Measured, measure
 from agm.strategies.moments import FirstMoment, normalises
 from agm.strategies.parts import Parts
+from agm.strategies.taken import is_dense
 
 __all__ = ["Common", "Draw", "Outcome", "Strategy"]
 
@@ -33,6 +34,8 @@ class Common(TypedDict, total=False):
     encoders: Mapping[str, str] | None
     heads: Mapping[str, nn.Module] | None
     output: Output | None
+    inputs: Mapping[str, Any] | None
+    class_dim: int | None
     criterion: Criterion
     start: int
     stop: int | None
@@ -96,6 +99,10 @@ class Strategy(nn.Module):
         heads: modality -> module from its feature to logits (B, C) of its own, trained along with the network. Needed
             by strategies with unimodal losses where the network's head does not split (`linear_heads` makes them).
         output: where the network's output holds the logits, as in `agm.AGM`; the output itself, or its `logits`.
+        inputs: modality -> where it is in the one batch that forward takes, as in `agm.AGM`: steps and splits are then
+            given that batch in the place of a mapping of modalities.
+        class_dim: the dimension of the classes in logits of more than two, as in `agm.AGM`. Strategies that are not
+            `dense` refuse targets of several positions a sample.
         criterion: (logits, target) -> loss.
         start: first epoch in which the strategy acts; before it training is plain joint training.
         stop: first epoch in which it no longer does; None for no end. A window that authors count from 1, with its last
@@ -121,6 +128,7 @@ class Strategy(nn.Module):
     needs: frozenset[str] = frozenset()
     trains_heads: ClassVar[bool] = False  # whether there are unimodal losses
     scales: ClassVar[bool] = False  # whether it multiplies gradients of encoders, so that `moments` is a choice
+    dense: ClassVar[bool] = False  # whether it takes targets of several positions a sample: tokens, pixels
     distributed: ClassVar[bool] = False  # whether every process of a DistributedDataParallel network decides alike
 
     def __init__(self, network: nn.Module, **common: Unpack[Common]) -> None:
@@ -134,7 +142,8 @@ class Strategy(nn.Module):
                 f"{type(self).__name__} decides from each process's own batch would drive their weights apart. Give "
                 "the plain network, or use Joint or AGM."
             )
-        self.parts = Parts(network, common.get("modalities"), common.get("encoders"), heads, common.get("output"))
+        found = {name: common.get(name) for name in ("modalities", "encoders", "output", "inputs", "class_dim")}
+        self.parts = Parts(network, heads=heads, **found)  # type: ignore[arg-type]
         self.start, self.stop = common.get("start", 0), common.get("stop")
         check_window(self.start, self.stop)
         self.criterion: Criterion = common.get("criterion", F.cross_entropy)
@@ -231,7 +240,7 @@ class Strategy(nn.Module):
 
     def steps(
         self,
-        inputs: Mapping[str, Any],
+        inputs: Any,
         target: Tensor,
         *,
         index: Tensor | None = None,
@@ -242,8 +251,9 @@ class Strategy(nn.Module):
         One update a batch, unless the strategy alternates between modalities. Gradients from before are dropped.
 
         Args:
-            inputs: modality -> its input.
-            target: (B,) class indices.
+            inputs: modality -> its input, that of a modality of several arguments a mapping of these; beside them may
+                be other keyword arguments of the network's forward. With the argument `inputs`, the batch.
+            target: (B,) class indices, or (B, ...) for logits (B, ..., C).
             index: (B,) numbers of the samples, for strategies that know them apart.
             present: (B, M) bool as in `Draw`.
         """
@@ -304,10 +314,18 @@ class Strategy(nn.Module):
 
     # What helps it.
 
-    def batch(
-        self, inputs: Mapping[str, Any], target: Tensor, index: Tensor | None = None, present: Tensor | None = None
-    ) -> Batch:
-        """The statistics of these samples, none of them computed yet."""
+    def batch(self, inputs: Any, target: Tensor, index: Tensor | None = None, present: Tensor | None = None) -> Batch:
+        """The statistics of these samples, none of them computed yet.
+
+        Raises:
+            ValueError: the target has several positions a sample, about which this strategy does not decide.
+        """
+        if is_dense(target) and not self.dense:
+            raise ValueError(
+                f"Expected argument `target` to be one class index a sample, (B,), but got {tuple(target.shape)}: "
+                f"{type(self).__name__} decides about samples and not about their tokens or pixels. Use one of "
+                f"{', '.join(sorted(kind.__name__ for kind in _every(Strategy) if kind.dense))}."
+            )
         return Batch(self.parts, inputs, target, self.criterion, self.run, index, present)
 
     def outcome(self, batch: Batch) -> Outcome:
@@ -385,3 +403,10 @@ class Strategy(nn.Module):
                 "(B, N, D); nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes)) "
                 "for feature maps (B, channels, H, W)."
             )
+
+
+def _every(kind: type[Strategy]) -> Iterator[type[Strategy]]:
+    """A class and those that are built on it."""
+    yield kind
+    for below in kind.__subclasses__():
+        yield from _every(below)
