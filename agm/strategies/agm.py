@@ -77,12 +77,19 @@ class AGM(Strategy):
             "outside": outside,
         }
         named = {name: common.get(name) for name in ("encoders", "output", "inputs", "class_dim")}
+        if self.parts.wrapper is not None and named["encoders"]:
+            named["encoders"] = self.parts.paths(network)
         self.module = Engine(network, self.parts.carriers, masked=masked, **named, **settings)  # type: ignore[arg-type]
         if smoothing:
             modulator = SmoothedModulator(self.modalities, smoothing=smoothing, **settings)
             self.module.modulator = modulator.to(self.module.modulator.state.values.device)
         self._bounded: BoundedPasses | None = None
         if bound is not None:
+            if self.parts.wrapper is not None:
+                raise ValueError(
+                    "Expected no argument `bound` with DistributedDataParallel, which does not average the two parts "
+                    "of a gradient by themselves. Leave either out."
+                )
             check_number("bound", bound)
             self._bounded = BoundedPasses(self.parts, bound, masked=masked)
 

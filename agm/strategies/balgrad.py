@@ -42,6 +42,7 @@ class BalGrad(Strategy):
     """
 
     trains_heads = True
+    why_alone = "it takes gradients of single losses, which are not averaged over the processes"
     dense = True
 
     def __init__(self, network: nn.Module, *, kl: float = 1.0, **common: Unpack[Common]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from agm._module_state.eval_mode import evaluation
+from agm.distributed import summed
 from agm.strategies.taken import IGNORED, is_dense, positions
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ class Batch:
 
     Where the target holds class indices for several positions of a sample (tokens, pixels), each is a row of its own
     here: N is their number, else it is B. Rows of `IGNORED` targets (-100) count in no statistic.
+
+    Where processes train together, `confidences`, `cross_entropies` and `count` are those of all their rows, by one
+    all-reduce each in which every process takes part; all else is of this process.
 
     Attributes:
         inputs: modality -> its input, and the rest of the network's call.
@@ -140,19 +144,32 @@ class Batch:
         """(N,) bool, rows whose target is not ignored."""
         return self.target != IGNORED
 
+    @cached_property
+    def count(self) -> Tensor:
+        """() float64 statistic: rows that are not ignored, of all processes."""
+        return summed(self.known.sum().double(), self.parts.group)
+
     def mean(self, values: Tensor) -> Tensor:
-        """(M,) mean of values (M, N) over the rows that are not ignored."""
+        """(M,) mean of values (M, N) over the rows that are not ignored, of this process."""
         return torch.where(self.known, values, 0.0).sum(1) / self.known.sum()
+
+    def _mean_of_all(self, values: Tensor) -> Tensor:
+        """The same over the rows of all processes."""
+        if self.parts.group is None:
+            return self.mean(values)
+        sums = torch.where(self.known, values, 0.0).sum(1, dtype=torch.float64)
+        totals = summed(torch.cat([sums, self.known.sum().double().view(1)]), self.parts.group)
+        return (totals[:-1] / totals[-1]).to(values.dtype)
 
     @cached_property
     def confidences(self) -> Tensor:
         """(M,) statistic: mean probability of the true class by each modality alone."""
-        return self.mean(self._log_probabilities.exp())
+        return self._mean_of_all(self._log_probabilities.exp())
 
     @cached_property
     def cross_entropies(self) -> Tensor:
         """(M,) statistic: mean cross-entropy of each modality alone."""
-        return -self.mean(self._log_probabilities)
+        return -self._mean_of_all(self._log_probabilities)
 
     @cached_property
     def masked_logits(self) -> Tensor:

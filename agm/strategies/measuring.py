@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from agm.distributed import summed
 from agm.strategies.parts import Parts, evaluation
 from agm.strategies.taken import IGNORED, is_dense, positions
 
@@ -77,6 +78,9 @@ class Measured:
 def measure(parts: Parts, batches: Batches) -> Measured:
     """Measure in eval mode; the modes are as before afterwards. Reads from the device once.
 
+    Where processes train together the figures are of what all of them were given: each its share of the split, however
+    many batches that has, or each the whole split.
+
     Raises:
         ValueError: there is no sample.
     """
@@ -95,6 +99,10 @@ def measure(parts: Parts, batches: Batches) -> Measured:
             rows.append(torch.stack([F.cross_entropy(logits.double(), flat, reduction="sum"), hits]))
         figures = torch.cat([torch.stack(rows), (flat != IGNORED).sum().double().expand(1, 2)])
         totals = figures if totals is None else totals + figures
+    if parts.group is not None:
+        device = next(parts.network.parameters()).device
+        none = torch.zeros(len(names) + 2, 2, dtype=torch.float64, device=device)
+        totals = summed(none if totals is None else totals, parts.group)
     found = [] if totals is None else totals.tolist()
     if not found or not found[-1][0]:
         raise ValueError("Expected batches of one sample or more, but got none.")

@@ -45,6 +45,7 @@ class MMPareto(Strategy):
     """
 
     trains_heads = True
+    why_alone = "it takes gradients of single losses, which are not averaged over the processes"
     dense = True
 
     def __init__(

@@ -49,6 +49,7 @@ class MSES(Strategy):
 
     needs = frozenset({"validation"})
     dense = True
+    distributed = True
     coefficients: Tensor  # (M,) float64: 1, or 0 for a modality that stopped
 
     def __init__(

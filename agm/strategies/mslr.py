@@ -38,6 +38,7 @@ class MSLR(Strategy):
 
     scales = True
     dense = True
+    distributed = True
 
     needs = frozenset({"validation"})
     initial: Tensor  # (M,) float64

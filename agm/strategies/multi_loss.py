@@ -27,6 +27,7 @@ class MultiLoss(Strategy):
 
     trains_heads = True
     dense = True
+    distributed = True
 
     def __init__(self, network: nn.Module, *, weight: float = 1.0, **common: Unpack[Common]) -> None:
         super().__init__(network, **common)

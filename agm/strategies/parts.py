@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree as pytree
 
 from agm._inputs.arguments import Binding, Modalities
@@ -45,7 +47,8 @@ class Parts:
     their names; or, with `inputs`, the batch.
 
     Attributes:
-        network: as given.
+        network: as given, without DistributedDataParallel around it.
+        wrapper: that DistributedDataParallel, through which training passes go; None where there is none.
         modalities: their names, in order.
         encoders: modality -> its module.
         heads: as given, or empty.
@@ -67,8 +70,10 @@ class Parts:
     ) -> None:
         if not isinstance(network, nn.Module):
             raise TypeError(f"Expected argument `network` to be an nn.Module, but got {type(network).__name__}.")
+        self.wrapper = network if isinstance(network, DistributedDataParallel) else None
+        network = network if self.wrapper is None else self.wrapper.module
         self.network: Any = network
-        self.encoders = _encoders(network, encoders)
+        self.encoders = _encoders(network, encoders, self.wrapper is not None)
         names = tuple(self.encoders) if modalities is None else modalities
         self.modalities = tuple(names) if len(names) == 1 else check_modalities(names)
         if set(self.modalities) != set(self.encoders):
@@ -83,7 +88,11 @@ class Parts:
         self.binding = Binding(network, self.carriers, inputs)
         self.outputs = Outputs(output, class_dim)
         self.options = MaskedOptions(
-            modalities=self.carriers, encoders=encoders, inputs=inputs, output=output, class_dim=class_dim
+            modalities=self.carriers,
+            encoders=self.paths(network) if encoders else None,
+            inputs=inputs,
+            output=output,
+            class_dim=class_dim,
         )
         self._masked: MaskedPasses | None = None
         self._blocks: dict[str, Block] | None = None
@@ -152,7 +161,20 @@ class Parts:
         return given
 
     def _called(self, taken: Taken) -> Tensor:
-        return self.outputs.logits(self.binding.call(taken.arguments))
+        if self.wrapper is None or not (torch.is_grad_enabled() and self.network.training):
+            return self.outputs.logits(self.binding.call(taken.arguments))
+        args, kwargs = self.binding.as_given(taken.arguments)
+        return self.outputs.logits(self.wrapper(*args, **kwargs))
+
+    @property
+    def group(self) -> ProcessGroup | None:
+        """Of the processes that train the network together; None for one alone."""
+        return None if self.wrapper is None else self.wrapper.process_group
+
+    def paths(self, root: nn.Module) -> dict[str, str]:
+        """Modality -> path of its encoder in a module that holds it."""
+        known = {module: path for path, module in root.named_modules()}
+        return {name: known[encoder] for name, encoder in self.encoders.items()}
 
     def _search(self, taken: Taken, features: Mapping[str, Any]) -> None:
         """Looks once whether the head splits, in the graph of a pass from these features on."""
@@ -283,12 +305,13 @@ class Parts:
                 parameter.grad = gradient
 
 
-def _encoders(network: nn.Module, paths: Mapping[str, str] | None) -> dict[str, nn.Module]:
+def _encoders(network: nn.Module, paths: Mapping[str, str] | None, wrapped: bool) -> dict[str, nn.Module]:
     if paths:
         found = {}
         for name, path in paths.items():
             try:
-                found[name] = network.get_submodule(path)
+                # In a DistributedDataParallel it may be that in the wrapper.
+                found[name] = network.get_submodule(path.removeprefix("module.") if wrapped else path)
             except AttributeError as error:
                 raise ValueError(
                     f"Expected the encoder of `{name}` to be a submodule of the network, but there is none at {path!r}."

@@ -22,6 +22,7 @@ from agm.strategies.heads import linear_heads
 from agm.strategies.measuring import Batches, Measured, measure
 from agm.strategies.moments import FirstMoment, normalises
 from agm.strategies.parts import Parts
+from agm.strategies.sharing import average_gradients, share
 from agm.strategies.taken import is_dense
 
 __all__ = ["Common", "Draw", "Outcome", "Strategy"]
@@ -90,6 +91,11 @@ class Strategy(nn.Module):
     `begin_epoch` and `end_epoch` may. State is in buffers (or `get_extra_state`), so that `state_dict` continues a run
     exactly from between two epochs; `epoch` is set by `begin_epoch` and is not part of it.
 
+    Over a DistributedDataParallel every process takes every step, with its share of the batch. The statistics of a
+    `distributed` strategy are those of all shares, so that K processes with equal shares train as one with the whole
+    batch; of a split between epochs each is given its share, or each the whole. Paths of encoders are those in the
+    plain network or in the wrapper.
+
     Args:
         network: forward takes the modalities and returns logits (B, C).
         modalities: their names, in order, or modality -> the arguments of forward that carry it, as in `agm.AGM`: the
@@ -130,6 +136,7 @@ class Strategy(nn.Module):
     scales: ClassVar[bool] = False  # whether it multiplies gradients of encoders, so that `moments` is a choice
     dense: ClassVar[bool] = False  # whether it takes targets of several positions a sample: tokens, pixels
     distributed: ClassVar[bool] = False  # whether every process of a DistributedDataParallel network decides alike
+    why_alone: ClassVar[str] = "what it decides from each process's own batch would drive their weights apart"
 
     def __init__(self, network: nn.Module, **common: Unpack[Common]) -> None:
         super().__init__()
@@ -138,9 +145,9 @@ class Strategy(nn.Module):
         heads = common.get("heads")
         if isinstance(network, nn.parallel.DistributedDataParallel) and not self.distributed:
             raise ValueError(
-                f"Expected argument `network` to be trained by one process, but got a DistributedDataParallel: what "
-                f"{type(self).__name__} decides from each process's own batch would drive their weights apart. Give "
-                "the plain network, or use Joint or AGM."
+                f"Expected argument `network` of {type(self).__name__} to be trained by one process, but got a "
+                f"DistributedDataParallel: {self.why_alone}. Give the plain network, or use one of "
+                f"{', '.join(sorted(kind.__name__ for kind in _every(Strategy) if kind.distributed))}."
             )
         found = {name: common.get(name) for name in ("modalities", "encoders", "output", "inputs", "class_dim")}
         self.parts = Parts(network, heads=heads, **found)  # type: ignore[arg-type]
@@ -153,6 +160,7 @@ class Strategy(nn.Module):
         self._moment: tuple[torch.optim.Optimizer, FirstMoment | None] | None = None
         self.module: nn.Module = network
         self.heads = nn.ModuleDict(self.parts.heads)
+        self._shared_heads = False
         self.epoch = 0
         self.optimizer: torch.optim.Optimizer | None = None
         self.draws = Draws()
@@ -291,7 +299,12 @@ class Strategy(nn.Module):
     def updates(self, batch: Batch) -> Iterator[Outcome]:
         """The updates of one batch, as `steps` yields them: gradients from before are dropped before each."""
         self.zero_grad(set_to_none=True)
+        if self.parts.group is not None and not self._shared_heads:
+            share(self.heads, self.parts.group)
+            self._shared_heads = True
         self.backward(batch)
+        if self.parts.group is not None:
+            average_gradients(self.heads.parameters(), self.parts.group)
         if self.active:
             with torch.no_grad():
                 self.modulate(batch)
