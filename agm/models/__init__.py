@@ -4,6 +4,7 @@ A fusion is a `FactorisedNetwork`: `encoders` (modality name -> module) and `fus
 that every encoder runs once, whatever the number of modality subsets. `build` makes one from sample shapes.
 """
 
+from agm.models.averformer import GuidedAttentionFusion
 from agm.models.cnn import SmallCNN
 from agm.models.cross_attention import CrossAttentionFusion
 from agm.models.early import EarlyFusion
@@ -24,6 +25,7 @@ __all__ = [
     "FactorisedNetwork",
     "FiLMFusion",
     "GatedFusion",
+    "GuidedAttentionFusion",
     "LSTMEncoder",
     "LateFusion",
     "LateSumFusion",

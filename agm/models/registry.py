@@ -6,6 +6,7 @@ from typing import Any, Literal
 from torch import nn
 
 from agm.models._checks import check_count
+from agm.models.averformer import GuidedAttentionFusion
 from agm.models.cnn import SmallCNN
 from agm.models.cross_attention import CrossAttentionFusion
 from agm.models.early import EarlyFusion
@@ -25,9 +26,10 @@ fusions: dict[str, type[FactorisedNetwork]] = {
     "film": FiLMFusion,
     "gated": GatedFusion,
     "cross-attention": CrossAttentionFusion,
+    "guided-attention": GuidedAttentionFusion,
 }
 
-aliases = {"attention": "cross-attention"}  # other names of fusions
+aliases = {"attention": "cross-attention", "averformer": "guided-attention"}  # other names of fusions
 
 
 def build(fusion: str, shapes: Mapping[str, Sequence[int]], num_classes: int, width: int = 64) -> FactorisedNetwork:
@@ -35,14 +37,14 @@ def build(fusion: str, shapes: Mapping[str, Sequence[int]], num_classes: int, wi
 
     The encoder goes by the rank of a modality's sample: (D,) `MLPEncoder`, (T, D) `TransformerEncoder` for
     sequences of up to T steps, (C, H, W) `SmallCNN`, (T, C, H, W) `SmallCNN` over frames. For cross-attention
-    sequences and images give tokens, vectors one token.
+    and guided attention sequences and images give tokens, vectors one token.
 
     Args:
         fusion: a key of `fusions`, or of `aliases`.
         shapes: modality name -> shape of one sample, without the batch.
         num_classes: C.
         width: of every encoder's feature. "early" gets hidden widths of twice and once the concatenation, the
-            proportions of the paper; "cross-attention" works at this width too.
+            proportions of the paper; "cross-attention" and "guided-attention" work at this width too.
 
     Raises:
         ValueError: an unknown fusion, a shape of another rank or with a side below 1, `width` < 4; and as
@@ -52,7 +54,7 @@ def build(fusion: str, shapes: Mapping[str, Sequence[int]], num_classes: int, wi
     if fusion not in fusions:
         raise ValueError(f"Expected argument `fusion` to be one of {', '.join(fusions)}, but got {fusion!r}.")
     check_count("width", width, least=4)
-    tokens = fusion == "cross-attention"
+    tokens = issubclass(fusions[fusion], CrossAttentionFusion)
     encoders = {name: _encoder(name, tuple(shape), width, tokens) for name, shape in shapes.items()}
     options: dict[str, Any] = {}
     if fusion == "early":

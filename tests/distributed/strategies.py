@@ -87,6 +87,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "mslr": {"window": 1, "heads_too": True},
     "mses": {"patience": 1},
     "multi-loss": {"weight": 0.5},
+    "hybrid-loss": {"divergence": 0.5},
     "mlb": {},
     "inforeg": {"threshold": 0.0, "summed_scores": True, "window_of": "audio"},
     "pmr": {"share": 1.0},
@@ -142,7 +143,7 @@ def others_say_why(rank: int, size: int) -> None:
     network = DistributedDataParallel(LateParted())
     for name, kind in strategies.items():
         if not kind.distributed:
-            with pytest.raises(ValueError, match=r"got a DistributedDataParallel: .*use one of AGM, InfoReg, Joint"):
+            with pytest.raises(ValueError, match=r"got a DistributedDataParallel: .*use one of AGM, HybridLoss, InfoReg, Joint"):
                 build(name, network)
     for name, settings, message in (("ogm", {"noise": True}, "noise"), ("agm", {"bound": 0.5}, "`bound`")):
         with pytest.raises(ValueError, match=message):

@@ -379,4 +379,4 @@ def test_processes_that_would_decide_alone_are_refused(name):
 def test_which_train_in_several_processes():
     """Those whose statistics can be summed over the processes; tests/distributed trains them."""
     found = [name for name, kind in strategies.items() if kind.distributed]
-    assert found == ["joint", "agm", "ogm", "mslr", "mses", "multi-loss", "mlb", "inforeg", "pmr"]
+    assert found == ["joint", "agm", "ogm", "mslr", "mses", "multi-loss", "hybrid-loss", "mlb", "inforeg", "pmr"]
