@@ -143,7 +143,9 @@ def others_say_why(rank: int, size: int) -> None:
     network = DistributedDataParallel(LateParted())
     for name, kind in strategies.items():
         if not kind.distributed:
-            with pytest.raises(ValueError, match=r"got a DistributedDataParallel: .*use one of AGM, HybridLoss, InfoReg, Joint"):
+            with pytest.raises(
+                ValueError, match=r"got a DistributedDataParallel: .*use one of AGM, HybridLoss, InfoReg, Joint"
+            ):
                 build(name, network)
     for name, settings, message in (("ogm", {"noise": True}, "noise"), ("agm", {"bound": 0.5}, "`bound`")):
         with pytest.raises(ValueError, match=message):
