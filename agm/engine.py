@@ -231,7 +231,9 @@ class AGM(nn.Module):
                 `agm.fused_modulate`.
         """
         if self._target_name != "target":
-            target = kwargs.pop(self._target_name, target)
+            if target is not None:  # the network's own
+                kwargs["target"] = target
+            target = kwargs.pop(self._target_name, None)
         modulates = self.modulator.active and self.training
         if torch.compiler.is_compiling():
             return self._step(args, kwargs, target, present, modulates)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any, Literal, Unpack
 
 from torch import Tensor, nn
@@ -79,7 +80,10 @@ class AGM(Strategy):
         named = {name: common.get(name) for name in ("encoders", "output", "inputs", "class_dim")}
         if self.parts.wrapper is not None and named["encoders"]:
             named["encoders"] = self.parts.paths(network)
-        self.module = Engine(network, self.parts.carriers, masked=masked, **named, **settings)  # type: ignore[arg-type]
+        # A forward that has a `target` of its own is given that among the other arguments.
+        self._target = "target" if "target" not in signature(self.network.forward).parameters else "target_of_agm"
+        options: dict[str, Any] = {**settings, **named, "masked": masked, "target": self._target}
+        self.module = Engine(network, self.parts.carriers, **options)
         if smoothing:
             modulator = SmoothedModulator(self.modalities, smoothing=smoothing, **settings)
             self.module.modulator = modulator.to(self.module.modulator.state.values.device)
@@ -103,7 +107,7 @@ class AGM(Strategy):
                 raise ValueError("Expected no argument `present` with a bound. Leave either out.")
             return None, self._bounded.forward(self.module.modulator, batch)
         args, kwargs = self.parts.binding.as_given(batch.inputs.arguments)
-        found = self.module(*args, target=batch.shaped_target, present=batch.present, **kwargs)
+        found = self.module(*args, present=batch.present, **{self._target: batch.shaped_target}, **kwargs)
         return None, self.parts.outputs.logits(found)
 
     def backward(self, batch: Batch) -> None:

@@ -220,3 +220,19 @@ def test_the_engine_gets_the_target_as_it_is() -> None:
     for one, other in zip(strategy.network.parameters(), model.module.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad)
     assert torch.equal(strategy.module.modulator.state.values, model.modulator.state.values)
+
+
+@pytest.mark.parametrize("name", ["joint", "agm", "ogm"])
+def test_a_forward_with_a_target_of_its_own(name: str) -> None:
+    class Shifted(Plain):
+        def forward(self, audio: Tensor, image: Tensor, target: Any = None) -> Tensor:
+            logits = super().forward(audio, image)
+            return logits if target is None else logits + target
+
+    torch.manual_seed(0)
+    inputs, target = batch_of()
+    one, other = Shifted(), Shifted()
+    other.load_state_dict(one.state_dict())
+    plain = trained(name, one, inputs, target)
+    moved = trained(name, other, {**inputs, "target": torch.randn(8, 4)}, target)
+    assert not torch.allclose(plain.network.out.weight, moved.network.out.weight)
