@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import agm
+from agm import models
 from agm.modulation import order
 from agm.strategies import AGM as Strategy
 from agm.strategies import MSLR, SmoothedModulator
@@ -136,3 +137,24 @@ def test_a_set_has_no_order(names: set[str]) -> None:
             build(names)
     with pytest.raises(TypeError, match="`modalities` to be in an order"):
         MSLR(Net(), encoders=ENCODERS, modalities=names)  # type: ignore[arg-type]
+
+
+def test_networks_whose_fusion_reads_another_order() -> None:
+    def network(*names: str) -> models.FactorisedNetwork:
+        return models.LateFusion({name: nn.Linear(5, 4) for name in names}, 3, num_features=dict.fromkeys(names, 4))
+
+    first, same, other = network("a", "b"), network("a", "b"), network("b", "a")
+    same.load_state_dict(first.state_dict())
+    assert torch.equal(same.classifier.weight, first.classifier.weight)
+    for load in (other.load_state_dict, lambda state: other.load_state_dict(state, strict=False)):
+        with pytest.raises(RuntimeError, match=r"fusion of \('b', 'a'\), in this order.*holds \('a', 'b'\)"):
+            load(first.state_dict())
+    model = agm.AGM(first)
+    with pytest.raises(RuntimeError, match=r"module\.modalities holds \('a', 'b'\)"):
+        agm.AGM(other).load_state_dict(model.state_dict())
+    turned = agm.AGM(network("a", "b"), ("b", "a"))  # the same fusion, whose scores are numbered otherwise
+    model.modulator.state.running_scores.copy_(torch.tensor([1.0, 2.0]))
+    turned.load_state_dict(model.state_dict())
+    assert turned.modulator.state.running_scores.tolist() == [2.0, 1.0]
+    old = {key: value for key, value in first.state_dict().items() if key != "modalities"}
+    network("a", "b").load_state_dict(old)
