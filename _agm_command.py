@@ -14,8 +14,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: without the program's name; those of the process by default.
     """
-    # Not by an exception, of which an import makes another one: nothing has been written yet.
-    before = signal.signal(signal.SIGINT, _end)
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # in the background it may be ignored
+        # Not by an exception, of which an import makes another one: nothing has been written yet.
+        signal.signal(signal.SIGINT, _end)
     from agm.training.__main__ import main as run
 
     return run(arguments, imported=lambda: signal.signal(signal.SIGINT, before))

@@ -143,8 +143,9 @@ class Modulator(nn.Module):
     def epoch(self, epoch: int) -> None:
         self._epoch = epoch
         # A graph is guarded by what a call reads: by the number of the epoch, each epoch would be compiled anew.
-        self._before = epoch < self.start
-        self._after = not self._before and epoch >= (math.inf if self.stop is None else self.stop)
+        after = epoch >= (math.inf if self.stop is None else self.stop)
+        self._within = epoch >= self.start and not after
+        self._holds = self.outside == "published" and epoch >= self.start and after
 
     @property
     def active(self) -> bool:
@@ -155,17 +156,17 @@ class Modulator(nn.Module):
     @property
     def modulates_now(self) -> bool:
         """Whether calls with gradients are steps, see `active`."""
-        return self.training and (self.outside == "published" or not (self._before or self._after))
+        return self.training and (self.outside == "published" or self._within)
 
     @property
     def alpha_now(self) -> float:
         """The strength of this epoch's steps: `alpha`, or 0 outside the window."""
-        return 0.0 if self._before or self._after else self.alpha
+        return self.alpha if self._within else 0.0
 
     @property
     def held(self) -> Tensor | None:
         """(M,) copy of the coefficients that this epoch's steps leave as they are; None before `stop`."""
-        return self.state.coefficients.clone() if self._after else None
+        return self.state.coefficients.clone() if self._holds else None
 
     def forward(
         self,

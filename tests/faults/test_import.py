@@ -16,6 +16,7 @@ class Pressing:
             os.kill(os.getpid(), signal.SIGINT)
 
 sys.meta_path.insert(0, Pressing())
+signal.signal(signal.SIGINT, signal.SIG_IGN if "ignored" in sys.argv else signal.default_int_handler)
 import _agm_command
 sys.exit(_agm_command.main(["info"]))
 """
@@ -27,9 +28,14 @@ def test_one_line_and_no_traceback(tmp_path: Path, module: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "agm: error: interrupted\n")
 
 
-def test_the_command_runs_and_can_be_interrupted_as_ever_afterwards(tmp_path: Path) -> None:
-    code = PRESSING + "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+@pytest.mark.parametrize(
+    ("words", "handler"), [(("none",), "default_int_handler"), (("agm.ops", "ignored"), "SIG_IGN")]
+)
+def test_the_command_runs_and_signals_are_as_ever_afterwards(
+    tmp_path: Path, words: tuple[str, ...], handler: str
+) -> None:
+    code = PRESSING + f"assert signal.getsignal(signal.SIGINT) is signal.{handler}"
     code = code.replace("sys.exit(_agm_command.main", "assert 0 == (_agm_command.main")
-    done = subprocess.run([sys.executable, "-c", code, "none"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "torch" in done.stdout
