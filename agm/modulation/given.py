@@ -15,6 +15,7 @@ __all__ = ["modulate_by"]
 def modulate_by(
     coefficients: Tensor,  # (M,) float64
     masked_logits: Tensor | AdditiveLogits,
+    modalities: int,
     *,
     present: Tensor | None = None,  # (B, M)
     sample: SubsetSample | None = None,
@@ -26,6 +27,7 @@ def modulate_by(
     Args:
         coefficients: kappa, a constant.
         masked_logits: (2**M - 1, B, ..., C), or (R, B, ..., C) of a sample of subsets, or the parts of a sum.
+        modalities: M; a compiled graph may not know it from a shape.
         present, sample, backend: as there.
     """
     if isinstance(masked_logits, AdditiveLogits):
@@ -35,7 +37,7 @@ def modulate_by(
     if not masked_logits.requires_grad:
         return masked_logits[-1]
     with torch.no_grad():
-        weights = unfused.row_weights(sample, len(coefficients), masked_logits.device)
+        weights = unfused.row_weights(sample, modalities, masked_logits.device)
         scales = reference.subset_scales(coefficients, weights)
     logits: Tensor = ScaleSubsets.apply(masked_logits.flatten(1, -2), scales, backend)
     return logits.view(masked_logits.shape[1:])

@@ -212,7 +212,8 @@ class Modulator(nn.Module):
         with torch.no_grad():
             self._step(masked_logits, target, present, sample, settings)
             self.state.coefficients.copy_(held)
-        return modulate_by(held, masked_logits, present=present, sample=sample, backend=self.backend)
+        count = len(self.modalities)
+        return modulate_by(held, masked_logits, count, present=present, sample=sample, backend=self.backend)
 
     def _step(
         self,

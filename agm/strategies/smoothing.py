@@ -55,7 +55,8 @@ class SmoothedModulator(Modulator):
             with torch.no_grad():
                 self.smoothed.lerp_(self.state.coefficients, 1 - self.smoothing)
         coefficients = self.smoothed.clone()  # the next step writes to it, perhaps before this one's backward
-        return modulate_by(coefficients, masked_logits, present=present, sample=sample, backend=self.backend)
+        count = len(self.modalities)
+        return modulate_by(coefficients, masked_logits, count, present=present, sample=sample, backend=self.backend)
 
 
 def _detached(logits: Tensor | AdditiveLogits) -> Tensor | AdditiveLogits:
