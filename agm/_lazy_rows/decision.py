@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from agm._inputs.closeness import close
 from agm._lazy_rows.tensor import Deferred, Rows, current, written
 from agm._module_state.compiled import compiled_part
-from agm._one_pass.numeric_check import close, untouched
+from agm._module_state.untouched import untouched
 from agm.distributed import Peers, is_sharded
 from agm.shapley.weights import proper_subsets
 

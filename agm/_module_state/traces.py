@@ -17,7 +17,7 @@ from agm._module_state.checkpoints import CheckpointedRegions
 from agm._module_state.compiled import is_compiled
 from agm._module_state.undo import putting_back
 
-__all__ = ["contents", "kept_attributes", "refill", "untraced"]
+__all__ = ["Attributes", "contents", "is_own", "refill", "untraced"]
 
 _CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict)
 _LARGE = 1000
@@ -39,16 +39,15 @@ def untraced(modules: Iterable[nn.Module], again: Callable[[], AbstractContextMa
         again: enters the modes of this pass, see `CheckpointedRegions`.
     """
     modules = list(modules)
-    attributes = _own_attributes(modules)
-    put_back = _kept(attributes)
-    watch = _Watch(modules, attributes, again)
+    attributes = Attributes(modules)
+    watch = _Watch(modules, attributes.kept, again)
 
     def restore() -> None:
         watch.restore()
-        put_back()
+        attributes.put_back()
 
     # In a compiled part graphs would break at every function that is watched.
-    compiled = any(map(is_compiled, modules)) or any(_has_graph(kept) for _, kept in attributes)
+    compiled = any(map(is_compiled, modules)) or any(_has_graph(kept) for _, kept in attributes.kept)
     with putting_back(restore):
         if compiled:
             yield
@@ -57,38 +56,42 @@ def untraced(modules: Iterable[nn.Module], again: Callable[[], AbstractContextMa
                 yield
 
 
-_Attributes = list[tuple[dict[str, Any], dict[str, Any]]]
+class Attributes:
+    """The attributes of modules whose forward may store something, and the content of what they hold.
 
+    The mode and the values of tensors are left out.
 
-def kept_attributes(modules: Iterable[nn.Module]) -> Callable[[], None]:
-    """The callable puts back the attributes of modules and the content of what they hold, but no tensor's values."""
-    return _kept(_own_attributes(modules))
+    Args:
+        modules: those of a network.
+    """
 
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self.kept = [(vars(module), dict(vars(module))) for module in modules if is_own(module)]
+        self._held = list(contents(kept for _, kept in self.kept))
 
-def _own_attributes(modules: Iterable[nn.Module]) -> _Attributes:
-    """Of each module whose forward may store something its attributes, and what they are now."""
-    return [(vars(module), dict(vars(module))) for module in modules if _is_own(module)]
+    def have_changed(self) -> bool:
+        """Whether an attribute is another one, or a container holds something else."""
+        return any(_differ(*both) for both in self.kept) or not all(_is_same(*both) for both in self._held)
 
-
-def _kept(attributes: _Attributes) -> Callable[[], None]:
-    held = list(contents(kept for _, kept in attributes))
-
-    def restore() -> None:
-        for current, kept in attributes:
-            mode = {name: current[name] for name in ("training",) if name in current}  # is put back by itself
-            if len(current) != len(kept) or any(
-                current.get(name, kept) is not value for name, value in kept.items() if name != "training"
-            ):
+    def put_back(self) -> None:
+        """Leaves everything as it was."""
+        for current, kept in self.kept:
+            if _differ(current, kept):
+                mode = {name: current[name] for name in ("training",) if name in current}  # is put back by itself
                 current.clear()
                 current.update(kept)
                 current.update(mode)
-        for container, content in held:
+        for container, content in self._held:
             refill(container, content)
 
-    return restore
+
+def _differ(current: dict[str, Any], kept: dict[str, Any]) -> bool:
+    return len(current) != len(kept) or any(
+        current.get(name, kept) is not value for name, value in kept.items() if name != "training"
+    )
 
 
-def _is_own(module: nn.Module) -> bool:
+def is_own(module: nn.Module) -> bool:
     """Whether its forward may store something: those of torch's layers do not."""
     home = type(module).__module__
     return not home.startswith("torch.nn.modules.") or "forward" in module.__dict__
@@ -167,7 +170,7 @@ class _Watch(TorchFunctionMode):
     def __init__(
         self,
         modules: list[nn.Module],
-        attributes: _Attributes,
+        attributes: list[tuple[dict[str, Any], dict[str, Any]]],
         again: Callable[[], AbstractContextManager[object]],
     ) -> None:
         super().__init__()

@@ -1,5 +1,11 @@
 """Sends train rows and eval rows through an encoder as one batch where that is the same as two.
 
-`choice` decides how many passes an encoder takes and says why; `row_split` tells the rows apart inside the pass;
-`numeric_check` compares a first batch with two passes.
+What comes in: an encoder in training mode, its call in the joint pass, and the rows of the masked passes that go with
+it. What goes out: the features of both, or `Unsplit` with a reason in words, and everything as it was.
+
+`row_split` is a mode of torch's functions that follows the rows through the pass; `layouts` says where they lie in a
+tensor. Each function has a rule: `layer_rules` for those that compute, `shape_rules` for those that move elements,
+`mode_rules` and `heads` for those that do something else in eval mode. A function without a rule ends the pass.
+`split_pass` runs an encoder so and puts back what a pass that was ended had changed; `joint_call` stands in for an
+encoder's forward and remembers what could not be one pass; `choice` decides before a batch and says why.
 """

@@ -12,9 +12,9 @@ from agm._inputs.absent import is_rows
 from agm._inputs.trees import leaves_of, mapped
 from agm._module_state.hooks import ForwardHooks
 from agm._module_state.modules import submodules
-from agm._module_state.traces import kept_attributes
+from agm._module_state.traces import Attributes
 from agm._module_state.undo import putting_back
-from agm._one_pass.numeric_check import untouched
+from agm._module_state.untouched import untouched
 
 __all__ = ["AbsentFeatures", "AbsentFeaturesState", "detached", "looking", "warn_if_amplified"]
 
@@ -105,7 +105,7 @@ def looking(network: nn.Module, hooks: ForwardHooks | None) -> Iterator[None]:
     """
     with ExitStack() as stack:
         stack.enter_context(untouched(network, list(network.parameters())))
-        stack.enter_context(putting_back(kept_attributes(submodules(network))))
+        stack.enter_context(putting_back(Attributes(submodules(network)).put_back))
         if hooks is not None:
             stack.enter_context(hooks.acting_alone())
         yield

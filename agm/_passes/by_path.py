@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from agm._inputs.absent import batch_size, is_rows
 from agm._inputs.arguments import Arguments, Binding
 from agm._inputs.rows import check_others, copied
-from agm._inputs.samples import has_samples
 from agm._inputs.trees import leaves_of
 from agm._lazy_rows.decision import SHARDED, Deferral, found_deferral, some_subsets
 from agm._lazy_rows.tensor import CannotDefer, Rows, current, outcome
 from agm._module_state.compiled import compiled_part, is_compiled
 from agm._module_state.eval_mode import mixes_samples
 from agm._module_state.hooks import ForwardHooks
-from agm._one_pass.choice import Choice, JointCall, apart, checked, choose, in_common
-from agm._one_pass.numeric_check import ROWS_DEPEND, untouched
+from agm._module_state.untouched import untouched
+from agm._one_pass.choice import Choice, apart, choose, in_common
+from agm._one_pass.joint_call import JointCall, in_the_way
 from agm._passes.absent_features import AbsentFeatures
 from agm._passes.encoder_paths import find_targets
 from agm._passes.encoder_recording import Handed, Recorder, Target
@@ -39,8 +39,8 @@ from agm.distributed import Peers, is_sharded
 
 __all__ = ["InterceptedPasses"]
 
-_TOGETHER = "processes that train together look at a first batch at other moments"
 _OTHER_ROWS = "in the masked pass it is given other rows than the modality's"
+_ONE_SAMPLE = "with a single sample more rows are encoded than one pass would have"
 _METHOD = "it is a method of a module"
 _TOWER = "it encodes several modalities, one after another"
 
@@ -137,10 +137,10 @@ class InterceptedPasses:
                     found[bit] = apart(name, self.passes, reason, shared=self.shared)
                     continue
                 unsplit = partial(in_common, self.network, encoders, name)
-                choice = choose(name, target.owner, self.passes, device, unsplit, shared=self.shared)
-                if choice.is_one and (self.peers.together or name in self.record.other_rows):
-                    reason = _TOGETHER if self.peers.together else _OTHER_ROWS
-                    choice = apart(name, self.passes, reason, shared=self.shared)
+                depends = name in self.record.one_pass.depends
+                choice = choose(name, target.owner, self.passes, device, unsplit, shared=self.shared, depends=depends)
+                if choice.is_one and name in self.record.other_rows:
+                    choice = apart(name, self.passes, _OTHER_ROWS, shared=self.shared)
                 found[bit] = choice
         return found
 
@@ -179,7 +179,7 @@ class InterceptedPasses:
         few = {name: few_rows(x, absent[name]) for name, x in arguments.inputs.items()}
         kept = Arguments(few, copied(arguments.others), copied(arguments.rest), arguments.placed)
         output, recorders = self._joint(targets, arguments, absent, choices, hooks)
-        shares = frozenset(bit for bit, choice in choices.items() if self._may_share(bit, choice, recorders))
+        shares = frozenset(bit for bit in choices if self._may_share(bit, recorders))
         given = MaskedRun(self, kept, device, here, recorders, shares, hooks)
         if torch.compiler.is_compiling():
             return output, cast(Tensor, given.logits(rows, deferred=False))
@@ -192,14 +192,12 @@ class InterceptedPasses:
                 self.record.choices.note(name, choices[bit], recorder.outcome(bit, choices[bit]))
         return output, masked
 
-    def _may_share(self, bit: int, choice: Choice, recorders: Sequence[Recorder]) -> bool:
+    def _may_share(self, bit: int, recorders: Sequence[Recorder]) -> bool:
         """Whether joint features of a modality may serve its present rows."""
         if self.shared:
             return True
-        calls = [call for recorder in recorders for own, call in recorder.calls_with.items() if own == bit]
-        # Whose rows depend on one another has in the joint pass what it would have in one of its own.
-        differs = any(call.disagrees not in (None, ROWS_DEPEND) for call in calls)
-        return choice.how in ("shared", "joined") and not differs
+        calls = [recorder.calls_with.get(bit) for recorder in recorders]
+        return any(call is not None and call.is_done and call.chosen.how == "joined" for call in calls)
 
     def _masked(self, given: "MaskedRun", rows: Rows) -> Tensor | Mapping[int, Tensor]:
         """The masked logits of all rows, after a first batch has shown on some of them what they may come from."""
@@ -257,7 +255,7 @@ class InterceptedPasses:
             for bit, value in enumerate(arguments.inputs.values()):
                 for leaf in leaves_of(value):
                     handed.add(leaf, bit)
-        recorders = [self._recorder(target, choices, arguments, absent, handed) for target in targets]
+        recorders = [self._recorder(target, targets, choices, arguments, absent, handed) for target in targets]
         watched = nullcontext() if hooks is None else hooks.watched()
         with watched, called_instead({recorder.target: recorder for recorder in recorders}):
             output = self.binding.call(arguments)
@@ -273,21 +271,33 @@ class InterceptedPasses:
     def _recorder(
         self,
         target: Target,
+        targets: Sequence[Target],
         choices: Mapping[int, Choice],
         arguments: Arguments,
         absent: Mapping[str, Any],
         handed: Handed,
     ) -> Recorder:
-        calls = {}
+        calls: dict[int, JointCall] = {}
+        without: dict[int, str] = {}
         for bit, name in target.names.items():
             inputs, rows, choice = arguments.inputs[name], absent[name], choices[bit]
-            # Of one sample, or where the absent rows are not all the same, more rows are encoded than these.
-            alone = all(leaf.shape[0] == 1 for leaf in leaves_of(rows) if is_rows(leaf))
-            alone = alone and batch_size({name: inputs}) > 1 and not has_samples(inputs)
             kept = self.shared and self.absent_features.find(name, leaves_of(rows)) is not None
-            if choice.is_one and alone and not kept:
-                own = (name, choice, target.owner, inputs, rows, self.passes, self.peers)
-                agrees = partial(checked, *own, shared=self.shared, known=self.record.numbers)
-                calls[bit] = JointCall(target.owner, choice, inputs, rows, True, agrees)
+            reason = _ONE_SAMPLE if batch_size({name: inputs}) < 2 else in_the_way(inputs)
+            if reason is not None:
+                without[bit] = reason
+            elif choice.is_one and not kept:
+                encoders = {name: one.owner for one in targets for name in one.names.values()}
+                calls[bit] = JointCall(
+                    name,
+                    target.owner,
+                    choice,
+                    inputs,
+                    rows,
+                    shared=self.shared,
+                    keeps=True,
+                    unsplit=partial(in_common, self.network, encoders, name),
+                    passes=self.passes,
+                    known=self.record.one_pass,
+                )
         keeps = any(choices[bit].how in ("shared", "joined") for bit in target.names)
-        return Recorder(target, calls, keeps, handed, self.shared)
+        return Recorder(target, calls, keeps, handed, self.shared, without)

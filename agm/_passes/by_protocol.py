@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from agm._inputs.absent import is_rows
 from agm._inputs.arguments import Arguments, Binding
 from agm._inputs.rows import aligned, blocks, combine, copied, lacking, masked_arguments, stacked
-from agm._inputs.samples import unwrap
+from agm._inputs.samples import has_samples, unwrap
 from agm._inputs.trees import leaves_of, mapped
 from agm._lazy_rows.decision import Deferral, declares_sum, deferral
 from agm._lazy_rows.tensor import CannotDefer, Deferred, Rows, current, outcome, written
@@ -20,17 +20,9 @@ from agm._module_state.compiled import is_compiled
 from agm._module_state.eval_mode import evaluation, mixes_samples
 from agm._module_state.hooks import ForwardHooks
 from agm._module_state.replace_forward import answering
-from agm._one_pass.choice import (
-    OWN_WAY,
-    Choice,
-    JointCall,
-    apart,
-    check_apart,
-    checked,
-    choose,
-    in_common,
-    versions,
-)
+from agm._module_state.untouched import untouched
+from agm._one_pass.choice import Choice, apart, check_apart, choose, in_common
+from agm._one_pass.joint_call import JointCall, in_the_way, versions
 from agm._passes.absent_features import AbsentFeatures, detached, looking, warn_if_amplified
 from agm._passes.chunks import Chunks
 from agm._passes.joint_pass import Joint, answer, joint_pass, refusal
@@ -282,30 +274,35 @@ class FactorisedPasses:
         if is_compiled(self.network):
             why = "the network is compiled as a whole, for encoders as they are"
             return apart(name, self.passes, why, shared=self.shared)
-        unsplit = partial(in_common, self.network, encoders, name)
-        return choose(name, encoders[name], self.passes, device, unsplit, self.peers, shared=self.shared)
+        depends = name in self.record.one_pass.depends
+        return choose(
+            name, encoders[name], self.passes, device, self._unsplit(name), shared=self.shared, depends=depends
+        )
 
     def _joint_call(self, name: str, inputs: Any, absent: Any, batch: int) -> JointCall | None:
         """What runs in the place of an encoder whose rows all go through it in the joint pass."""
         device = next(leaf.device for leaf in leaves_of(inputs) if is_rows(leaf))
         chosen = self._choose(name, device)
-        # With no samples too, since other processes may have some and wait for this one.
-        if not (batch or self.peers.together):
+        if not batch or not chosen.is_one:
             return None
-        encoder = self.network.encoders[name]
-        choice = checked(
+        if (reason := in_the_way(inputs)) is not None:
+            self.record.choices.note(name, chosen, apart(name, self.passes, reason, shared=self.shared))
+            return None
+        return JointCall(
             name,
+            self.network.encoders[name],
             chosen,
-            encoder,
             inputs,
             absent,
-            self.passes,
-            self.peers,
             shared=self.shared,
-            known=self.record.numbers,
+            keeps=self.shared,
+            unsplit=self._unsplit(name),
+            passes=self.passes,
+            known=self.record.one_pass,
         )
-        self.record.choices.note(name, chosen, choice)
-        return JointCall(encoder, chosen, inputs, absent, self.shared) if choice.is_one and batch else None
+
+    def _unsplit(self, name: str) -> Callable[[], str | None]:
+        return partial(in_common, self.network, self.encoders(), name)
 
     def _features(
         self, name: str, given: Any, kept: Any, found: Joint, call: JointCall | None, batch: int
@@ -333,11 +330,11 @@ class FactorisedPasses:
     def _encoded(self, name: str, given: Any, found: Joint, call: JointCall | None, batch: int) -> tuple[Any, Any]:
         if call is not None:
             given = call.second_pass()
+            self.record.choices.note(name, call.planned, call.outcome())
             if given is None and call.chosen.how == "joined":
                 return found.features[name] if self.shared else call.present, call.more
             if given is None:
                 return _parted(name, call.more, batch)
-            self.record.choices.note(name, call.chosen, Choice("shared" if self.shared else "two", OWN_WAY))
         # Absent rows by themselves need no graph if they are to have no gradient.
         constant = self.shared and not self.absent_features.gradient
         with ExitStack() as stack:
@@ -345,8 +342,26 @@ class FactorisedPasses:
                 stack.enter_context(found.as_there(name))
             if constant:
                 stack.enter_context(torch.no_grad())
-            features = self.network.encoders[name](unwrap(given))
+            encoder = self.network.encoders[name]
+            if not self.shared and name in self.record.one_pass.mixes and not has_samples(given):
+                return _in_two(encoder, given, batch)
+            features = encoder(unwrap(given))
         return (found.features[name], features) if self.shared else _parted(name, features, batch)
+
+
+def _in_two(encoder: nn.Module, given: Any, batch: int) -> tuple[Any, Any]:
+    """What an encoder in which rows may meet makes of present rows, and of absent ones, each by themselves."""
+    features = []
+    for part in _two(given, batch):
+        with untouched(encoder, part):  # each finds what the joint pass has left
+            features.append(encoder(unwrap(part)))
+    return features[0], features[1]
+
+
+def _two(given: Any, batch: int) -> tuple[Any, Any]:
+    """Present rows and absent ones."""
+    present = mapped(lambda leaf: leaf[:batch] if is_rows(leaf) else leaf, given)
+    return present, mapped(lambda leaf: leaf[batch:] if is_rows(leaf) else leaf, given)
 
 
 def _parted(name: str, features: Any, batch: int) -> tuple[Any, Any]:
@@ -356,9 +371,7 @@ def _parted(name: str, features: Any, batch: int) -> tuple[Any, Any]:
                 f"Expected encoder `{name}` to return features with the samples in the first dimension, but for "
                 f"{batch} samples and one absent row it returned {tuple(leaf.shape)}."
             )
-    present = mapped(lambda leaf: leaf[:batch] if is_rows(leaf) else leaf, features)
-    absent = mapped(lambda leaf: leaf[batch:] if is_rows(leaf) else leaf, features)
-    return present, absent
+    return _two(features, batch)
 
 
 def _written_leaf(rows: Rows, bit: int, present: Any, absent: Any) -> Any:

@@ -10,13 +10,14 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from agm._inputs.absent import is_opaque, is_rows
+from agm._inputs.closeness import close
 from agm._inputs.rows import EVERYWHERE
 from agm._inputs.samples import Samples, is_listed
-from agm._inputs.trees import flattened, leaves_of, unflattened
+from agm._inputs.trees import flattened, leaves_of, mapped, unflattened
 from agm._lazy_rows.tensor import CannotDefer, Deferred, Rows, written
 from agm._module_state.checkpoints import check_not_reentrant, reentrant_checkpoint
-from agm._one_pass.choice import JointCall
-from agm._one_pass.numeric_check import close
+from agm._module_state.untouched import untouched
+from agm._one_pass.joint_call import JointCall
 from agm._passes.absent_features import AbsentFeatures
 from agm._passes.encoder_recording import Call, Handed, Recorder
 from agm._passes.encoder_rows import EncoderRows, along, changed_dims
@@ -49,6 +50,7 @@ class Answer:
         origins: what tensors were computed from; None: nobody follows that.
         other_rows: modalities whose encoder was given other rows in a masked pass than in the joint pass, though as far
             as one could see it was given its input.
+        meeting: modalities in whose encoder rows may meet.
         absent_features: of rows in which a modality is absent.
         check: whether to look at the rows that are picked.
         deferred: whether features are handed on as deferred rows.
@@ -66,6 +68,7 @@ class Answer:
         extra_rows: bool,
         origins: Origins | None,
         other_rows: Collection[str],
+        meeting: Collection[str],
         absent_features: AbsentFeatures,
         check: bool,
         deferred: bool,
@@ -84,6 +87,7 @@ class Answer:
         self.pending = list(reversed(recorder.calls))
         self.all_rows: list[str] = []  # modalities of which all rows were encoded
         self.other_rows: set[str] = set(other_rows)
+        self.meeting = meeting
         self.absent_features = absent_features
         self.order: list[str] = []
         self.examples: list[tuple[str, list[Any], list[Any]]] = []  # features of present rows and of an absent one
@@ -137,12 +141,16 @@ class Answer:
         if output is None and keeps:
             output = self.absent_features.find(name, absent)
         if output is None:
-            found = zip(leaves, sources, call.input_sizes, strict=True)
-            args, kwargs = unflattened([self._picked(*one, rows) for one in found], structure)
+            found = list(zip(leaves, sources, call.input_sizes, strict=True))
+            picked = [self._picked(*one, rows) for one in found]
             # Absent rows by themselves need no graph if they are to have no gradient.
             constant = rows.present == 0 and not self.absent_features.gradient
             with torch.no_grad() if constant else nullcontext():
-                output = self.recorder.function(*args, **kwargs)
+                if rows.present and name in self.meeting and not any(source.is_listed for source in sources):
+                    output = self._in_two(picked, [_dim(*one, rows) for one in found], structure, rows)
+                else:
+                    args, kwargs = unflattened(picked, structure)
+                    output = self.recorder.function(*args, **kwargs)
         if keeps:
             self.absent_features.keep(name, absent, output)
         if self.check and self.absent_features.gradient and torch.is_grad_enabled():
@@ -150,6 +158,16 @@ class Answer:
             last = [leaf[-1:] for leaf in encoded if is_rows(leaf)]
             self.examples.append((name, leaves_of(call.output) if shares else encoded, last))
         return self._in_place(output, call, rows, shares)
+
+    def _in_two(self, picked: Sequence[Any], dims: Sequence[int | None], structure: Any, rows: EncoderRows) -> Any:
+        """What an encoder in which rows may meet makes of present rows, and of absent ones, each by themselves."""
+        outputs = []
+        for present in (True, False):
+            parts = [rows.part(x, dim, present) for x, dim in zip(picked, dims, strict=True)]
+            args, kwargs = unflattened(parts, structure)
+            with untouched(self.target.owner, parts):  # each finds what the joint pass has left
+                outputs.append(self.recorder.function(*args, **kwargs))
+        return mapped(_behind, *outputs)
 
     def _are_as_handed(self, leaves: Sequence[Any], sources: Sequence["_Source"], bit: int) -> bool:
         """Whether the rows are those that forward was given: who writes past autograd leaves no version."""
@@ -287,12 +305,27 @@ class _Source:
         return _Source(True)
 
 
+def _dim(leaf: Any, source: _Source, size: torch.Size | None, rows: EncoderRows) -> int | None:
+    """The dimension of the samples in what is picked of a leaf; None: it has none."""
+    if not source.grows:
+        return None
+    return 0 if source.few is not None else rows.find(written(leaf), size)[0]
+
+
+def _behind(present: Any, absent: Any) -> Any:
+    """Features of present rows, and behind them those of absent ones."""
+    if not is_rows(present):
+        return present
+    dims = changed_dims(present.shape, absent.shape)
+    return torch.cat([present, absent], dims[0] if dims else 0)
+
+
 def _known(call: JointCall | None, rows: EncoderRows) -> Any:
     """Features of `rows`, if they came with the joint pass's."""
     if call is None or not call.is_done:
         return None
     present = 0 if call.chosen.how == "joined" else rows.batch
-    return call.more if (rows.present, rows.absent, rows.spare) == (present, 1, 0) else None
+    return call.more if (rows.present, rows.absent, rows.spare) == (present, call.absent, 0) else None
 
 
 def _mixed(

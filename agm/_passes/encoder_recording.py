@@ -13,7 +13,8 @@ from agm._inputs.samples import is_listed
 from agm._inputs.trees import leaves_of
 from agm._lazy_rows.tensor import Deferred
 from agm._module_state.checkpoints import check_not_reentrant
-from agm._one_pass.choice import OWN_WAY, Choice, JointCall, surroundings
+from agm._one_pass.choice import Choice
+from agm._one_pass.joint_call import OWN_WAY, JointCall, surroundings
 
 __all__ = ["Call", "Handed", "Recorder", "Target"]
 
@@ -90,12 +91,20 @@ class Recorder:
         keeps: whether its outputs are to serve the masked passes.
         handed: what forward was given.
         shared: whether they serve whatever the mode.
+        without: why no rows go with it, by modality's bit.
     """
 
     def __init__(
-        self, target: Target, calls_with: Mapping[int, JointCall], keeps: bool, handed: Handed, shared: bool
+        self,
+        target: Target,
+        calls_with: Mapping[int, JointCall],
+        keeps: bool,
+        handed: Handed,
+        shared: bool,
+        without: Mapping[int, str],
     ) -> None:
         self.target = target
+        self.without = without
         self.function = target.function
         self.calls_with = calls_with
         self.keeps = keeps
@@ -132,14 +141,12 @@ class Recorder:
     def outcome(self, bit: int, chosen: Choice) -> Choice:
         """What the choice for a modality came to."""
         call = self.calls_with.get(bit)
-        direct = all(one.direct is not None and one.is_whole for one in self.calls)
         if chosen.is_one and call is not None and call.is_done and len(self.calls) == 1:
+            return call.chosen
+        if chosen.how in ("two", "shared"):
             return chosen
-        if self.shared:
-            return chosen if chosen.how == "shared" else Choice("shared", OWN_WAY)
-        if chosen.how == "two" or (chosen.how == "shared" and direct):
-            return chosen
-        return Choice("shared" if chosen.how == "joined" and direct else "two", OWN_WAY)
+        reason = self.without.get(bit) or (call.reason if call is not None and call.reason else OWN_WAY)
+        return Choice("shared" if self.shared else "two", reason)
 
 
 def _likeness(tensor: Tensor) -> object:

@@ -91,6 +91,13 @@ class EncoderRows:
         absent = tile(absent, self.absent * rows)
         return torch.cat([present[: self.present * rows], absent, absent[: self.spare * rows]])
 
+    def part(self, picked: Any, dim: int | None, present: bool) -> Any:
+        """Of what `pick` gave the present rows, or the absent ones."""
+        if dim is None:
+            return picked
+        rows = picked.shape[dim] // (self.present + self.absent + self.spare) * self.present
+        return picked.narrow(dim, 0, rows) if present else picked.narrow(dim, rows, picked.shape[dim] - rows)
+
     def verify(self, leaf: Tensor, dim: int, rows: int) -> None:
         """That the rows are what `pick` takes them for; the only synchronisation, on the first batch."""
         present = self._block(leaf, dim, self.is_present.index(True), rows, self.batch)

@@ -14,7 +14,7 @@ from agm._module_state.checkpoints import check_not_reentrant, reentrant_checkpo
 from agm._module_state.compiled import is_compiled
 from agm._module_state.eval_mode import evaluation
 from agm._module_state.replace_forward import answering
-from agm._one_pass.choice import autocasts
+from agm._one_pass.joint_call import autocasts
 from agm._passes.outputs import Outputs
 from agm._passes.record import Record
 

@@ -122,6 +122,7 @@ class MaskedRun:
                 extra_rows=self.extra_rows,
                 origins=origins,
                 other_rows=self.passes.record.other_rows,
+                meeting=self.passes.record.one_pass.mixes,
                 absent_features=self.passes.absent_features,
                 check=check,
                 deferred=deferred,

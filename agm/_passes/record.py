@@ -5,6 +5,7 @@ from typing import Any
 
 from agm._lazy_rows.decision import Deferral
 from agm._one_pass.choice import Choices
+from agm._one_pass.joint_call import Known
 
 __all__ = ["Record"]
 
@@ -25,8 +26,8 @@ class Record:
         calls_fuse: whether the forward of a network with `encoders` and `fuse` calls `fuse`; None: nobody has looked.
         by_path: whether such a forward does something else, that came to the same so far: it runs for masked rows too.
         autocasts: modality -> under which autocast its encoder has run, for encoders that are not watched.
-        numbers: (modality, kind of batch) -> what differs between one pass of its encoder and two, None if nothing.
-        choices: what became of the choices that were made before any numbers.
+        one_pass: what has become of encoders in one pass.
+        choices: what became of the choices that were made before a batch.
     """
 
     looked: set[object] = field(default_factory=set)
@@ -39,5 +40,5 @@ class Record:
     calls_fuse: bool | None = None
     by_path: bool = False
     autocasts: dict[str, Any] = field(default_factory=dict)
-    numbers: dict[object, str | None] = field(default_factory=dict)
+    one_pass: Known = field(default_factory=Known)
     choices: Choices = field(default_factory=Choices)

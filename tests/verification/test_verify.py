@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import agm
-from agm._one_pass.numeric_check import split_features
+from agm._one_pass.split_pass import split_pass
 from agm.models import build, fusions
 
 BATCH = 6
@@ -275,13 +275,13 @@ def above(figures: Mapping[str, float]) -> set[str]:
 
 class TestUnsoundNetworks:
     def test_one_pass_that_is_not_what_two_are(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Nothing is known to be; so it is made wrong behind the back of what compares the numbers."""
+        """Nothing is known to be; so it is made wrong."""
 
-        def wrong(encoder: nn.Module, present: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-            train, evaluated = split_features(encoder, present, rows)
+        def wrong(*given: Any, **options: Any) -> tuple[Tensor, Tensor]:
+            train, evaluated = split_pass(*given, **options)
             return train, evaluated + 1.0
 
-        monkeypatch.setattr("agm._one_pass.choice.split_features", wrong)
+        monkeypatch.setattr("agm._one_pass.joint_call.split_pass", wrong)
         unsound(Fusing(), "set passes='two'", passes="one")
 
     def test_an_encoder_that_mixes_samples(self) -> None:
@@ -347,11 +347,12 @@ class TestUnsoundNetworks:
         result = unsound(Pairs(audio=AlwaysRandom(6, 5), visual=nn.Linear(6, 5)), "random numbers in eval", **options)
         assert above(result.logits)
 
-    @pytest.mark.parametrize("options", [{}, {"encoders": BOTH}])
-    def test_a_state_that_all_samples_of_a_batch_share(self, options: dict[str, Any]) -> None:
+    def test_a_state_that_all_samples_of_a_batch_share(self) -> None:
         network = Pairs(audio=Stateful(6, 5), visual=nn.Linear(6, 5))
+        by_path = agm.verify(engine(copy.deepcopy(network), encoders=BOTH), inputs(), TARGET)
+        assert not above(by_path.logits)  # present rows and absent ones do not meet
         before = copy.deepcopy(network.state_dict())
-        result = unsound(network, "keeps a state", **options)
+        result = unsound(network, "keeps a state")
         assert "audio" in above(result.logits)
         assert not above(result.buffers)  # what masked passes wrote is put back
         torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)

@@ -1,0 +1,55 @@
+"""A look at a network with real numbers, after which it is as before."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+__all__ = ["untouched"]
+
+
+@contextmanager
+def untouched(module: nn.Module, inputs: Any) -> Iterator[None]:
+    """Buffers and random numbers are as before afterwards.
+
+    Buffers are replaced rather than written to: an earlier forward may still have its backward before it.
+
+    Args:
+        module: the network.
+        inputs: tensors on the devices whose generators may be drawn from.
+    """
+    copies: dict[Tensor, Tensor] = {}
+    own = [(m, name, b) for m in module.modules() for name, b in m._buffers.items() if b is not None]
+    generators = _generators(inputs)
+    try:
+        for layer, name, buffer in own:
+            layer._buffers[name] = copies.setdefault(buffer, buffer.clone())
+        yield
+    finally:
+        for layer, name, buffer in own:
+            layer._buffers[name] = buffer
+        for device, state in generators.items():
+            _set_generator(device, state)
+
+
+def _generators(inputs: Any) -> dict[torch.device, Tensor]:
+    """The state of the generators that a pass over the inputs may draw from."""
+    devices = {leaf.device for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)}
+    found = {torch.device("cpu"): torch.get_rng_state()}
+    for device in sorted(devices - found.keys(), key=str):
+        found[device] = torch.get_device_module(device).get_rng_state(*_which(device))
+    return found
+
+
+def _set_generator(device: torch.device, state: Tensor) -> None:
+    if device.type == "cpu":
+        torch.set_rng_state(state)
+    else:
+        torch.get_device_module(device).set_rng_state(state, *_which(device))
+
+
+def _which(device: torch.device) -> tuple[torch.device, ...]:
+    return () if device.index is None or device.type == "mps" else (device,)  # there is one alone

@@ -1,0 +1,255 @@
+"""An encoder's call in the joint pass that takes the rows of the masked passes with it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agm._inputs.absent import is_rows
+from agm._inputs.rows import aligned, copied, doubled, stacked
+from agm._inputs.samples import has_samples
+from agm._inputs.trees import leaves_of
+from agm._module_state.modules import submodules
+from agm._module_state.replace_forward import answering
+from agm._one_pass.choice import Choice, Passes, refused, why_split
+from agm._one_pass.layouts import Meeting, Unsplit
+from agm._one_pass.row_split import DEPENDS, READS
+from agm._one_pass.split_pass import Given, split_pass, what_runs
+
+__all__ = ["JointCall", "Known", "autocasts", "in_the_way", "surroundings", "versions"]
+
+OWN_WAY = "the network encodes in its own way (in an activation checkpoint, without gradients, more than once)"
+
+_PLAIN = (Tensor, nn.Parameter)
+
+
+def in_the_way(inputs: Any) -> str | None:
+    """What about a modality's input stands against one pass."""
+    if has_samples(inputs):
+        return "its input holds values of Python"
+    strange = [type(x) for x in leaves_of(inputs) if isinstance(x, Tensor) and type(x) not in _PLAIN]
+    return f"its input is a {strange[0].__name__}, of which nothing is known" if strange else None
+
+
+@dataclass
+class Known:
+    """What has become of encoders in one pass, in the batches so far.
+
+    Attributes:
+        refused: kind of call -> why it cannot be one pass.
+        runs: kind of call -> what runs in it, where modules read their mode.
+        passed: kinds of calls that have been one pass.
+        missed: kind of call -> how often what has been one pass could not be.
+        depends: modalities whose encoder depends on the mode though none of its layers says so.
+        mixes: modalities in whose encoder rows may meet.
+    """
+
+    refused: dict[object, str] = field(default_factory=dict)
+    runs: dict[object, Sequence[Any]] = field(default_factory=dict)
+    passed: set[object] = field(default_factory=set)
+    missed: dict[object, int] = field(default_factory=dict)
+    depends: set[str] = field(default_factory=set)
+    mixes: set[str] = field(default_factory=set)
+
+    def refuse(self, kind: object, reason: str) -> None:
+        """One pass was tried and could not be told to be right: it is not tried again, or not often."""
+        if kind in self.passed:
+            self.missed[kind] = self.missed.get(kind, 0) + 1
+        if self.missed.get(kind, _OFTEN) >= _OFTEN:
+            self.refused[kind] = reason
+
+
+_OFTEN = 3
+
+
+class JointCall:
+    """An encoder's forward in the joint pass that takes the rows of the masked passes with it.
+
+    Only a call with the modality's input as it is does, with gradients and under autocast as around the joint pass:
+    what a network encodes otherwise (inside an activation checkpoint, say) is left to a second pass. So is what cannot
+    be told to be the same in one pass, in whatever batch that happens.
+
+    Args:
+        name: of the modality.
+        encoder: the module that it stands in for.
+        chosen: "joined" or "split".
+        inputs: the modality's.
+        absent: its absent rows, one or B.
+        shared: whether the joint pass's features serve the present rows whatever the mode.
+        keeps: whether whoever has the joint pass run keeps its features.
+        unsplit: tells why train rows and eval rows cannot be one batch in this network, if so.
+        passes: what the user asks for.
+        known: of earlier batches.
+
+    Attributes:
+        planned: the choice as given.
+        chosen: that, or "split" where "joined" was found to depend on the mode.
+        reason: why it was no single pass; None: it was, or nobody has called.
+        present: features of the present rows for the masked passes, if these are "joined" and not kept.
+        more: those of the rows that went with it: "joined": the absent ones; "split": the present and the absent ones.
+        rows: set if a second pass must follow: what it takes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        encoder: nn.Module,
+        chosen: Choice,
+        inputs: Any,
+        absent: Any,
+        *,
+        shared: bool,
+        keeps: bool,
+        unsplit: Callable[[], str | None],
+        passes: Passes,
+        known: Known,
+    ) -> None:
+        self.name = name
+        self.encoder = encoder
+        self.forward = encoder.forward
+        self.planned = self.chosen = chosen
+        self.shared = shared
+        self.keeps = keeps
+        self.inputs = inputs
+        self.absent_rows = aligned(absent)
+        self.unsplit = unsplit
+        self.passes = passes
+        self.known = known
+        self.before = (surroundings(), versions(inputs))
+        own = [leaf for leaf in leaves_of(inputs) if is_rows(leaf)]
+        self.batch = own[0].shape[0]
+        self.absent = next(leaf.shape[0] for leaf in leaves_of(self.absent_rows) if is_rows(leaf))
+        self._with = dict(zip(map(id, own), (x for x in leaves_of(self.absent_rows) if is_rows(x)), strict=True))
+        self._own = {id(leaf): leaf for leaf in own}
+        self.is_done = False
+        self.reason: str | None = None
+        self.present: Any = None
+        self.more: Any = None
+        self.rows: Any = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with answering({self.encoder: self.forward}):
+            features = _NOT_YET
+            if not self.is_done:
+                self.reason = OWN_WAY
+                if self._is_direct(args, kwargs):
+                    features = self._in_one((args, kwargs))
+            if features is _NOT_YET:
+                with torch.set_grad_enabled(self.before[0][0]):
+                    self.rows = self._apart()  # before the encoder may write to its input
+                return self.encoder.forward(*args, **kwargs)
+            self.is_done, self.reason = True, None
+            if self.chosen.how == "split" or self.keeps:
+                return features
+            handed, self.present = doubled(features)
+            return handed
+
+    def _in_one(self, given: Given) -> Any:
+        """Features of the joint pass, with those of the other rows; nothing, where a pass of their own must follow.
+
+        Raises:
+            ValueError: one pass is asked for.
+        """
+        if self.chosen.how == "joined" and not self.shared and self.name in self.known.depends:
+            self._depend()
+        kind = self._kind()
+        self.reason = self.known.refused.get(kind)
+        while self.reason is None:
+            try:
+                return self._passed(given, kind)
+            except Unsplit as error:
+                self.reason = str(error)
+                if isinstance(error, Meeting):
+                    self.known.mixes.add(self.name)
+            if self.reason == DEPENDS:
+                self.known.depends.add(self.name)
+                self.reason = self._depend()
+            elif self.reason == READS and kind not in self.known.runs:
+                self.reason = self._look(given, kind)
+            if self.reason is not None:
+                self.known.refuse(kind, self.reason)
+            kind = self._kind()
+        if self.passes == "one":
+            raise refused(self.name, self.reason)
+        return _NOT_YET
+
+    def _depend(self) -> str | None:
+        """The encoder has been found to depend on the mode: its present rows go through it again."""
+        self.chosen = Choice("split", why_split(self.passes))
+        return self.unsplit()
+
+    def _look(self, given: Given, kind: object) -> str | None:
+        """What stands against an encoder whose modules read their mode."""
+        try:
+            self.known.runs[kind] = what_runs(self.encoder, given, self._more(), self.batch, self._count())
+        except Unsplit as error:
+            return str(error)
+        return None
+
+    def _passed(self, given: Given, kind: object) -> Any:
+        serves = self.chosen.how == "joined" and not self.shared
+        expected = self.known.runs.get(kind)
+        rows, count = self._more(), self._count()
+        features, self.more = split_pass(self.encoder, given, rows, self.batch, count, serves=serves, expected=expected)
+        self.known.passed.add(kind)
+        return features
+
+    def _more(self) -> dict[int, Tensor]:
+        """Tensor of the input, by its id -> the rows that go with it."""
+        if self.chosen.how == "joined":
+            return self._with
+        return {key: torch.cat([self._own[key], absent]) for key, absent in self._with.items()}
+
+    def _count(self) -> int:
+        return self.absent + (self.batch if self.chosen.how == "split" else 0)
+
+    def _kind(self) -> object:
+        """What another verdict may hold for."""
+        leaves = tuple((leaf.dim(), leaf.dtype) for leaf in self._own.values())
+        modes = tuple(module.training for module in submodules(self.encoder))
+        return self.name, self.chosen.how, self.shared, leaves, modes, str(self.before[0])
+
+    def _is_direct(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Whether it is given the modality's input, which nobody has written to."""
+        given = leaves_of((args, kwargs))
+        tensors = [leaf for leaf in given if is_rows(leaf)]
+        if not tensors or any(id(leaf) not in self._own for leaf in tensors):
+            return False
+        return (surroundings(), versions(self.inputs)) == self.before
+
+    def second_pass(self) -> Any:
+        """The rows that the encoder has yet to see, in eval mode, if their features are not known; else None."""
+        if self.rows is None and not self.is_done:
+            self.rows = self._apart()
+        return self.rows
+
+    def _apart(self) -> Any:
+        return copied(self.absent_rows) if self.shared else stacked(self.inputs, self.absent_rows)
+
+    def outcome(self) -> Choice:
+        """What the choice came to."""
+        if self.is_done:
+            return self.chosen
+        return Choice("shared" if self.shared else "two", self.reason or OWN_WAY)
+
+
+_NOT_YET = object()
+
+
+def versions(inputs: Any) -> list[tuple[int, int | None]]:
+    """What is another one once a tensor of a pytree has been replaced or written to."""
+    leaves = [leaf for leaf in leaves_of(inputs) if isinstance(leaf, Tensor)]
+    return [(id(leaf), None if leaf.is_inference() else leaf._version) for leaf in leaves]
+
+
+def surroundings() -> tuple[Any, ...]:
+    """What a checkpoint, a `no_grad` or an autocast inside the network changes."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return torch.is_grad_enabled(), hooks, autocasts()
+
+
+def autocasts() -> list[tuple[str, bool, torch.dtype]]:
+    """Of each kind of device whether autocast is on, and its dtype."""
+    return [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")]

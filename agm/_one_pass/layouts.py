@@ -1,0 +1,163 @@
+"""Where the rows of a batch lie in a tensor, and what is raised where that is no longer known."""
+
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+__all__ = ["Layout", "Meeting", "Mode", "RowCount", "Unsplit", "reshaped", "telling_rows"]
+
+
+class Unsplit(Exception):
+    """A batch cannot be told apart into train rows and eval rows any more, for a reason that is told in words."""
+
+
+class Meeting(Unsplit):
+    """Rows of the batch may meet in a function."""
+
+
+class Layout(NamedTuple):
+    """Where the rows of a batch lie in a tensor.
+
+    Its dimension `dim` has `outer` * rows * inner elements: blocks of all rows, in which each row has several elements
+    side by side. Elements of other dimensions belong to the row at their place in this one.
+    """
+
+    dim: int
+    outer: int = 1
+
+
+def reshaped(shape: Sequence[int], layout: Layout, into: Sequence[int], rows: int) -> Layout:
+    """The layout of a tensor after its elements have been laid out anew in their order.
+
+    Args:
+        shape: before.
+        layout: before.
+        into: the shape afterwards.
+        rows: of the batch, at least 2.
+
+    Raises:
+        Unsplit: a row no longer lies in one dimension.
+    """
+    before = math.prod(shape[: layout.dim]) * layout.outer  # elements that come before the rows, in the order of all
+    passed = 1
+    for dim, size in enumerate(into):
+        if passed > before or size == 0:
+            break
+        outer, rest = divmod(before, passed)
+        if not rest and size % (outer * rows) == 0:
+            return Layout(dim, outer)
+        passed *= size
+    raise Meeting(f"it reshapes {tuple(shape)} to {tuple(into)}, across rows")
+
+
+class _Pass(threading.local):
+    is_open = False
+
+
+_pass = _Pass()
+
+
+@contextmanager
+def telling_rows() -> Iterator[None]:
+    """Inside, the number of rows is no number; what is left of it elsewhere is one."""
+    before, _pass.is_open = _pass.is_open, True
+    try:
+        yield
+    finally:
+        _pass.is_open = before
+
+
+class RowCount(int):
+    """How many rows there are: a size that may be used as a size, but not as a number.
+
+    Sums, products and quotients of it are such sizes too. Two of them can be compared; whatever else would depend on
+    the number raises `Unsplit`, until the pass is over.
+    """
+
+
+def _size(name: str) -> Callable[..., Any]:
+    def operator(self: RowCount, other: Any) -> Any:
+        value = getattr(int, name)(self, other)
+        return RowCount(value) if isinstance(value, int) and _pass.is_open else value
+
+    return operator
+
+
+def _compared(name: str) -> Callable[..., Any]:
+    def operator(self: RowCount, other: Any) -> Any:
+        return getattr(int, name)(self, other) if isinstance(other, RowCount) else _number(name)(self, other)
+
+    return operator
+
+
+def _number(name: str) -> Callable[..., Any]:
+    def operator(self: RowCount, *others: Any) -> Any:
+        if _pass.is_open:
+            raise Unsplit("it calculates with the number of rows, which is another one in one pass")
+        return getattr(int, name)(self, *others)
+
+    return operator
+
+
+for _kind, _names in (
+    (_size, "add sub mul floordiv mod radd rmul"),
+    (_compared, "eq ne"),
+    (_number, "lt le gt ge bool truediv rtruediv rfloordiv rsub rmod pow rpow float"),
+):
+    for _name in _names.split():
+        setattr(RowCount, f"__{_name}__", _kind(f"__{_name}__"))
+RowCount.__hash__ = int.__hash__  # type: ignore[method-assign]
+
+
+class Mode(int):
+    """What a module has for `training` in one pass: true, and told to `read` wherever code asks.
+
+    What code hands on without asking (`F.dropout(x, 0.1, self.training)`) stays one.
+    """
+
+    read: Callable[[], None]
+
+    @classmethod
+    def telling(cls, read: Callable[[], None]) -> "Mode":
+        """A mode that calls `read` when it is read."""
+        mode = cls(True)
+        mode.read = read
+        return mode
+
+    def __bool__(self) -> bool:
+        self.read()
+        return True
+
+    def __eq__(self, other: object) -> bool:
+        self.read()
+        return other is True or other == 1
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __int__(self) -> int:
+        self.read()
+        return 1
+
+    def __float__(self) -> float:
+        self.read()
+        return 1.0
+
+    __hash__ = int.__hash__
+    __index__ = __int__
+
+
+def _as_one(name: str) -> Callable[..., Any]:
+    def operator(self: Mode, *others: Any) -> Any:
+        self.read()
+        return getattr(1, name)(*others)
+
+    return operator
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "neg", "invert"):
+    setattr(Mode, f"__{_name}__", _as_one(f"__{_name}__"))
+    if _name not in ("neg", "invert"):
+        setattr(Mode, f"__r{_name}__", _as_one(f"__r{_name}__"))

@@ -1,0 +1,147 @@
+"""Rules of functions that depend on the mode: train rows go through them as in training, the others as in eval mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from agm._one_pass.heads import attend, heads
+from agm._one_pass.layouts import Layout, Unsplit
+from agm._one_pass.rules import Rule, argument, as_it_is, first_of, meet, name_of, rows_first
+from agm.ops.batch_norm_rows import batch_norm_rows
+from agm.ops.dropout_rows import dropout_rows
+
+if TYPE_CHECKING:
+    from agm._one_pass.row_split import RowSplit
+
+__all__ = ["MODE_RULES", "TWICE"]
+
+
+TWICE = "a norm of it is called twice, which in eval mode has the statistics of the last call"
+
+
+def _batch_norm(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+    given = _named(names, args, kwargs)
+    mean, var = given["running_mean"], given["running_var"]
+    if not given.get("training"):
+        return rows_first(split, func, args, kwargs)
+    x = given["input"]
+    train = split.train_size(x, name_of(func))
+    if not split.acts():
+        return rows_first(split, func, args, kwargs)
+    if mean is None or var is None:  # the statistics of the batch in eval mode too: each kind of rows has its own
+        del given["input"]
+        return split.note(torch.cat([func(x[:train], **given), func(x[train:], **given)]), Layout(0))
+    if split.is_pending(mean):
+        raise Unsplit(TWICE)
+    momentum, eps = given.get("momentum", 0.1), given.get("eps", 1e-5)
+    output, *updated = batch_norm_rows(x, mean, var, given.get("weight"), given.get("bias"), train, momentum, eps)
+    split.write_later((mean, var), updated)
+    return split.note(output, Layout(0))
+
+
+def _instance_norm(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    names = ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps")
+    given = _named(names, args, kwargs)
+    mean, var = given.get("running_mean"), given.get("running_var")
+    if not given.get("use_input_stats", True) or mean is None or var is None:  # of each sample by itself
+        return rows_first(split, func, args, kwargs)
+    x = given.pop("input")
+    train = split.train_size(x, name_of(func))
+    if not split.acts():
+        return rows_first(split, func, args, kwargs)
+    if split.is_pending(mean):
+        raise Unsplit(TWICE)
+    updated = [mean.clone(), var.clone()]
+    given.update(running_mean=updated[0], running_var=updated[1])
+    first = func(x[:train], **given)
+    split.write_later((mean, var), updated)
+    # Others, since the backward of the first reads what its forward wrote.
+    given.update(running_mean=updated[0].clone(), running_var=updated[1].clone(), use_input_stats=False)
+    return split.note(torch.cat([first, func(x[train:], **given)]), Layout(0))
+
+
+def _named(names: Sequence[str], args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def _dropout(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Of train rows alone, drawn as for these by themselves."""
+    name = name_of(func)
+    x = first_of(args, kwargs)
+    p = argument(args, kwargs, 1, "p", 0.5)
+    training = argument(args, kwargs, 2, "training", kwargs.get("train", "alpha" not in name))
+    layout = split.of(x)
+    if layout is None:
+        raise meet(f"it gives `{name}` rows in the place of something else")
+    if not training or p == 0 or not split.acts():
+        return split.note(func(*args, **kwargs), layout)
+    if layout.outer != 1 or (layout.dim and not name.startswith("dropout")):
+        raise meet(f"it gives `{name}` a tensor whose rows are not in the first dimension")
+    train = split.train_rows * (x.shape[layout.dim] // split.rows)
+    split.draws(first_of(args, kwargs))
+    in_place = name.endswith("_") or argument(args, kwargs, 3, "inplace", False)
+    if in_place:
+        func(x.narrow(layout.dim, 0, train), *args[1:], **{k: v for k, v in kwargs.items() if k != "input"})
+        return split.note(x, layout)
+    if name == "dropout" and layout.dim == 0:
+        return split.note(dropout_rows(x, p, train), layout)
+    rest = x.narrow(layout.dim, train, x.shape[layout.dim] - train)
+    own = {key: value for key, value in kwargs.items() if key != "input"}
+    dropped = func(x.narrow(layout.dim, 0, train), *args[1:], **own)
+    return split.note(torch.cat([dropped, rest], layout.dim), layout)
+
+
+def _attention(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """`scaled_dot_product_attention` of (rows, ..., length, width)."""
+    given = _named((*_OF_ATTENTION, "is_causal"), args, kwargs)
+    tensors = [given["query"], given["key"], given["value"], given.get("attn_mask")]
+    places = {}
+    for tensor in (one for one in tensors if one is not None):
+        layout = split.of(tensor)
+        if layout is not None:
+            places[tensor.dim() - layout.dim, layout.outer] = layout
+    if len(places) != 1:
+        raise meet("it attends across rows")
+    ((right, outer),) = places
+    # A mask is broadcast; of its length and of that of a key alone no row may be made.
+    if right < 3 or any(
+        one is not None and split.of(one) is None and one.dim() >= right and one.shape[-right] != 1 for one in tensors
+    ):
+        raise meet("it attends across rows")
+    dim = given["query"].dim() - right
+    if not given.get("dropout_p") or not split.acts():
+        result = func(*args, **kwargs)
+        return split.note(result, Layout(result.dim() - right, outer))
+    if outer != 1 or dim != 0:
+        raise meet("it attends to rows that are not in the first dimension")
+    split.draws(first_of(args, kwargs))
+    options = {key: value for key, value in given.items() if key not in _OF_ATTENTION}
+    return split.note(attend(split, tensors, given["dropout_p"], **options), Layout(0))
+
+
+_OF_ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p")
+
+
+def _rrelu(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    if argument(args, kwargs, 3, "training", False):
+        raise Unsplit("it draws random slopes (rrelu)")
+    return rows_first(split, func, args, kwargs)
+
+
+MODE_RULES: tuple[tuple[str, Rule], ...] = (
+    ("batch_norm", _batch_norm),
+    ("instance_norm", _instance_norm),
+    (
+        "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout dropout_ "
+        "alpha_dropout_",
+        _dropout,
+    ),
+    ("scaled_dot_product_attention", _attention),
+    ("multi_head_attention_forward", heads),
+    ("rrelu", _rrelu),
+    ("_set_grad_enabled", as_it_is),
+)

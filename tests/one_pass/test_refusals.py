@@ -1,0 +1,496 @@
+"""Encoders of which it cannot be told that one pass is the same as two, and those of which it can."""
+
+import copy
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import agm.models
+from agm._one_pass.choice import choose
+from agm._one_pass.layouts import Unsplit
+from agm._one_pass.split_pass import split_pass, what_runs
+
+from .passes import BATCH, Twice, both, rows, two_passes
+
+
+class Mode(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1.0 if self.training else x
+
+
+class ModeByName(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + getattr(self, "training")  # noqa: B009
+
+
+class ModeInProperty(nn.Module):
+    @property
+    def shift(self) -> float:
+        return float(self.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.shift
+
+
+class ModeOfAnother(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layer.training
+
+
+def shifted(module: nn.Module, x: Tensor) -> Tensor:
+    return x + module.training
+
+
+class ModeInAFunction(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return shifted(self, x)
+
+
+class ModeInAClosure(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(map(lambda part: part * self.training, [x]))
+
+
+class ModeInABase(Mode):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 2.0
+
+
+class FunctionalDropout(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.dropout(x), 0.1)
+
+
+class NoChild(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = F.relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(x)
+
+
+class FunctionalNorm(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, None, None, None, None, True)
+
+
+class Noise(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.randn_like(x)
+
+
+class Chance(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if random.random() < 0.9 else x * 2.0
+
+
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x
+
+
+class Unregistered(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = [nn.Dropout(0.1)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.parts[0](x)
+
+
+class Recomputing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.utils.checkpoint.checkpoint(torch.relu, x, use_reentrant=False)
+
+
+class Norm(nn.BatchNorm1d):
+    pass
+
+
+class Hooked(nn.Linear):
+    def __init__(self, hook: str) -> None:
+        super().__init__(4, 4)
+        getattr(self, f"register_{hook}")(lambda *_: None)
+
+
+class Replaced(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(4, 4)
+        self.forward = lambda x: x * 2.0  # type: ignore[method-assign]
+
+
+class Mixing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - 1e-6 * x.mean(0)
+
+
+class Picking(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.0 * x[x > 0].sum()
+
+
+class Tracking(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count.add_(1.0)
+        return x
+
+
+class Positional(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x[: BATCH + 1], x[BATCH + 1 :] * 2.0])
+
+
+class LenBranch(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2.0 if len(x) == BATCH else x
+
+
+class CountBranch(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2.0 if x.shape[0] > 6 else x
+
+
+class CountNumber(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum(1, keepdim=True) / x.size(0)
+
+
+class Swallowing(nn.Module):
+    """Goes on where something fails."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            return x - x.mean(0)
+        except Exception:
+            return x
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 1.0
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad - grad.mean(0)
+
+
+class OwnBackward(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Doubled.apply(self.linear(x)) * 2.0
+
+
+class NumpyChance(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if np.random.rand() < 0.9 else x * 2.0
+
+
+class Queue(nn.Module):
+    """Keeps features of past batches in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("queue", torch.zeros(13, 4, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.queue[: len(x)] = x.detach()
+        return x
+
+
+class Storing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x)
+        return x
+
+
+class DropsAlways(nn.Module):
+    """A dropout that eval mode does not switch off."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.3, True)
+
+
+class AttendsAlways(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.unsqueeze(1)
+        p = 0.3 if self.training else 0.2
+        return F.scaled_dot_product_attention(x, x, x, dropout_p=p).squeeze(1)
+
+
+class NormsAlways(nn.Module):
+    """A norm that eval mode does not switch off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.norm.running_mean, self.norm.running_var, training=True)
+
+
+class ToNumpy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(x.detach().numpy() * 2.0) + 0.0 * x
+
+
+class Sorting(nn.Module):
+    """Samples in the order of what they are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = x[:, 0].argsort()
+        return x[order]
+
+
+class ThroughBooleans(nn.Module):
+    """Rows meet where no number that is none would show."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (x > 0.0).any(0)
+
+
+class OnTime(nn.Module):
+    """Ends early by the values of its rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if (x.abs() < 100.0).all() else x * 2.0
+
+
+REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
+    (Mode, "runs otherwise in eval mode"),
+    (ModeByName, "calculates with the mode"),
+    (ModeInProperty, "runs otherwise in eval mode"),
+    (ModeOfAnother, "calculates with the mode"),
+    (ModeInAFunction, "calculates with the mode"),
+    (ModeInAClosure, "calculates with the mode"),
+    (ModeInABase, "runs otherwise in eval mode"),
+    (FunctionalDropout, "draws random numbers in eval mode too"),
+    (DropsAlways, "draws random numbers in eval mode too"),
+    (AttendsAlways, "draws random numbers in eval mode too"),
+    (NormsAlways, "normalises as in training"),
+    (FunctionalNorm, "normalises as in training"),
+    (Unregistered, "draws random numbers in eval mode too"),
+    (Noise, "draws random numbers .`randn_like`"),
+    (Chance, "draws random numbers of Python"),
+    (NumpyChance, "draws random numbers of Python or NumPy"),
+    (Counting, "keeps something in its attributes"),
+    (Storing, "keeps something in its attributes"),
+    (Tracking, "writes to a tensor of its own"),
+    (Queue, "writes into elements"),
+    (Recomputing, "activation checkpoint"),
+    (OwnBackward, "autograd.Function"),
+    (Mixing, "`mean` over the dimension of the rows"),
+    (Swallowing, "`mean` over the dimension of the rows"),
+    (ThroughBooleans, "`any` over the dimension of the rows"),
+    (OnTime, "`all` over the dimension of the rows"),
+    (Picking, "picks rows"),
+    (Sorting, "along the dimension of the rows"),
+    (Positional, "picks rows"),
+    (LenBranch, "runs otherwise"),
+    (CountBranch, "calculates with the number of rows"),
+    (CountNumber, "the number of rows"),
+    (ToNumpy, "`numpy`, which is not known"),
+    (lambda: Twice(nn.BatchNorm1d(4)), "called twice"),
+    (lambda: nn.RReLU(), "random slopes"),
+    (lambda: nn.MultiheadAttention(4, 2), "attends across rows"),
+    (lambda: nn.LSTM(4, 4), "states of which nobody knows"),
+    (lambda: nn.Softmax(0), "along the dimension of the rows"),
+    (lambda: torch.nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)), "asks for its mode|a tensor of its own"),
+]
+
+
+def given(make: Callable[[], nn.Module]) -> tuple[nn.Module, Tensor, Tensor]:
+    module = make().double()
+    shape = (4,)
+    if isinstance(module, (nn.MultiheadAttention, nn.LSTM)):
+        shape = (5, 4)
+        if isinstance(module, nn.MultiheadAttention):
+            attention, module = module, nn.Identity()
+            module.forward = lambda x: attention(x, x, x)[0]  # type: ignore[method-assign]
+    return module, rows(BATCH, *shape), rows(BATCH + 1, *shape, seed=1)
+
+
+@pytest.mark.parametrize(("make", "reason"), REFUSED)
+def test_refused(make: Callable[[], nn.Module], reason: str) -> None:
+    """And nothing is left behind: the two passes that follow are as if nothing had been tried."""
+    module, train, rest = given(make)
+    before = copy.deepcopy(module.state_dict())
+    attributes = [dict(vars(layer)) for layer in module.modules()]
+    generators = torch.get_rng_state(), random.getstate(), np.random.get_state()[1:3]
+    with pytest.raises(Unsplit, match=reason):
+        both(module, train, rest)
+    torch.testing.assert_close(module.state_dict(), before, rtol=0, atol=0)
+    assert [dict(vars(layer)) for layer in module.modules()] == attributes
+    assert torch.equal(generators[0], torch.get_rng_state())
+    assert generators[1] == random.getstate()
+    np.testing.assert_equal(generators[2], np.random.get_state()[1:3])
+    assert all(layer.training is True for layer in module.modules())
+
+
+SERVES: list[tuple[Callable[[], nn.Module], str | None]] = [
+    (lambda: nn.Linear(4, 4), None),
+    (lambda: nn.Dropout(0.0), None),
+    (lambda: nn.BatchNorm1d(4).eval(), None),
+    (lambda: nn.Dropout(0.1), "depends on the mode"),
+    (lambda: nn.BatchNorm1d(4), "depends on the mode"),
+    (FunctionalDropout, "depends on the mode"),
+    (Mode, "runs otherwise in eval mode"),
+]
+
+
+@pytest.mark.parametrize(("make", "reason"), SERVES)
+def test_features_serve_where_nothing_depends_on_the_mode(make: Callable[[], nn.Module], reason: str | None) -> None:
+    module, train, rest = given(make)
+    if reason is None:
+        first, more = both(module, train, rest, serves=True)
+        torch.testing.assert_close(torch.cat([first, more]), module(torch.cat([train, rest])), rtol=1e-12, atol=1e-12)
+        return
+    with pytest.raises(Unsplit, match=reason):
+        both(module, train, rest, serves=True)
+
+
+class Callables(nn.Module):
+    """What a forward may well do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.2)
+        self.activation = F.gelu
+        self.scale = lambda x: x * 2.0
+        self.widths = [1, 2]
+
+    @staticmethod
+    def pooled(x: Tensor) -> Tensor:
+        return x.mean(-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Keeps the training mode out of it."""
+        if x.ndim != 3:
+            raise ValueError(f"training wants three dimensions, got {x.shape}")
+        return torch.cat([self.pooled(self.scale(self.activation(self.dropout(x)))) for _ in self.widths], -1)
+
+
+ALLOWED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "callables": (Callables, (4, 3)),
+    "replaced": (Replaced, (4,)),
+    "a subclass": (lambda: Norm(4), (4,)),
+    "a small CNN": (lambda: agm.models.SmallCNN(), (1, 28, 28)),
+    "a ResNet": (lambda: agm.models.ResNet18(1), (1, 17, 17)),
+    "an MLP": (lambda: agm.models.MLPEncoder(4), (4,)),
+    "maxout": (lambda: agm.models.Maxout(4, 4), (4,)),
+    "a transformer": (lambda: agm.models.TransformerEncoder(4), (5, 4)),
+    "an LSTM": (lambda: First(nn.LSTM(4, 4, num_layers=2, batch_first=True)), (5, 4)),
+    "functional": (lambda: FunctionalMode(), (4,)),
+    "a length": (lambda: Length(), (5, 4)),
+}
+
+
+class First(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)[0]
+
+
+class FunctionalMode(nn.Module):
+    """The dropout of most models: by its mode, asked for or handed on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.dropout(x, 0.3, training=self.training)
+        return F.scaled_dot_product_attention(*[x[:, None]] * 3, dropout_p=0.4 if self.training else 0.0)[:, 0]
+
+
+class Length(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(len(x), -1) * 2.0
+
+
+@pytest.mark.parametrize("kind", [*ALLOWED])
+def test_allowed(kind: str) -> None:
+    """As two passes, with the same draws."""
+    make, shape = ALLOWED[kind]
+    module = make().double()
+    train, rest = rows(BATCH, *shape), rows(BATCH + 1, *shape, seed=1)
+    other = copy.deepcopy(module)
+    torch.manual_seed(0)
+    expected = two_passes(other, train, rest)
+    torch.manual_seed(0)
+    found = torch.cat(both(module, train, rest))
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(module.state_dict(), other.state_dict(), rtol=1e-12, atol=1e-12)
+
+
+class LateBranch(nn.Module):
+    """Leaves its layer out in some later batch, in training alone."""
+
+    skips = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.training and type(self).skips else self.linear(x)
+
+
+def test_a_batch_that_runs_otherwise_than_the_one_that_was_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, train, rest = given(LateBranch)
+    more = {id(train): rest}
+    expected = what_runs(module, ((train,), {}), more, BATCH, BATCH + 1)
+    split_pass(module, ((train,), {}), more, BATCH, BATCH + 1, serves=False, expected=expected)
+    monkeypatch.setattr(LateBranch, "skips", True)
+    with pytest.raises(Unsplit, match="runs otherwise than in a batch that was looked at"):
+        split_pass(module, ((train,), {}), more, BATCH, BATCH + 1, serves=False, expected=expected)
+
+
+@pytest.mark.parametrize("hook", ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"])
+def test_hooks(hook: str) -> None:
+    chosen = choose("audio", nn.Sequential(nn.Linear(4, 4), Hooked(hook)), "auto", torch.device("cpu"))
+    assert (chosen.how, "has hooks" in chosen.why) == ("two", True)
+
+
+def test_hooks_on_all_modules() -> None:
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        assert "hooks on all modules" in choose("audio", nn.Linear(4, 4), "auto", torch.device("cpu")).why
+    finally:
+        handle.remove()
+    assert choose("audio", nn.Linear(4, 4), "auto", torch.device("cpu")).how == "joined"
+
+
+def test_norms_that_wait_for_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    assert "other processes" in choose("audio", nn.SyncBatchNorm(4), "auto", torch.device("cpu")).why
