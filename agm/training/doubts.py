@@ -18,6 +18,8 @@ def doubts(data: MultimodalData) -> list[str]:
 
 
 def _empty_classes(data: MultimodalData) -> list[str]:
+    if data.train.target.dim() != 1 or data.train.target.is_floating_point():
+        return []
     counts = torch.bincount(data.train.target, minlength=data.num_classes)
     empty = [data.class_names[place] for place in (counts == 0).nonzero().flatten().tolist()]
     if not empty:
@@ -30,6 +32,8 @@ def _empty_classes(data: MultimodalData) -> list[str]:
 
 
 def _doubts_of(name: str, values: Tensor) -> list[str]:
+    if not values.is_floating_point():  # token ids
+        return []
     found = []
     shape = tuple(values.shape[1:])
     if len(shape) == 3 and shape[-1] in (1, 3, 4) and shape[0] not in (1, 3, 4):
