@@ -158,6 +158,7 @@ def build_arguments() -> dict[str, object]:
 
 
 setup(
+    py_modules=["_agm_command"],
     packages=[
         "agm",
         "agm._inputs",

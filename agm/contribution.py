@@ -344,7 +344,7 @@ def _passes(network: nn.Module, modalities: Sequence[str] | None, **options: Any
             "Leave them out, or pass model.module."
         )
     # Passes of their own, so that those of training stay as they are, with what is learnt of absent inputs by now.
-    absent = {**network._passes.absent, **dict(network._learnt())}
+    absent = {**network._passes.absent, **dict(network.absent.items())}
     return MaskedPasses(network.module, replace(network._options, absent=absent, passes="auto"))
 
 

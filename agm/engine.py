@@ -2,6 +2,7 @@
 
 import inspect
 import threading
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import chain
@@ -15,6 +16,8 @@ from torch.utils._pytree import tree_leaves
 
 from agm._inputs.absent import Absent, batch_size
 from agm._inputs.arguments import Arguments, Modalities
+from agm._inputs.explained import explained
+from agm._inputs.learnt_absent import LearntAbsent
 from agm._module_state.undo import all_or_nothing
 from agm._module_state.values import kept_generators, kept_surroundings, kept_values
 from agm._one_pass.choice import Passes
@@ -24,7 +27,7 @@ from agm._passes.options import Masked, MaskedOptions
 from agm._passes.outputs import Output
 from agm._passes.plan import Plan
 from agm.distributed import Peers
-from agm.modulation.modulator import Modulator
+from agm.modulation.modulator import Modulator, Outside
 from agm.modulation.scores import ScoreName, find_score
 from agm.modulation.surroundings import check_surroundings
 from agm.shapley.sampling import SubsetSampler
@@ -95,6 +98,9 @@ class AGM(nn.Module):
         seed: of the draws.
         start: first epoch that is modulated; set `epoch` then, also after resuming, for it is not in the state dict.
         stop: first epoch that no longer is; None for no end.
+        outside: what a training step in another epoch does, as in `agm.Modulator`: "joint": the joint pass alone, and
+            no score is taken; "published", as the authors' code: scores are taken in every epoch, at the cost of the
+            masked passes, and the coefficients are 1 before `start` and stay those of the last step from `stop` on.
         process_group: of the processes that train together. None: the default group wherever `torch.distributed` is
             initialised with more than one process; False: each process by itself.
 
@@ -133,10 +139,16 @@ class AGM(nn.Module):
         seed: int = 0,
         start: int = 0,
         stop: int | None = None,
+        outside: Outside = "joint",
         process_group: ProcessGroup | Literal[False] | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__()
+        if isinstance(network, AGM):
+            raise TypeError(
+                "Expected argument `network` to be a network, but got an agm.AGM, which has one. Use it as it is, or "
+                "wrap its network anew: agm.AGM(model.module, ...)."
+            )
         self._options = MaskedOptions(
             modalities=modalities,
             masked=masked,
@@ -153,27 +165,18 @@ class AGM(nn.Module):
         )
         peers = Peers(process_group)
         self._passes = MaskedPasses(network, self._options, peers)
+        self._warned_of_classes = False
         if modalities is None:  # so that they stay these, whatever network takes this one's place
             self._options = replace(self._options, modalities=self._passes.modalities)
         self._target_name = _checked_target(network, target)
         self.kept = AbsentFeaturesState(self._passes.absent_features) if absent_refresh > 1 else None
         self.sampler = None if subsets is None else SubsetSampler(len(self._passes.modalities), subsets, seed)
         self.module = network
-        self.absent = nn.Module()  # what is learnt of absent inputs: parameters and modules among them
-        for name, value in self._passes.absent.items():
-            if isinstance(value, nn.Parameter):
-                self.absent.register_parameter(name, value)
-            elif isinstance(value, nn.Module):
-                self.absent.add_module(name, value)
-            elif any(isinstance(leaf, (nn.Parameter, nn.Module)) for leaf in tree_leaves(value)):
-                raise ValueError(
-                    f"Expected what is learnt of an absent `{name}` to be a parameter or a module by itself, but it is "
-                    "inside a pytree. Give a module that takes the input and returns the absent one."
-                )
-        if not absent_gradient and self._learnt():
+        self.absent = LearntAbsent(self._passes.absent)
+        if not absent_gradient and (learnt := dict(self.absent.items())):
             raise ValueError(
                 "Expected argument `absent_gradient` to be True where absent inputs are learnt, by that gradient, but "
-                f"got False, and {[name for name, _ in self._learnt()]} are."
+                f"got False, and {list(learnt)} are."
             )
         if isinstance(network, DistributedDataParallel) and next(self.absent.parameters(), None) is not None:
             raise ValueError(
@@ -189,6 +192,7 @@ class AGM(nn.Module):
             score=score,
             start=start,
             stop=stop,
+            outside=outside,
             backend=backend,
         )
         self.modulator.peers = peers
@@ -227,7 +231,9 @@ class AGM(nn.Module):
                 `agm.fused_modulate`.
         """
         if self._target_name != "target":
-            target = kwargs.pop(self._target_name, target)
+            if target is not None:  # the network's own
+                kwargs["target"] = target
+            target = kwargs.pop(self._target_name, None)
         modulates = self.modulator.active and self.training
         if torch.compiler.is_compiling():
             return self._step(args, kwargs, target, present, modulates)
@@ -240,7 +246,7 @@ class AGM(nn.Module):
         self._follow()
         if not modulates and present is None and self._passes.binding.is_verbatim(args):
             return self.module(*args, **kwargs)
-        for name, value in self._learnt():
+        for name, value in self.absent.items():
             self._passes.absent[name] = value  # loading may have put another in its place
         arguments = self._passes.binding.split(args, kwargs)
         if not modulates:
@@ -248,18 +254,34 @@ class AGM(nn.Module):
         self._check(arguments.inputs, target)
         if torch.compiler.is_compiling():
             return self._modulated(arguments, target, present)
-        with all_or_nothing(kept_surroundings()), all_or_nothing(*self._as_before()):
+        before = self._as_before()
+        with all_or_nothing(kept_surroundings()), all_or_nothing(*before), explained(arguments.inputs):
             return self._modulated(arguments, target, present)
 
     def _modulated(self, arguments: Arguments, target: Tensor | None, present: Tensor | None) -> Any:
         sample = None if self.sampler is None else self.sampler()
         output, masked, rows = self._passes.step(arguments, present, sample)
         joint = self._passes.outputs.logits(output)
+        if joint.dim() > 2:
+            self._warn_of_classes(joint, target)
         stacked = self._passes.put_together(joint, masked, rows)
         logits = self.modulator(stacked, target, present=present, sample=sample)
         if self.sampler is not None:
             self.sampler.draws += 1
         return logits if output is joint else self._passes.outputs.put(output, logits)
+
+    def _warn_of_classes(self, logits: Tensor, target: Any) -> None:
+        """Once, of logits (B, ..., C) that fit the target with the classes in dimension 1 as well."""
+        if torch.compiler.is_compiling() or self._options.class_dim is not None or self._warned_of_classes:
+            return
+        alike = len(set(logits.shape[1:])) == 1
+        if alike and isinstance(target, Tensor) and target.shape == logits.shape[:-1]:
+            self._warned_of_classes = True
+            warnings.warn(
+                f"Logits {tuple(logits.shape)} fit the target {tuple(target.shape)} whether their classes are in "
+                "dimension 1 or in the last: the last is taken. Say which, with class_dim=1 or class_dim=-1.",
+                stacklevel=2,
+            )
 
     def _alone(self) -> threading.Lock:
         """Held while a call runs, one thread at a time: a step changes the modes of the network's modules meanwhile.
@@ -295,10 +317,6 @@ class AGM(nn.Module):
         generators = kept_generators(state.values.device)
         return [put_back_own, kept_values(self.module, own), generators]
 
-    def _learnt(self) -> list[tuple[str, Any]]:
-        """Modality -> its absent input, of those that are learnt."""
-        return [*self.absent._parameters.items(), *self.absent._modules.items()]
-
     def plan(self) -> Plan:
         """What a training step computes: which rows go through which part of the network, in which mode, and why.
 
@@ -312,7 +330,7 @@ class AGM(nn.Module):
         self._follow()
         plan = self._passes.plan(None if self.sampler is None else self.sampler.rows())
         start, stop = self.modulator.start, self.modulator.stop
-        if (start, stop) == (0, None):
+        if (start, stop) == (0, None) or self.modulator.outside == "published":
             return plan
         window = f"from epoch {start} on" if stop is None else f"in epochs {start} to {stop - 1}"
         window = f"Only {window}; in the others the joint pass alone." if start != stop else "In no epoch."

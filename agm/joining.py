@@ -122,4 +122,7 @@ def _follow(modulator: Modulator, totals: Tensor) -> None:
     state, gap = modulator.state, check_modulation(modulator.alpha, modulator.max_gap, modulator.floor)
     found = totals[: round(length / processes)]
     of_mean = find_score(modulator.score).of_mean
-    reference.finish_step(found, state.values, state.counts, modulator.alpha, gap, True, of_mean, state.seen)
+    held = modulator.held
+    reference.finish_step(found, state.values, state.counts, modulator.alpha_now, gap, True, of_mean, state.seen)
+    if held is not None:
+        state.coefficients.copy_(held)

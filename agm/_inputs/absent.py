@@ -29,6 +29,12 @@ def is_opaque(leaf: object) -> bool:
     return packed or (not plain and pytree.tree_is_leaf(leaf))
 
 
+_PADDING = (
+    " Of a sequence for each sample make one tensor, torch.nn.utils.rnn.pad_sequence(..., batch_first=True), and give "
+    "their lengths or a mask beside it."
+)
+
+
 def batch_size(inputs: Mapping[str, Any]) -> int:
     """The number of samples, which all tensors of all inputs share.
 
@@ -58,6 +64,7 @@ def batch_size(inputs: Mapping[str, Any]) -> int:
             raise ValueError(
                 f"Expected argument `{name}` to be a tensor, or a pytree of tensors, with the samples in the first "
                 f"dimension, but got {f'sizes {sorted(set(rows))}' if rows else type(value).__name__}."
+                + (_PADDING if rows and isinstance(value, (list, tuple)) else "")
             )
         sizes[name] = rows[0]
     batch: int = next(iter(sizes.values()))

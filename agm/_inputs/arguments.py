@@ -36,12 +36,7 @@ def names_of(modalities: Modalities) -> tuple[str, ...]:
         TypeError: they have no order.
         ValueError: they are fewer than two, or not distinct.
     """
-    if isinstance(modalities, (set, frozenset)):
-        raise TypeError(
-            f"Expected argument `modalities` to be in an order, which numbers the subsets, but got a "
-            f"{type(modalities).__name__}. Give a tuple."
-        )
-    return check_modalities(modalities if isinstance(modalities, str) else tuple(modalities))
+    return check_modalities(modalities)
 
 
 def _parameters(modalities: Modalities) -> dict[str, tuple[str, ...] | str]:

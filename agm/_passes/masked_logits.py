@@ -1,6 +1,7 @@
 """The masked passes: the network's logits for every subset of its modalities."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from agm._inputs.absent import Absent
+from agm._inputs.explained import explained
 from agm._one_pass.choice import Passes
 from agm._passes.masked_passes import MaskedPasses
 from agm._passes.options import Masked, MaskedOptions
@@ -159,4 +161,6 @@ def masked_logits(
             f"Expected argument `sample` to be of the {len(run.modalities)} modalities of `inputs`, but got one of "
             f"{sample.modalities}."
         )
-    return run.stacked(run.binding.split((), {**inputs, **(arguments or {})}), present, sample)
+    given = run.binding.split((), {**inputs, **(arguments or {})})
+    with nullcontext() if torch.compiler.is_compiling() else explained(given.inputs):
+        return run.stacked(given, present, sample)

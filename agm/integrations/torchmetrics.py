@@ -7,6 +7,7 @@ from torch import Tensor
 
 from agm.modulation.modulator import Modulator
 from agm.modulation.scores import find_score
+from agm.ops._checks import check_modalities
 
 try:
     from torchmetrics import Metric
@@ -42,7 +43,7 @@ class ModalityMetrics(Metric):
 
     def __init__(self, modalities: tuple[str, ...], **settings: Any) -> None:
         super().__init__(**settings)
-        self.modalities = tuple(modalities)
+        self.modalities = check_modalities(modalities)
         zeros = torch.zeros(len(self.modalities), dtype=torch.float64)
         for name in ("correct", "mono_samples", "scores", "coefficients", "steps"):
             self.add_state(name, zeros.clone(), dist_reduce_fx="sum")

@@ -4,6 +4,7 @@ A fusion is a `FactorisedNetwork`: `encoders` (modality name -> module) and `fus
 that every encoder runs once, whatever the number of modality subsets. `build` makes one from sample shapes.
 """
 
+from agm.models.averformer import GuidedAttentionFusion
 from agm.models.cnn import SmallCNN
 from agm.models.cross_attention import CrossAttentionFusion
 from agm.models.early import EarlyFusion
@@ -30,6 +31,7 @@ __all__ = [
     "FiLMFusion",
     "FirstTokenTransformer",
     "GatedFusion",
+    "GuidedAttentionFusion",
     "LSTMEncoder",
     "LateFusion",
     "LateSumFusion",

@@ -76,12 +76,17 @@ class CrossAttentionFusion(FactorisedNetwork):
         """The pooled tokens of all modalities, concatenated: (B, M * width)."""
         tokens, masks = self._embed(self.ordered(features))
         sources = [_other_masks(masks, tokens, index) for index in range(len(tokens))]
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
             blocks = [cast(_CrossBlock, block) for block in cast(nn.ModuleDict, layer).values()]
             normed = [block.norm(x) for block, x in zip(blocks, tokens, strict=True)]
-            tokens = [block(tokens[i], normed[i], _others(normed, i), sources[i]) for i, block in enumerate(blocks)]
+            queries = self.queries(number, normed, masks)
+            tokens = [block(tokens[i], queries[i], _others(normed, i), sources[i]) for i, block in enumerate(blocks)]
         norms = self.norms.values()
         return concatenate([masked_mean(n(x), k) for n, x, k in zip(norms, tokens, masks, strict=True)])
+
+    def queries(self, layer: int, normed: list[Tensor], masks: list[Tensor | None]) -> list[Tensor]:
+        """What each modality asks the others in a layer: (B, T_m, width) of its own tokens, normalised, here."""
+        return normed
 
     def _embed(self, features: list[Any]) -> tuple[list[Tensor], list[Tensor | None]]:
         tokens, masks = [], []

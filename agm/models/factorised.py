@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from agm.models._checks import check_count
+from agm.modulation import order
 
 __all__ = ["FactorisedNetwork"]
 
@@ -22,6 +23,9 @@ class FactorisedNetwork(nn.Module, ABC):
     A subclass sets `classifier` and writes `fused_features`; `fuse` is its own to change. `fuse` must treat rows
     (samples) alike, batch norm and dropout apart: it is called on batches whose rows combine the features of
     present and absent modalities. One encoder is allowed: it makes the unimodal network of the same fusion.
+
+    The state dict has the names of the modalities, as `modalities`: weights of a fusion that reads them in another
+    order are refused.
 
     Attributes:
         encoders: `nn.ModuleDict`, modality name -> encoder; its order is the order of the modalities.
@@ -60,6 +64,21 @@ class FactorisedNetwork(nn.Module, ABC):
     def modalities(self) -> tuple[str, ...]:
         """The names of the modalities, in their order."""
         return tuple(self.encoders)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + order.KEY] = order.order_of(self.modalities)  # in which a fusion reads the features
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        *_, error_msgs = args
+        saved = state_dict.pop(prefix + order.KEY, None)  # none in checkpoints of versions before
+        if saved is not None and not saved.is_meta and (names := order.names_in(saved)) != self.modalities:
+            error_msgs.append(
+                f"Expected weights of a fusion of {self.modalities}, in this order, but {prefix + order.KEY} holds "
+                f"{names}. Build the network with its encoders in that order."
+            )
+            return
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @abstractmethod
     def fused_features(self, features: Mapping[str, Any]) -> Tensor:

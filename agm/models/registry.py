@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agm.models._checks import check_count
+from agm.models.averformer import GuidedAttentionFusion
 from agm.models.cross_attention import CrossAttentionFusion
 from agm.models.early import EarlyFusion
 from agm.models.encoder_sets import heads_of, make_encoder
@@ -21,11 +22,12 @@ fusions: dict[str, type[FactorisedNetwork]] = {
     "film": FiLMFusion,
     "gated": GatedFusion,
     "cross-attention": CrossAttentionFusion,
+    "guided-attention": GuidedAttentionFusion,
 }
 
 PUBLISHED_HIDDEN = (2048, 1024)  # widths of early fusion by AGM's authors, for two modalities and for three
 
-aliases = {"attention": "cross-attention"}  # other names of fusions
+aliases = {"attention": "cross-attention", "averformer": "guided-attention"}  # other names of fusions
 
 
 def build(
@@ -40,7 +42,8 @@ def build(
 
     A "small" encoder goes by the rank of a modality's sample: (D,) `MLPEncoder`, (T, D) `TransformerEncoder` for
     sequences of up to T steps, (C, H, W) `SmallCNN`, (T, C, H, W) `SmallCNN` over frames; text and token ids (T,), in
-    `vocabularies`, `TextEncoder`. For cross-attention sequences, images and text give tokens, vectors one token.
+    `vocabularies`, `TextEncoder`. For cross-attention and guided attention
+    sequences, images and text give tokens, vectors one token.
 
     Args:
         fusion: a key of `fusions`, or of `aliases`.
@@ -48,7 +51,7 @@ def build(
         num_classes: C.
         width: of every encoder's feature, where the encoder leaves a choice. "early" gets hidden widths of twice and
             once the concatenation, the proportions of the paper, and with other encoders than small ones the paper's
-            2048 and 1024; "cross-attention" works at this width too.
+            2048 and 1024; "cross-attention" and "guided-attention" work at this width too.
         vocabularies: modality -> how many different numbers its samples are made of, 0 being padding: 256 for UTF-8.
         encoders: a key of `agm.models.encoders`: "small"; "resnet18" of images and frames; "lenet" of digits and their
             spectrograms; "transformer-8" and "transformer-2", `FirstTokenTransformer` of so many layers for sequences.
@@ -61,7 +64,7 @@ def build(
     if fusion not in fusions:
         raise ValueError(f"Expected argument `fusion` to be one of {', '.join(fusions)}, but got {fusion!r}.")
     check_count("width", width, least=4)
-    tokens = fusion == "cross-attention"
+    tokens = issubclass(fusions[fusion], CrossAttentionFusion)
     words = vocabularies or {}
     if unknown := sorted(words.keys() - shapes.keys()):
         raise ValueError(

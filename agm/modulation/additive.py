@@ -21,7 +21,7 @@ from agm.ops.reference import accumulation_dtype
 from agm.shapley.sampling import SubsetSample
 from agm.shapley.weights import proper_subsets
 
-__all__ = ["AdditiveLogits", "fused_modulate_additive"]
+__all__ = ["AdditiveLogits", "fused_modulate_additive", "scale_additive"]
 
 
 class AdditiveLogits(NamedTuple):
@@ -196,6 +196,25 @@ def fused_modulate_additive(
     if not (torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in parts)):
         return logits
     result: Tensor = _ScaleParts.apply(*parts, logits, scales, backend)
+    return result
+
+
+def scale_additive(logits: AdditiveLogits, coefficients: Tensor, available: Tensor | None, backend: str) -> Tensor:
+    """The joint logits; backward, what `fused_modulate_additive` sends into the parts where these are kappa.
+
+    Args:
+        logits: the parts of a sum, and the joint logits.
+        coefficients: (M,) float64, kappa.
+        available: (B, M) bool, which samples have which modalities; None: all have all.
+        backend: as there.
+    """
+    present = torch.stack(logits.present)
+    absent = torch.stack([row.view(present.shape[2:]) for row in logits.absent]).to(present.dtype)
+    if available is not None or present.dim() > 3:
+        responses, joint = _available_responses(present, absent, None, logits.joint, available)
+        return unfused.scale_responses(responses, joint, coefficients)
+    scales = reference.additive_scales(coefficients, True)
+    result: Tensor = _ScaleParts.apply(present, absent, None, logits.joint, logits.joint.detach(), scales, backend)
     return result
 
 

@@ -10,16 +10,20 @@ from torch.distributed import ProcessGroup, get_rank
 from torch.nn.parallel import DistributedDataParallel
 
 from agm.distributed import Peers, summed
+from agm.modulation import order
 from agm.modulation.additive import AdditiveLogits, fused_modulate_additive
 from agm.modulation.checks import check_backend
 from agm.modulation.functional import fused_modulate
+from agm.modulation.given import modulate_by
 from agm.modulation.scores import ScoreName, find_score
 from agm.modulation.state import ModulationState
 from agm.ops import _checks
 from agm.ops._backends import BACKENDS
 from agm.shapley.sampling import SubsetSample
 
-__all__ = ["Modulator"]
+__all__ = ["Modulator", "Outside"]
+
+Outside = Literal["joint", "published"]
 
 
 class Modulator(nn.Module):
@@ -28,24 +32,42 @@ class Modulator(nn.Module):
     In training mode, in the epochs `start <= epoch < stop`, a call is `fused_modulate`; otherwise, and under
     `torch.no_grad()`, where no gradient is to be modulated, it returns the joint logits and leaves the state alone.
 
+    What the authors' code (lihong2303/AGM_ICCV2023) does in the other epochs is `outside="published"`. It counts epochs
+    from 1 and has its last one in the window: `modulation_starts` a and `modulation_ends` b are `start=a - 1, stop=b`.
+
+    Example:
+
+        >>> modulator = agm.Modulator(("audio", "visual"), alpha=1.5, start=9, stop=50, outside="published")
+        >>> for modulator.epoch in range(100):          # their epochs 1 to 100, modulated from 10 to 50
+        ...     for masked, target in loader:           # (3, B, C), (B,)
+        ...         loss = F.cross_entropy(modulator(masked, target), target)
+
     Args:
         modalities: their names, in bit order (the first is bit 0 of a subset); two or more.
         alpha, max_gap, floor, ignore_index, score, backend: as in `agm.fused_modulate`.
         start: first epoch that is modulated.
         stop: first epoch that no longer is; None for no end.
+        outside: what a training step in another epoch does. "joint": plain joint training, no score is taken.
+            "published": every step takes its scores into the running ones; before `start` the coefficients are 1, and
+            from `stop` on those of the last step in the window stay. They are saved in the state dict, as
+            `state.coefficients`.
         process_group: of processes that train together, as in `agm.fused_modulate`. None: the default group wherever
             `torch.distributed` is initialised with more than one process; False: each process by itself. Every process
             of the group must then take every training step, or enter torch's `Join` with `agm.joining.joinable(model)`.
 
     Attributes:
         peers: the processes of the group.
-        state: the `agm.ModulationState`, saved in the state dict as `state.*`.
+        state: the `agm.ModulationState`, saved in the state dict as `state.*`. Beside it are the names of the
+            `modalities`: a state that was saved in another order is loaded by name.
         epoch: the current epoch, from 0; set it at the start of each epoch if there is a window.
 
     Raises:
         ValueError: names that are fewer than two or not distinct, or a setting that cannot be.
         TypeError: `process_group` is none.
     """
+
+    # Of the state dict: (M,), in the order of the modalities.
+    _by_modality: tuple[str, ...] = ("state.running_scores", "state.coefficients")
 
     def __init__(
         self,
@@ -58,6 +80,7 @@ class Modulator(nn.Module):
         score: ScoreName = "cross_entropy",
         start: int = 0,
         stop: int | None = None,
+        outside: Outside = "joint",
         process_group: ProcessGroup | Literal[False] | None = None,
         backend: str = "auto",
     ) -> None:
@@ -68,6 +91,8 @@ class Modulator(nn.Module):
         whole = isinstance(start, int) and (stop is None or isinstance(stop, int))
         if not whole or start < 0 or (stop is not None and stop < start):
             raise ValueError(f"Expected whole epochs 0 <= `start` <= `stop`, but got start={start!r}, stop={stop!r}.")
+        if outside not in ("joint", "published"):
+            raise ValueError(f"Expected argument `outside` to be 'joint' or 'published', but got {outside!r}.")
         if backend not in ("auto", *BACKENDS):
             raise ValueError(
                 f"Expected argument `backend` to be 'auto' or one of {sorted(BACKENDS)}, but got {backend!r}."
@@ -79,12 +104,15 @@ class Modulator(nn.Module):
         self.floor = floor
         self.ignore_index = ignore_index
         self._window = start, stop
+        self.outside = outside
         self.score = score
         self.backend = backend
         self.epoch = 0
         self.peers = Peers(process_group)
         self._begun = False
         self.state = ModulationState(len(self.modalities))
+        if outside == "published":
+            self.state.save_coefficients()
 
     @property
     def start(self) -> int:
@@ -114,18 +142,31 @@ class Modulator(nn.Module):
     @epoch.setter
     def epoch(self, epoch: int) -> None:
         self._epoch = epoch
-        # A graph is guarded by what `active` reads: by the number of the epoch, each epoch would be compiled anew.
-        self._within = self.start <= epoch < (math.inf if self.stop is None else self.stop)
+        # A graph is guarded by what a call reads: by the number of the epoch, each epoch would be compiled anew.
+        after = epoch >= (math.inf if self.stop is None else self.stop)
+        self._within = epoch >= self.start and not after
+        self._holds = self.outside == "published" and epoch >= self.start and after
 
     @property
     def active(self) -> bool:
-        """Whether a call modulates: training mode, gradients enabled, and the epoch inside the window."""
+        """Whether a call is a step: training mode, gradients enabled, and the epoch inside the window, or any epoch
+        where `outside` is "published"."""
         return self.modulates_now and torch.is_grad_enabled()
 
     @property
     def modulates_now(self) -> bool:
-        """Whether calls with gradients modulate: training mode, and the epoch inside the window."""
-        return self.training and self._within
+        """Whether calls with gradients are steps, see `active`."""
+        return self.training and (self.outside == "published" or self._within)
+
+    @property
+    def alpha_now(self) -> float:
+        """The strength of this epoch's steps: `alpha`, or 0 outside the window."""
+        return self.alpha if self._within else 0.0
+
+    @property
+    def held(self) -> Tensor | None:
+        """(M,) copy of the coefficients that this epoch's steps leave as they are; None before `stop`."""
+        return self.state.coefficients.clone() if self._holds else None
 
     def forward(
         self,
@@ -157,7 +198,7 @@ class Modulator(nn.Module):
             raise ValueError("Expected argument `target` to hold the batch's targets in training mode, but got None.")
         group = self._group()
         settings: dict[str, Any] = {
-            "alpha": self.alpha,
+            "alpha": self.alpha_now,
             "max_gap": self.max_gap,
             "floor": self.floor,
             "ignore_index": self.ignore_index,
@@ -165,6 +206,23 @@ class Modulator(nn.Module):
             "process_group": group,
             "backend": self.backend,
         }
+        held = self.held
+        if held is None:
+            return self._step(masked_logits, target, present, sample, settings)
+        with torch.no_grad():
+            self._step(masked_logits, target, present, sample, settings)
+            self.state.coefficients.copy_(held)
+        count = len(self.modalities)
+        return modulate_by(held, masked_logits, count, present=present, sample=sample, backend=self.backend)
+
+    def _step(
+        self,
+        masked_logits: Tensor | AdditiveLogits,
+        target: Tensor,
+        present: Tensor | None,
+        sample: SubsetSample | None,
+        settings: dict[str, Any],
+    ) -> Tensor:
         if isinstance(masked_logits, AdditiveLogits):
             parts, absent, joint = masked_logits
             return fused_modulate_additive(
@@ -205,6 +263,25 @@ class Modulator(nn.Module):
             # A sum of which the others add nothing; torch.compile traces no broadcast.
             tensor.copy_(summed(tensor.clone() if first else torch.zeros_like(tensor), group))
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + order.KEY] = order.order_of(self.modalities, self.state.values.device)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        *_, error_msgs = args
+        saved = state_dict.pop(prefix + order.KEY, None)  # none in checkpoints of versions before
+        if saved is not None and not saved.is_meta:
+            try:
+                places = order.places_of(saved, self.modalities, prefix + order.KEY)
+            except ValueError as error:
+                error_msgs.append(str(error))
+                return
+            for key in (prefix + name for name in self._by_modality):
+                values = state_dict.get(key)
+                if places != sorted(places) and values is not None and len(values) == len(places):
+                    state_dict[key] = values[places]
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def report(self) -> dict[str, dict[str, float]]:
         """The last step in numbers, by modality; reading them synchronises with the device.
 
@@ -228,5 +305,6 @@ class Modulator(nn.Module):
 
     def extra_repr(self) -> str:
         window = "" if (self.start, self.stop) == (0, None) else f", start={self.start}, stop={self.stop}"
+        window += f", outside={self.outside!r}" if window and self.outside != "joint" else ""
         score = "" if self.score == "cross_entropy" else f", score={self.score!r}"
         return f"{', '.join(self.modalities)}, alpha={self.alpha}, max_gap={self.max_gap}{score}{window}"

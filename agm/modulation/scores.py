@@ -137,7 +137,7 @@ class _Indices(Score):
     more = 0
 
     def check(self, target: Tensor, shape: Sequence[int], device: torch.device, ignore_index: int) -> None:
-        _checks.check_target(target, shape[:-1], device)
+        _checks.check_target(target, shape[:-1], device, shape[-1])
         _checks.check_classes(target, shape[-1] + self.more, ignore_index)
 
     def check_batch(self, target: Tensor, batch: int, device: torch.device) -> None:

@@ -54,7 +54,7 @@ class ModulationState(nn.Module):
     counts: Tensor  # (M + 4,) int64
     seen: Tensor  # (M + 1,) int64: `mono_samples` of the step whose number is in the last place, skipped ones counted
 
-    _saved = ("running_scores", "step", "skipped")
+    _saved: tuple[str, ...] = ("running_scores", "step", "skipped")
 
     def __init__(self, num_modalities: int, device: torch.device | str | None = None) -> None:
         super().__init__()
@@ -112,8 +112,15 @@ class ModulationState(nn.Module):
     def skipped(self) -> Tensor:
         return self.counts[self.num_modalities + reference.SKIPPED]
 
+    def save_coefficients(self) -> None:
+        """From now on the state dict has the `coefficients` of the last step too, and must have them to be loaded."""
+        self._saved = (*type(self)._saved, "coefficients")
+
     def extra_repr(self) -> str:
-        return f"num_modalities={self.num_modalities}"
+        if self.values.is_meta:
+            return f"num_modalities={self.num_modalities}"
+        scores = ", ".join(f"{score:.4g}" for score in self.running_scores.tolist())
+        return f"num_modalities={self.num_modalities}, step={int(self.step)}, running_scores=[{scores}]"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ModulationState":
         own, fresh = (self.values, self.counts, self.seen), _fresh(self.num_modalities, "cpu")
@@ -159,7 +166,7 @@ class ModulationState(nn.Module):
                 )
             elif not state_dict[key].is_meta:
                 own.copy_(state_dict[key])
-        known = {prefix + name for name in self._saved}
+        known = {prefix + name for name in (*self._saved, "coefficients")}
         unexpected_keys.extend(k for k in state_dict if k.startswith(prefix) and k not in known)
 
 

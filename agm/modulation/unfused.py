@@ -17,7 +17,15 @@ from agm.ops import reference
 from agm.shapley.sampling import SubsetSample
 from agm.shapley.weights import weights_on
 
-__all__ = ["Settings", "modulate_responses", "modulate_rows", "restricted", "shared_step"]
+__all__ = [
+    "Settings",
+    "modulate_responses",
+    "modulate_rows",
+    "restricted",
+    "row_weights",
+    "scale_responses",
+    "shared_step",
+]
 
 
 class Settings(NamedTuple):
@@ -67,10 +75,7 @@ def modulate_rows(
     With `present` the rows are `restricted` ones.
     """
     with torch.no_grad():
-        if sample is None:
-            weights = weights_on(masked_logits.device, state.num_modalities)
-        else:
-            weights = _moved(sample.weights, masked_logits.device)
+        weights = row_weights(sample, state.num_modalities, masked_logits.device)
         shape = masked_logits.shape[1:]
         response = reference.responses(masked_logits.flatten(1, -2), weights)
         response = response.view(len(weights), *shape)
@@ -93,8 +98,18 @@ def modulate_responses(
     with torch.no_grad():
         given = (settings, score, present, process_group)
         coefficients = _step(response.detach(), joint.detach(), target, state, *given)
+    return scale_responses(response, joint, coefficients)
+
+
+def scale_responses(response: Tensor, joint: Tensor, coefficients: Tensor) -> Tensor:
+    """The joint logits (B, ..., C); backward, kappa_m times their gradient into each response (M, B, ..., C)."""
     logits: Tensor = _ScaleResponses.apply(response, joint.detach(), coefficients)
     return logits
+
+
+def row_weights(sample: SubsetSample | None, modalities: int, device: torch.device) -> Tensor:
+    """w(m, S) (M, R) float64 of the rows of masked logits: of all subsets, or of a sample of them."""
+    return weights_on(device, modalities) if sample is None else _moved(sample.weights, device)
 
 
 def _step(

@@ -187,16 +187,25 @@ class Service:
         return f"{self.op} on {self.device}: {self.backend}{others}"
 
 
-def backends() -> list[Service]:
+class Services(list[Service]):
+    """What serves the ops; printed, a line an op and a device."""
+
+    def __str__(self) -> str:
+        return "\n".join(f"{service.op} on {service.device}: {service.backend}" for service in self)
+
+    __repr__ = __str__
+
+
+def backends() -> Services:
     """What serves each op on each device type, and why the other backends do not.
 
     Devices are "cpu" and "cuda"; without a GPU the latter says what would serve there. A forced backend
     (`AGM_BACKEND`) is not reflected: this is the automatic choice.
 
     Returns:
-        One `Service` an op and a device; print one to read it.
+        One `Service` an op and a device. Printed together they are a table of what serves; print one for the reasons.
     """
-    services = []
+    services = Services()
     for op in _library.OPS:
         for device in ("cpu", "cuda"):
             reasons = {name: backend.why_not(op, device) for name, backend in BACKENDS.items()}

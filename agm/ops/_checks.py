@@ -172,21 +172,33 @@ def _check_device(name: str, tensor: Tensor, device: torch.device) -> None:
         )
 
 
-def check_target(target: Tensor, shape: Sequence[int], device: torch.device) -> None:
-    """The type, shape (B, ...) and device of class indices."""
+def check_target(target: Tensor, shape: Sequence[int], device: torch.device, classes: int | None = None) -> None:
+    """The type, shape (B, ...) and device of class indices; with the number of classes the advice is better."""
     if not isinstance(target, Tensor):
         raise TypeError(f"Expected argument `target` to be a tensor of class indices, but got {type(target).__name__}.")
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
         raise TypeError(
             f"Expected argument `target` to hold class indices (int64), but got {target.dtype}. "
-            "For one-hot or soft targets pass target.argmax(-1)."
+            f"{_instead_of_indices(target)}"
         )
     if target.shape != tuple(shape):
+        first = classes is not None and len(shape) > 1 and target.shape == (*shape[:1], *shape[2:], classes)
         raise ValueError(
             f"Expected argument `target` to have shape {tuple(shape)}, one class index a sample, "
             f"but got {tuple(target.shape)}."
+            + (" If dimension 1 of the logits has the classes, say class_dim=1, or move it last." if first else "")
         )
     check_target_device(target, device)
+
+
+def _instead_of_indices(target: Tensor) -> str:
+    """What to do with a target that holds other things."""
+    if target.dim() == 1:
+        return "Where these are class indices, pass target.long(); for other tasks set `score`."
+    return (
+        "For probabilities of the classes (soft labels, mixup) set score='soft_cross_entropy', for several labels a "
+        "sample 'binary_cross_entropy'; of one-hot targets pass target.argmax(-1)."
+    )
 
 
 def check_target_device(target: Tensor, device: torch.device) -> None:
@@ -218,7 +230,18 @@ def check_classes(target: Tensor, classes: int, ignore_index: int) -> None:
         )
 
 
-def check_modalities(modalities: Sequence[str]) -> tuple[str, ...]:
+def check_modalities(modalities: Iterable[str]) -> tuple[str, ...]:
+    """Their names, in order.
+
+    Raises:
+        TypeError: they have no order.
+        ValueError: they are fewer than two, not distinct, or no names that a modality may have.
+    """
+    if isinstance(modalities, (set, frozenset)):  # another order in every process
+        raise TypeError(
+            f"Expected argument `modalities` to be in an order, which numbers the subsets, but got a "
+            f"{type(modalities).__name__}. Give a tuple."
+        )
     names = (modalities,) if isinstance(modalities, str) else tuple(modalities)
     if len(names) < 2 or len(set(names)) != len(names) or not all(isinstance(n, str) and n for n in names):
         raise ValueError(

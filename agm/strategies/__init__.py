@@ -17,6 +17,7 @@ from agm.strategies.draws import Draws
 from agm.strategies.dus import DUS
 from agm.strategies.g_blending import GBlending
 from agm.strategies.heads import LinearHead, hidden_heads, linear_heads
+from agm.strategies.hybrid_loss import HybridLoss
 from agm.strategies.igm import IGM
 from agm.strategies.inforeg import InfoReg
 from agm.strategies.irm import IRM
@@ -67,6 +68,7 @@ __all__ = [
     "Draws",
     "FirstMoment",
     "GBlending",
+    "HybridLoss",
     "InfoReg",
     "Joint",
     "LinearHead",

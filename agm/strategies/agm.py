@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any, Literal, Unpack
 
 from torch import Tensor, nn
 
 from agm.engine import AGM as Engine
+from agm.modulation.modulator import Outside
 from agm.modulation.scores import ScoreName
 from agm.ops.reference import COEFFICIENTS, RATIOS, REFERENCE_RATIOS, SCORES
 from agm.strategies._checks import check_number
@@ -42,9 +44,12 @@ class AGM(Strategy):
         bound: of what the masked passes may add to the gradient of an encoder, as a share of what the joint pass gives
             it: below 1 no encoder's update turns around, and 0 leaves the joint pass's gradient times the mean
             coefficient (`agm.strategies.BoundedPasses` has the formula). None, the published method, has no bound.
+        outside: of `agm.Modulator`: "joint" trains plainly outside the window; "published" takes scores in every epoch
+            and keeps the last coefficients from `stop` on.
         common: see `Strategy`.
     """
 
+    dense = True
     distributed = True
     tasks = frozenset({"classes", "labels", "numbers"})
     module: Engine
@@ -60,6 +65,7 @@ class AGM(Strategy):
         masked: Literal["exact", "shared"] = "exact",
         smoothing: float = 0.0,
         bound: float | None = None,
+        outside: Outside = "joint",
         **common: Unpack[Common],
     ) -> None:
         super().__init__(network, **common)
@@ -73,17 +79,27 @@ class AGM(Strategy):
             "score": score,
             "start": self.start,
             "stop": self.stop,
+            "outside": outside,
         }
-        encoders = common.get("encoders")
-        output = common.get("output")
-        self.module = Engine(network, self.parts.carriers, masked=masked, encoders=encoders, output=output, **settings)
+        named = {name: common.get(name) for name in ("encoders", "output", "inputs", "class_dim")}
+        if self.parts.wrapper is not None and named["encoders"]:
+            named["encoders"] = self.parts.paths(network)
+        # A forward that has a `target` of its own is given that among the other arguments.
+        self._target = "target" if "target" not in signature(self.network.forward).parameters else "target_of_agm"
+        options: dict[str, Any] = {**settings, **named, "masked": masked, "target": self._target}
+        self.module = Engine(network, self.parts.carriers, **options)
         if smoothing:
             modulator = SmoothedModulator(self.modalities, smoothing=smoothing, **settings)
             self.module.modulator = modulator.to(self.module.modulator.state.values.device)
         self._bounded: BoundedPasses | None = None
         if bound is not None:
+            if self.parts.wrapper is not None:
+                raise ValueError(
+                    "Expected no argument `bound` with DistributedDataParallel, which does not average the two parts "
+                    "of a gradient by themselves. Leave either out."
+                )
             check_number("bound", bound)
-            self._bounded = BoundedPasses(self.parts, bound, masked=masked, encoders=encoders)
+            self._bounded = BoundedPasses(self.parts, bound, masked=masked)
 
     def begin_epoch(self, epoch: int, *, train: Batches | None = None, validation: Batches | None = None) -> None:
         super().begin_epoch(epoch)
@@ -93,8 +109,9 @@ class AGM(Strategy):
         if self._bounded is not None and self.module.modulator.active:
             if batch.present is not None:
                 raise ValueError("Expected no argument `present` with a bound. Leave either out.")
-            return None, self._bounded.forward(self.module.modulator, batch.inputs, batch.target)
-        found = self.module(**self.parts.arguments(batch.inputs), target=batch.target, present=batch.present)
+            return None, self._bounded.forward(self.module.modulator, batch)
+        args, kwargs = self.parts.binding.as_given(batch.inputs.arguments)
+        found = self.module(*args, present=batch.present, **{self._target: batch.shaped_target}, **kwargs)
         return None, self.parts.outputs.logits(found)
 
     def backward(self, batch: Batch) -> None:
@@ -103,6 +120,10 @@ class AGM(Strategy):
             self._bounded.backward(loss)
         else:
             loss.backward()
+
+    @property
+    def active(self) -> bool:
+        return self.module.modulator.outside == "published" or super().active
 
     def statistics(self) -> dict[str, Tensor]:
         if not self.active:

@@ -69,7 +69,8 @@ class Ensemble(nn.Module):
         """Logits (B, C) from the features of all modalities."""
         return self._strategy[0].together(features)
 
-    def forward(self, /, **inputs: Any) -> Tensor:
-        """Logits (B, C) from one input a modality, by keyword."""
+    def forward(self, /, *batch: Any, **inputs: Any) -> Tensor:
+        """Logits (B, C) from one input a modality, by keyword; or from what a step is given, by position."""
         parts = self._strategy[0].parts
-        return self.fuse({name: parts.encode(name, inputs) for name in self.encoders})
+        given = parts.taken(batch[0] if batch else inputs)
+        return self.fuse({name: parts.encode(name, given) for name in self.encoders})

@@ -45,6 +45,8 @@ class AMGB(MultiLoss):
     """
 
     scales = True
+    distributed = False
+    why_alone = "it compares gradients of single losses, which are not averaged over the processes"
 
     def __init__(
         self,

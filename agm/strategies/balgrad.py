@@ -42,6 +42,8 @@ class BalGrad(Strategy):
     """
 
     trains_heads = True
+    why_alone = "it takes gradients of single losses, which are not averaged over the processes"
+    dense = True
 
     def __init__(self, network: nn.Module, *, kl: float = 1.0, **common: Unpack[Common]) -> None:
         super().__init__(network, **common)
@@ -74,8 +76,6 @@ class BalGrad(Strategy):
         """() loss, and (M,) weights."""
         weights = batch.cross_entropies / batch.cross_entropies.mean().clamp_min(1e-12)
         first, second = (batch.unimodal[name].log_softmax(-1) for name in self.modalities)
-        terms = [
-            F.kl_div(first, second.detach(), reduction="batchmean", log_target=True),
-            F.kl_div(second, first.detach(), reduction="batchmean", log_target=True),
-        ]
-        return self.kl * (weights.to(first.dtype) * torch.stack(terms)).sum(), weights
+        pairs = ((first, second.detach()), (second, first.detach()))
+        rows = [F.kl_div(own, other, reduction="none", log_target=True).sum(-1) for own, other in pairs]
+        return self.kl * (weights.to(first.dtype) * batch.mean(torch.stack(rows))).sum(), weights

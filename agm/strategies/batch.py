@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from agm._passes.masked_logits import masked_logits
+from agm._module_state.eval_mode import evaluation
+from agm.distributed import summed
+from agm.strategies.taken import IGNORED, is_dense, positions
 
 if TYPE_CHECKING:
     from agm.strategies.parts import Parts
@@ -26,9 +28,16 @@ class Batch:
     Everything stays on the device. What is called a statistic has no graph; `logits`, `features`, `unimodal` and the
     losses have one.
 
+    Where the target holds class indices for several positions of a sample (tokens, pixels), each is a row of its own
+    here: N is their number, else it is B. Rows of `IGNORED` targets (-100) count in no statistic.
+
+    Where processes train together, `confidences`, `cross_entropies` and `count` are those of all their rows, by one
+    all-reduce each in which every process takes part; all else is of this process.
+
     Attributes:
-        inputs: modality -> its input.
-        target: (B,) class indices.
+        inputs: modality -> its input, and the rest of the network's call.
+        target: (N,) class indices, or what the criterion takes.
+        shaped_target: the target as it was given.
         index: (B,) numbers of the samples in the training set, or None.
         present: (B, M) bool, which modalities of each sample are to be used, or None for all.
         parts: the network.
@@ -37,14 +46,15 @@ class Batch:
     def __init__(
         self,
         parts: Parts,
-        inputs: Mapping[str, Any],
+        given: Any,
         target: Tensor,
         criterion: Criterion,
         run: Callable[[Batch], tuple[dict[str, Any] | None, Tensor]],
         index: Tensor | None = None,
         present: Tensor | None = None,
     ) -> None:
-        self.parts, self.inputs, self.target = parts, inputs, target
+        self.parts, self.inputs, self.shaped_target = parts, parts.taken(given), target
+        self.target = target.flatten() if is_dense(target) else target
         self.index, self.present = index, present
         self._criterion, self._run = criterion, run
 
@@ -52,11 +62,12 @@ class Batch:
     def _forward(self) -> tuple[dict[str, Any] | None, Tensor]:
         # A statistic may be the first to ask for it, and the loss the next.
         with torch.enable_grad():
-            return self._run(self)
+            features, logits = self._run(self)
+        return features, positions(logits, self.shaped_target)
 
     @property
     def logits(self) -> Tensor:
-        """(B, C) joint logits; the forward runs when they, or the features, are first asked for."""
+        """(N, C) joint logits; the forward runs when they, or the features, are first asked for."""
         return self._forward[1]
 
     @property
@@ -74,7 +85,7 @@ class Batch:
 
     @cached_property
     def one_hot(self) -> Tensor:
-        """(B, C) bool: the class of each sample. Unlike `F.one_hot` it does not look at the target's values."""
+        """(N, C) bool: the class of each row. Unlike `F.one_hot` it does not look at the target's values."""
         return self.target.unsqueeze(1) == torch.arange(self.logits.shape[-1], device=self.target.device)
 
     @cached_property
@@ -84,9 +95,13 @@ class Batch:
 
     @cached_property
     def unimodal(self) -> dict[str, Tensor]:
-        """Modality -> its logits (B, C) alone, with a graph."""
+        """Modality -> its logits (N, C) alone, with a graph."""
         with torch.enable_grad():
-            return self.parts.unimodal(self.inputs, self.features)
+            return self._alone(self.features)
+
+    def _alone(self, features: Mapping[str, Any]) -> dict[str, Tensor]:
+        found = self.parts.unimodal(self.inputs, features)
+        return {name: positions(logits, self.shaped_target) for name, logits in found.items()}
 
     @cached_property
     def unimodal_losses(self) -> dict[str, Tensor]:
@@ -95,13 +110,13 @@ class Batch:
 
     @cached_property
     def probes(self) -> dict[str, Tensor]:
-        """Modality -> its logits (B, C) alone, with a graph that ends before the encoders."""
+        """Modality -> its logits (N, C) alone, with a graph that ends before the encoders."""
         cut = {
             name: pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, feature)
             for name, feature in self.features.items()
         }
         with torch.enable_grad():
-            return self.parts.unimodal(self.inputs, cut)
+            return self._alone(cut)
 
     @cached_property
     def probe_losses(self) -> dict[str, Tensor]:
@@ -110,43 +125,57 @@ class Batch:
 
     @cached_property
     def _unimodal_values(self) -> Tensor:
-        """(M, B, C) without a graph."""
+        """(M, N, C) without a graph."""
         with torch.no_grad():
             known = "unimodal" in self.__dict__
-            logits = self.unimodal if known else self.parts.unimodal(self.inputs, self.features)
+            logits = self.unimodal if known else self._alone(self.features)
             return torch.stack([logits[name].detach() for name in self.parts.modalities])
 
     @cached_property
     def _log_probabilities(self) -> Tensor:
-        """(M, B) log-probability of the true class by each modality alone."""
+        """(M, N) log-probability of the true class by each modality alone; of ignored rows that of class 0."""
         values = self._unimodal_values
         logs = values.to(torch.promote_types(values.dtype, torch.float32)).log_softmax(-1)
-        return logs.gather(2, self.target.expand(len(values), -1).unsqueeze(2)).squeeze(2)
+        classes = torch.where(self.known, self.target, 0)
+        return logs.gather(2, classes.expand(len(values), -1).unsqueeze(2)).squeeze(2)
+
+    @cached_property
+    def known(self) -> Tensor:
+        """(N,) bool, rows whose target is not ignored."""
+        return self.target != IGNORED
+
+    @cached_property
+    def count(self) -> Tensor:
+        """() float64 statistic: rows that are not ignored, of all processes."""
+        return summed(self.known.sum().double(), self.parts.group)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """(M,) mean of values (M, N) over the rows that are not ignored, of this process."""
+        return torch.where(self.known, values, 0.0).sum(1) / self.known.sum()
+
+    def _mean_of_all(self, values: Tensor) -> Tensor:
+        """The same over the rows of all processes."""
+        if self.parts.group is None:
+            return self.mean(values)
+        sums = torch.where(self.known, values, 0.0).sum(1, dtype=torch.float64)
+        totals = summed(torch.cat([sums, self.known.sum().double().view(1)]), self.parts.group)
+        return (totals[:-1] / totals[-1]).to(values.dtype)
 
     @cached_property
     def confidences(self) -> Tensor:
         """(M,) statistic: mean probability of the true class by each modality alone."""
-        return self._log_probabilities.exp().mean(1)
+        return self._mean_of_all(self._log_probabilities.exp())
 
     @cached_property
     def cross_entropies(self) -> Tensor:
         """(M,) statistic: mean cross-entropy of each modality alone."""
-        return -self._log_probabilities.mean(1)
+        return -self._mean_of_all(self._log_probabilities)
 
     @cached_property
     def masked_logits(self) -> Tensor:
-        """(2**M - 1, B, C) statistic: the logits of every subset of modalities, in eval mode."""
-        network = self.parts.network
-        paths = {id(module): path for path, module in network.named_modules()}
-        encoders = {name: paths[id(module)] for name, module in self.parts.encoders.items()}
-        was_training = {module: module.training for module in network.modules()}
-        try:
-            network.eval()
-            with torch.no_grad():
-                return masked_logits(network, dict(self.inputs), encoders=encoders, output=self.parts.outputs.output)
-        finally:
-            for module, mode in was_training.items():
-                module.training = mode
+        """(2**M - 1, B, ..., C) statistic: the logits of every subset of modalities, in eval mode."""
+        with evaluation(self.parts.network), torch.no_grad():
+            return self.parts.masked_logits(self.inputs)
 
     @cached_property
     def gradient_traces(self) -> Tensor:

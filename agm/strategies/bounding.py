@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from agm._passes.masked_passes import MaskedPasses
-from agm._passes.options import MaskedOptions
 from agm.modulation.modulator import Modulator
+from agm.strategies.batch import Batch
 from agm.strategies.parts import Parts
 
 __all__ = ["BoundedPasses"]
@@ -35,7 +36,7 @@ class BoundedPasses:
     Args:
         parts: the network.
         bound: >= 0.
-        masked, encoders: as of `agm.AGM`.
+        masked: as of `agm.AGM`.
     """
 
     def __init__(
@@ -44,22 +45,19 @@ class BoundedPasses:
         bound: float,
         *,
         masked: Literal["exact", "shared"] = "exact",
-        encoders: Mapping[str, str] | None = None,
     ) -> None:
         self.parts, self.bound = parts, bound
-        output = parts.outputs.output
-        options = MaskedOptions(modalities=parts.carriers, masked=masked, encoders=encoders, output=output)
-        self._passes = MaskedPasses(parts.network, options)
+        self._passes = MaskedPasses(parts.network, replace(parts.options, masked=masked))
         self._pending: tuple[list[Tensor], list[Tensor], list[Tensor]] | None = None
 
-    def forward(self, modulator: Modulator, inputs: Mapping[str, Any], target: Tensor) -> Tensor:
-        """Joint logits (B, C), whose loss goes to `backward`."""
-        joint, masked, rows = self._passes.apart(self._passes.binding.split((), self.parts.arguments(inputs)))
+    def forward(self, modulator: Modulator, batch: Batch) -> Tensor:
+        """Joint logits (B, ..., C), whose loss goes to `backward`."""
+        joint, masked, rows = self._passes.apart(batch.inputs.arguments)
         # Here the graphs are cut off, so that each can be gone through by itself.
         leaf = joint.detach().requires_grad_()
         cut = pytree.tree_map(lambda tensor: tensor.detach().requires_grad_(), masked)
         self._pending = ([joint], pytree.tree_leaves(masked), [leaf, *pytree.tree_leaves(cut)])
-        logits: Tensor = modulator(self._passes.put_together(leaf, cut, rows), target)
+        logits: Tensor = modulator(self._passes.put_together(leaf, cut, rows), batch.shaped_target)
         return logits
 
     def backward(self, loss: Tensor) -> None:

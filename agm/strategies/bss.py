@@ -52,6 +52,9 @@ class BSS(MultiLoss):
     """
 
     needs = frozenset({"train", "index"})
+    dense = False
+    distributed = False
+    why_alone = "it draws the samples of an epoch, each process others"
 
     def __init__(
         self,

@@ -40,6 +40,7 @@ class DUS(Strategy):
     """
 
     trains_heads = True
+    why_alone = "it takes the first samples of a batch, of which each process has its own"
     confidence: Tensor  # (M,) float64, S_m
     count: Tensor  # () int64, t
 

@@ -49,6 +49,8 @@ class GBlending(Strategy):
 
     needs = frozenset({"train", "validation"})
     trains_heads = True
+    why_alone = "it trains copies of the network on single losses"
+    dense = True
     weights: Tensor  # (M + 1,) float64, the last of the joint loss
 
     def __init__(

@@ -147,7 +147,7 @@ class IGM(Alternating):
     @torch.no_grad()
     def end_epoch(self, *, train: Batches | None = None, validation: Batches | None = None) -> None:
         if self.released:
-            score = macro_f1(self.predictor, self.required(validation, "validation"))
+            score = macro_f1(self._predicted, self.required(validation, "validation"))
             if score > self._best[0]:
                 weights = {"module": self.module.state_dict(), "heads": self.heads.state_dict()}
                 self._best = (score, copy.deepcopy(weights))
@@ -209,7 +209,7 @@ class IGM(Alternating):
         weight = self.draws.beta(1.0)
         order = self.draws.permutation(len(target), target.device)
         mixed = pytree.tree_map(lambda leaf: weight * leaf + (1 - weight) * leaf[order], inputs[name])
-        feature = self.parts.encode(name, {name: mixed})
+        feature = self.parts.called(self.parts.encoders[name], name, mixed)
         logits = head(feature)
         loss = weight * self.criterion(logits, target) + (1 - weight) * self.criterion(logits, target[order])
         parameters = self._trained_with(name)
@@ -246,6 +246,13 @@ class IGM(Alternating):
                     other = cast(nn.Linear, self.get_submodule(path))
                     if other is not layer and other.weight.shape == layer.weight.shape:
                         project_(cast(nn.Parameter, layer.weight), projector)
+
+    def _predicted(self, given: Any) -> Tensor:
+        """(B, C) in eval mode, of what a step is given."""
+        predictor = self.predictor
+        with evaluation(predictor):
+            logits: Tensor = predictor(given)
+        return logits
 
     def _logits(self, name: str, inputs: Mapping[str, Any]) -> Tensor:
         return self.alone(name, self.parts.encode(name, inputs))

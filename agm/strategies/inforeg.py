@@ -49,6 +49,8 @@ class InfoReg(Strategy):
         common: see `Strategy`.
     """
 
+    dense = True
+    distributed = True
     running_trace: Tensor  # (M,) float64, summed over the batches of this epoch
     batches: Tensor  # () int64, their number
     traces: Tensor  # (2, M) float64, of the last two epochs, the last row newest
@@ -118,7 +120,7 @@ class InfoReg(Strategy):
     def modulate(self, batch: Batch) -> None:
         scores = batch.confidences.double()
         if self.summed_scores:
-            scores = scores * len(batch.target)
+            scores = scores * batch.count
         ahead = scores.unsqueeze(1) - scores.unsqueeze(0)
         behind = ahead > 0
         gap = torch.where(behind, ahead, 0.0).sum(1) / behind.sum(1).clamp_min(1)

@@ -116,7 +116,7 @@ class IRM(Strategy):
         for _ in range(self.teacher_epochs):
             for inputs, target, *_ in batches:
                 optimizer.zero_grad()
-                self.criterion(self.parts.given(teacher, name, inputs), target).backward()
+                self.criterion(self.parts.called(teacher, name, self.parts.taken(inputs)[name]), target).backward()
                 optimizer.step()
         teacher.eval().requires_grad_(False)
         for parameter in teacher.parameters():
@@ -127,7 +127,7 @@ class IRM(Strategy):
             return batch.joint_loss
         with torch.no_grad():
             taught = torch.stack(
-                [self.parts.given(self.teachers[n], n, batch.inputs).log_softmax(-1) for n in self.modalities]
+                [self.parts.called(self.teachers[n], n, batch.inputs[n]).log_softmax(-1) for n in self.modalities]
             )
             true = taught.exp().gather(2, batch.target.expand(len(taught), -1).unsqueeze(2)).squeeze(2)  # (M, B)
             gaps = 1 - true

@@ -8,5 +8,6 @@ __all__ = ["Joint"]
 class Joint(Strategy):
     """Joint training: the gradient of the joint loss as it is, `L = CE(f(x), y)`. The baseline of all others."""
 
+    dense = True
     distributed = True
     tasks = frozenset({"classes", "labels", "numbers"})

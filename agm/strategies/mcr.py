@@ -15,6 +15,7 @@ from agm.strategies.batch import Batch
 from agm.strategies.heads import linear_heads, pooled
 from agm.strategies.parts import evaluation, zeros
 from agm.strategies.strategy import Common, Strategy
+from agm.strategies.taken import Taken
 
 __all__ = ["MCR"]
 
@@ -139,6 +140,7 @@ class MCR(Strategy):
         same = torch.arange(len(batch.target), device=batch.target.device).repeat(self.samples)
         shuffled = {name: _rows(values[name], orders[name].flatten()) for name in self.modalities}
         plain = _rows(dict(values), same)
+        repeated = batch.inputs.repeated(self.samples) if terms is None else batch.inputs
         found = []  # (M,) J_m of each encoder e
         for own in (None,) if self.game == "collaborative" else self.modalities:
             whole = self.released or own is None
@@ -146,7 +148,7 @@ class MCR(Strategy):
             wanted = (wanted if self.target_graph else wanted.detach()).softmax(-1).repeat(self.samples, 1)
             row = []
             for name in self.modalities:
-                logits = self._seen_by(own, batch.inputs, {**plain, name: shuffled[name]}, constant)
+                logits = self._seen_by(own, repeated, {**plain, name: shuffled[name]}, constant)
                 row.append(_divergence(logits.softmax(-1), wanted, kept[name].flatten()))
             found.append(torch.stack(row))
         divergences = torch.stack(found)  # (E, M)
@@ -158,12 +160,12 @@ class MCR(Strategy):
         own = torch.eye(len(values), dtype=values.dtype, device=values.device)
         return 1 - 2 * own if self.game == "greedy" else -own
 
-    def _seen_by(self, own: str | None, inputs: Features, values: Features, constant: Features | None) -> Tensor:
+    def _seen_by(self, own: str | None, inputs: Taken, values: Features, constant: Features | None) -> Tensor:
         """Joint logits whose gradient goes to the encoder and the head of `own` (None: of all), and to the rest.
 
         Args:
             own: a modality.
-            inputs: of the batch.
+            inputs: of the samples.
             values: modality -> its feature; its term of the logits where the head splits.
             constant: modality -> its term without a feature (1, C), where the head splits.
         """

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from agm.distributed import summed
 from agm.strategies.parts import Parts, evaluation
+from agm.strategies.taken import IGNORED, is_dense, positions
 
 __all__ = ["Batches", "Measured", "by_number", "macro_f1", "measure", "numbered"]
 
@@ -76,10 +78,13 @@ class Measured:
 def measure(parts: Parts, batches: Batches) -> Measured:
     """Measure in eval mode; the modes are as before afterwards. Reads from the device once.
 
+    Where processes train together the figures are of what all of them were given: each its share of the split, however
+    many batches that has, or each the whole split.
+
     Raises:
         ValueError: there is no sample.
     """
-    names, totals, samples = parts.modalities, None, 0
+    names, totals = parts.modalities, None
     modules = [parts.network, *parts.heads.values()]
     for inputs, target in batches:
         with ExitStack() as stack:
@@ -87,16 +92,22 @@ def measure(parts: Parts, batches: Batches) -> Measured:
                 stack.enter_context(evaluation(module))
             features, joint = parts.run(inputs)
             alone = parts.unimodal(inputs, features)
+        flat = target.flatten() if is_dense(target) else target
         rows = []
-        for logits in (joint, *(alone[name] for name in names)):
-            hits = logits.argmax(-1).eq(target).sum().double()
-            rows.append(torch.stack([F.cross_entropy(logits.double(), target, reduction="sum"), hits]))
-        figures = torch.stack(rows)
+        for logits in (positions(one, target) for one in (joint, *(alone[name] for name in names))):
+            hits = logits.argmax(-1).eq(flat).sum().double()
+            rows.append(torch.stack([F.cross_entropy(logits.double(), flat, reduction="sum"), hits]))
+        figures = torch.cat([torch.stack(rows), (flat != IGNORED).sum().double().expand(1, 2)])
         totals = figures if totals is None else totals + figures
-        samples += len(target)
-    if totals is None or not samples:
+    if parts.group is not None:
+        device = next(parts.network.parameters()).device
+        none = torch.zeros(len(names) + 2, 2, dtype=torch.float64, device=device)
+        totals = summed(none if totals is None else totals, parts.group)
+    found = [] if totals is None else totals.tolist()
+    if not found or not found[-1][0]:
         raise ValueError("Expected batches of one sample or more, but got none.")
-    (loss, accuracy), *others = (totals / samples).tolist()
+    samples = found[-1][0]
+    (loss, accuracy), *others = [[value / samples for value in row] for row in found[:-1]]
     return Measured(
         loss=loss,
         accuracy=accuracy,
@@ -106,11 +117,11 @@ def measure(parts: Parts, batches: Batches) -> Measured:
 
 
 @torch.no_grad()
-def macro_f1(network: nn.Module, batches: Iterable[Any]) -> float:
-    """Mean over the classes of 2 TP / (2 TP + FP + FN), in eval mode; classes that occur nowhere are left out.
+def macro_f1(predict: Callable[[Any], Tensor], batches: Iterable[Any]) -> float:
+    """Mean over the classes of 2 TP / (2 TP + FP + FN); classes that occur nowhere are left out.
 
     Args:
-        network: takes the modalities by keyword and returns logits (B, C).
+        predict: inputs -> logits (B, C), in eval mode.
         batches: of (inputs, target, ...).
 
     Raises:
@@ -118,8 +129,7 @@ def macro_f1(network: nn.Module, batches: Iterable[Any]) -> float:
     """
     counts: Tensor | None = None  # (C, C) by target and prediction
     for inputs, target, *_ in batches:
-        with evaluation(network):
-            logits = network(**inputs)
+        logits = predict(inputs)
         classes = logits.shape[-1]
         found = torch.bincount(target * classes + logits.argmax(-1), minlength=classes**2).view(classes, classes)
         counts = found if counts is None else counts + found

@@ -45,6 +45,8 @@ class MMPareto(Strategy):
     """
 
     trains_heads = True
+    why_alone = "it takes gradients of single losses, which are not averaged over the processes"
+    dense = True
     tasks = frozenset({"classes", "labels", "numbers"})
 
     def __init__(

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any, Unpack
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from agm.strategies._checks import check_count, check_flag, check_number
+from agm.strategies._checks import check_choice, check_count, check_flag, check_number
 from agm.strategies.batch import Batch
 from agm.strategies.measuring import Batches
 from agm.strategies.strategy import Common, Strategy
 
 __all__ = ["MSES"]
+
+Dataset = Literal["av-mnist", "ur-funny", "crema-d"]
+
+# Epochs without a new lowest loss after which a modality stops, in the training scripts of AGM's baselines.
+PATIENCE: Mapping[str, int] = MappingProxyType({"av-mnist": 10, "ur-funny": 30, "crema-d": 80})
 
 
 class MSES(Strategy):
@@ -33,25 +40,30 @@ class MSES(Strategy):
 
     Args:
         network: see `Strategy`.
-        patience: epochs; AGM's baseline has 80.
+        patience: epochs; or a dataset of AGM's baselines, whose patience it is: "av-mnist" 10, "ur-funny" 30, "crema-d"
+            80, the default.
         smoothing: weight of the loss of the epoch before, in [0, 1).
         restore: go back to the best epoch.
         common: see `Strategy`.
     """
 
     needs = frozenset({"validation"})
+    dense = True
+    distributed = True
     coefficients: Tensor  # (M,) float64: 1, or 0 for a modality that stopped
 
     def __init__(
         self,
         network: nn.Module,
         *,
-        patience: int = 80,
+        patience: int | Dataset = 80,
         smoothing: float = 0.6,
         restore: bool = True,
         **common: Unpack[Common],
     ) -> None:
         super().__init__(network, **common)
+        if isinstance(patience, str):
+            patience = PATIENCE[check_choice("patience", patience, tuple(PATIENCE))]
         self.patience = check_count("patience", patience, least=0)
         self.smoothing = check_number("smoothing", smoothing, below=1.0)
         self.restore = check_flag("restore", restore)

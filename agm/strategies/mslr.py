@@ -37,6 +37,8 @@ class MSLR(Strategy):
     """
 
     scales = True
+    dense = True
+    distributed = True
 
     needs = frozenset({"validation"})
     initial: Tensor  # (M,) float64

@@ -26,6 +26,8 @@ class MultiLoss(Strategy):
     """
 
     trains_heads = True
+    dense = True
+    distributed = True
     tasks = frozenset({"classes", "labels", "numbers"})
 
     def __init__(self, network: nn.Module, *, weight: float = 1.0, **common: Unpack[Common]) -> None:

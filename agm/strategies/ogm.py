@@ -39,6 +39,8 @@ class OGM(Strategy):
     """
 
     scales = True
+    dense = True
+    distributed = True
 
     def __init__(
         self,
@@ -53,6 +55,11 @@ class OGM(Strategy):
         self.alpha = check_number("alpha", alpha)
         self.noise = check_flag("noise", noise)
         self.convolutions_only = check_flag("convolutions_only", convolutions_only)
+        if self.noise and self.parts.wrapper is not None:
+            raise ValueError(
+                "Expected argument `network` to be trained by one process, but got a DistributedDataParallel: each "
+                "process would draw noise of its own. Use noise=False (the strategy `ogm`)."
+            )
         if self.noise and self.moments == "first":
             raise ValueError(
                 "Expected no noise with moments='first', since noise is of the gradient, which enters both moments. "
@@ -72,6 +79,9 @@ class OGMGE(OGM):
     Args:
         network, alpha, noise, convolutions_only, common: see `OGM`.
     """
+
+    distributed = False
+    why_alone = "each process would draw noise of its own"
 
     def __init__(
         self,

@@ -7,15 +7,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree as pytree
 
 from agm._inputs.arguments import Binding, Modalities
 from agm._module_state.eval_mode import evaluation
 from agm._module_state.replace_forward import answering
 from agm._passes.by_protocol import is_factorised
+from agm._passes.masked_passes import MaskedPasses
+from agm._passes.options import MaskedOptions
 from agm._passes.outputs import Output, Outputs
+from agm.distributed import Peers
 from agm.ops._checks import check_modalities
 from agm.strategies.splitting import Block, split_head
+from agm.strategies.taken import Taken
 
 __all__ = ["Parts", "evaluation", "zeros"]
 
@@ -26,15 +32,23 @@ class Parts:
     """A network, taken apart by module: no name of a parameter is ever read.
 
     Args:
-        network: forward takes the modalities (by keyword, or by position in their order) and returns logits (B, C).
+        network: forward takes the modalities (by keyword, or by position in their order) and returns logits (B, C), or
+            (B, ..., C) of tokens or pixels.
         modalities: their names, two or more (one makes the unimodal network), or modality -> what carries it, as in
             `agm.AGM`; those of `encoders` by default.
         encoders: modality -> path of its encoder in the network; may be left out for a network that offers `encoders`.
-        heads: modality -> module from its feature to its own logits (B, C), beside the network.
+        heads: modality -> module from its feature to its own logits (B, C), beside the network; with their classes
+            where the network has them.
         output: where the network's output holds the logits, as in `agm.AGM`.
+        inputs: modality -> where it is in the one batch that forward takes, as in `agm.AGM`.
+        class_dim: the dimension of the classes, where it is not the last, as in `agm.AGM`.
+
+    What is called `given` is what a step is given: modality -> its input, beside other keyword arguments of forward by
+    their names; or, with `inputs`, the batch.
 
     Attributes:
-        network: as given.
+        network: as given, without DistributedDataParallel around it.
+        wrapper: that DistributedDataParallel, through which training passes go; None where there is none.
         modalities: their names, in order.
         encoders: modality -> its module.
         heads: as given, or empty.
@@ -51,38 +65,50 @@ class Parts:
         encoders: Mapping[str, str] | None = None,
         heads: Mapping[str, nn.Module] | None = None,
         output: Output | None = None,
+        inputs: Mapping[str, Any] | None = None,
+        class_dim: int | None = None,
     ) -> None:
         if not isinstance(network, nn.Module):
             raise TypeError(f"Expected argument `network` to be an nn.Module, but got {type(network).__name__}.")
+        self.wrapper = network if isinstance(network, DistributedDataParallel) else None
+        network = network if self.wrapper is None else self.wrapper.module
         self.network: Any = network
-        self.encoders = _encoders(network, encoders)
-        self.modalities = tuple(self.encoders) if modalities is None else tuple(modalities)
+        self.encoders = _encoders(network, encoders, self.wrapper is not None)
+        names = tuple(self.encoders) if modalities is None else modalities
+        self.modalities = tuple(names) if len(names) == 1 else check_modalities(names)
         if set(self.modalities) != set(self.encoders):
             raise ValueError(
                 f"Expected argument `modalities` to name those that have an encoder, {tuple(self.encoders)}, in any "
                 f"order, but got {self.modalities}."
             )
-        if len(self.modalities) != 1:
-            check_modalities(self.modalities)
         self.encoders = {name: self.encoders[name] for name in self.modalities}
         _check_apart(self.encoders)
         self.heads = _checked_heads(heads, self.modalities)
         self.carriers: Modalities = modalities if isinstance(modalities, Mapping) else self.modalities
-        self.binding = Binding(network, self.carriers)
-        self.outputs = Outputs(output)
+        self.binding = Binding(network, self.carriers, inputs)
+        self.outputs = Outputs(output, class_dim)
+        self.options = MaskedOptions(
+            modalities=self.carriers,
+            encoders=self.paths(network) if encoders else None,
+            inputs=inputs,
+            output=output,
+            class_dim=class_dim,
+        )
+        self._masked: MaskedPasses | None = None
         self._blocks: dict[str, Block] | None = None
         self._searched = False
 
-    def run(self, inputs: Mapping[str, Any], alter: Alter | None = None) -> tuple[dict[str, Any], Tensor]:
-        """One forward of the network: each encoder's output, and the joint logits (B, C).
+    def run(self, given: Any, alter: Alter | None = None) -> tuple[dict[str, Any], Tensor]:
+        """One forward of the network: each encoder's output, and the joint logits (B, ..., C).
 
         Args:
-            inputs: modality -> its input.
+            given: what the step is given.
             alter: what becomes of each feature before the network goes on with it.
 
         Raises:
             ValueError: a modality is missing, or an encoder was not called exactly once.
         """
+        taken = self.taken(given)
         features: dict[str, Any] = {}
         calls = dict.fromkeys(self.modalities, 0)
 
@@ -97,14 +123,26 @@ class Parts:
 
         watchers = {encoder: watch(name, encoder.forward) for name, encoder in self.encoders.items()}
         with answering(watchers):
-            logits = self._called(inputs)
+            logits = self._called(taken)
         if wrong := [name for name, count in calls.items() if count != 1]:
             raise ValueError(
                 f"Expected the network's forward to call each encoder once, but that of {', '.join(wrong)} was called "
                 f"{calls[wrong[0]]} times. Name modules that give one feature a batch in `encoders`."
             )
-        self._search(inputs, features)
+        self._search(taken, features)
         return features, logits
+
+    def taken(self, given: Any) -> Taken:
+        """What a step is given, taken apart.
+
+        Raises:
+            ValueError: a modality is missing, or an input of several arguments is no mapping.
+        """
+        if isinstance(given, Taken):
+            return given
+        if self.binding.batch is not None:
+            return Taken(self.binding.split((given,), {}))
+        return Taken(self.binding.split((), self.arguments(given)))
 
     def arguments(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The keyword arguments of forward that carry these inputs: of a group, those in the modality's mapping."""
@@ -122,10 +160,23 @@ class Parts:
                 )
         return given
 
-    def _called(self, inputs: Mapping[str, Any]) -> Tensor:
-        return self.outputs.logits(self.binding.call(self.binding.split((), self.arguments(inputs))))
+    def _called(self, taken: Taken) -> Tensor:
+        if self.wrapper is None or not (torch.is_grad_enabled() and self.network.training):
+            return self.outputs.logits(self.binding.call(taken.arguments))
+        args, kwargs = self.binding.as_given(taken.arguments)
+        return self.outputs.logits(self.wrapper(*args, **kwargs))
 
-    def _search(self, inputs: Mapping[str, Any], features: Mapping[str, Any]) -> None:
+    @property
+    def group(self) -> ProcessGroup | None:
+        """Of the processes that train the network together; None for one alone."""
+        return None if self.wrapper is None else self.wrapper.process_group
+
+    def paths(self, root: nn.Module) -> dict[str, str]:
+        """Modality -> path of its encoder in a module that holds it."""
+        known = {module: path for path, module in root.named_modules()}
+        return {name: known[encoder] for name, encoder in self.encoders.items()}
+
+    def _search(self, taken: Taken, features: Mapping[str, Any]) -> None:
         """Looks once whether the head splits, in the graph of a pass from these features on."""
         if self._searched or len(self.modalities) == 1:
             return
@@ -134,15 +185,15 @@ class Parts:
             return
         leaves = {name: value.detach().requires_grad_() for name, value in features.items()}
         with torch.enable_grad(), evaluation(self.network):
-            self._blocks = split_head(self.fused(inputs, leaves), leaves)
+            self._blocks = split_head(self.fused(taken, leaves), leaves)
 
     @property
     def has_heads(self) -> bool:
         """Whether each modality has logits of its own that can be trained: given heads, or a head that splits."""
         return bool(self.heads) or callable(getattr(self.network, "unimodal_logits", None))
 
-    def unimodal(self, inputs: Mapping[str, Any], features: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Modality -> logits (B, C) of that modality alone.
+    def unimodal(self, given: Any, features: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Modality -> logits (B, ..., C) of that modality alone.
 
         From `heads` where they were given; else from the network's `unimodal_logits(features)`, the terms of an
         additive head (Peng et al., CVPR 2022), `W_m h_m + b / M`; the same from a linear layer on the concatenated
@@ -151,12 +202,17 @@ class Parts:
         "Adaptively Masking Subnetworks", 2025, for fusions that do not split).
         """
         if self.heads:
-            return {name: head(features[name]) for name, head in self.heads.items()}
+            return {name: self._classes_last(head(features[name])) for name, head in self.heads.items()}
         if (terms := self.terms(features)) is not None:
             return terms
         absent = zeros(features)
         with evaluation(self.network):
-            return {name: self.fused(inputs, {**absent, name: features[name]}) for name in self.modalities}
+            taken = self.taken(given)
+            return {name: self.fused(taken, {**absent, name: features[name]}) for name in self.modalities}
+
+    def _classes_last(self, logits: Tensor) -> Tensor:
+        dim = self.outputs.class_dim
+        return logits if dim is None or logits.dim() == 2 else logits.movedim(dim, -1)
 
     def terms(self, features: Mapping[str, Any]) -> dict[str, Tensor] | None:
         """Modality -> its term of the joint logits (B, C), which sum to them; None where the network's head does not
@@ -168,32 +224,38 @@ class Parts:
             return {name: block.logits(features[name]) for name, block in self._blocks.items()}
         return None
 
-    def encode(self, name: str, inputs: Mapping[str, Any]) -> Any:
+    def encode(self, name: str, given: Any) -> Any:
         """What the encoder of one modality gives for that modality's input; the rest of the network does not run."""
-        return self.given(self.encoders[name], name, inputs)
+        return self.called(self.encoders[name], name, self.taken(given)[name])
 
-    def given(self, module: nn.Module, name: str, inputs: Mapping[str, Any]) -> Any:
+    def called(self, module: nn.Module, name: str, value: Any) -> Any:
         """What a module gives for the input of one modality; that of a group by keyword."""
-        value = inputs[name]
-        return module(value) if isinstance(self.binding.carriers[name], str) else module(**value)
+        grouped = self.binding.batch is None and not isinstance(self.binding.carriers[name], str)
+        return module(**value) if grouped else module(value)
 
-    def subset_logits(self, inputs: Mapping[str, Any], features: Mapping[str, Any]) -> Tensor:
+    def masked_logits(self, given: Any) -> Tensor:
+        """(2**M - 1, B, ..., C), as `agm.masked_logits`."""
+        if self._masked is None:
+            self._masked = MaskedPasses(self.network, self.options, Peers(False))
+        return self._masked.stacked(self.taken(given).arguments)
+
+    def subset_logits(self, given: Any, features: Mapping[str, Any]) -> Tensor:
         """(2**M - 1, B, C) logits in eval mode, row i those of the modalities in bitmask i + 1: others' features are 0.
 
         Unlike `Batch.masked_logits`, which masks inputs.
         """
-        absent, rows = zeros(features), []
+        absent, rows, taken = zeros(features), [], self.taken(given)
         with evaluation(self.network):
             for subset in range(1, 2 ** len(self.modalities)):
                 present = {n: features[n] for place, n in enumerate(self.modalities) if subset >> place & 1}
-                rows.append(self.fused(inputs, {**absent, **present}))
+                rows.append(self.fused(taken, {**absent, **present}))
         return torch.stack(rows)
 
-    def fused(self, inputs: Mapping[str, Any], features: Mapping[str, Any]) -> Tensor:
+    def fused(self, given: Any, features: Mapping[str, Any]) -> Tensor:
         """The network's logits when its encoders answer with these features."""
         answers = {self.encoders[name]: _constant(features[name]) for name in self.modalities}
         with answering(answers):
-            logits = self._called(inputs)
+            logits = self._called(self.taken(given))
         return logits
 
     def parameters(self, convolutions_only: bool = False) -> list[list[nn.Parameter]]:
@@ -243,12 +305,13 @@ class Parts:
                 parameter.grad = gradient
 
 
-def _encoders(network: nn.Module, paths: Mapping[str, str] | None) -> dict[str, nn.Module]:
+def _encoders(network: nn.Module, paths: Mapping[str, str] | None, wrapped: bool) -> dict[str, nn.Module]:
     if paths:
         found = {}
         for name, path in paths.items():
             try:
-                found[name] = network.get_submodule(path)
+                # In a DistributedDataParallel it may be that in the wrapper.
+                found[name] = network.get_submodule(path.removeprefix("module.") if wrapped else path)
             except AttributeError as error:
                 raise ValueError(
                     f"Expected the encoder of `{name}` to be a submodule of the network, but there is none at {path!r}."

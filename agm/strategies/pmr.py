@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from agm.distributed import summed
 from agm.strategies._checks import check_count, check_flag, check_fraction, check_number
 from agm.strategies.batch import Batch
 from agm.strategies.heads import pooled
@@ -33,7 +34,8 @@ class PMR(Strategy):
         c <- (1 - momentum) * measured + momentum * c
 
     A class without a sample there keeps its prototype; one that never had a sample has no part in d_m, and its samples
-    none in CE(d_m, y) and s_m. Features that are not vectors are averaged over their tokens.
+    none in CE(d_m, y) and s_m. Features that are not vectors are averaged over their tokens. Where processes train
+    together, prototypes and s_m are those of the samples of all.
 
     Departures of the released code (`released=True`): a hard switch, b = 1 for the modality that is behind; no
     entropy; no momentum before the third set of prototypes; and a class without a sample has a prototype of NaN.
@@ -60,6 +62,7 @@ class PMR(Strategy):
     """
 
     needs = frozenset({"train"})
+    distributed = True
 
     def __init__(
         self,
@@ -105,7 +108,7 @@ class PMR(Strategy):
         if not self.active:
             return batch.joint_loss
         losses, scores, entropies = zip(*(self._near(name, batch) for name in self.modalities), strict=True)
-        score = torch.stack(scores)
+        score = summed(torch.stack(scores), self.parts.group)
         ratios = score / score.flip(0)
         behind = ratios.flip(0) - 1  # of the other over this one, less 1
         shares = (behind > 0).to(score.dtype) if self.hard else behind.clamp(0.0, 1.0)
@@ -155,6 +158,9 @@ class PMR(Strategy):
                 sums[name] = total if name not in sums else sums[name] + total
         if counts is None:
             raise ValueError("Expected the train split to hold a batch or more, but got none.")
+        if self.parts.group is not None:
+            counts = summed(counts, self.parts.group)
+            sums = {name: summed(total, self.parts.group) for name, total in sums.items()}
         divisor = counts if self.released else counts.clamp_min(1)
         return {name: total / divisor.unsqueeze(1) for name, total in sums.items()}, counts
 

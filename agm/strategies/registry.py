@@ -18,6 +18,7 @@ from agm.strategies.bss import BSS
 from agm.strategies.cggm import CGGM
 from agm.strategies.dus import DUS
 from agm.strategies.g_blending import GBlending
+from agm.strategies.hybrid_loss import HybridLoss
 from agm.strategies.igm import IGM
 from agm.strategies.inforeg import InfoReg
 from agm.strategies.irm import IRM
@@ -47,6 +48,7 @@ strategies: Mapping[str, type[Strategy]] = MappingProxyType(
         "mslr": MSLR,
         "mses": MSES,
         "multi-loss": MultiLoss,
+        "hybrid-loss": HybridLoss,
         "g-blending": GBlending,
         "mlb": MLB,
         "inforeg": InfoReg,

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from agm.modulation.additive import AdditiveLogits
+from agm.modulation.given import modulate_by
 from agm.modulation.modulator import Modulator
-from agm.modulation.scaling import ScaleSubsets
-from agm.ops.reference import subset_scales
 from agm.shapley.sampling import SubsetSample
 
 __all__ = ["SmoothedModulator"]
@@ -33,6 +32,7 @@ class SmoothedModulator(Modulator):
     """
 
     smoothed: Tensor
+    _by_modality = (*Modulator._by_modality, "smoothed")
 
     def __init__(self, modalities: tuple[str, ...], *, smoothing: float, **settings: Any) -> None:
         super().__init__(modalities, **settings)
@@ -47,15 +47,20 @@ class SmoothedModulator(Modulator):
         present: Tensor | None = None,
         sample: SubsetSample | None = None,
     ) -> Tensor:
-        """Joint logits (B, C), as `agm.Modulator`, of all subsets and samples that have every modality."""
+        """Joint logits (B, ..., C), as `agm.Modulator`."""
         if not self.active:
             return super().forward(masked_logits, target, present=present, sample=sample)
-        if present is not None or sample is not None:
-            raise ValueError("Expected neither `present` nor `sample` with smoothed coefficients. Leave smoothing out.")
-        rows = masked_logits if isinstance(masked_logits, Tensor) else masked_logits.stacked()
-        super().forward(rows.detach(), target)
-        with torch.no_grad():
-            self.smoothed.lerp_(self.state.coefficients, 1 - self.smoothing)
-            scales = subset_scales(self.smoothed)
-        logits: Tensor = ScaleSubsets.apply(rows, scales, self.backend)
-        return logits
+        super().forward(_detached(masked_logits), target, present=present, sample=sample)
+        if self.held is None:
+            with torch.no_grad():
+                self.smoothed.lerp_(self.state.coefficients, 1 - self.smoothing)
+        coefficients = self.smoothed.clone()  # the next step writes to it, perhaps before this one's backward
+        count = len(self.modalities)
+        return modulate_by(coefficients, masked_logits, count, present=present, sample=sample, backend=self.backend)
+
+
+def _detached(logits: Tensor | AdditiveLogits) -> Tensor | AdditiveLogits:
+    if isinstance(logits, Tensor):
+        return logits.detach()
+    present, absent, joint = logits
+    return AdditiveLogits([part.detach() for part in present], [part.detach() for part in absent], joint.detach())

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from agm._inputs.arguments import Modalities
 from agm._passes.outputs import Output
+from agm.modulation import order
 from agm.modulation.scale_gradients import scale_gradients_
 from agm.strategies._checks import check_choice, check_window
 from agm.strategies.batch import Batch, Criterion
@@ -21,6 +22,8 @@ from agm.strategies.heads import linear_heads
 from agm.strategies.measuring import Batches, Measured, measure
 from agm.strategies.moments import FirstMoment, normalises
 from agm.strategies.parts import Parts
+from agm.strategies.sharing import average_gradients, share
+from agm.strategies.taken import is_dense
 
 __all__ = ["Common", "Draw", "Outcome", "Strategy"]
 
@@ -32,6 +35,8 @@ class Common(TypedDict, total=False):
     encoders: Mapping[str, str] | None
     heads: Mapping[str, nn.Module] | None
     output: Output | None
+    inputs: Mapping[str, Any] | None
+    class_dim: int | None
     criterion: Criterion
     start: int
     stop: int | None
@@ -86,6 +91,11 @@ class Strategy(nn.Module):
     `begin_epoch` and `end_epoch` may. State is in buffers (or `get_extra_state`), so that `state_dict` continues a run
     exactly from between two epochs; `epoch` is set by `begin_epoch` and is not part of it.
 
+    Over a DistributedDataParallel every process takes every step, with its share of the batch. The statistics of a
+    `distributed` strategy are those of all shares, so that K processes with equal shares train as one with the whole
+    batch; of a split between epochs each is given its share, or each the whole. Paths of encoders are those in the
+    plain network or in the wrapper.
+
     Args:
         network: forward takes the modalities and returns logits (B, C).
         modalities: their names, in order, or modality -> the arguments of forward that carry it, as in `agm.AGM`: the
@@ -95,6 +105,10 @@ class Strategy(nn.Module):
         heads: modality -> module from its feature to logits (B, C) of its own, trained along with the network. Needed
             by strategies with unimodal losses where the network's head does not split (`linear_heads` makes them).
         output: where the network's output holds the logits, as in `agm.AGM`; the output itself, or its `logits`.
+        inputs: modality -> where it is in the one batch that forward takes, as in `agm.AGM`: steps and splits are then
+            given that batch in the place of a mapping of modalities.
+        class_dim: the dimension of the classes in logits of more than two, as in `agm.AGM`. Strategies that are not
+            `dense` refuse targets of several positions a sample.
         criterion: (logits, target) -> loss.
         start: first epoch in which the strategy acts; before it training is plain joint training.
         stop: first epoch in which it no longer does; None for no end. A window that authors count from 1, with its last
@@ -122,7 +136,9 @@ class Strategy(nn.Module):
     scales: ClassVar[bool] = False  # whether it multiplies gradients of encoders, so that `moments` is a choice
     # Of what targets there can be, class indices, labels and numbers, those that it can take with a criterion for them.
     tasks: ClassVar[frozenset[str]] = frozenset({"classes"})
+    dense: ClassVar[bool] = False  # whether it takes targets of several positions a sample: tokens, pixels
     distributed: ClassVar[bool] = False  # whether every process of a DistributedDataParallel network decides alike
+    why_alone: ClassVar[str] = "what it decides from each process's own batch would drive their weights apart"
 
     def __init__(self, network: nn.Module, **common: Unpack[Common]) -> None:
         super().__init__()
@@ -131,11 +147,12 @@ class Strategy(nn.Module):
         heads = common.get("heads")
         if isinstance(network, nn.parallel.DistributedDataParallel) and not self.distributed:
             raise ValueError(
-                f"Expected argument `network` to be trained by one process, but got a DistributedDataParallel: what "
-                f"{type(self).__name__} decides from each process's own batch would drive their weights apart. Give "
-                "the plain network, or use Joint or AGM."
+                f"Expected argument `network` of {type(self).__name__} to be trained by one process, but got a "
+                f"DistributedDataParallel: {self.why_alone}. Give the plain network, or use one of "
+                f"{', '.join(sorted(kind.__name__ for kind in _every(Strategy) if kind.distributed))}."
             )
-        self.parts = Parts(network, common.get("modalities"), common.get("encoders"), heads, common.get("output"))
+        found = {name: common.get(name) for name in ("modalities", "encoders", "output", "inputs", "class_dim")}
+        self.parts = Parts(network, heads=heads, **found)  # type: ignore[arg-type]
         self.start, self.stop = common.get("start", 0), common.get("stop")
         check_window(self.start, self.stop)
         self.criterion: Criterion = common.get("criterion", F.cross_entropy)
@@ -145,6 +162,7 @@ class Strategy(nn.Module):
         self._moment: tuple[torch.optim.Optimizer, FirstMoment | None] | None = None
         self.module: nn.Module = network
         self.heads = nn.ModuleDict(self.parts.heads)
+        self._shared_heads = False
         self.epoch = 0
         self.optimizer: torch.optim.Optimizer | None = None
         self.draws = Draws()
@@ -192,6 +210,25 @@ class Strategy(nn.Module):
             tensor = tensor.to(place.device)
         super().register_buffer(name, tensor, persistent)
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if any(key.startswith(prefix) for key in destination):  # a state of its own, by places of modalities
+            destination[prefix + order.KEY] = order.order_of(self.modalities)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        *_, error_msgs = args
+        saved = state_dict.pop(prefix + order.KEY, None)  # none in checkpoints of versions before
+        if saved is not None and not saved.is_meta:
+            names = order.names_in(saved)
+            if names != self.modalities:
+                error_msgs.append(
+                    f"Expected a state of the modalities {self.modalities}, in this order, but "
+                    f"{prefix + order.KEY} holds {names}. Name them in that order: {type(self).__name__}(..., "
+                    f"modalities={names})."
+                )
+                return
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     # What a training loop calls.
 
     def begin_epoch(self, epoch: int, *, train: Batches | None = None, validation: Batches | None = None) -> None:
@@ -213,7 +250,7 @@ class Strategy(nn.Module):
 
     def steps(
         self,
-        inputs: Mapping[str, Any],
+        inputs: Any,
         target: Tensor,
         *,
         index: Tensor | None = None,
@@ -224,8 +261,9 @@ class Strategy(nn.Module):
         One update a batch, unless the strategy alternates between modalities. Gradients from before are dropped.
 
         Args:
-            inputs: modality -> its input.
-            target: (B,) class indices.
+            inputs: modality -> its input, that of a modality of several arguments a mapping of these; beside them may
+                be other keyword arguments of the network's forward. With the argument `inputs`, the batch.
+            target: (B,) class indices, or (B, ...) for logits (B, ..., C).
             index: (B,) numbers of the samples, for strategies that know them apart.
             present: (B, M) bool as in `Draw`.
         """
@@ -263,7 +301,12 @@ class Strategy(nn.Module):
     def updates(self, batch: Batch) -> Iterator[Outcome]:
         """The updates of one batch, as `steps` yields them: gradients from before are dropped before each."""
         self.zero_grad(set_to_none=True)
+        if self.parts.group is not None and not self._shared_heads:
+            share(self.heads, self.parts.group)
+            self._shared_heads = True
         self.backward(batch)
+        if self.parts.group is not None:
+            average_gradients(self.heads.parameters(), self.parts.group)
         if self.active:
             with torch.no_grad():
                 self.modulate(batch)
@@ -286,10 +329,18 @@ class Strategy(nn.Module):
 
     # What helps it.
 
-    def batch(
-        self, inputs: Mapping[str, Any], target: Tensor, index: Tensor | None = None, present: Tensor | None = None
-    ) -> Batch:
-        """The statistics of these samples, none of them computed yet."""
+    def batch(self, inputs: Any, target: Tensor, index: Tensor | None = None, present: Tensor | None = None) -> Batch:
+        """The statistics of these samples, none of them computed yet.
+
+        Raises:
+            ValueError: the target has several positions a sample, about which this strategy does not decide.
+        """
+        if is_dense(target) and not self.dense:
+            raise ValueError(
+                f"Expected argument `target` to be one class index a sample, (B,), but got {tuple(target.shape)}: "
+                f"{type(self).__name__} decides about samples and not about their tokens or pixels. Use one of "
+                f"{', '.join(sorted(kind.__name__ for kind in _every(Strategy) if kind.dense))}."
+            )
         return Batch(self.parts, inputs, target, self.criterion, self.run, index, present)
 
     def outcome(self, batch: Batch) -> Outcome:
@@ -367,3 +418,10 @@ class Strategy(nn.Module):
                 "(B, N, D); nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes)) "
                 "for feature maps (B, channels, H, W)."
             )
+
+
+def _every(kind: type[Strategy]) -> Iterator[type[Strategy]]:
+    """A class and those that are built on it."""
+    yield kind
+    for below in kind.__subclasses__():
+        yield from _every(below)

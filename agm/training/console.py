@@ -112,6 +112,10 @@ class Progressing(Observer):
         elif epoch:
             self._line(f"continues after epoch {epoch}/{self.total}")
 
+    def doubted(self, doubt: str) -> None:
+        if not self._brief:
+            self._line(f"note: {doubt}")
+
     def stepped(self) -> None:
         if self._bar is not None:
             self._done += 1

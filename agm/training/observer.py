@@ -17,6 +17,9 @@ class Observer:
     def started(self, folder: Path, config: Config, epoch: int, steps: int) -> None:
         """Training begins at `epoch` (0, or later in a resumed run), with `steps` steps an epoch."""
 
+    def doubted(self, doubt: str) -> None:
+        """Something in the data may be meant otherwise than it is read (`agm.training.doubts`)."""
+
     def stepped(self) -> None:
         """A step was queued; nothing of it has been read from the device.
 

@@ -26,6 +26,12 @@ def load_data(config: Config) -> MultimodalData:
     except (ModuleNotFoundError, OSError, TypeError, ValueError) as error:
         message = str(error).replace("`name_or_path`", "--dataset").replace("argument `modalities`", "--modalities")
         raise UserError(message) from error
+    if "present" in data.modalities:
+        raise UserError(
+            f"Expected the arrays of {config.dataset!r} to be modalities beside the target and the split, but got one "
+            "named 'present', under which agm.AGM takes which samples have which modalities. Commands train on samples "
+            "that have all of them: leave it out, or rename a modality of that name."
+        )
     if len(data.train) < 2:
         raise UserError("Expected the training split to hold 2 samples or more, but got 1. Add samples.")
     return data

@@ -17,6 +17,7 @@ from agm.training.answers import FURTHER, Answers
 from agm.training.checkpoint import fitting, load_checkpoint, random_state, restore_random_state, save_checkpoint
 from agm.training.clipping import clip_gradients_, head_weights
 from agm.training.config import Config, differences
+from agm.training.doubts import doubts
 from agm.training.errors import DivergedError, UserError
 from agm.training.evaluation import evaluate
 from agm.training.methods import Method, new_optimizer
@@ -46,6 +47,7 @@ class Trainer:
         device = torch.device(config.device)
         self.config, self.run, self.observer, self.final = config, run, observer, final
         self.fingerprint = fingerprint(data)
+        self.doubts = doubts(data)
         data = hold_out(data, config)
         self.train_split = on_device(data.train, method.modalities, device)
         self.test_split = on_device(data.test, method.modalities, device)
@@ -79,6 +81,9 @@ class Trainer:
         try:
             per_epoch = len(batches(len(self.train_split), self.config.batch_size, 0, 0))
             self.observer.started(self.run.path, self.config, self.epoch, per_epoch)
+            if not self.epoch:
+                for doubt in self.doubts:
+                    self.observer.doubted(doubt)
             while not self._is_over():
                 row = self._run_epoch(steps)
                 metrics.append([row])

@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from agm._inputs.absent import batch_size, is_rows
 from agm._inputs.rows import copied
+from agm._module_state.eval_mode import depends_on_mode
 from agm.engine import AGM
 from agm.verification.oracle import eval_mode
 
@@ -34,6 +35,12 @@ def causes(
         is_right: whether another model of the same network is.
         tolerance: relative difference that is taken for rounding.
     """
+    if hidden := _unregistered(model.module):
+        return [
+            f"The network keeps modules where torch does not find them: {', '.join(hidden)}. "
+            "They are in no state dict, no optimizer gets their parameters, and eval() does not reach them. Keep them "
+            "in an nn.ModuleList or nn.ModuleDict."
+        ]
     first, second, half, batch = _eval_passes(model, given)
     restore()
     if _differs(first, second, tolerance):
@@ -54,6 +61,24 @@ def causes(
         "No other way to run its masked passes is right for this network. If it depends on the values of its input or "
         f"on what ran before, {_BY_HAND}."
     ]
+
+
+def _unregistered(network: nn.Module) -> list[str]:
+    """Attributes of the network's modules that hold modules with a mode or parameters, which are none of its own."""
+    known = set(network.modules())
+    found = []
+    for path, module in network.named_modules():
+        for name, value in vars(module).items():
+            if name.startswith("_") or not isinstance(value, (list, tuple, dict, set)):
+                continue
+            held = pytree.tree_leaves(list(value) if isinstance(value, set) else value)
+            if any(isinstance(leaf, nn.Module) and leaf not in known and _has_state(leaf) for leaf in held):
+                found.append(f"{path}.{name}" if path else name)
+    return found
+
+
+def _has_state(module: nn.Module) -> bool:
+    return bool(module.state_dict()) or any(map(depends_on_mode, module.modules()))
 
 
 def _eval_passes(model: AGM, given: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor, int]:

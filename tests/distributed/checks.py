@@ -1,5 +1,7 @@
 """What every process runs, in this order."""
 
-from . import functions, sharding, synchronised, training
+from . import functions, sharding, strategies, synchronised, training
 
-CHECKS = {check.__name__: check for room in (functions, training, synchronised, sharding) for check in room.CHECKS}
+_ROOMS = (functions, training, strategies, synchronised, sharding)
+
+CHECKS = {check.__name__: check for room in _ROOMS for check in room.CHECKS}

@@ -332,6 +332,9 @@ class TestArguments:
         model = agm.AGM(Target(), NAMES, target="labels")
         same_step(model, lambda: model(**inputs(), labels=TARGET), lambda o: o)
         assert agm.verify(model, inputs(), TARGET).ok
+        for mode in (model.train(), model.eval()):  # the network's own reaches it
+            given = mode(**inputs(), target=6.0, labels=TARGET)
+            torch.testing.assert_close(given, 3.0 * mode(**inputs(), labels=TARGET))
 
     def test_refusals(self) -> None:
         with pytest.raises(TypeError, match="`modalities` to be in an order"):

@@ -54,11 +54,11 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def test_processes_on_this_machine(tmp_path):
-    """A server process, two nodes that start one for every message, and a run: some seconds for each of them."""
-    app, out, home = example(), tmp_path / "weights.pt", tmp_path / "home"
+def run(tmp_path, supernodes: list[list[str]], superlink: list[str], *words: str) -> dict[str, torch.Tensor]:
+    """The weights after a round of the example, over a server process with these options and these nodes."""
+    out, home = tmp_path / "weights.pt", tmp_path / "home"
     home.mkdir()
-    server, *nodes = free_ports(3)
+    server, *nodes = free_ports(1 + len(supernodes))
     (home / "config.toml").write_text(f'[superlink.local]\naddress = "127.0.0.1:{server}"\ninsecure = true\n')
     shutil.copytree(EXAMPLE, tmp_path / "app")
     scripts = str(Path(sys.executable).parent)
@@ -72,11 +72,10 @@ def test_processes_on_this_machine(tmp_path):
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
     address = f"127.0.0.1:{server}"
-    commands = [["flower-superlink", "--insecure", "--port", str(server), "--disable-runtime-dependency-installation"]]
-    for part, port in enumerate(nodes):
-        own = ["--port", str(port), "--node-config", f"part={part} parts=2"]
-        commands.append(["flower-supernode", "--insecure", "--superlink", address, *own])
-    logs = [tmp_path / f"{number}.log" for number in range(3)]
+    commands = [["flower-superlink", "--insecure", "--port", str(server), *superlink]]
+    for port, own in zip(nodes, supernodes, strict=True):
+        commands.append(["flower-supernode", "--insecure", "--superlink", address, "--port", str(port), *own])
+    logs = [tmp_path / f"{number}.log" for number in range(len(commands))]
     running = []
     try:
         for command, log in zip(commands, logs, strict=True):
@@ -85,14 +84,29 @@ def test_processes_on_this_machine(tmp_path):
                     subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
                 )
         wait_for(server)
-        command = ["flwr", "run", str(tmp_path / "app"), "local", "--stream", "-c", f'rounds=1 out="{out}"']
+        command = ["flwr", "run", str(tmp_path / "app"), "local", "--stream", "-c", f'rounds=1 out="{out}"', *words]
         found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
     finally:
         for process in running:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     assert out.exists(), found.stdout + found.stderr + "".join(log.read_text() for log in logs)
-    assert_same(torch.load(out, weights_only=True), in_one_process(app).weights)
+    return torch.load(out, weights_only=True)
+
+
+def test_processes_on_this_machine(tmp_path):
+    """A server process, two nodes that start one for every message, and a run: some seconds for each of them."""
+    nodes = [["--node-config", f"partition-id={part} num-partitions=2"] for part in range(2)]
+    found = run(tmp_path, nodes, ["--disable-runtime-dependency-installation"])
+    assert_same(found, in_one_process(example()).weights)
+
+
+def test_simulated_nodes(tmp_path):
+    """Flower's simulation of two nodes, which needs ray: half a minute."""
+    pytest.importorskip("ray")
+    superlink = ["--simulation", "--disable-runtime-dependency-installation"]
+    found = run(tmp_path, [], superlink, "--federation-config", "num-supernodes=2")
+    assert_same(found, in_one_process(example()).weights)
 
 
 def wait_for(port: int) -> None:

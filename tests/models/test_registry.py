@@ -5,6 +5,7 @@ from agm.models import (
     EarlyFusion,
     FiLMFusion,
     GatedFusion,
+    GuidedAttentionFusion,
     LateFusion,
     MLPEncoder,
     SmallCNN,
@@ -17,8 +18,9 @@ SHAPES = {"image": (3, 8, 8), "text": (5, 6), "table": (7,), "video": (4, 1, 8, 
 
 
 def test_the_names():
-    assert list(fusions) == ["late", "late-sum", "early", "film", "gated", "cross-attention"]
-    kinds = [LateFusion, LateFusion, EarlyFusion, FiLMFusion, GatedFusion, CrossAttentionFusion]
+    assert list(fusions) == ["late", "late-sum", "early", "film", "gated", "cross-attention", "guided-attention"]
+    kinds = [LateFusion, LateFusion, EarlyFusion, FiLMFusion, GatedFusion]
+    kinds += [CrossAttentionFusion, GuidedAttentionFusion]
     for (name, fusion), kind in zip(fusions.items(), kinds, strict=True):
         assert issubclass(fusion, kind)
         assert type(build(name, SHAPES, 3, width=8)) is fusion
@@ -31,7 +33,7 @@ def test_the_names():
 def test_encoders_go_by_the_sample_shape(fusion, width):
     net = build(fusion, SHAPES, 3, width=width)
     image, text, table, video = net.encoders.values()
-    pool = None if fusion == "cross-attention" else "mean"
+    pool = None if fusion in ("cross-attention", "guided-attention") else "mean"
     assert [type(e) for e in net.encoders.values()] == [SmallCNN, TransformerEncoder, MLPEncoder, SmallCNN]
     assert (image.in_channels, image.pool, video.in_channels) == (3, pool, 1)
     assert (text.embedding.in_features, len(text.positions), text.pool) == (6, 5, pool)
@@ -47,7 +49,7 @@ def test_early_keeps_the_papers_proportions():
 
 
 def test_errors_name_what_is_known():
-    with pytest.raises(ValueError, match="one of late, late-sum, early, film, gated, cross-attention, but got 'mid'"):
+    with pytest.raises(ValueError, match=r"one of late, .* cross-attention, guided-attention, but got 'mid'"):
         build("mid", SHAPES, 3)
     for shape in ((), (1, 2, 3, 4, 5), (0,), (3, 0, 8)):
         with pytest.raises(ValueError, match=r"sample shape of modality 'x' to be \(D,\), \(T, D\)"):

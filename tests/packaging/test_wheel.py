@@ -18,7 +18,7 @@ Install = Callable[..., Python]
 
 
 def shipped_files() -> set[str]:
-    """Every file of the package, by its installed name."""
+    """Every file of the package and of the command, by its installed name."""
     rooms = [(ROOT / "agm", "agm"), (ROOT / "kernels", "agm/kernels")]
     files = {
         f"{name}/{path.relative_to(folder).as_posix()}"
@@ -27,7 +27,7 @@ def shipped_files() -> set[str]:
         if path.is_file()
     }
     left_out = ("__pycache__", ".so", ".pyd", "_native.txt", "_cache")
-    return {file for file in files if not any(part in file for part in left_out)}
+    return {"_agm_command.py", *(file for file in files if not any(part in file for part in left_out))}
 
 
 def wheel_files(wheel: Path) -> set[str]:
@@ -44,7 +44,7 @@ def test_pure_wheel_holds_the_package_and_nothing_else(build: Build) -> None:
     assert any(file.endswith("dist-info/licenses/LICENSE") for file in files)
     # A top-level `kernels` in site-packages would shadow another project's package of that name.
     top = next(file for file in files if file.endswith("top_level.txt"))
-    assert zipfile.ZipFile(wheel).read(top).decode().split() == ["agm"]
+    assert zipfile.ZipFile(wheel).read(top).decode().split() == ["_agm_command", "agm"]
 
 
 def test_sdist_can_build_everything(build: Build) -> None:
@@ -59,7 +59,7 @@ def test_sdist_can_build_everything(build: Build) -> None:
     }
     assert sources - files == set()
     assert {"Makefile", "requirements.txt", "requirements-test.txt", "README.md", "LICENSE", ".ci/run"} <= files
-    assert {"setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"} <= files
+    assert {"_agm_command.py", "setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"} <= files
     assert not [name for name in files if name.endswith((".so", ".pyc", "_native.txt"))]
 
 

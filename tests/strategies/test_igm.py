@@ -85,7 +85,7 @@ def test_replays_the_released_stages(name):
             close_parameters(network, trace, "weight/", step)
             close(strategy.statistics()["terms"], trace["terms"][step], "losses")
             step += 1
-        close(macro_f1(strategy.predictor, validation), trace["score"][epoch, 2], "score")
+        close(macro_f1(strategy._predicted, validation), trace["score"][epoch, 2], "score")
         strategy.end_epoch(validation=validation)
     assert step == s["steps"]
 
@@ -131,7 +131,7 @@ def test_the_prediction_is_the_mean_of_the_softmaxes():
     for k in set(target.tolist()) | set(hits.tolist()):
         both = ((hits == k) & (target == k)).sum()
         rows.append(float(2 * both / ((hits == k).sum() + (target == k).sum())))
-    assert macro_f1(strategy.predictor, [(inputs, target)]) == pytest.approx(sum(rows) / len(rows))
+    assert macro_f1(strategy._predicted, [(inputs, target)]) == pytest.approx(sum(rows) / len(rows))
     (outcome,) = strategy.steps(inputs, target)
     own = F.cross_entropy(alone[0].log(), target).detach()
     torch.testing.assert_close(outcome.loss, own, rtol=1e-4, atol=1e-6)

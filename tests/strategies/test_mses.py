@@ -113,3 +113,19 @@ def test_the_state_of_the_optimizer_goes_back_too(monkeypatch):
     assert best < strategy.stopped["image"]
     steps = strategy.optimizer.state_dict()["state"]
     assert all(slot["momentum_buffer"].isfinite().all() for slot in steps.values())
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [("av-mnist", 10), ("ur-funny", 30), ("crema-d", 80), (3, 3)])
+def test_patience_of_the_baselines(monkeypatch, patience, epochs):
+    """`epoch - best > patience` in their scripts, the first epoch the best."""
+    strategy = MSES(late(), patience=patience, restore=False)
+    for epoch in range(epochs + 2):
+        assert not strategy.stopped
+        loss = 1.0 + epoch
+        monkeypatch.setattr(MSES, "measure", lambda self, batches, pair=(loss, 1 / loss): measured(pair))
+        strategy.begin_epoch(epoch)
+        strategy.end_epoch(validation=Loader())
+    assert strategy.stopped == {"audio": epochs + 1}
+    assert MSES(late()).patience == 80
+    with pytest.raises(ValueError, match=r"`patience` to be one of 'av-mnist', .*, but got 'ave'"):
+        MSES(late(), patience="ave")

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from agm.strategies import Draw, Outcome, Strategy, build, options_of, strategies
+from agm.strategies import Draw, LinearHead, Outcome, Strategy, build, options_of, strategies
 
 from .networks import Loader, assert_same, batch_of, belongs, early, gradients, gradients_of, late, take
 
@@ -367,11 +367,16 @@ class Distributed(nn.parallel.DistributedDataParallel):
 def test_processes_that_would_decide_alone_are_refused(name):
     network, paths = Distributed(Paths(2)), {m: f"module.parts.{m}" for m in ("audio", "image")}
     if strategies[name].distributed:
-        assert build(name, network, encoders=paths).network is network
+        heads = {"heads": {m: LinearHead(5, 4) for m in paths}} if strategies[name].trains_heads else {}
+        strategy = build(name, network, encoders=paths, **heads)
+        assert strategy.network is network.module
+        assert (strategy.module.module if name == "agm" else strategy.module) is network
     else:
         with pytest.raises(ValueError, match="but got a DistributedDataParallel"):
             build(name, network, encoders=paths)
 
 
-def test_only_what_decides_nothing_trains_in_several_processes():
-    assert [name for name, kind in strategies.items() if kind.distributed] == ["joint", "agm"]
+def test_which_train_in_several_processes():
+    """Those whose statistics can be summed over the processes; tests/distributed trains them."""
+    found = [name for name, kind in strategies.items() if kind.distributed]
+    assert found == ["joint", "agm", "ogm", "mslr", "mses", "multi-loss", "hybrid-loss", "mlb", "inforeg", "pmr"]

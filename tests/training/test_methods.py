@@ -25,6 +25,7 @@ ACTIVE = {
     "ogm-ge": {"alpha": 0.8},
     "mslr": {"window": 1, "initial": {"audio": 0.5, "image": 1.5}},
     "mses": {"patience": 0, "smoothing": 0.0},
+    "hybrid-loss": {"divergence": 0.5},
     "multi-loss": {},
     "g-blending": {"super_epoch": 1},
     "mlb": {"beta_max": 10},
@@ -98,7 +99,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(settings, tmp_path, method):
     assert not same(found, JOINT)
 
 
-@pytest.mark.parametrize("fusion", ["late-sum", "film", "gated", "cross-attention"])
+@pytest.mark.parametrize("fusion", ["late-sum", "film", "gated", "cross-attention", "guided-attention"])
 def test_every_strategy_takes_a_step_under_every_fusion(settings, data, fusion):
     rows = torch.arange(12)
     inputs, target = {m: x[rows] for m, x in data.train.inputs.items()}, data.train.target[rows]

@@ -13,6 +13,7 @@ from agm import models
 from agm.data import MultimodalData, Split
 from agm.training import Config, DivergedError, UserError, load_run, schedule, train, training_loop
 from agm.training.config import read_config
+from agm.training.observer import Observer
 from agm.training.run_folder import read_table
 
 METHODS = ["agm", "joint", "unimodal:image"]
@@ -391,3 +392,49 @@ def test_a_run_without_a_checkpoint_cannot_be_evaluated(settings, tmp_path):
         train(settings(), tmp_path / "run", observer=StopAt(step=1))
     with pytest.raises(UserError, match=r"no checkpoint.*--resume"):
         load_run(tmp_path / "run")
+
+
+def test_data_that_may_be_meant_otherwise_are_told_once_and_trained_on(settings, data, tmp_path):
+    class Told(Observer):
+        def __init__(self):
+            self.doubts = []
+
+        def doubted(self, doubt):
+            self.doubts.append(doubt)
+
+    def told(name, change, target=0, **more):
+        splits = {}
+        for part, split in data.splits.items():
+            splits[part] = Split({n: change(n, x) for n, x in split.inputs.items()}, split.target + target)
+        names = tuple("abcd"[: 3 + target])
+        datasets.save(replace(data, **splits, class_names=names), tmp_path / f"{name}.npz")
+        observer = Told()
+        train(settings(dataset=str(tmp_path / f"{name}.npz"), epochs=1), tmp_path / f"run-{name}", observer=observer)
+        again = Told()
+        train(
+            settings(dataset=str(tmp_path / f"{name}.npz"), epochs=1),
+            tmp_path / f"run-{name}",
+            observer=again,
+            resume=True,
+        )
+        assert not again.doubts
+        return observer.doubts
+
+    assert told("plain", lambda n, x: x) == []
+    assert told("rgb", lambda n, x: x.expand(-1, 3, 4, 4) if n == "image" else x) == []
+    (empty,) = told("from-1", lambda n, x: x, target=1)
+    assert empty.startswith("1 of 4 classes have no sample in the training split: a. ")
+    (order,) = told("channels-last", lambda n, x: x[..., :3].expand(-1, 12, 4, 3) if n == "image" else x)
+    assert order == "'image' is read as 12 channels of 4 x 3. If its channels are last, store (3, 12, 4) a sample."
+    (scale,) = told("bytes", lambda n, x: 100 + 20 * x.clamp(-1, 1) if n == "audio" else x)
+    assert scale.startswith("'audio' has values of about 1")
+
+
+def test_an_array_named_present_is_told_what_it_is(settings, data, tmp_path):
+    changed = {
+        part: Split({"present": split.inputs["audio"], "image": split.inputs["image"]}, split.target)
+        for part, split in data.splits.items()
+    }
+    datasets.save(replace(data, **changed), tmp_path / "p.npz")
+    with pytest.raises(UserError, match=r"one named 'present'.*leave it out"):
+        train(settings(dataset=str(tmp_path / "p.npz")), tmp_path / "run")

@@ -3,8 +3,8 @@
 Start a federation on this machine, and run the app in it:
 
     flower-superlink --insecure --disable-runtime-dependency-installation
-    flower-supernode --insecure --superlink 127.0.0.1:8000 --port 9094 --node-config "part=0 parts=2"
-    flower-supernode --insecure --superlink 127.0.0.1:8000 --port 9095 --node-config "part=1 parts=2"
+    flower-supernode --insecure --superlink 127.0.0.1:8000 --port 9094 --node-config "partition-id=0 num-partitions=2"
+    flower-supernode --insecure --superlink 127.0.0.1:8000 --port 9095 --node-config "partition-id=1 num-partitions=2"
     flwr run examples/federated local --stream
 
 with the connection `local` in ~/.flwr/config.toml:
@@ -12,6 +12,13 @@ with the connection `local` in ~/.flwr/config.toml:
     [superlink.local]
     address = "127.0.0.1:8000"
     insecure = true
+
+Or simulate the nodes (pip install 'flwr[simulation]'), with a connection `simulation` there:
+
+    [superlink.simulation]
+    address = ":local:"
+
+    flwr run examples/federated simulation --stream --federation-config "num-supernodes=2"
 """
 
 import torch
@@ -33,7 +40,7 @@ def network() -> nn.Module:
 
 def make_client(context: Context) -> Client:
     """The client of a node, whose `node_config` says its part of the data."""
-    return client_of(int(context.node_config["part"]), int(context.node_config["parts"]))
+    return client_of(int(context.node_config["partition-id"]), int(context.node_config["num-partitions"]))
 
 
 def client_of(part: int, parts: int) -> Client:

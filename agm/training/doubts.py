@@ -1,0 +1,51 @@
+"""What in the data of a run may be read otherwise than it was meant: said once, before the run, and trained on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from agm.data import MultimodalData
+
+__all__ = ["doubts"]
+
+_LARGE = 30.0  # standard deviations of features that networks of torch's initial weights take badly
+
+
+def doubts(data: MultimodalData) -> list[str]:
+    """A sentence each; none for data about which there is no doubt."""
+    return [*_empty_classes(data), *(line for name, x in data.train.inputs.items() for line in _doubts_of(name, x))]
+
+
+def _empty_classes(data: MultimodalData) -> list[str]:
+    if data.train.target.dim() != 1 or data.train.target.is_floating_point():
+        return []
+    counts = torch.bincount(data.train.target, minlength=data.num_classes)
+    empty = [data.class_names[place] for place in (counts == 0).nonzero().flatten().tolist()]
+    if not empty:
+        return []
+    shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
+    return [
+        f"{len(empty)} of {data.num_classes} classes have no sample in the training split: {shown}. Integer labels are "
+        "class indices, from 0 on; store labels that are numbered otherwise as strings."
+    ]
+
+
+def _doubts_of(name: str, values: Tensor) -> list[str]:
+    if not values.is_floating_point():  # token ids
+        return []
+    found = []
+    shape = tuple(values.shape[1:])
+    if len(shape) == 3 and shape[-1] in (1, 3, 4) and shape[0] not in (1, 3, 4):
+        found.append(
+            f"{name!r} is read as {shape[0]} channels of {shape[1]} x {shape[2]}. If its channels are last, store "
+            f"{(shape[2], shape[0], shape[1])} a sample."
+        )
+    values = values.double()
+    scale = float(values.pow(2).mean().sqrt()) if values.numel() else 0.0
+    if scale > _LARGE:
+        found.append(
+            f"{name!r} has values of about {scale:.3g} (root mean square), on which training may diverge. Scale them, "
+            "by the mean and standard deviation of the training split for example."
+        )
+    return found
