@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from types import FrameType
+from types import CodeType, FrameType, FunctionType
 from typing import Any, cast
 
 import torch
@@ -223,13 +223,24 @@ def make_deferred(rows: Rows, content: Content, memory: _Memory | None = None) -
 
 def _in_function() -> bool:
     """Whether the forward of an autograd function is running, which sees tensors without their gradient."""
+    # Since torch 2.14 `apply` has no frame of its own: then those of the functions' forwards are looked for.
+    codes = _forwards(torch.autograd.Function) if _APPLY is None else {_APPLY}
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code is not _APPLY:
+    while frame is not None and frame.f_code not in codes:
         frame = frame.f_back
     return frame is not None
 
 
-_APPLY: Any = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
+_APPLY: CodeType | None = getattr(getattr(torch.autograd.Function.apply, "__func__", None), "__code__", None)
+
+
+def _forwards(kind: Any) -> set[CodeType]:
+    """The code of the forwards of all functions that derive from one."""
+    own = getattr(kind.__dict__.get("forward"), "__func__", None)
+    codes = {own.__code__} if isinstance(own, FunctionType) else set()
+    for derived in kind.__subclasses__():
+        codes |= _forwards(derived)
+    return codes
 
 
 def current(value: Any) -> Any:
