@@ -48,8 +48,7 @@ class AGM(nn.Module):
     and its own copy of the running statistics of batch norm. A forward that raises leaves the state and the modes of
     all submodules as they were.
 
-    The first batch verifies that named encoders see, and that encoders with one pass compute, what they should, which
-    reads from the device; no later step does.
+    The first batch verifies that named encoders see what they should, which reads from the device; no later step does.
 
     The state dict has the network under `module.` and the modulation under `modulator.state.`;
     `model.module.state_dict()` is that of the plain network. An absent input that is learnt (a parameter, a module in

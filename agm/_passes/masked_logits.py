@@ -83,16 +83,19 @@ def masked_logits(
       the present rows, and the absent row goes with it;
     - else, in exact mode, the B present rows and the absent one go with it.
 
-    Where an encoder is named by path, it is one batch if forward gives it the modality's input as it is, and if no
-    other processes train with this one.
+    Where an encoder is named by path, it is one batch if forward gives it the modality's input as it is.
 
     In such a batch only norms, dropouts and attention tell the rows apart: the first B have the statistics of the
     batch, which update the running ones, and are dropped out; the rest come after that update, in eval mode. The joint
     logits are those of a pass by itself to rounding, since kernels may sum in another order for other numbers of rows.
 
-    This needs a proof: modules of torch that treat rows alike, or of a user whose code can be read and names nothing
-    that might not; no hooks, no dropout inside a recurrent layer. A first batch compares the numbers with those of two
-    passes. `passes` says what to do with it.
+    The proof is made anew in every step: the rows are followed through all functions of torch that the encoder calls,
+    and those that are known to treat rows alike may pass. A function that is not known, or puts rows together, ends the
+    pass; so do hooks, an activation checkpoint inside, random numbers that eval mode draws too, and state that the
+    encoder keeps. What it had changed is put back, two passes follow, and `agm.AGM.plan` says why. Where the code of
+    an encoder asks for its mode or for the number of rows (`if self.training`), a first batch shows whether the same
+    functions run in eval mode, and later ones whether they still do. `passes` says what to do with it. An encoder in
+    which rows may meet has its present rows and its absent ones by themselves.
 
     Args:
         network: a module whose forward takes the modalities by keyword, or by position in the order of `inputs` if
@@ -107,9 +110,9 @@ def masked_logits(
         encoders: modality -> path of the submodule that encodes it. Some modalities may be left out. An encoder may
             take and return pytrees, have its samples in any dimension, see several rows a sample (frames), and be
             called several times; it must depend on its own modality alone, which the first batch verifies.
-        passes: of an encoder: "auto": one, where it is proved to be the same and is faster, which it is on CUDA, and
-            on a CPU where no norm would take the batch apart; "one": raises where it is not proved; "two": the rows of
-            the masked passes have one of their own, as they always have where the step is compiled.
+        passes: of an encoder: "auto": one, where it is proved to be the same; "one": raises where it is not; "two": the
+            rows of the masked passes have one of their own, as they always have where the step is compiled and where
+            norms exchange statistics with other processes (`SyncBatchNorm`).
         absent_gradient: whether a gradient flows into an encoder through rows in which its modality is absent, as
             published. False: the features of absent rows are constants, for networks whose encoders are known.
         max_rows: at most so many masked rows at a time go through a network of one piece, or through `fuse` (each
