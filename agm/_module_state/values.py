@@ -29,9 +29,10 @@ def kept_values(network: nn.Module, state: Iterable[Tensor]) -> Callable[[], Non
         copies = _copies(own)
 
     def put_back() -> None:
-        for buffer, copy in zip(own, copies, strict=True):
-            if not torch.equal(buffer, copy):
-                buffer.data.copy_(copy)  # as it was: `data` counts no version
+        with torch._C.DisableTorchFunction():  # a mode may be left on by an interrupt
+            for buffer, copy in zip(own, copies, strict=True):
+                if not torch.equal(buffer, copy):
+                    buffer.data.copy_(copy)  # as it was: `data` counts no version
 
     return put_back
 

@@ -1,8 +1,8 @@
 """Features of absent rows: their gradient, how long they are kept, and a warning where that gradient explodes."""
 
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from agm._inputs.trees import leaves_of, mapped
 from agm._module_state.hooks import ForwardHooks
 from agm._module_state.modules import submodules
 from agm._module_state.traces import Attributes
-from agm._module_state.undo import putting_back
+from agm._module_state.undo import Contexts, putting_back
 from agm._module_state.untouched import untouched
 
 __all__ = ["AbsentFeatures", "AbsentFeaturesState", "detached", "looking", "warn_if_amplified"]
@@ -100,20 +100,18 @@ def detached(tree: Any) -> Any:
     return mapped(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, tree)
 
 
-@contextmanager
-def looking(network: nn.Module, hooks: ForwardHooks | None) -> Iterator[None]:
+def looking(network: nn.Module, hooks: ForwardHooks | None) -> AbstractContextManager[None]:
     """Gradients that are looked at inside leave no trace: checkpoints run parts of forward again for them.
 
     Args:
         network: whose features have these gradients.
         hooks: of its modules; observers are not called.
     """
-    with ExitStack() as stack:
-        stack.enter_context(untouched(network, list(network.parameters())))
-        stack.enter_context(putting_back(Attributes(submodules(network)).put_back))
-        if hooks is not None:
-            stack.enter_context(hooks.acting_alone())
-        yield
+    return Contexts(
+        lambda: untouched(network, list(network.parameters())),
+        lambda: putting_back(Attributes(submodules(network)).put_back),
+        *([] if hooks is None else [hooks.acting_alone]),
+    )
 
 
 def warn_if_amplified(name: str, encoder: nn.Module, present: Iterable[Any], absent: Iterable[Any]) -> None:
