@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from agm._inputs.absent import is_rows
 from agm._inputs.trees import leaves_of, mapped
+from agm._module_state.compiled import is_compiled
 from agm._module_state.hooks import ForwardHooks
 from agm._module_state.modules import submodules
 from agm._module_state.traces import Attributes
@@ -125,6 +126,8 @@ def warn_if_amplified(name: str, encoder: nn.Module, present: Iterable[Any], abs
         encoder: its encoder.
         present, absent: features of rows, one tensor or more each.
     """
+    if any(map(is_compiled, submodules(encoder))):  # its backward may run once alone
+        return
     parameters = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
     norms = [_gradient(rows, parameters) for rows in (present, absent)]
     if None in norms:
