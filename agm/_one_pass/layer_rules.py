@@ -60,7 +60,7 @@ def _along(place: int, name: str = "dim", default: Any = None) -> Rule:
     return rule
 
 
-def _reduction(place: int) -> Rule:
+def _reduction(place: int, default: Any = None) -> Rule:
     """Over other dimensions than that of the rows."""
 
     def rule(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -68,7 +68,7 @@ def _reduction(place: int) -> Rule:
             return pointwise(split, func, args, kwargs)
         layout = only_first(split, func, args, kwargs)
         x = first_of(args, kwargs)
-        dim = argument(args, kwargs, place, "dim", kwargs.get("axis"))
+        dim = argument(args, kwargs, place, "dim", default)
         dims = dims_of(list(args[place:]) if _are_sizes(args[place:]) else dim, x)
         if layout.dim in dims or not dims:
             raise meet(f"it computes `{name_of(func)}` over the dimension of the rows")
@@ -160,10 +160,19 @@ def _one_hot(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], kwa
     return alike(split, func, args, kwargs)
 
 
+def _have_rows(split: RowSplit, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    return any(split.of(tensor) is not None for tensor in tensors_in((*args, *kwargs.values())))
+
+
 def _bilinear(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     left, right = args[:2]
     layout = split.of(left)
-    if layout is None or layout != split.of(right) or layout.dim == left.dim() - 1:
+    if (
+        layout is None
+        or layout != split.of(right)
+        or layout.dim == left.dim() - 1
+        or _have_rows(split, args[2:], kwargs)
+    ):
         raise meet("it computes `bilinear` across rows")
     return split.note(func(*args, **kwargs), layout)
 
@@ -176,7 +185,11 @@ def _recurrent(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], k
     if training and dropout and layers > 1:
         raise Unsplit("it has a dropout between recurrent layers")
     of_input = Layout(0 if first else 1)
-    if split.of(x) != of_input or any(split.of(one) != Layout(1) for one in tensors_in((state,))):
+    if (
+        _have_rows(split, args[2:], kwargs)
+        or split.of(x) != of_input
+        or any(split.of(one) != Layout(1) for one in tensors_in((state,)))
+    ):
         raise meet("it gives a recurrent layer states of which nobody knows to which rows they belong")
     result = func(*args, **kwargs)
     split.note(result[0], of_input)
@@ -185,7 +198,7 @@ def _recurrent(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], k
 
 
 def _cell(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    if any(split.of(one) != Layout(0) for one in tensors_in(args[:2])):
+    if _have_rows(split, args[2:], kwargs) or any(split.of(one) != Layout(0) for one in tensors_in(args[:2])):
         raise meet("it gives a recurrent cell states of which nobody knows to which rows they belong")
     return split.note(func(*args, **kwargs), Layout(0))
 
@@ -203,7 +216,7 @@ LAYER_RULES: tuple[tuple[str, Rule], ...] = (
         "__rdiv__ __rfloordiv__ __rmod__ __rmul__ __ror__ __rpow__ __rsub__ __rtruediv__ __rxor__ __sub__ __truediv__ "
         "__xor__ __mod__ __ge__ __gt__ __le__ __lt__ __lshift__ __rshift__ __abs__ __pos__ celu elu gelu hardshrink "
         "hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish relu6 selu silu softshrink softsign tanhshrink "
-        "threshold clone contiguous alias detach get.real get.imag conj zeros_like ones_like full_like requires_grad",
+        "threshold clone contiguous alias detach get.real get.imag conj zeros_like ones_like full_like",
         pointwise,
     ),
     (
@@ -219,7 +232,8 @@ LAYER_RULES: tuple[tuple[str, Rule], ...] = (
     ("softmax log_softmax softmin cumsum cumprod logcumsumexp cummax cummin", _along(1)),
     ("normalize", _along(2, default=1)),
     ("glu sort argsort", _along(1, default=-1)),
-    ("topk kthvalue", _along(2, default=-1)),
+    ("topk", _along(2, default=-1)),
+    ("kthvalue", _reduction(2, default=-1)),
     ("roll", _along(2, "dims")),
     ("sum mean amax amin max min argmax argmin var std prod logsumexp all any median nansum nanmean", _reduction(1)),
     ("norm", _reduction(2)),

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from agm._one_pass.heads import attend, heads
 from agm._one_pass.layouts import Layout, Unsplit
@@ -22,10 +24,25 @@ __all__ = ["MODE_RULES", "TWICE"]
 TWICE = "a norm of it is called twice, which in eval mode has the statistics of the last call"
 
 
+def _check_norm(split: RowSplit, func: Callable[..., Any], given: dict[str, Any], plain: Callable[..., Any]) -> None:
+    """That it is the function of `torch.nn.functional`, whose arguments come in that order, and has rows once.
+
+    Raises:
+        Unsplit: it is another one.
+    """
+    if func is not plain:
+        raise meet(f"it calls `torch.{name_of(func)}`")
+    if split.is_pending(given.get("running_mean")):
+        raise Unsplit(TWICE)
+    if any(split.of(given[key]) is not None for key in given if key != "input" and isinstance(given[key], Tensor)):
+        raise meet(f"it gives `{name_of(func)}` rows in the place of something else")
+
+
 def _batch_norm(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
     given = _named(names, args, kwargs)
-    mean, var = given["running_mean"], given["running_var"]
+    mean, var = given.get("running_mean"), given.get("running_var")
+    _check_norm(split, func, given, F.batch_norm)
     if not given.get("training"):
         return rows_first(split, func, args, kwargs)
     x = given["input"]
@@ -35,8 +52,6 @@ def _batch_norm(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], 
     if mean is None or var is None:  # the statistics of the batch in eval mode too: each kind of rows has its own
         del given["input"]
         return split.note(torch.cat([func(x[:train], **given), func(x[train:], **given)]), Layout(0))
-    if split.is_pending(mean):
-        raise Unsplit(TWICE)
     momentum, eps = given.get("momentum", 0.1), given.get("eps", 1e-5)
     output, *updated = batch_norm_rows(x, mean, var, given.get("weight"), given.get("bias"), train, momentum, eps)
     split.write_later((mean, var), updated)
@@ -47,14 +62,13 @@ def _instance_norm(split: RowSplit, func: Callable[..., Any], args: Sequence[Any
     names = ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps")
     given = _named(names, args, kwargs)
     mean, var = given.get("running_mean"), given.get("running_var")
+    _check_norm(split, func, given, F.instance_norm)
     if not given.get("use_input_stats", True) or mean is None or var is None:  # of each sample by itself
         return rows_first(split, func, args, kwargs)
     x = given.pop("input")
     train = split.train_size(x, name_of(func))
     if not split.acts():
         return rows_first(split, func, args, kwargs)
-    if split.is_pending(mean):
-        raise Unsplit(TWICE)
     updated = [mean.clone(), var.clone()]
     given.update(running_mean=updated[0], running_var=updated[1])
     first = func(x[:train], **given)
@@ -116,7 +130,7 @@ def _attention(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], k
     if not given.get("dropout_p") or not split.acts():
         result = func(*args, **kwargs)
         return split.note(result, Layout(result.dim() - right, outer))
-    if outer != 1 or dim != 0:
+    if outer != 1 or dim != 0 or split.of(given["query"]) is None:
         raise meet("it attends to rows that are not in the first dimension")
     split.draws(first_of(args, kwargs))
     options = {key: value for key, value in given.items() if key not in _OF_ATTENTION}

@@ -40,7 +40,9 @@ def name_of(func: Callable[..., Any]) -> str:
 
 def argument(args: Sequence[Any], kwargs: dict[str, Any], place: int, name: str, default: Any = None) -> Any:
     """An argument that is given by position or by name."""
-    return args[place] if len(args) > place else kwargs.get(name, default)
+    if len(args) > place:
+        return args[place]
+    return kwargs.get(name, kwargs.get("axis", default) if name == "dim" else default)  # NumPy's name, as torch has it
 
 
 def first_of(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -74,6 +76,8 @@ def no_counts(name: str, values: Iterable[Any]) -> None:
         Unsplit: it is.
     """
     for value in values:
+        if isinstance(value, (list, tuple)):
+            no_counts(name, value)
         if type(value) is Mode:
             raise Unsplit("its code calculates with the mode")
         if type(value) is RowCount:
@@ -91,8 +95,8 @@ def only_first(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], k
     if layout is None:
         raise meet(f"it gives `{name_of(func)}` rows in the place of something else")
     if len(args) > 1 or kwargs:
-        rest = (*args[1:], *kwargs.values())
-        if any(split.of(tensor) is not None for tensor in tensors_in(rest) if tensor is not first):
+        rest = (*args, *kwargs.values())[1:]
+        if any(split.of(tensor) is not None for tensor in tensors_in(rest)):
             raise meet(f"it gives `{name_of(func)}` rows in the place of something else")
         no_counts(name_of(func), rest)
     return layout
