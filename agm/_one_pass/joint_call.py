@@ -53,6 +53,9 @@ class Known:
     depends: set[str] = field(default_factory=set)
     mixes: set[str] = field(default_factory=set)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "runs": {}}  # what has run holds functions, and tensors by their identity
+
     def refuse(self, kind: object, reason: str) -> None:
         """One pass was tried and could not be told to be right: it is not tried again, or not often."""
         if kind in self.passed:

@@ -60,7 +60,7 @@ def _along(place: int, name: str = "dim", default: Any = None) -> Rule:
     return rule
 
 
-def _reduction(place: int, default: Any = None) -> Rule:
+def _reduction(place: int) -> Rule:
     """Over other dimensions than that of the rows."""
 
     def rule(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -68,7 +68,7 @@ def _reduction(place: int, default: Any = None) -> Rule:
             return pointwise(split, func, args, kwargs)
         layout = only_first(split, func, args, kwargs)
         x = first_of(args, kwargs)
-        dim = argument(args, kwargs, place, "dim", default)
+        dim = argument(args, kwargs, place, "dim")
         dims = dims_of(list(args[place:]) if _are_sizes(args[place:]) else dim, x)
         if layout.dim in dims or not dims:
             raise meet(f"it computes `{name_of(func)}` over the dimension of the rows")
@@ -89,6 +89,14 @@ def _layer_norm(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], 
     if layout.dim >= first_of(args, kwargs).dim() - len(argument(args, kwargs, 1, "normalized_shape")):
         raise meet(f"it computes `{name_of(func)}` over the dimension of the rows")
     return split.note(func(*args, **kwargs), layout)
+
+
+def _group_norm(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    x = first_of(args, kwargs)
+    each = x.shape[1:].numel() // argument(args, kwargs, 1, "num_groups")
+    if each == 1 and 1 in split.sizes(x.shape[0]):
+        raise Unsplit("it normalises a group of one value, which is an error in a pass of one row")
+    return rows_first(split, func, args, kwargs)
 
 
 def _linear(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -223,9 +231,10 @@ LAYER_RULES: tuple[tuple[str, Rule], ...] = (
         "prelu adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d "
         "adaptive_max_pool3d avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d lp_pool1d lp_pool2d "
         "lp_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices boolean_dispatch "
-        "interpolate upsample channel_shuffle group_norm local_response_norm",
+        "interpolate upsample channel_shuffle local_response_norm",
         rows_first,
     ),
+    ("group_norm", _group_norm),
     ("fold", _batched(3)),
     ("pixel_shuffle pixel_unshuffle unfold", _batched(4)),
     ("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d", _convolution),
@@ -233,9 +242,8 @@ LAYER_RULES: tuple[tuple[str, Rule], ...] = (
     ("normalize", _along(2, default=1)),
     ("glu sort argsort", _along(1, default=-1)),
     ("topk", _along(2, default=-1)),
-    ("kthvalue", _reduction(2, default=-1)),
     ("roll", _along(2, "dims")),
-    ("sum mean amax amin max min argmax argmin var std prod logsumexp all any median nansum nanmean", _reduction(1)),
+    ("sum mean amax amin max min argmax argmin var std prod logsumexp all any nansum nanmean", _reduction(1)),
     ("norm", _reduction(2)),
     ("layer_norm rms_norm", _layer_norm),
     ("linear", _linear),

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from agm._one_pass.heads import attend, heads
 from agm._one_pass.layouts import Layout, Unsplit
-from agm._one_pass.rules import Rule, argument, as_it_is, first_of, meet, name_of, rows_first
+from agm._one_pass.rules import Rule, argument, as_it_is, first_of, meet, name_of, put_together, rows_first
 from agm.ops.batch_norm_rows import batch_norm_rows
 from agm.ops.dropout_rows import dropout_rows
 
@@ -51,7 +50,7 @@ def _batch_norm(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], 
         return rows_first(split, func, args, kwargs)
     if mean is None or var is None:  # the statistics of the batch in eval mode too: each kind of rows has its own
         del given["input"]
-        return split.note(torch.cat([func(x[:train], **given), func(x[train:], **given)]), Layout(0))
+        return split.note(put_together([func(x[:train], **given), func(x[train:], **given)]), Layout(0))
     momentum, eps = given.get("momentum", 0.1), given.get("eps", 1e-5)
     output, *updated = batch_norm_rows(x, mean, var, given.get("weight"), given.get("bias"), train, momentum, eps)
     split.write_later((mean, var), updated)
@@ -75,7 +74,7 @@ def _instance_norm(split: RowSplit, func: Callable[..., Any], args: Sequence[Any
     split.write_later((mean, var), updated)
     # Others, since the backward of the first reads what its forward wrote.
     given.update(running_mean=updated[0].clone(), running_var=updated[1].clone(), use_input_stats=False)
-    return split.note(torch.cat([first, func(x[train:], **given)]), Layout(0))
+    return split.note(put_together([first, func(x[train:], **given)]), Layout(0))
 
 
 def _named(names: Sequence[str], args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -96,6 +95,8 @@ def _dropout(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], kwa
     if layout.outer != 1 or (layout.dim and not name.startswith("dropout")):
         raise meet(f"it gives `{name}` a tensor whose rows are not in the first dimension")
     train = split.train_rows * (x.shape[layout.dim] // split.rows)
+    if not x.is_contiguous() and (train == 1 or 0 in x.stride()):
+        raise Unsplit(f"it gives `{name}` elements whose order in memory may be another one in two passes")
     split.draws(first_of(args, kwargs))
     in_place = name.endswith("_") or argument(args, kwargs, 3, "inplace", False)
     if in_place:
@@ -106,7 +107,7 @@ def _dropout(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], kwa
     rest = x.narrow(layout.dim, train, x.shape[layout.dim] - train)
     own = {key: value for key, value in kwargs.items() if key != "input"}
     dropped = func(x.narrow(layout.dim, 0, train), *args[1:], **own)
-    return split.note(torch.cat([dropped, rest], layout.dim), layout)
+    return split.note(put_together([dropped, rest], layout.dim), layout)
 
 
 def _attention(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

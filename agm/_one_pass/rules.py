@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from agm._one_pass.layouts import Layout, Meeting, Mode, RowCount, Unsplit
@@ -25,6 +26,7 @@ __all__ = [
     "no_counts",
     "only_first",
     "pointwise",
+    "put_together",
     "rows_first",
     "tensors_in",
 ]
@@ -63,6 +65,16 @@ def dims_of(dim: Any, tensor: Tensor) -> list[int]:
     if dim is None:
         return list(range(tensor.dim()))
     return [d % tensor.dim() for d in (dim if isinstance(dim, (list, tuple)) else (dim,))]
+
+
+def put_together(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """`torch.cat`, with the elements in memory in the order that the first part has them: random numbers follow it."""
+    first = parts[0]
+    if first.is_contiguous() or 0 in first.stride():
+        return torch.cat(list(parts), dim)
+    order = sorted(range(first.dim()), key=first.stride, reverse=True)
+    back = [order.index(d) for d in range(first.dim())]
+    return torch.cat([part.permute(order) for part in parts], back[dim]).permute(back)
 
 
 def meet(what: str) -> Meeting:

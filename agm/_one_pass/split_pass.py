@@ -22,6 +22,7 @@ from agm._one_pass.layouts import Mode, RowCount, Unsplit, telling_rows
 from agm._one_pass.own_modes import check_mode
 from agm._one_pass.records import Origins
 from agm._one_pass.row_split import READS, RowSplit
+from agm._one_pass.rules import put_together
 
 __all__ = ["Given", "split_pass", "what_runs"]
 
@@ -68,7 +69,7 @@ def split_pass(
         if id(leaf) not in rows:
             return leaf
         if id(leaf) not in joined:
-            both = torch.cat([leaf, rows[id(leaf)]])
+            both = put_together([leaf, rows[id(leaf)]])
             joined[id(leaf)] = leaf, split.enters(both, ("rows", list(rows).index(id(leaf))))
         return joined[id(leaf)][1]
 
@@ -190,8 +191,13 @@ def what_runs(encoder: nn.Module, given: Given, rows: Mapping[int, Tensor], batc
         for train, count in ((batch, batch), (0, max(more, 2))):
             split = RowSplit(train, count, Origins(submodules(encoder), leaves_of(given)), records=True)
             args, kwargs = mapped(partial(_placed, split, rows, count), given)
-            with _mode(encoder, split), split:
-                features = encoder(*args, **kwargs)
+            try:
+                with _mode(encoder, split), split:
+                    features = encoder(*args, **kwargs)
+            except (Unsplit, MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:  # of rows that no pass has, perhaps
+                raise split.failed or Unsplit(f"a look at it raises {type(error).__name__}: {error}") from error
             split.finish(*flattened(features, is_leaf=is_opaque))
             runs.append(split.ran)
     if runs[0] != runs[1]:
