@@ -119,7 +119,7 @@ MODES: dict[str, Callable[[], nn.Module]] = {
     "a layer": lambda: of(lambda s, x: (s.a if s.training else s.b)(x), a=nn.Linear(4, 4), b=nn.Linear(4, 4)),
     "a parameter": lambda: of(lambda s, x: x * (s.a if s.training else s.b), a=table(4), b=table(4)),
     "a constant": lambda: of(lambda s, x: x * torch.tensor(2.0 if s.training else 1.0)),
-    "the order": lambda: of(lambda s, x: x.tanh() - x.exp() if s.training else x.exp() - x.tanh()),
+    "the order": lambda: of(lambda s, x: (lambda a, b: a - b if s.training else b - a)(x * 2.0, x * 3.0)),
     "what it returns": lambda: of(lambda s, x: (x.tanh(), x.exp())[s.training == 1]),
     "an index": lambda: of(lambda s, x: x + x[:, 0 if s.training else 1, None]),
     "statistics": lambda: of(statistics, a=rows(4), b=rows(4).exp(), c=rows(4) + 2.0, d=rows(4).exp() * 3.0),
@@ -143,7 +143,7 @@ FUNCTIONS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "twice": (lambda: of(lambda _, x: x + F.linear(x, x).sum(-1, keepdim=True)), (4,)),
     "cat by axis": (lambda: of(lambda _, x: torch.cat([x.T, x.T * 2.0], axis=1).T), (4,)),  # type: ignore[call-overload]
     "a number of its own": (lambda: of(lambda _, x: x.view(12, -1).sum(1)), (8,)),
-    "sizes exchanged": (lambda: of(lambda _, x: x.view(13, len(x[:, 0]), 2).cumsum(1).view(x.shape[0], -1)), (13, 2)),
+    "sizes exchanged": (lambda: of(lambda _, x: x.view(13, x.shape[0], 2).cumsum(1).view(x.shape[0], -1)), (13, 2)),
     "other rows": (lambda: of(lambda _, x: x.view(-1, 2).gather(1, (x[:, :2] > 0.0).long())), (4,)),
     "a weight of rows": (lambda: of(lambda _, x: F.bilinear(x, x, x.view(-1, 1, 1).expand(-1, 4, 4))), (4,)),
     "queries without rows": (
