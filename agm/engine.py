@@ -48,7 +48,12 @@ class AGM(nn.Module):
     and its own copy of the running statistics of batch norm. A forward that raises leaves the state and the modes of
     all submodules as they were.
 
-    The first batch verifies that named encoders see what they should, which reads from the device; no later step does.
+    The first batch verifies that named encoders see what they should, which reads from the device; no later step does,
+    so that any later one can be captured in a CUDA graph.
+
+    `torch.compile(model, fullgraph=True)` is one graph, and one more for other batch sizes. It has no single pass of an
+    encoder, no rows that are deferred, and no first batch that verifies anything: take a step before it is compiled.
+    What that loses is said in `agm.masked_logits`.
 
     The state dict has the network under `module.` and the modulation under `modulator.state.`;
     `model.module.state_dict()` is that of the plain network. An absent input that is learnt (a parameter, a module in

@@ -53,6 +53,8 @@ class AbsentFeatures:
 
     def find(self, name: str, absent: Any) -> Any:
         """Features that were kept of a modality, of an absent input like this one; None if there are none."""
+        if torch.compiler.is_compiling():  # every step computes them
+            return None
         kept = self._kept.get(name)
         return kept[1] if kept is not None and kept[0] == _kind(absent) else None
 

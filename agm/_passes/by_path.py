@@ -259,7 +259,7 @@ class InterceptedPasses:
                     handed.add(leaf, bit)
         recorders = [self._recorder(target, targets, choices, arguments, absent, handed) for target in targets]
         watched = nullcontext() if hooks is None else hooks.watched()
-        with watched, called_instead({recorder.target: recorder for recorder in recorders}):
+        with watched, called_instead(recorders):
             output = self.binding.call(arguments)
             self.outputs.logits(output)  # refused here, where it is the joint pass's
         for recorder in recorders:

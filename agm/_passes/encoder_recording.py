@@ -74,10 +74,17 @@ class Handed:
 
     def add(self, tensor: Any, bit: int, few: Tensor | None = None) -> None:
         if isinstance(tensor, Tensor):
-            self.of[id(tensor)] = (tensor, _likeness(tensor), bit, few)
+            # A graph would be guarded by the identity of its inputs.
+            key = len(self.of) if torch.compiler.is_compiling() else id(tensor)
+            self.of[key] = (tensor, _likeness(tensor), bit, few)
 
     def find(self, leaf: Any) -> tuple[int, Tensor | None] | None:
-        """The bit of a tensor that forward was given and nobody has written to, and its few rows."""
+        """The bit of a tensor that forward was given and nobody has written to, and its few rows.
+
+        A compiled pass cannot tell who has written to it, and must not take these few rows for it.
+        """
+        if torch.compiler.is_compiling():
+            return next(((bit, few) for tensor, _, bit, few in self.of.values() if tensor is leaf), None)
         found = self.of.get(id(leaf))
         return None if found is None or found[0] is not leaf or found[1] != _likeness(leaf) else found[2:]
 
@@ -150,7 +157,9 @@ class Recorder:
 
 
 def _likeness(tensor: Tensor) -> object:
-    """What is another one once the tensor has been written to."""
+    """What is another one once the tensor has been written to, which in a graph nothing tells."""
+    if torch.compiler.is_compiling():
+        return None
     if isinstance(tensor, Deferred):
         return id(tensor.content)
     return None if tensor.is_inference() else tensor._version
