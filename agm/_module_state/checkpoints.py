@@ -33,8 +33,6 @@ def _frame_of(code: object) -> FrameType | None:
 
 def reentrant_checkpoint() -> Any:
     """The context of the reentrant checkpoint that is running its function, for which it switches gradients off."""
-    if torch.compiler.is_compiling():  # a checkpoint is an operation of the graph, which sees to it
-        return None
     frame = None if torch.is_grad_enabled() else _frame_of(_REENTRANT)
     return None if frame is None else frame.f_locals["ctx"]
 
@@ -55,8 +53,6 @@ def check_not_reentrant(encoder: str) -> None:
 
 def packing_hook() -> Any:
     """What packs the tensors that autograd saves on this thread; None: nothing does."""
-    if torch.compiler.is_compiling():
-        return None
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
     return None if hooks is None else hooks[0]
 

@@ -160,7 +160,7 @@ class Answer:
             self.other_rows.add(name)
         as_given = direct and call.direct == bit  # in both passes it is given what forward was, and nothing else
         shares = bit in self.shares and (self.recorder.shared or (as_given and call.is_whole))
-        if shares and self.recorder.shared:
+        if shares and self.recorder.shared and not self.handed.is_compiled:
             check_not_reentrant(str(self.target))
         batch = self.rows.batch
         own = any(source.few is not None and source.few.shape[0] == 2 * batch * source.fold for source in sources)

@@ -92,7 +92,7 @@ class MaskedRun:
 
     def _run(self, rows: Rows, deferred: bool, check: bool, origins: Origins | None) -> Any:
         compiling = torch.compiler.is_compiling()
-        handed = Handed()
+        handed = Handed(is_compiled=compiling)
         place = _deferred if deferred else _written
 
         def handing(bit: int, few: Any) -> Any:

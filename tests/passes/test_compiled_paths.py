@@ -39,6 +39,22 @@ class Net(nn.Module):
         return self.fused({"audio": audio, "visual": visual} | ({} if text is None else {"text": text}))
 
 
+class Broken(Net):
+    """Its graph breaks."""
+
+    def encode(self, name: str, x: Tensor) -> Tensor:
+        torch._dynamo.graph_break()
+        return super().encode(name, x)
+
+
+class Frozen(Net):
+    """Its encoder of sound runs without gradients."""
+
+    def encode(self, name: str, x: Tensor) -> Tensor:
+        with torch.set_grad_enabled(name != "audio"):
+            return super().encode(name, x)
+
+
 class Frames(Net):
     """Two frames a sample, which go through the encoder as samples do."""
 
@@ -154,6 +170,31 @@ def test_computed_rows_are_encoded_as_in_eager_mode(kind: type[Net], looked: boo
         step(call, model, *given), step(eager, eager, *given)
         assert_equal(model, eager)
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("masked", ["exact", "shared"])
+def test_an_encoder_without_gradients(masked: str) -> None:
+    model, eager = pair(Frozen, 2, masked=masked)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for number in range(2):
+        given = batch(2, number, 8)
+        step(compiled, model, *given), step(eager, eager, *given)
+        assert_equal(model, eager)
+    assert model.module.audio_net[0].weight.grad is None
+
+
+@pytest.mark.parametrize("masked", ["exact", "shared"])
+def test_a_step_whose_graph_breaks_is_one_of_eager_mode(masked: str) -> None:
+    """Once each function was compiled by itself: the first batch's comparison made torch raise an AttributeError."""
+    model, eager = pair(Broken, 2, masked=masked)
+    compiled = torch.compile(model, backend="eager")
+    for number in range(3):
+        given = batch(2, number, 8)
+        step(compiled, model, *given), step(eager, eager, *given)
+        assert_equal(model, eager)
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="graph_break"):
+        step(torch.compile(model, fullgraph=True, backend="eager"), model, *batch(2, 0, 8))
 
 
 def test_after_an_eager_step_computed_rows_are_encoded_once() -> None:
