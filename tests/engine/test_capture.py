@@ -14,6 +14,7 @@ from agm._module_state.capture import is_capturing, is_recorded
 from agm._module_state.untouched import untouched
 from agm._module_state.values import kept_generators, kept_values
 from agm._one_pass.row_split import RowSplit
+from agm.shapley.weights import weights_on
 
 PATHS = {"audio": "audio_net", "visual": "visual_net"}
 _READING = ("_local_scalar_dense", "nonzero", "equal", "allclose", "is_nonzero", "masked_select", "_unique", "item")
@@ -205,3 +206,27 @@ def test_nobody_is_asked_where_no_gpu_is_used(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
     assert not is_capturing()
     assert not is_recorded()
+
+
+@pytest.mark.parametrize("masked", ["exact", "shared"])
+def test_a_compiled_step_has_nothing_of_the_host(masked: Any) -> None:
+    """`torch.compile(mode="reduce-overhead")` makes no CUDA graph of one that has."""
+    torch._dynamo.reset()
+    model, names = agm.AGM(Net(), tuple(PATHS), masked=masked, encoders=PATHS), list[str]()
+
+    def note(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        names.extend(getattr(node.target, "__name__", str(node.target)) for node in graph.graph.nodes)
+        return graph.forward
+
+    present, target = torch.tensor([[True, True], [True, False]] * 4), torch.zeros(8, dtype=torch.int64)
+    compiled = torch.compile(model, fullgraph=True, backend=note)
+    compiled(torch.ones(8, 4), torch.ones(8, 5), target=target, present=present)
+    assert "arange" in names
+    assert not {"tensor", "as_tensor", "from_numpy", "item", "tolist", "cpu", "pin_memory", "nonzero"} & set(names)
+
+
+@pytest.mark.parametrize("modalities", [2, 3, 5])
+def test_compiled_weights_are_the_same(modalities: int) -> None:
+    torch._dynamo.reset()
+    weights = torch.compile(weights_on, fullgraph=True, backend="eager")(torch.device("cpu"), modalities)
+    assert torch.equal(weights, agm.subset_weights(modalities))
