@@ -172,10 +172,9 @@ def test_computed_rows_are_encoded_as_in_eager_mode(kind: type[Net], looked: boo
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("masked", ["exact", "shared"])
-def test_an_encoder_without_gradients(masked: str) -> None:
-    model, eager = pair(Frozen, 2, masked=masked)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+def test_an_encoder_without_gradients() -> None:
+    model, eager = pair(Frozen, 2, masked="shared")
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
     for number in range(2):
         given = batch(2, number, 8)
         step(compiled, model, *given), step(eager, eager, *given)
@@ -183,10 +182,9 @@ def test_an_encoder_without_gradients(masked: str) -> None:
     assert model.module.audio_net[0].weight.grad is None
 
 
-@pytest.mark.parametrize("masked", ["exact", "shared"])
-def test_a_step_whose_graph_breaks_is_one_of_eager_mode(masked: str) -> None:
+def test_a_step_whose_graph_breaks_is_one_of_eager_mode() -> None:
     """Once each function was compiled by itself: the first batch's comparison made torch raise an AttributeError."""
-    model, eager = pair(Broken, 2, masked=masked)
+    model, eager = pair(Broken, 2)
     compiled = torch.compile(model, backend="eager")
     for number in range(3):
         given = batch(2, number, 8)
