@@ -333,7 +333,8 @@ class AGM(nn.Module):
 
         Returns:
             An `agm.Plan`; `print(model.plan())` explains it in words, its `lines` hold the numbers of rows. Before
-            the first step it is what will be if the numbers of that step agree (see `passes`).
+            the first step it is what will be unless a batch shows that an encoder's rows cannot be told apart in one
+            pass (see `passes`).
 
         Raises:
             ValueError: a training step would refuse the network.

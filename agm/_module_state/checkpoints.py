@@ -18,7 +18,8 @@ from torch.utils import checkpoint
 
 __all__ = ["CheckpointedRegions", "check_not_reentrant", "packing_hook", "reentrant_checkpoint"]
 
-_PLAIN = inspect.unwrap(checkpoint.checkpoint).__code__
+# Since torch 2.14 `checkpoint` leaves it to another function.
+_PLAIN = inspect.unwrap(getattr(checkpoint, "_checkpoint_impl", checkpoint.checkpoint)).__code__
 _REENTRANT = checkpoint.CheckpointFunction.forward.__code__
 _OWN = "_checkpoint_hook.__init__."  # the qualified name of its hooks begins so
 

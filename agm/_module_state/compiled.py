@@ -24,8 +24,11 @@ def in_one_piece(function: _Function) -> _Function:
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether calls go to a compiled forward: `torch.compile(module)` or `module.compile()`."""
-    return module._compiled_call_impl is not None or "_orig_mod" in module._modules
+    """Whether calls go to a compiled forward: `torch.compile(module)`, `module.compile()`, or of `module.forward`."""
+    if module._compiled_call_impl is not None or "_orig_mod" in module._modules:
+        return True
+    own = module.__dict__.get("forward")
+    return own is not None and hasattr(own, "_torchdynamo_orig_callable")
 
 
 def compiled_part(network: nn.Module, encoders: Iterable[nn.Module]) -> str | None:

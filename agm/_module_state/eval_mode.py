@@ -1,7 +1,7 @@
 """The evaluation mode of the masked passes, which leaves no trace on the network."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from agm._module_state.hooks import ForwardHooks
 from agm._module_state.modules import submodules
 from agm._module_state.traces import untraced
-from agm._module_state.undo import putting_back
+from agm._module_state.undo import Contexts, putting_back
 
 __all__ = [
     "Evaluation",
@@ -27,8 +27,7 @@ _ALIKE = frozenset((nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.GELU, nn.LayerNorm, nn.L
 _STATISTICS = ("running_mean", "running_var")  # torch's batch norm writes to them without counting it as a version
 
 
-@contextmanager
-def evaluation(network: nn.Module, hooks: ForwardHooks | None = None) -> Iterator[None]:
+def evaluation(network: nn.Module, hooks: ForwardHooks | None = None) -> AbstractContextManager[object]:
     """Eval mode for a forward pass with gradients that leaves no trace, also on errors.
 
     Every submodule's mode is as before afterwards, and so is all that forward stores or writes to (`untraced`).
@@ -43,8 +42,7 @@ def evaluation(network: nn.Module, hooks: ForwardHooks | None = None) -> Iterato
         network: the module.
         hooks: those of its modules, of which observers are left out inside.
     """
-    with Evaluation(network, hooks).entered():
-        yield
+    return Evaluation(network, hooks).entered()
 
 
 class Evaluation:
@@ -70,8 +68,8 @@ class Evaluation:
                 copies = torch._foreach_mul([buffer for _, _, buffer in written], 1.0)
             self._buffers = [(m, name, copy) for (m, name, _), copy in zip(written, copies, strict=True)]
 
-    @contextmanager
-    def entered(self) -> Iterator[None]:
+    def entered(self) -> AbstractContextManager[object]:
+        """In the modes and with the running statistics of the masked passes."""
         modes = [(module, mode) for module, mode in self._modes if module.training != mode]
         dropouts = [(rnn, rnn.dropout) for rnn in self._recurrent]
         buffers = [(module, name, module._buffers[name]) for module, name, _ in self._buffers]
@@ -83,19 +81,17 @@ class Evaluation:
             for rnn, dropout in dropouts:
                 rnn.dropout = dropout
 
-        with ExitStack() as stack:
-            # On the stack with the others: an interrupt at its end then passes over all of them alike.
-            stack.enter_context(putting_back(put_back))
+        def begin() -> None:
             _set_modes(modes)
             for rnn, _ in dropouts:
                 rnn.dropout = 0.0
             for module, name, copy in self._buffers:
                 module._buffers[name] = copy
-            if not torch.compiler.is_compiling():  # what a graph changes is part of it
-                stack.enter_context(untraced(self._modules, self.entered))
-                if self._hooks is not None:
-                    stack.enter_context(self._hooks.acting_alone())
-            yield
+
+        if torch.compiler.is_compiling():  # what a graph changes is part of it
+            return putting_back(put_back, begin)
+        hooks = [self._hooks.acting_alone] if self._hooks is not None else []
+        return Contexts(lambda: putting_back(put_back, begin), lambda: untraced(self._modules, self.entered), *hooks)
 
 
 def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:

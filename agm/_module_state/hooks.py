@@ -1,8 +1,8 @@
 """Forward hooks of a network's modules: those that only observe see the joint pass alone."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
@@ -36,30 +36,26 @@ class ForwardHooks:
         self._observers: set[tuple[int, str, int]] = set()
         self._acting: set[tuple[int, str, int]] = set()
 
-    @contextmanager
-    def watched(self) -> Iterator[None]:
+    def watched(self) -> AbstractContextManager[None]:
         """Finds out, while the joint pass runs inside, what each hook does."""
-        with self._replaced(self._watch):
-            yield
+        return self._replaced(self._watch)
 
-    @contextmanager
-    def acting_alone(self) -> Iterator[None]:
+    def acting_alone(self) -> AbstractContextManager[None]:
         """Leaves out the observers inside."""
-        with self._replaced(self._left):
-            yield
+        return self._replaced(self._left)
 
-    @contextmanager
-    def _replaced(self, hooks: Callable[[nn.Module, str], "OrderedDict[int, Any]"]) -> Iterator[None]:
+    def _replaced(self, hooks: Callable[[nn.Module, str], "OrderedDict[int, Any]"]) -> AbstractContextManager[None]:
         own = [(module, kind, module.__dict__[kind]) for module, kind in self._hooked]
 
         def put_back() -> None:
             for module, kind, mine in own:
                 module.__dict__[kind] = mine
 
-        with putting_back(put_back):
+        def replace() -> None:
             for module, kind, _ in own:
                 module.__dict__[kind] = hooks(module, kind)
-            yield
+
+        return putting_back(put_back, replace)
 
     def _watch(self, module: nn.Module, kind: str) -> "OrderedDict[int, Any]":
         own = module.__dict__[kind]

@@ -1,7 +1,7 @@
 """Another forward for some modules while a network runs."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import nn
@@ -13,8 +13,7 @@ __all__ = ["answering"]
 _MISSING = object()
 
 
-@contextmanager
-def answering(answers: Mapping[nn.Module, Callable[..., Any]], method: str = "forward") -> Iterator[None]:
+def answering(answers: Mapping[nn.Module, Callable[..., Any]], method: str = "forward") -> AbstractContextManager[None]:
     """Replaces a method of modules: an attribute of the instance, so hooks and state dict stay as they are."""
     own = [(module, module.__dict__.get(method, _MISSING)) for module in answers]
 
@@ -25,7 +24,8 @@ def answering(answers: Mapping[nn.Module, Callable[..., Any]], method: str = "fo
             else:
                 module.__dict__[method] = value
 
-    with putting_back(put_back):
+    def replace() -> None:
         for module, answer in answers.items():
             module.__dict__[method] = answer
-        yield
+
+    return putting_back(put_back, replace)

@@ -4,7 +4,7 @@ import re
 import sys
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from copy import copy
 from types import FunctionType
 from typing import Any
@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from agm._module_state.checkpoints import CheckpointedRegions
 from agm._module_state.compiled import is_compiled
-from agm._module_state.undo import putting_back
+from agm._module_state.undo import Contexts, putting_back
 
 __all__ = ["Attributes", "contents", "is_own", "refill", "untraced"]
 
@@ -25,8 +25,9 @@ _REGISTERED = ("_parameters", "_buffers", "_modules")
 _OF_MODULES = frozenset(vars(nn.Module()))
 
 
-@contextmanager
-def untraced(modules: Iterable[nn.Module], again: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
+def untraced(
+    modules: Iterable[nn.Module], again: Callable[[], AbstractContextManager[object]]
+) -> AbstractContextManager[object]:
     """Puts back what a forward pass changes in modules: attributes, containers, parameters and buffers.
 
     Attributes are put back as they were, with the content of the lists, dicts, sets and plain objects that they hold.
@@ -48,12 +49,9 @@ def untraced(modules: Iterable[nn.Module], again: Callable[[], AbstractContextMa
 
     # In a compiled part graphs would break at every function that is watched.
     compiled = any(map(is_compiled, modules)) or any(_has_graph(kept) for _, kept in attributes.kept)
-    with putting_back(restore):
-        if compiled:
-            yield
-        else:
-            with watch:
-                yield
+    if compiled:
+        return putting_back(restore)
+    return Contexts(lambda: putting_back(restore), lambda: watch)
 
 
 class Attributes:
@@ -230,7 +228,7 @@ class _Watch(TorchFunctionMode):
 
     def restore(self) -> None:
         self._regions.close()
-        with torch.no_grad():
+        with torch.no_grad(), torch._C.DisableTorchFunction():  # a mode may be left on by an interrupt
             for owner, values in self._copies.values():
                 owner.data.copy_(values)  # no new version: a graph of before may have saved it
         for owner, data in reversed(self._data):

@@ -1,12 +1,13 @@
 """Puts back what a step had changed, also when an interrupt comes while that is being done."""
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 
-__all__ = ["all_or_nothing", "putting_back"]
+__all__ = ["Contexts", "all_or_nothing", "putting_back"]
 
 
 class _Open(threading.local):
@@ -16,20 +17,26 @@ class _Open(threading.local):
 _open = _Open()
 
 
-@contextmanager
-def putting_back(put_back: Callable[[], None]) -> Iterator[None]:
-    """Calls `put_back` in the end, also on errors; enter it before anything is changed.
+class _PuttingBack:
+    # No generator: one that an interrupt passes over would put back when it is collected, long afterwards.
+    def __init__(self, put_back: Callable[[], None], begin: Callable[[], None] | None) -> None:
+        self._put_back = put_back
+        self._begin = begin
+        self._undos: list[Callable[[], None]] | None = None
 
-    An interrupt (Ctrl-C) may arrive in the very lines that put things back. When the step around it (`all_or_nothing`)
-    has failed, `put_back` then runs once more, and after it those of whatever was entered before. It must stand that.
-    In a compiled graph nothing interrupts.
-    """
-    undos = None if torch.compiler.is_compiling() else _open.undos
-    if undos is not None:
-        undos.append(put_back)
-    try:
-        yield
-    finally:
+    def __enter__(self) -> None:
+        self._undos = None if torch.compiler.is_compiling() else _open.undos
+        if self._undos is not None:
+            self._undos.append(self._put_back)
+        if self._begin is not None:
+            try:
+                self._begin()
+            except BaseException:
+                self.__exit__()
+                raise
+
+    def __exit__(self, *error: object) -> None:
+        undos, put_back = self._undos, self._put_back
         # What was cut off inside comes first: later it would put back what this one had changed.
         while undos and put_back in undos and undos[-1] is not put_back:
             undos.pop()()
@@ -38,16 +45,71 @@ def putting_back(put_back: Callable[[], None]) -> Iterator[None]:
             undos.pop()
 
 
-@contextmanager
-def all_or_nothing(*put_back: Callable[[], None]) -> Iterator[None]:
-    """Puts back everything that is open inside if what is inside raises anything, and calls `put_back` too."""
-    outer = _open.undos
-    _open.undos = undos = list(put_back)
-    try:
-        yield
-    except BaseException:
-        for undo in reversed(undos):
+def putting_back(put_back: Callable[[], None], begin: Callable[[], None] | None = None) -> AbstractContextManager[None]:
+    """Calls `begin` first and `put_back` in the end, also on errors.
+
+    An interrupt (Ctrl-C) may arrive in the very lines that put things back. When the step around it (`all_or_nothing`)
+    has failed, `put_back` then runs once more, and after it those of whatever was entered before. It must stand that.
+    In a compiled graph nothing interrupts.
+
+    Args:
+        put_back: undoes what has been changed inside.
+        begin: changes something; what is changed inside may also be changed behind.
+    """
+    return _PuttingBack(put_back, begin)
+
+
+class Contexts:
+    """Several contexts as one, entered in their order and left in the opposite one.
+
+    Args:
+        make: each makes one, when those before it have been entered.
+    """
+
+    def __init__(self, *make: Callable[[], AbstractContextManager[object]]) -> None:
+        self._make = make
+        self._entered: list[AbstractContextManager[object]] = []
+
+    def __enter__(self) -> None:
+        try:
+            for make in self._make:
+                context = make()
+                context.__enter__()
+                self._entered.append(context)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+
+    def __exit__(self, *error: Any) -> None:
+        while self._entered:
+            self._entered.pop().__exit__(*error)
+
+
+class _AllOrNothing:
+    def __init__(self, put_back: Sequence[Callable[[], None]]) -> None:
+        self._undos = list(put_back)
+        self._outer: list[Callable[[], None]] | None = None
+
+    def __enter__(self) -> None:
+        self._outer = _open.undos
+        if self._outer is not None:
+            self._outer.append(self._undo)  # for an interrupt at the end of this one
+        _open.undos = self._undos
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        try:
+            if kind is not None:
+                self._undo()
+        finally:
+            _open.undos = self._outer
+            if self._outer is not None:
+                self._outer.remove(self._undo)
+
+    def _undo(self) -> None:
+        for undo in reversed(self._undos):
             undo()
-        raise
-    finally:
-        _open.undos = outer
+
+
+def all_or_nothing(*put_back: Callable[[], None]) -> AbstractContextManager[None]:
+    """Puts back everything that is open inside if what is inside raises anything, and calls `put_back` too."""
+    return _AllOrNothing(put_back)

@@ -1,7 +1,6 @@
 """A look at a network with real numbers, after which it is as before."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -9,12 +8,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from agm._module_state.capture import is_capturing
+from agm._module_state.undo import putting_back
 
 __all__ = ["untouched"]
 
 
-@contextmanager
-def untouched(module: nn.Module, inputs: Any) -> Iterator[None]:
+def untouched(module: nn.Module, inputs: Any) -> AbstractContextManager[None]:
     """Buffers and random numbers are as before afterwards; in a captured step not the random numbers of a GPU.
 
     Buffers are replaced rather than written to: an earlier forward may still have its backward before it.
@@ -26,15 +25,18 @@ def untouched(module: nn.Module, inputs: Any) -> Iterator[None]:
     copies: dict[Tensor, Tensor] = {}
     own = [(m, name, b) for m in module.modules() for name, b in m._buffers.items() if b is not None]
     generators = _generators(inputs)
-    try:
+
+    def begin() -> None:
         for layer, name, buffer in own:
             layer._buffers[name] = copies.setdefault(buffer, buffer.clone())
-        yield
-    finally:
+
+    def put_back() -> None:
         for layer, name, buffer in own:
             layer._buffers[name] = buffer
         for device, state in generators.items():
             _set_generator(device, state)
+
+    return putting_back(put_back, begin)
 
 
 def _generators(inputs: Any) -> dict[torch.device, Tensor]:

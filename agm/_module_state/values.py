@@ -32,9 +32,10 @@ def kept_values(network: nn.Module, state: Iterable[Tensor]) -> Callable[[], Non
     def put_back() -> None:
         if is_capturing():  # nothing has run
             return
-        for buffer, copy in zip(own, copies, strict=True):
-            if not torch.equal(buffer, copy):
-                buffer.data.copy_(copy)  # as it was: `data` counts no version
+        with torch._C.DisableTorchFunction():  # a mode may be left on by an interrupt
+            for buffer, copy in zip(own, copies, strict=True):
+                if not torch.equal(buffer, copy):
+                    buffer.data.copy_(copy)  # as it was: `data` counts no version
 
     return put_back
 

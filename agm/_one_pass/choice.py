@@ -118,8 +118,8 @@ def choose(
     modules = submodules(encoder)
     depends = depends or any(module.training and depends_on_mode(module) for module in modules)
     reason = None
-    if passes == "auto" and (depends or shared) and any(map(is_compiled, modules)):
-        reason = "it is compiled, and a graph would break where its rows are told apart"
+    if any(map(is_compiled, modules)):
+        reason = "it is compiled, and nobody can look into a graph"
     if depends and reason is None:
         reason = unsplit()
     reason = reason or _why_not(encoder, device)

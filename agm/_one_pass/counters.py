@@ -49,7 +49,7 @@ class Counters:
 
     def undo(self) -> None:
         """Takes back what has been counted."""
-        with torch.no_grad():
+        with torch.no_grad(), torch._C.DisableTorchFunction():
             for counter in self._counted:
                 counter.sub_(1)
 

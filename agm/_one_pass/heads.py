@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from agm._one_pass.layouts import Layout, Unsplit
-from agm._one_pass.rules import meet, tensors_in
+from agm._one_pass.rules import meet, put_together, tensors_in
 from agm.ops.dropout_rows import dropout_rows
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ def _apart(split: RowSplit, func: Callable[..., Any], given: dict[str, Any]) -> 
         if one is not None and split.of(one) is not None:
             parts[0][name], parts[1][name] = one.split(split.sizes(one.shape[dim]), dim)
     (train, train_weights), (rest, rest_weights) = (func(**part) for part in parts)
-    weights = None if train_weights is None else torch.cat([train_weights, rest_weights])
-    return torch.cat([train, rest], 1), weights
+    weights = None if train_weights is None else put_together([train_weights, rest_weights])
+    return put_together([train, rest], 1), weights
 
 
 _TAKEN = (
@@ -156,4 +156,4 @@ def attend(split: RowSplit, tensors: Sequence[Tensor | None], dropout_p: float, 
         for one in tensors
     )
     parts = zip(*parted, (dropout_p, 0.0), strict=True)
-    return torch.cat([F.scaled_dot_product_attention(*part, **options) for part in parts])
+    return put_together([F.scaled_dot_product_attention(*part, **options) for part in parts])

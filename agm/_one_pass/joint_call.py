@@ -39,7 +39,7 @@ class Known:
 
     Attributes:
         refused: kind of call -> why it cannot be one pass.
-        runs: kind of call -> what runs in it, where modules read their mode.
+        runs: kind of call, and its rows -> what runs in it, where modules read their mode.
         passed: kinds of calls that have been one pass.
         missed: kind of call -> how often what has been one pass could not be.
         depends: modalities whose encoder depends on the mode though none of its layers says so.
@@ -52,6 +52,9 @@ class Known:
     missed: dict[object, int] = field(default_factory=dict)
     depends: set[str] = field(default_factory=set)
     mixes: set[str] = field(default_factory=set)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "runs": {}}  # what has run holds functions, and tensors by their identity
 
     def refuse(self, kind: object, reason: str) -> None:
         """One pass was tried and could not be told to be right: it is not tried again, or not often."""
@@ -166,7 +169,7 @@ class JointCall:
             if self.reason == DEPENDS:
                 self.known.depends.add(self.name)
                 self.reason = self._depend()
-            elif self.reason == READS and kind not in self.known.runs:
+            elif self.reason == READS and self._sized(kind) not in self.known.runs:
                 self.reason = self._look(given, kind)
             if self.reason is not None:
                 self.known.refuse(kind, self.reason)
@@ -183,14 +186,14 @@ class JointCall:
     def _look(self, given: Given, kind: object) -> str | None:
         """What stands against an encoder whose modules read their mode."""
         try:
-            self.known.runs[kind] = what_runs(self.encoder, given, self._more(), self.batch, self._count())
+            self.known.runs[self._sized(kind)] = what_runs(self.encoder, given, self._more(), self.batch, self._count())
         except Unsplit as error:
             return str(error)
         return None
 
     def _passed(self, given: Given, kind: object) -> Any:
         serves = self.chosen.how == "joined" and not self.shared
-        expected = self.known.runs.get(kind)
+        expected = self.known.runs.get(self._sized(kind))
         rows, count = self._more(), self._count()
         features, self.more = split_pass(self.encoder, given, rows, self.batch, count, serves=serves, expected=expected)
         self.known.passed.add(kind)
@@ -210,6 +213,10 @@ class JointCall:
         leaves = tuple((leaf.dim(), leaf.dtype) for leaf in self._own.values())
         modes = tuple(module.training for module in submodules(self.encoder))
         return self.name, self.chosen.how, self.shared, leaves, modes, str(self.before[0])
+
+    def _sized(self, kind: object) -> object:
+        """What another run may hold for: code that reads a number of rows may do otherwise with each."""
+        return kind, self.batch, self._count()
 
     def _is_direct(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Whether it is given the modality's input, which nobody has written to."""

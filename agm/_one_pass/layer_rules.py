@@ -68,7 +68,7 @@ def _reduction(place: int) -> Rule:
             return pointwise(split, func, args, kwargs)
         layout = only_first(split, func, args, kwargs)
         x = first_of(args, kwargs)
-        dim = argument(args, kwargs, place, "dim", kwargs.get("axis"))
+        dim = argument(args, kwargs, place, "dim")
         dims = dims_of(list(args[place:]) if _are_sizes(args[place:]) else dim, x)
         if layout.dim in dims or not dims:
             raise meet(f"it computes `{name_of(func)}` over the dimension of the rows")
@@ -89,6 +89,14 @@ def _layer_norm(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], 
     if layout.dim >= first_of(args, kwargs).dim() - len(argument(args, kwargs, 1, "normalized_shape")):
         raise meet(f"it computes `{name_of(func)}` over the dimension of the rows")
     return split.note(func(*args, **kwargs), layout)
+
+
+def _group_norm(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    x = first_of(args, kwargs)
+    each = x.shape[1:].numel() // argument(args, kwargs, 1, "num_groups")
+    if each == 1 and 1 in split.sizes(x.shape[0]):
+        raise Unsplit("it normalises a group of one value, which is an error in a pass of one row")
+    return rows_first(split, func, args, kwargs)
 
 
 def _linear(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -160,10 +168,19 @@ def _one_hot(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], kwa
     return alike(split, func, args, kwargs)
 
 
+def _have_rows(split: RowSplit, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    return any(split.of(tensor) is not None for tensor in tensors_in((*args, *kwargs.values())))
+
+
 def _bilinear(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     left, right = args[:2]
     layout = split.of(left)
-    if layout is None or layout != split.of(right) or layout.dim == left.dim() - 1:
+    if (
+        layout is None
+        or layout != split.of(right)
+        or layout.dim == left.dim() - 1
+        or _have_rows(split, args[2:], kwargs)
+    ):
         raise meet("it computes `bilinear` across rows")
     return split.note(func(*args, **kwargs), layout)
 
@@ -176,7 +193,11 @@ def _recurrent(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], k
     if training and dropout and layers > 1:
         raise Unsplit("it has a dropout between recurrent layers")
     of_input = Layout(0 if first else 1)
-    if split.of(x) != of_input or any(split.of(one) != Layout(1) for one in tensors_in((state,))):
+    if (
+        _have_rows(split, args[2:], kwargs)
+        or split.of(x) != of_input
+        or any(split.of(one) != Layout(1) for one in tensors_in((state,)))
+    ):
         raise meet("it gives a recurrent layer states of which nobody knows to which rows they belong")
     result = func(*args, **kwargs)
     split.note(result[0], of_input)
@@ -185,7 +206,7 @@ def _recurrent(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], k
 
 
 def _cell(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    if any(split.of(one) != Layout(0) for one in tensors_in(args[:2])):
+    if _have_rows(split, args[2:], kwargs) or any(split.of(one) != Layout(0) for one in tensors_in(args[:2])):
         raise meet("it gives a recurrent cell states of which nobody knows to which rows they belong")
     return split.note(func(*args, **kwargs), Layout(0))
 
@@ -203,25 +224,26 @@ LAYER_RULES: tuple[tuple[str, Rule], ...] = (
         "__rdiv__ __rfloordiv__ __rmod__ __rmul__ __ror__ __rpow__ __rsub__ __rtruediv__ __rxor__ __sub__ __truediv__ "
         "__xor__ __mod__ __ge__ __gt__ __le__ __lt__ __lshift__ __rshift__ __abs__ __pos__ celu elu gelu hardshrink "
         "hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish relu6 selu silu softshrink softsign tanhshrink "
-        "threshold clone contiguous alias detach get.real get.imag conj zeros_like ones_like full_like requires_grad",
+        "threshold clone contiguous alias detach get.real get.imag conj zeros_like ones_like full_like",
         pointwise,
     ),
     (
         "prelu adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d "
         "adaptive_max_pool3d avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d lp_pool1d lp_pool2d "
         "lp_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices boolean_dispatch "
-        "interpolate upsample channel_shuffle group_norm local_response_norm",
+        "interpolate upsample channel_shuffle local_response_norm",
         rows_first,
     ),
+    ("group_norm", _group_norm),
     ("fold", _batched(3)),
     ("pixel_shuffle pixel_unshuffle unfold", _batched(4)),
     ("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d", _convolution),
     ("softmax log_softmax softmin cumsum cumprod logcumsumexp cummax cummin", _along(1)),
     ("normalize", _along(2, default=1)),
     ("glu sort argsort", _along(1, default=-1)),
-    ("topk kthvalue", _along(2, default=-1)),
+    ("topk", _along(2, default=-1)),
     ("roll", _along(2, "dims")),
-    ("sum mean amax amin max min argmax argmin var std prod logsumexp all any median nansum nanmean", _reduction(1)),
+    ("sum mean amax amin max min argmax argmin var std prod logsumexp all any nansum nanmean", _reduction(1)),
     ("norm", _reduction(2)),
     ("layer_norm rms_norm", _layer_norm),
     ("linear", _linear),

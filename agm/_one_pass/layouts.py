@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
+
 __all__ = ["Layout", "Meeting", "Mode", "RowCount", "Unsplit", "reshaped", "telling_rows"]
 
 
@@ -53,50 +55,87 @@ def reshaped(shape: Sequence[int], layout: Layout, into: Sequence[int], rows: in
 
 
 class _Pass(threading.local):
-    is_open = False
+    read: Callable[[], None] | None = None
+    fail: Callable[[Unsplit], Unsplit] = staticmethod(lambda error: error)
 
 
 _pass = _Pass()
 
 
 @contextmanager
-def telling_rows() -> Iterator[None]:
-    """Inside, the number of rows is no number; what is left of it elsewhere is one."""
-    before, _pass.is_open = _pass.is_open, True
+def telling_rows(read: Callable[[], None], fail: Callable[[Unsplit], Unsplit]) -> Iterator[None]:
+    """Inside, the number of rows is no number; what is left of it elsewhere is one.
+
+    Args:
+        read: is called where code takes it for a number without calculating with it (as `int(x.shape[0])` does).
+        fail: notes what is raised, which code may catch.
+    """
+    before = _pass.read, _pass.fail
+    _pass.read, _pass.fail = read, fail
     try:
         yield
     finally:
-        _pass.is_open = before
+        _pass.read, _pass.fail = before
 
 
-class RowCount(int):
+class RowCount(torch.SymInt):
     """How many rows there are: a size that may be used as a size, but not as a number.
 
     Sums, products and quotients of it are such sizes too. Two of them can be compared; whatever else would depend on
-    the number raises `Unsplit`, until the pass is over.
+    the number raises `Unsplit` or tells that it is read, until the pass is over. It is no `int`: what is written in C
+    (`1.0 / count`, `math.log`, `range`) would take the number out of one without asking.
     """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __int__(self) -> int:
+        if _pass.read is not None:
+            _pass.read()
+        return self.number
+
+    __index__ = __int__
+
+    def __hash__(self) -> int:
+        return hash(int(self))
+
+    def __repr__(self) -> str:
+        return repr(int(self))
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return format(int(self), spec)
+
+
+def _plain(value: Any) -> Any:
+    return value.number if isinstance(value, RowCount) else value
 
 
 def _size(name: str) -> Callable[..., Any]:
     def operator(self: RowCount, other: Any) -> Any:
-        value = getattr(int, name)(self, other)
-        return RowCount(value) if isinstance(value, int) and _pass.is_open else value
+        if not isinstance(other, (int, RowCount)):
+            return _number(name)(self, other)
+        value = getattr(int, name)(self.number, _plain(other))
+        return RowCount(value) if _pass.read is not None else value
 
     return operator
 
 
 def _compared(name: str) -> Callable[..., Any]:
     def operator(self: RowCount, other: Any) -> Any:
-        return getattr(int, name)(self, other) if isinstance(other, RowCount) else _number(name)(self, other)
+        return (
+            getattr(int, name)(self.number, other.number) if isinstance(other, RowCount) else _number(name)(self, other)
+        )
 
     return operator
 
 
 def _number(name: str) -> Callable[..., Any]:
     def operator(self: RowCount, *others: Any) -> Any:
-        if _pass.is_open:
-            raise Unsplit("it calculates with the number of rows, which is another one in one pass")
-        return getattr(int, name)(self, *others)
+        if _pass.read is not None:
+            raise _pass.fail(Unsplit("it calculates with the number of rows, which is another one in one pass"))
+        return getattr(self.number, name)(*map(_plain, others))
 
     return operator
 
@@ -104,11 +143,14 @@ def _number(name: str) -> Callable[..., Any]:
 for _kind, _names in (
     (_size, "add sub mul floordiv mod radd rmul"),
     (_compared, "eq ne"),
-    (_number, "lt le gt ge bool truediv rtruediv rfloordiv rsub rmod pow rpow float"),
+    (
+        _number,
+        "lt le gt ge bool truediv rtruediv rfloordiv rsub rmod pow rpow float neg pos abs invert divmod rdivmod and "
+        "rand or ror xor rxor lshift rlshift rshift rrshift round trunc floor ceil complex",
+    ),
 ):
     for _name in _names.split():
         setattr(RowCount, f"__{_name}__", _kind(f"__{_name}__"))
-RowCount.__hash__ = int.__hash__  # type: ignore[method-assign]
 
 
 class Mode(int):
@@ -145,6 +187,15 @@ class Mode(int):
         self.read()
         return 1.0
 
+    def __repr__(self) -> str:
+        self.read()
+        return "True"
+
+    def __format__(self, spec: str) -> str:
+        self.read()
+        return format(True, spec)
+
+    __str__ = __repr__
     __hash__ = int.__hash__
     __index__ = __int__
 

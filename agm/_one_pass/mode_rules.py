@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from agm._one_pass.heads import attend, heads
 from agm._one_pass.layouts import Layout, Unsplit
-from agm._one_pass.rules import Rule, argument, as_it_is, first_of, meet, name_of, rows_first
+from agm._one_pass.rules import Rule, argument, as_it_is, first_of, meet, name_of, put_together, rows_first
 from agm.ops.batch_norm_rows import batch_norm_rows
 from agm.ops.dropout_rows import dropout_rows
 
@@ -22,10 +23,25 @@ __all__ = ["MODE_RULES", "TWICE"]
 TWICE = "a norm of it is called twice, which in eval mode has the statistics of the last call"
 
 
+def _check_norm(split: RowSplit, func: Callable[..., Any], given: dict[str, Any], plain: Callable[..., Any]) -> None:
+    """That it is the function of `torch.nn.functional`, whose arguments come in that order, and has rows once.
+
+    Raises:
+        Unsplit: it is another one.
+    """
+    if func is not plain:
+        raise meet(f"it calls `torch.{name_of(func)}`")
+    if split.is_pending(given.get("running_mean")):
+        raise Unsplit(TWICE)
+    if any(split.of(given[key]) is not None for key in given if key != "input" and isinstance(given[key], Tensor)):
+        raise meet(f"it gives `{name_of(func)}` rows in the place of something else")
+
+
 def _batch_norm(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
     given = _named(names, args, kwargs)
-    mean, var = given["running_mean"], given["running_var"]
+    mean, var = given.get("running_mean"), given.get("running_var")
+    _check_norm(split, func, given, F.batch_norm)
     if not given.get("training"):
         return rows_first(split, func, args, kwargs)
     x = given["input"]
@@ -34,9 +50,7 @@ def _batch_norm(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], 
         return rows_first(split, func, args, kwargs)
     if mean is None or var is None:  # the statistics of the batch in eval mode too: each kind of rows has its own
         del given["input"]
-        return split.note(torch.cat([func(x[:train], **given), func(x[train:], **given)]), Layout(0))
-    if split.is_pending(mean):
-        raise Unsplit(TWICE)
+        return split.note(put_together([func(x[:train], **given), func(x[train:], **given)]), Layout(0))
     momentum, eps = given.get("momentum", 0.1), given.get("eps", 1e-5)
     output, *updated = batch_norm_rows(x, mean, var, given.get("weight"), given.get("bias"), train, momentum, eps)
     split.write_later((mean, var), updated)
@@ -47,21 +61,20 @@ def _instance_norm(split: RowSplit, func: Callable[..., Any], args: Sequence[Any
     names = ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps")
     given = _named(names, args, kwargs)
     mean, var = given.get("running_mean"), given.get("running_var")
+    _check_norm(split, func, given, F.instance_norm)
     if not given.get("use_input_stats", True) or mean is None or var is None:  # of each sample by itself
         return rows_first(split, func, args, kwargs)
     x = given.pop("input")
     train = split.train_size(x, name_of(func))
     if not split.acts():
         return rows_first(split, func, args, kwargs)
-    if split.is_pending(mean):
-        raise Unsplit(TWICE)
     updated = [mean.clone(), var.clone()]
     given.update(running_mean=updated[0], running_var=updated[1])
     first = func(x[:train], **given)
     split.write_later((mean, var), updated)
     # Others, since the backward of the first reads what its forward wrote.
     given.update(running_mean=updated[0].clone(), running_var=updated[1].clone(), use_input_stats=False)
-    return split.note(torch.cat([first, func(x[train:], **given)]), Layout(0))
+    return split.note(put_together([first, func(x[train:], **given)]), Layout(0))
 
 
 def _named(names: Sequence[str], args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -82,6 +95,8 @@ def _dropout(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], kwa
     if layout.outer != 1 or (layout.dim and not name.startswith("dropout")):
         raise meet(f"it gives `{name}` a tensor whose rows are not in the first dimension")
     train = split.train_rows * (x.shape[layout.dim] // split.rows)
+    if not x.is_contiguous() and (train == 1 or 0 in x.stride()):
+        raise Unsplit(f"it gives `{name}` elements whose order in memory may be another one in two passes")
     split.draws(first_of(args, kwargs))
     in_place = name.endswith("_") or argument(args, kwargs, 3, "inplace", False)
     if in_place:
@@ -92,7 +107,7 @@ def _dropout(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], kwa
     rest = x.narrow(layout.dim, train, x.shape[layout.dim] - train)
     own = {key: value for key, value in kwargs.items() if key != "input"}
     dropped = func(x.narrow(layout.dim, 0, train), *args[1:], **own)
-    return split.note(torch.cat([dropped, rest], layout.dim), layout)
+    return split.note(put_together([dropped, rest], layout.dim), layout)
 
 
 def _attention(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -116,7 +131,7 @@ def _attention(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], k
     if not given.get("dropout_p") or not split.acts():
         result = func(*args, **kwargs)
         return split.note(result, Layout(result.dim() - right, outer))
-    if outer != 1 or dim != 0:
+    if outer != 1 or dim != 0 or split.of(given["query"]) is None:
         raise meet("it attends to rows that are not in the first dimension")
     split.draws(first_of(args, kwargs))
     options = {key: value for key, value in given.items() if key not in _OF_ATTENTION}

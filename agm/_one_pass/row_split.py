@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -18,7 +19,8 @@ from agm._one_pass.counters import Counters
 from agm._one_pass.layer_rules import LAYER_RULES
 from agm._one_pass.layouts import Layout, Mode, RowCount, Unsplit
 from agm._one_pass.mode_rules import MODE_RULES, TWICE
-from agm._one_pass.rules import Rule, meet, pointwise, tensors_in
+from agm._one_pass.records import Origins, told_call
+from agm._one_pass.rules import Rule, meet, no_counts, pointwise, tensors_in
 from agm._one_pass.shape_rules import SHAPE_RULES
 
 __all__ = ["DEPENDS", "READS", "RowSplit"]
@@ -27,6 +29,10 @@ _RULES: dict[str, Rule] = {
     name: rule for names, rule in (*LAYER_RULES, *SHAPE_RULES, *MODE_RULES) for name in names.split()
 }
 _COUNTING = {"zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "expand", "repeat", "tile"}
+_SIZED = _COUNTING | {"view", "reshape", "unflatten"}
+# Write to what they are given where they are told to by position.
+_MAY_WRITE = {"relu", "relu6", "elu", "celu", "selu", "hardtanh", "leaky_relu", "silu", "mish", "hardsigmoid"}
+_MAY_WRITE |= {"hardswish", "threshold", "rrelu"}
 _RANDOM = (
     "rand randn randint randperm bernoulli normal multinomial poisson rand_like randn_like randint_like binomial "
     "uniform exponential random geometric log_normal cauchy dropout alpha_dropout feature_dropout native_dropout "
@@ -48,7 +54,9 @@ def _resolve(func: Callable[..., Any]) -> tuple[str, Rule | None]:
         name = "Tensor.unfold"
     home = getattr(func, "__module__", None) or "torch"
     rule = _RULES.get(name) if home.split(".")[0] == "torch" and not home.startswith("torch._ops") else None
-    if rule is None and _is_in_place(name) and _RULES.get(name[:-1]) is pointwise:
+    if name == "embedding" and func is not F.embedding:  # `torch.embedding` has its weight first
+        rule = None
+    if rule is None and name != "detach_" and _is_in_place(name) and _RULES.get(name[:-1]) is pointwise:
         rule = pointwise
     return name, rule
 
@@ -68,6 +76,7 @@ class RowSplit(TorchFunctionMode):
     Args:
         train_rows: rows in training mode, which come first.
         rows: all of them, at least 2.
+        origins: of the tensors that may be given to functions.
         serves: whether nothing may depend on the mode.
         expected: what runs, as `ran` gives it, where modules have been seen to read their mode; None: they may not.
         records: whether to note what runs.
@@ -81,6 +90,7 @@ class RowSplit(TorchFunctionMode):
         self,
         train_rows: int,
         rows: int,
+        origins: Origins,
         *,
         serves: bool = False,
         expected: Sequence[Any] | None = None,
@@ -89,6 +99,7 @@ class RowSplit(TorchFunctionMode):
         super().__init__()
         self.train_rows = train_rows
         self.rows = rows
+        self.origins = origins
         self.serves = serves
         self.expected = expected
         self.records = records or expected is not None
@@ -101,6 +112,7 @@ class RowSplit(TorchFunctionMode):
         self._fresh: dict[int, weakref.ref[Tensor]] = {}
         self._pending: dict[int, tuple[Tensor, Tensor]] = {}
         self._counters = Counters()
+        self._touched: set[int] = set()  # tensors without rows that functions were given
         self._hook = packing_hook()
         self._gradients = torch.is_grad_enabled()
 
@@ -124,12 +136,19 @@ class RowSplit(TorchFunctionMode):
             self._known[id(tensor)] = (weakref.ref(tensor), layout, tensor.requires_grad)
         return value
 
-    def fresh(self, value: Any) -> Any:
-        """The tensors of a result were made here, and may be written to."""
-        for tensor in (value,) if isinstance(value, Tensor) else tensors_in((value,)):
-            base = tensor._base
-            if base is None or self._is_fresh(base):
-                self._fresh[id(tensor)] = weakref.ref(tensor)
+    def enters(self, tensor: Tensor, label: object) -> Tensor:
+        """A tensor that the pass is given, whose first dimension has the rows."""
+        self.origins.add(tensor, label)
+        return self.note(tensor, Layout(0))  # type: ignore[no-any-return]
+
+    def fresh(self, value: Any, given: Iterable[Any] = ()) -> Any:
+        """The tensors of a result were made here, and may be written to, but for the memory of what was given."""
+        tensors = (value,) if isinstance(value, Tensor) else tuple(tensors_in((value,)))
+        if tensors:
+            foreign = {_memory(one) for one in tensors_in(given) if not self._is_fresh(one)}
+            for tensor in tensors:
+                if _memory(tensor) not in foreign:
+                    self._fresh[id(tensor)] = weakref.ref(tensor)
         return value
 
     def sizes(self, size: int) -> list[int]:
@@ -164,12 +183,14 @@ class RowSplit(TorchFunctionMode):
         elif not x.is_cuda:
             self._generators[x.device] = partial(torch.set_rng_state, torch.get_rng_state())
 
-    def is_pending(self, buffer: Tensor) -> bool:
+    def is_pending(self, buffer: Tensor | None) -> bool:
         return id(buffer) in self._pending
 
     def write_later(self, buffers: Iterable[Tensor], values: Iterable[Tensor]) -> None:
         """What `commit` writes into buffers."""
         for buffer, value in zip(buffers, values, strict=True):
+            if id(buffer) in self._touched:
+                raise Unsplit("it reads running statistics before they are updated")
             self._pending[id(buffer)] = (buffer, value)
 
     def read_mode(self) -> None:
@@ -178,11 +199,12 @@ class RowSplit(TorchFunctionMode):
         if home.startswith("torch.nn.modules."):
             self._read_by = home
         else:
-            self._read()
+            self.read()
 
-    def _read(self) -> None:
+    def read(self) -> None:
+        """Code reads what is another number in one pass."""
         if not self.records:
-            raise self._fail(Unsplit(READS))
+            raise self.fail(Unsplit(READS))
 
     # What the pass around it asks for.
 
@@ -200,14 +222,20 @@ class RowSplit(TorchFunctionMode):
         for put_back in self._generators.values():
             put_back()
 
-    def finish(self) -> None:
+    def finish(self, features: Any, structure: Any) -> None:
         """That nothing went wrong unseen.
+
+        Args:
+            features: what the pass has made.
+            structure: of these.
 
         Raises:
             Unsplit: something did.
         """
         if self.failed is not None:
             raise self.failed
+        if self.records:
+            self.record((structure, told_call("", features, {}, self.origins, 0)))
         if self.expected is not None and len(self.ran) != len(self.expected):
             raise Unsplit(OTHERWISE)
 
@@ -225,21 +253,34 @@ class RowSplit(TorchFunctionMode):
             if self._is_told:
                 args = [True if type(value) is Mode else value for value in args]
                 kwargs = {key: True if type(value) is Mode else value for key, value in kwargs.items()}
-            if self._has_rows(args) or (kwargs and self._has_rows(kwargs.values())):
-                if rule is None and name.rstrip("_") in _DRAWING:
-                    raise Unsplit(f"it draws random numbers (`{name}`)")
-                if rule is None:
-                    raise Unsplit(f"it calls `{name}`, which is not known to treat rows alike")
-                if kwargs.get("out") is not None:
-                    raise Unsplit(f"it writes to a tensor of its own (`{name}`)")
-                if name == "__len__":
-                    self._read()
-                if self.records:
-                    self._record(name, args, kwargs)
-                return rule(self, func, args, kwargs)
-            return self._without_rows(func, name, rule, args, kwargs)
+            rows, constants = self._parted(args, kwargs)
+            if rows and rule is None and name.rstrip("_") in _DRAWING:
+                raise Unsplit(f"it draws random numbers (`{name}`)")
+            if rows and rule is None:
+                raise Unsplit(f"it calls `{name}`, which is not known to treat rows alike")
+            if rows and kwargs.get("out") is not None:
+                raise Unsplit(f"it writes to a tensor of its own (`{name}`)")
+            if not rows and self._counts_later(name, args, kwargs):
+                return args[0]
+            for tensor in constants:
+                self._reads(name, tensor)
+            if rows and name == "__len__":
+                self.read()
+            told = told_call(name, args, kwargs, self.origins, self.rows if rows else 0) if self.records else None
+            if rows:
+                assert rule is not None
+                if name not in _SIZED:
+                    no_counts(name, (*args, *kwargs.values()))
+                result = rule(self, _with_numbers(func) if name in _SIZED else func, args, kwargs)
+            else:
+                result = self._without_rows(func, name, rule, args, kwargs)
+            has_tensors = self.origins.add(result, len(self.ran))
+            if self.records and (has_tensors or result is None):
+                self.record(told)
+            self._touched.update(map(id, constants))
+            return result
         except Unsplit as error:
-            raise self._fail(error) from None
+            raise self.fail(error) from None
 
     def _tells_mode(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
         """Whether a function is given the mode of a module: as it is, or read by a norm of torch's."""
@@ -249,7 +290,7 @@ class RowSplit(TorchFunctionMode):
                 return True
         return any(type(value) is Mode for value in (*args, *kwargs.values()))
 
-    def _fail(self, error: Unsplit) -> Unsplit:
+    def fail(self, error: Unsplit) -> Unsplit:
         self.failed = self.failed or error
         return error
 
@@ -259,47 +300,60 @@ class RowSplit(TorchFunctionMode):
         if self._gradients and not torch.is_grad_enabled() and reentrant_checkpoint() is not None:
             raise Unsplit("it has an activation checkpoint inside")
 
-    def _has_rows(self, values: Iterable[Any]) -> bool:
-        for value in values:
-            if isinstance(value, Tensor):
-                if self.of(value) is not None:
-                    return True
-            elif isinstance(value, (list, tuple)) and self._has_rows(value):
-                return True
-        return False
+    def _parted(self, args: Iterable[Any], kwargs: dict[str, Any]) -> tuple[bool, list[Tensor]]:
+        """Whether arguments have rows, and the tensors that have none."""
+        rows, constants = False, []
+        for tensor in tensors_in((*args, *kwargs.values()) if kwargs else args):
+            if self.of(tensor) is None:
+                self.origins.of(tensor)
+                constants.append(tensor)
+            else:
+                rows = True
+        return rows, constants
+
+    def _counts_later(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+        """Whether a function does no more than count, which is done later."""
+        if name != "add_" or not isinstance(args[0], Tensor):
+            return False
+        if args[0] in self._counters:
+            raise Unsplit(TWICE)
+        if not self._counters.takes(name, args, kwargs):
+            return False
+        if id(args[0]) in self._touched:
+            raise Unsplit("it reads a counter before it counts")
+        return True
+
+    def _reads(self, name: str, tensor: Tensor) -> None:
+        if id(tensor) in self._pending and name not in _OF_MODES:
+            raise Unsplit("it reads running statistics after they have been updated")
+        self._counters.catch_up(tensor)
 
     def _without_rows(
         self, func: Callable[..., Any], name: str, rule: Rule | None, args: Sequence[Any], kwargs: dict[str, Any]
     ) -> Any:
         """A function of tensors that are the same for all rows."""
-        if _tells((*args, *kwargs.values())):
+        values = (*args, *kwargs.values())
+        if _tells(values):
             if name not in _COUNTING or rule is None:
                 raise Unsplit(f"it gives `{name}` the number of rows, which is another one in one pass")
-            return rule(self, func, args, kwargs)
-        in_place = _is_in_place(name) or name in ("__setitem__", "set.data") or kwargs.get("out") is not None
+            return rule(self, _with_numbers(func), args, kwargs)
         if name.rstrip("_") in _DRAWING:
             raise Unsplit(f"it draws random numbers (`{name}`)")
-        if in_place and name == "add_" and isinstance(args[0], Tensor) and args[0] in self._counters:
-            raise Unsplit(TWICE)
-        if in_place and self._counters.takes(name, args, kwargs):
-            return args[0]
+        if name in _OF_MODES and name != "_set_grad_enabled":
+            raise Unsplit(f"it gives `{name}`, which depends on the mode, a tensor without rows")
+        in_place = _is_in_place(name) or name in ("__setitem__", "set.data") or kwargs.get("out") is not None
+        in_place = in_place or bool(kwargs.get("inplace")) or (name in _MAY_WRITE and True in map(_is_true, args))
         target = kwargs.get("out", args[0] if args else None)
         if in_place and not (isinstance(target, Tensor) and self._is_fresh(target)):
             raise Unsplit(f"it writes to a tensor of its own (`{name}`)")
-        for tensor in tensors_in((*args, *kwargs.values())):
-            if id(tensor) in self._pending:
-                raise Unsplit("it reads running statistics after they have been updated")
-            self._counters.catch_up(tensor)
         result = func(*args, **kwargs)
-        return result if name in _ALIASES else self.fresh(result)
+        return result if name in _ALIASES else self.fresh(result, values)
 
     def _is_fresh(self, tensor: Tensor) -> bool:
         found = self._fresh.get(id(tensor))
         return found is not None and found() is tensor
 
-    def _record(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-        own = name in _OF_MODES or name in _OF_SHAPES  # their rules see to the rest
-        entry = (name, tuple(kwargs), () if own else _told((*args, *kwargs.values())))
+    def record(self, entry: Any) -> None:
         if self.expected is not None:
             place = len(self.ran)
             if place >= len(self.expected) or self.expected[place] != entry:
@@ -307,32 +361,42 @@ class RowSplit(TorchFunctionMode):
         self.ran.append(entry)
 
 
+def _is_true(value: Any) -> bool:
+    return value is True
+
+
+def _memory(tensor: Tensor) -> object:
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_number, value))
+    return value.number if type(value) is RowCount else value
+
+
+def _with_numbers(func: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that takes the number of rows as a size."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return func(*map(_number, args), **{key: _number(value) for key, value in kwargs.items()})
+
+    call.__name__ = getattr(func, "__name__", str(func))
+    return call
+
+
 DEPENDS = "it depends on the mode"
 READS = "its code asks for its mode, or for the number of rows"
 OTHERWISE = f"{READS}, and runs otherwise than in a batch that was looked at"
-_OF_SHAPES = frozenset(name for names, _ in SHAPE_RULES for name in names.split())
 _OF_MODES = frozenset(["lstm", "gru", "rnn_tanh", "rnn_relu"]).union(*(names.split() for names, _ in MODE_RULES))
 _NORMS = "torch.nn.modules.batchnorm"
-
-
-def _told(values: Iterable[Any]) -> tuple[Any, ...]:
-    """What is given to a function beside tensors; numbers of rows all look alike."""
-    told: list[Any] = []
-    for value in values:
-        if isinstance(value, (list, tuple)):
-            told.append(_told(value))
-        elif isinstance(value, Tensor):
-            told.append(Tensor)
-        elif type(value) in (RowCount, Mode):
-            told.append(type(value))
-        else:
-            told.append(value if value is None or isinstance(value, (bool, int, float, str, slice)) else type(value))
-    return tuple(told)
 
 
 def _tells(values: Iterable[Any]) -> bool:
     """Whether the number of rows is among arguments, or the mode."""
     for value in values:
         if type(value) in (RowCount, Mode) or (isinstance(value, (list, tuple)) and _tells(value)):
+            return True
+        if type(value) is slice and _tells((value.start, value.stop, value.step)):
             return True
     return False

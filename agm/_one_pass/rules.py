@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from agm._one_pass.layouts import Layout, Meeting, Mode, RowCount, Unsplit
@@ -25,6 +26,7 @@ __all__ = [
     "no_counts",
     "only_first",
     "pointwise",
+    "put_together",
     "rows_first",
     "tensors_in",
 ]
@@ -40,7 +42,9 @@ def name_of(func: Callable[..., Any]) -> str:
 
 def argument(args: Sequence[Any], kwargs: dict[str, Any], place: int, name: str, default: Any = None) -> Any:
     """An argument that is given by position or by name."""
-    return args[place] if len(args) > place else kwargs.get(name, default)
+    if len(args) > place:
+        return args[place]
+    return kwargs.get(name, kwargs.get("axis", default) if name == "dim" else default)  # NumPy's name, as torch has it
 
 
 def first_of(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -63,6 +67,16 @@ def dims_of(dim: Any, tensor: Tensor) -> list[int]:
     return [d % tensor.dim() for d in (dim if isinstance(dim, (list, tuple)) else (dim,))]
 
 
+def put_together(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """`torch.cat`, with the elements in memory in the order that the first part has them: random numbers follow it."""
+    first = parts[0]
+    if first.is_contiguous() or 0 in first.stride():
+        return torch.cat(list(parts), dim)
+    order = sorted(range(first.dim()), key=first.stride, reverse=True)
+    back = [order.index(d) for d in range(first.dim())]
+    return torch.cat([part.permute(order) for part in parts], back[dim]).permute(back)
+
+
 def meet(what: str) -> Meeting:
     return Meeting(f"{what}, where rows may meet")
 
@@ -74,6 +88,8 @@ def no_counts(name: str, values: Iterable[Any]) -> None:
         Unsplit: it is.
     """
     for value in values:
+        if isinstance(value, (list, tuple)):
+            no_counts(name, value)
         if type(value) is Mode:
             raise Unsplit("its code calculates with the mode")
         if type(value) is RowCount:
@@ -91,8 +107,8 @@ def only_first(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], k
     if layout is None:
         raise meet(f"it gives `{name_of(func)}` rows in the place of something else")
     if len(args) > 1 or kwargs:
-        rest = (*args[1:], *kwargs.values())
-        if any(split.of(tensor) is not None for tensor in tensors_in(rest) if tensor is not first):
+        rest = (*args, *kwargs.values())[1:]
+        if any(split.of(tensor) is not None for tensor in tensors_in(rest)):
             raise meet(f"it gives `{name_of(func)}` rows in the place of something else")
         no_counts(name_of(func), rest)
     return layout

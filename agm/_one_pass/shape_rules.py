@@ -44,7 +44,37 @@ def _laid_out(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], kw
     result = func(*args, **kwargs)
     if result.dtype != x.dtype:
         raise meet("it reads the memory of a tensor as another type")
-    return split.note(result, reshaped(x.shape, layout, result.shape, split.rows))
+    after = reshaped(x.shape, layout, result.shape, split.rows)
+    name = name_of(func)
+    if name in ("view", "reshape", "unflatten"):
+        first = 0
+        if name == "unflatten":
+            first = argument(args, kwargs, 1, "dim") % x.dim()
+            sizes = argument(args, kwargs, 2, "sizes")
+        else:
+            sizes = args[1:] or (kwargs.get("size", kwargs.get("shape")),)
+            sizes = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (list, tuple)) else sizes
+        _check_sizes(split, name, sizes, after.dim - first)
+    return split.note(result, after)
+
+
+def _check_sizes(split: RowSplit, name: str, sizes: Sequence[Any], place: int) -> None:
+    """That the sizes of a new shape are those of so many rows where these are, and nowhere else.
+
+    A number that has been read (by `len`) is told apart from one that stands in the code by other numbers of rows.
+
+    Raises:
+        Unsplit: they are others.
+    """
+    for d, size in enumerate(sizes):
+        if type(size) is RowCount:
+            fits = d == place
+        else:
+            fits = d != place or size == -1 or split.records
+        if not fits:
+            raise meet(f"it gives `{name}` a number of rows of its own")
+        if type(size) is int and d == place and size != -1:
+            split.record((name, size / split.rows))
 
 
 def _like(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -53,11 +83,14 @@ def _like(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], kwargs
     layout, shown = split.of(x), split.of(other)
     result = func(*args, **kwargs)
     if name_of(func) != "expand_as":
-        if layout is None:
+        if layout is None or shown is None:
             raise meet(f"it gives `{name_of(func)}` rows in the place of something else")
-        return split.note(result, reshaped(x.shape, layout, result.shape, split.rows))
+        after = reshaped(x.shape, layout, result.shape, split.rows)
+        if after != shown:
+            raise meet(f"it gives `{name_of(func)}` tensors whose rows lie in different places")
+        return split.note(result, after)
     places = {(tensor.dim() - at.dim, at.outer) for tensor, at in ((x, layout), (other, shown)) if at is not None}
-    if len(places) != 1:
+    if len(places) != 1 or shown is None:
         raise meet("it expands a tensor to another whose rows lie in a different place")
     ((right, outer),) = places
     return split.note(result, Layout(result.dim() - right, outer))
@@ -73,13 +106,13 @@ def _expand(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], kwar
     if layout is None:
         if len(counted) != 1 or (counted[0] >= len(sizes) - x.dim() and x.shape[counted[0] - len(sizes)] != 1):
             raise Unsplit(f"it gives `{name_of(func)}` the number of rows in a way of its own")
-        return split.note(result, Layout(counted[0]))
+        return split.note(result, Layout(result.dim() - len(sizes) + counted[0]))
     dim = result.dim() - x.dim() + layout.dim
     if name_of(func) in ("repeat", "tile"):
         of_rows = dim - result.dim() + len(sizes)
         if counted or (of_rows >= 0 and sizes[of_rows] != 1):
             raise meet("it repeats rows")
-    elif counted not in ([], [dim]):
+    elif counted != [dim] and (counted or sizes[dim] != -1):
         raise Unsplit("it expands a tensor with rows to the number of rows")
     return split.note(result, layout._replace(dim=dim))
 
@@ -123,7 +156,7 @@ def _squeeze(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], kwa
     x = first_of(args, kwargs)
     layout = only_first(split, func, args, kwargs)
     dims = dims_of(argument(args, kwargs, 1, "dim"), x)
-    if layout.dim in dims and split.train_rows == 1:
+    if layout.dim in dims and 1 in split.sizes(x.shape[layout.dim]):
         raise Unsplit("it drops the dimension of the rows where there is one alone")
     gone = sum(x.shape[d] == 1 and d < layout.dim for d in dims)
     return split.note(func(*args, **kwargs), layout._replace(dim=layout.dim - gone))
@@ -136,13 +169,13 @@ def _unsqueeze(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], k
     return split.note(func(*args, **kwargs), layout._replace(dim=layout.dim + before))
 
 
-def _pieces(place: int, *, drops: bool = False, default: int = 0) -> Rule:
+def _pieces(place: int, *, drops: bool = False, name: str = "dim") -> Rule:
     """Parts along another dimension than that of the rows; `drops` the dimension or leaves it."""
 
     def rule(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         layout = only_first(split, func, args, kwargs)
         x = first_of(args, kwargs)
-        (dim,) = dims_of(argument(args, kwargs, place, "dim", default), x)
+        (dim,) = dims_of(argument(args, kwargs, place, name, 0), x)
         if dim == layout.dim:
             raise meet(f"it takes rows apart with `{name_of(func)}`")
         return split.note(func(*args, **kwargs), layout._replace(dim=layout.dim - (drops and dim < layout.dim)))
@@ -235,7 +268,8 @@ def _gather(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], kwar
     layout = split.of(x)
     if not isinstance(dim, int) or layout is None or layout.dim == dim % x.dim():
         raise meet("it gathers elements across rows")
-    if layout != split.of(argument(args, kwargs, 2, "index")):
+    index = argument(args, kwargs, 2, "index")
+    if layout != split.of(index) or x.shape[layout.dim] != index.shape[layout.dim]:
         raise meet("it gathers elements across rows")
     return split.note(func(*args, **kwargs), layout)
 
@@ -292,7 +326,8 @@ SHAPE_RULES: tuple[tuple[str, Rule], ...] = (
     ("squeeze", _squeeze),
     ("unsqueeze", _unsqueeze),
     ("chunk split split_with_sizes tensor_split", _pieces(2)),
-    ("narrow index_select Tensor.unfold", _pieces(1)),
+    ("narrow index_select", _pieces(1)),
+    ("Tensor.unfold", _pieces(1, name="dimension")),
     ("unbind select", _pieces(1, drops=True)),
     ("cat concat concatenate stack", _join),
     ("__getitem__", _indexed),
@@ -305,9 +340,9 @@ SHAPE_RULES: tuple[tuple[str, Rule], ...] = (
     ("numel nelement", _number),
     (
         "dim get.ndim get.dtype get.device get.layout get.requires_grad get.is_cuda get.is_cpu get.is_meta get.is_mps "
-        "get.is_sparse get.is_sparse_csr get.is_nested get.is_quantized get.is_leaf get.grad_fn get.names get.itemsize "
-        "get._version get.is_xpu get.is_mkldnn get.grad get._base is_floating_point is_complex is_contiguous "
-        "is_inference element_size get_device is_signed is_same_size __hash__ __len__ is_conj is_neg has_names",
+        "get.is_sparse get.is_sparse_csr get.is_nested get.is_quantized get.names get.itemsize "
+        "get.is_xpu get.is_mkldnn is_floating_point is_complex is_contiguous "
+        "is_inference element_size get_device is_signed __hash__ __len__ is_conj is_neg has_names",
         as_it_is,
     ),
 )

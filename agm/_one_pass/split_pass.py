@@ -1,5 +1,6 @@
 """One pass through an encoder for the rows of the joint pass and for those of the masked passes."""
 
+import pickle
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,17 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from agm._inputs.absent import is_opaque
-from agm._inputs.trees import flattened, mapped, unflattened
+from agm._inputs.trees import flattened, leaves_of, mapped, unflattened
 from agm._module_state.eval_mode import evaluation
 from agm._module_state.modules import submodules
 from agm._module_state.traces import Attributes, is_own
 from agm._module_state.undo import putting_back
 from agm._module_state.untouched import untouched
-from agm._one_pass.layouts import Layout, Mode, RowCount, Unsplit, telling_rows
+from agm._one_pass.layouts import Mode, RowCount, Unsplit, telling_rows
+from agm._one_pass.own_modes import check_mode
+from agm._one_pass.records import Origins
 from agm._one_pass.row_split import READS, RowSplit
+from agm._one_pass.rules import put_together
 
 __all__ = ["Given", "split_pass", "what_runs"]
 
+_RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
 Given = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -55,27 +60,29 @@ def split_pass(
     modules = submodules(encoder)
     own = [module for module in modules if is_own(module)]
     attributes = Attributes(own)
-    drawn = _drawn() if own else None
-    split = RowSplit(batch, batch + more, serves=serves, expected=expected)
+    drawn = _drawn(own) if own else None
+    origins = Origins(modules, leaves_of(given))
+    split = RowSplit(batch, batch + more, origins, serves=serves, expected=expected)
     joined: dict[int, tuple[Tensor, Tensor]] = {}
 
     def join(leaf: Any) -> Any:
         if id(leaf) not in rows:
             return leaf
         if id(leaf) not in joined:
-            joined[id(leaf)] = leaf, split.note(torch.cat([leaf, rows[id(leaf)]]), Layout(0))
+            both = put_together([leaf, rows[id(leaf)]])
+            joined[id(leaf)] = leaf, split.enters(both, ("rows", list(rows).index(id(leaf))))
         return joined[id(leaf)][1]
 
     args, kwargs = mapped(join, given)
     try:
         with _telling_modes(modules, split), split:
             features = encoder(*args, **kwargs)
-        split.finish()
+        split.finish(*flattened(features, is_leaf=is_opaque))
         if any(module._forward_hooks or module._forward_pre_hooks for module in modules):
             raise Unsplit("it registers hooks")
         if attributes.have_changed():
             raise Unsplit("it keeps something in its attributes")
-        if own and drawn != _drawn():
+        if own and drawn != _drawn(own):
             raise Unsplit("it draws random numbers of Python or NumPy")
         parted = _parted(split, features, batch, more)
         for leaf, both in joined.values():
@@ -86,7 +93,7 @@ def split_pass(
         attributes.put_back()
         split.undo()
         if drawn is not None:
-            _draw_again(drawn)
+            _draw_again(drawn, own)
         if isinstance(error, (Unsplit, MemoryError, torch.OutOfMemoryError)) or not isinstance(error, Exception):
             raise
         # If two passes raise it too, it is theirs.
@@ -124,34 +131,49 @@ def _parted(split: RowSplit, features: Any, batch: int, more: int) -> tuple[Any,
 def _telling_modes(modules: Sequence[nn.Module], split: RowSplit) -> Iterator[None]:
     """Inside, modules in training mode tell where their code reads that."""
     # Recurrent layers hand theirs to a function that takes none but true and false, and whose rule sees to it.
-    training = [module for module in modules if module.training and not isinstance(module, nn.RNNBase)]
-    if any(hasattr(type(module), "training") for module in training):
-        raise Unsplit("it has a mode of its own (`training`)")
-    mode = Mode.telling(split.read_mode)
+    training = [module for module in modules if module.training and type(module) not in _RECURRENT]
+    for module in training:
+        check_mode(module)
+    mode, told = Mode.telling(split.read_mode), set(training)
+
+    modes = [(module, module.__dict__["training"]) for module in modules if "training" in module.__dict__]
 
     def put_back() -> None:
-        for module in training:
-            if module.__dict__.get("training") is mode:
-                module.__dict__["training"] = True
+        for module, before in modes:
+            module.__dict__["training"] = before
 
-    with putting_back(put_back), telling_rows():
+    with putting_back(put_back), telling_rows(split.read, split.fail):
         for module in training:
             module.__dict__["training"] = mode
         yield
-        if any(module.__dict__.get("training") is not mode for module in training):
+        if any(module.__dict__.get("training") is not (mode if module in told else before) for module, before in modes):
             raise Unsplit("it changes its mode")
 
 
-def _drawn() -> tuple[Any, ...]:
-    """What another draw of Python's or NumPy's generators would change."""
+def _drawn(own: Sequence[nn.Module]) -> tuple[Any, ...]:
+    """What another draw of Python's or NumPy's generators would change, also of those that modules keep."""
     kind, keys, *rest = np.random.get_state()
-    return random.getstate(), kind, np.asarray(keys).tobytes(), *rest
+    kept = [pickle.dumps(generator) for generator in _generators(own)]
+    return random.getstate(), kept, kind, np.asarray(keys).tobytes(), *rest
 
 
-def _draw_again(state: tuple[Any, ...]) -> None:
-    python, kind, keys, *rest = state
+def _draw_again(state: tuple[Any, ...], own: Sequence[nn.Module]) -> None:
+    python, kept, kind, keys, *rest = state
     random.setstate(python)
     np.random.set_state((kind, np.frombuffer(keys, dtype=np.uint32), *rest))
+    for generator, before in zip(_generators(own), kept, strict=True):
+        then = pickle.loads(before)
+        if isinstance(generator, np.random.Generator):
+            generator.bit_generator.state = then.bit_generator.state
+        elif isinstance(generator, np.random.RandomState):
+            generator.set_state(then.get_state())
+        else:
+            generator.setstate(then.getstate())
+
+
+def _generators(own: Sequence[nn.Module]) -> list[Any]:
+    kinds = (np.random.Generator, np.random.RandomState, random.Random)
+    return [value for module in own for value in vars(module).values() if isinstance(value, kinds)]
 
 
 def what_runs(encoder: nn.Module, given: Given, rows: Mapping[int, Tensor], batch: int, more: int) -> Sequence[Any]:
@@ -167,11 +189,16 @@ def what_runs(encoder: nn.Module, given: Given, rows: Mapping[int, Tensor], batc
     runs = []
     with untouched(encoder, list(rows.values())), putting_back(Attributes(submodules(encoder)).put_back):
         for train, count in ((batch, batch), (0, max(more, 2))):
-            split = RowSplit(train, count, records=True)
+            split = RowSplit(train, count, Origins(submodules(encoder), leaves_of(given)), records=True)
             args, kwargs = mapped(partial(_placed, split, rows, count), given)
-            with _mode(encoder, split), split:
-                encoder(*args, **kwargs)
-            split.finish()
+            try:
+                with _mode(encoder, split), split:
+                    features = encoder(*args, **kwargs)
+            except (Unsplit, MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:  # of rows that no pass has, perhaps
+                raise split.failed or Unsplit(f"a look at it raises {type(error).__name__}: {error}") from error
+            split.finish(*flattened(features, is_leaf=is_opaque))
             runs.append(split.ran)
     if runs[0] != runs[1]:
         raise Unsplit(f"{READS}, and runs otherwise in eval mode")
@@ -184,10 +211,14 @@ def _placed(split: RowSplit, rows: Mapping[int, Tensor], count: int, leaf: Any) 
         return leaf
     more = rows[id(leaf)]
     source = leaf if split.train_rows else more.expand(count, *more.shape[1:]) if len(more) == 1 else more
-    return split.note(source.clone(), Layout(0))
+    return split.enters(source.clone(), ("rows", list(rows).index(id(leaf))))
 
 
 @contextmanager
 def _mode(encoder: nn.Module, split: RowSplit) -> Iterator[None]:
-    with telling_rows(), _telling_modes(submodules(encoder), split) if split.train_rows else evaluation(encoder):
+    if split.train_rows:
+        with _telling_modes(submodules(encoder), split):
+            yield
+        return
+    with telling_rows(split.read, split.fail), evaluation(encoder):
         yield

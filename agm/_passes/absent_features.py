@@ -1,8 +1,8 @@
 """Features of absent rows: their gradient, how long they are kept, and a warning where that gradient explodes."""
 
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from agm._inputs.absent import is_rows
 from agm._inputs.trees import leaves_of, mapped
 from agm._module_state.capture import is_recorded
+from agm._module_state.compiled import is_compiled
 from agm._module_state.hooks import ForwardHooks
 from agm._module_state.modules import submodules
 from agm._module_state.traces import Attributes
-from agm._module_state.undo import putting_back
+from agm._module_state.undo import Contexts, putting_back
 from agm._module_state.untouched import untouched
 
 __all__ = ["AbsentFeatures", "AbsentFeaturesState", "detached", "looking", "warn_if_amplified"]
@@ -103,20 +104,18 @@ def detached(tree: Any) -> Any:
     return mapped(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, tree)
 
 
-@contextmanager
-def looking(network: nn.Module, hooks: ForwardHooks | None) -> Iterator[None]:
+def looking(network: nn.Module, hooks: ForwardHooks | None) -> AbstractContextManager[None]:
     """Gradients that are looked at inside leave no trace: checkpoints run parts of forward again for them.
 
     Args:
         network: whose features have these gradients.
         hooks: of its modules; observers are not called.
     """
-    with ExitStack() as stack:
-        stack.enter_context(untouched(network, list(network.parameters())))
-        stack.enter_context(putting_back(Attributes(submodules(network)).put_back))
-        if hooks is not None:
-            stack.enter_context(hooks.acting_alone())
-        yield
+    return Contexts(
+        lambda: untouched(network, list(network.parameters())),
+        lambda: putting_back(Attributes(submodules(network)).put_back),
+        *([] if hooks is None else [hooks.acting_alone]),
+    )
 
 
 def warn_if_amplified(name: str, encoder: nn.Module, present: Iterable[Any], absent: Iterable[Any]) -> None:
@@ -130,6 +129,8 @@ def warn_if_amplified(name: str, encoder: nn.Module, present: Iterable[Any], abs
         encoder: its encoder.
         present, absent: features of rows, one tensor or more each.
     """
+    if any(map(is_compiled, submodules(encoder))):  # its backward may run once alone
+        return
     parameters = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
     norms = [_gradient(rows, parameters) for rows in (present, absent)]
     if None in norms:

@@ -108,7 +108,7 @@ class InterceptedPasses:
         return found
 
     def plan(self, subsets: int) -> list[Line]:
-        """The passes of a training step, after the first one, which may compare numbers."""
+        """The passes of a training step, unless a batch shows that they cannot be."""
         device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
         encoders, lines = self.encoders(), []
         chosen = self._choose(self._targets(), device)

@@ -262,7 +262,7 @@ class FactorisedPasses:
         return [(encoder, "forward", [name]) for name, encoder in self.encoders().items()]
 
     def plan(self, subsets: int) -> list[Line]:
-        """The passes of a training step with `subsets` masked subsets, if the numbers of the first agree."""
+        """The passes of a training step with `subsets` masked subsets, unless a batch shows that it cannot be."""
         device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
         lines = []
         for name, encoder in self.encoders().items():

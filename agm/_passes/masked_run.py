@@ -1,7 +1,8 @@
 """The masked pass of a network whose encoders are named by path."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,7 @@ from agm._lazy_rows.tensor import Deferred, Rows
 from agm._module_state.eval_mode import evaluation, mixes_samples
 from agm._module_state.hooks import ForwardHooks
 from agm._module_state.replace_forward import answering
+from agm._module_state.undo import Contexts
 from agm._passes.absent_features import looking, warn_if_amplified
 from agm._passes.encoder_calls import Answer, KnownCall, NeedsOrigins
 from agm._passes.encoder_recording import Handed, Recorder
@@ -27,16 +29,12 @@ if TYPE_CHECKING:
 __all__ = ["MaskedRun", "called_instead", "few_rows"]
 
 
-@contextmanager
-def called_instead(functions: Sequence[Recorder] | Sequence[Answer]) -> Iterator[None]:
+def called_instead(functions: Sequence[Recorder] | Sequence[Answer]) -> AbstractContextManager[None]:
     """Each encoder is called as one of these, its own."""
     methods: dict[str, dict[nn.Module, Callable[..., Any]]] = {}
     for function in functions:
         methods.setdefault(function.target.method, {})[function.target.owner] = function
-    with ExitStack() as stack:
-        for method, answers in methods.items():
-            stack.enter_context(answering(answers, method))
-        yield
+    return Contexts(*(partial(answering, answers, method) for method, answers in methods.items()))
 
 
 class MaskedRun:

@@ -13,6 +13,7 @@ import agm
 from agm._module_state.capture import is_capturing, is_recorded
 from agm._module_state.untouched import untouched
 from agm._module_state.values import kept_generators, kept_values
+from agm._one_pass.records import Origins
 from agm._one_pass.row_split import RowSplit
 from agm.shapley.weights import weights_on
 
@@ -185,7 +186,7 @@ def test_generators_of_a_gpu_are_not_read(captures: Callable[[], None]) -> None:
 
     captures()
     kept_generators(torch.device("cuda", 0))()
-    split = RowSplit(2, 4)
+    split = RowSplit(2, 4, Origins([], []))
     split.draws(OnGPU())  # type: ignore[arg-type]
     split.undo()
     with untouched(nn.BatchNorm1d(2), [torch.empty(2, device="meta")]):

@@ -64,7 +64,7 @@ def count_rows(layer: nn.Module, rows: list[int]) -> None:
     """Notes the rows of a layer's calls; a hook that only did that would see the joint pass alone."""
 
     def forward(x: Tensor) -> Tensor:
-        rows.append(int(x.shape[0]))
+        rows.append(x.shape[0])
         return type(layer).forward(layer, x)
 
     layer.forward = forward  # type: ignore[method-assign]

@@ -337,6 +337,7 @@ def given(make: Callable[[], nn.Module]) -> tuple[nn.Module, Tensor, Tensor]:
         shape = (5, 4)
         if isinstance(module, nn.MultiheadAttention):
             attention, module = module, nn.Identity()
+            module.attention = attention
             module.forward = lambda x: attention(x, x, x)[0]  # type: ignore[method-assign]
     return module, rows(BATCH, *shape), rows(BATCH + 1, *shape, seed=1)
 
