@@ -18,6 +18,7 @@ from agm._inputs.absent import Absent, batch_size
 from agm._inputs.arguments import Arguments, Modalities
 from agm._inputs.explained import explained
 from agm._inputs.learnt_absent import LearntAbsent
+from agm._module_state.capture import check_captured
 from agm._module_state.undo import all_or_nothing
 from agm._module_state.values import kept_generators, kept_surroundings, kept_values
 from agm._one_pass.choice import Passes
@@ -48,7 +49,12 @@ class AGM(nn.Module):
     and its own copy of the running statistics of batch norm. A forward that raises leaves the state and the modes of
     all submodules as they were.
 
-    The first batch verifies that named encoders see what they should, which reads from the device; no later step does.
+    The first batch verifies that named encoders see what they should, which reads from the device; no later step does,
+    so that any later one can be captured in a CUDA graph.
+
+    `torch.compile(model, fullgraph=True)` is one graph, and one more for other batch sizes. It has no single pass of an
+    encoder, no rows that are deferred, and no first batch that verifies anything: take a step before it is compiled.
+    What that loses is said in `agm.masked_logits`.
 
     The state dict has the network under `module.` and the modulation under `modulator.state.`;
     `model.module.state_dict()` is that of the plain network. An absent input that is learnt (a parameter, a module in
@@ -90,10 +96,12 @@ class AGM(nn.Module):
         absent_gradient: whether a gradient flows into an encoder through rows in which its modality is absent, as
             published. False: the features of an absent modality are constants of a step.
         absent_refresh: with masked="shared" and absent_gradient=False, of an absent input that does not change: its
-            features are computed in every so many steps only, and kept in between.
+            features are computed in every so many steps only, and kept in between; in a step that is compiled or
+            captured in a CUDA graph always.
         subsets: how many proper subsets a step may evaluate, at least 2 (M - 1): others are drawn in every step, as by
             `agm.sample_subsets`, and the responses are estimates. None: all 2**M - 2. A fusion that is a sum over the
-            modalities needs none and is exact. Compiled, the drawing breaks the graph.
+            modalities needs none and is exact. Compiled, the drawing breaks the graph; captured in a CUDA graph, it is
+            refused.
         seed: of the draws.
         start: first epoch that is modulated; set `epoch` then, also after resuming, for it is not in the state dict.
         stop: first epoch that no longer is; None for no end.
@@ -165,6 +173,7 @@ class AGM(nn.Module):
         peers = Peers(process_group)
         self._passes = MaskedPasses(network, self._options, peers)
         self._warned_of_classes = False
+        self._has_stepped = False
         if modalities is None:  # so that they stay these, whatever network takes this one's place
             self._options = replace(self._options, modalities=self._passes.modalities)
         self._target_name = _checked_target(network, target)
@@ -253,9 +262,12 @@ class AGM(nn.Module):
         self._check(arguments.inputs, target)
         if torch.compiler.is_compiling():
             return self._modulated(arguments, target, present)
+        check_captured(None if self.sampler is None else self.sampler.subsets, self._has_stepped)
         before = self._as_before()
         with all_or_nothing(kept_surroundings()), all_or_nothing(*before), explained(arguments.inputs):
-            return self._modulated(arguments, target, present)
+            output = self._modulated(arguments, target, present)
+        self._has_stepped = True
+        return output
 
     def _modulated(self, arguments: Arguments, target: Tensor | None, present: Tensor | None) -> Any:
         sample = None if self.sampler is None else self.sampler()
@@ -340,6 +352,7 @@ class AGM(nn.Module):
         """The masked passes of the network that is there now: the user may have put another in its place."""
         if self._passes.network is not self.module:
             kept = self._passes.absent_features
+            self._has_stepped = False
             self._passes = MaskedPasses(self.module, self._options, self.modulator.peers, absent_features=kept)
 
     def _check(self, inputs: Mapping[str, Any], target: Tensor | None) -> None:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 import agm
 
 torch.manual_seed(0)
-model = agm.AGM(AudioVisual(), tuple(ENCODERS), alpha=1.5)
+model = agm.AGM(AudioVisual(), tuple(ENCODERS), alpha=1.5, encoders=ENCODERS)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
 
 

@@ -1,10 +1,26 @@
 """Modules that torch.compile has been applied to."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from types import FunctionType
+from typing import Any, TypeVar
 
 from torch import nn
+from torch._C._dynamo import eval_frame
 
-__all__ = ["compiled_part", "is_compiled"]
+__all__ = ["compiled_part", "in_one_piece", "is_compiled"]
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def in_one_piece(function: _Function) -> _Function:
+    """A function that is a part of its caller's graph or, where that is broken inside, runs in eager mode as a whole.
+
+    Otherwise each function that it calls would be compiled by itself, some of them knowing that and some not.
+    """
+    assert isinstance(function, FunctionType)
+    skip = eval_frame._FrameAction.SKIP
+    eval_frame.set_code_exec_strategy(function.__code__, eval_frame._FrameExecStrategy(skip, skip))
+    return function
 
 
 def is_compiled(module: nn.Module) -> bool:

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from agm._module_state.capture import is_capturing
 from agm._module_state.undo import putting_back
 
 __all__ = ["untouched"]
 
 
 def untouched(module: nn.Module, inputs: Any) -> AbstractContextManager[None]:
-    """Buffers and random numbers are as before afterwards.
+    """Buffers and random numbers are as before afterwards; in a captured step not the random numbers of a GPU.
 
     Buffers are replaced rather than written to: an earlier forward may still have its backward before it.
 
@@ -42,6 +43,8 @@ def _generators(inputs: Any) -> dict[torch.device, Tensor]:
     """The state of the generators that a pass over the inputs may draw from."""
     devices = {leaf.device for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)}
     found = {torch.device("cpu"): torch.get_rng_state()}
+    if is_capturing():  # when no generator of a GPU can be read
+        return found
     for device in sorted(devices - found.keys(), key=str):
         found[device] = torch.get_device_module(device).get_rng_state(*_which(device))
     return found

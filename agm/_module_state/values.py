@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import _len_torch_function_stack, _pop_mode  # type: ignore[attr-defined]
 
+from agm._module_state.capture import is_capturing
 from agm._module_state.checkpoints import packing_hook
 from agm._module_state.eval_mode import written_buffers
 from agm._module_state.modules import submodules
@@ -29,6 +30,8 @@ def kept_values(network: nn.Module, state: Iterable[Tensor]) -> Callable[[], Non
         copies = _copies(own)
 
     def put_back() -> None:
+        if is_capturing():  # nothing has run
+            return
         with torch._C.DisableTorchFunction():  # a mode may be left on by an interrupt
             for buffer, copy in zip(own, copies, strict=True):
                 if not torch.equal(buffer, copy):
@@ -59,7 +62,7 @@ def kept_generators(*devices: torch.device) -> Callable[[], None]:
         (random.setstate, random.getstate()),
     ]
     for device in devices:
-        if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+        if device.type == "cuda" and not is_capturing():
             states.append((partial(torch.cuda.set_rng_state, device=device), torch.cuda.get_rng_state(device)))
 
     def put_back() -> None:

@@ -253,7 +253,8 @@ def versions(inputs: Any) -> list[tuple[int, int | None]]:
 
 def surroundings() -> tuple[Any, ...]:
     """What a checkpoint, a `no_grad` or an autocast inside the network changes."""
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    compiling = torch.compiler.is_compiling()  # a graph has its checkpoints as operations
+    hooks = None if compiling else torch._C._autograd._top_saved_tensors_default_hooks(True)
     return torch.is_grad_enabled(), hooks, autocasts()
 
 

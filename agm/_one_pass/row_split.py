@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from agm._module_state.capture import is_capturing
 from agm._module_state.checkpoints import packing_hook, reentrant_checkpoint
 from agm._one_pass.counters import Counters
 from agm._one_pass.layer_rules import LAYER_RULES
@@ -176,7 +177,7 @@ class RowSplit(TorchFunctionMode):
         """Random numbers are about to be drawn: what is undone can be drawn again."""
         if x.device in self._generators:
             return
-        if x.is_cuda and not torch.cuda.is_current_stream_capturing():
+        if x.is_cuda and not is_capturing():
             state = torch.cuda.get_rng_state(x.device)
             self._generators[x.device] = partial(torch.cuda.set_rng_state, state, x.device)
         elif not x.is_cuda:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from agm._inputs.absent import is_rows
 from agm._inputs.trees import leaves_of, mapped
+from agm._module_state.capture import is_recorded
 from agm._module_state.compiled import is_compiled
 from agm._module_state.hooks import ForwardHooks
 from agm._module_state.modules import submodules
@@ -40,8 +41,8 @@ class AbsentFeatures:
         self._kept: dict[str, tuple[list[object], Any]] = {}
 
     def begin(self) -> None:
-        """A step begins; compiled, every step computes them."""
-        if self._refresh == 1 or torch.compiler.is_compiling():
+        """A step begins; one that is compiled or captured computes them whenever it runs."""
+        if self._refresh == 1 or is_recorded():
             return
         if self._steps % self._refresh == 0:
             self._kept.clear()
@@ -50,10 +51,12 @@ class AbsentFeatures:
     @property
     def are_kept(self) -> bool:
         """Whether there are any from an earlier step."""
-        return bool(self._kept)
+        return bool(self._kept) and not is_recorded()
 
     def find(self, name: str, absent: Any) -> Any:
         """Features that were kept of a modality, of an absent input like this one; None if there are none."""
+        if is_recorded():
+            return None
         kept = self._kept.get(name)
         return kept[1] if kept is not None and kept[0] == _kind(absent) else None
 
@@ -61,7 +64,7 @@ class AbsentFeatures:
         """Keeps features for the next steps, if an absent input is one row that no sample changes."""
         rows = [leaf for leaf in leaves_of(absent) if is_rows(leaf)]
         constant = rows and all(leaf.shape[0] == 1 and not leaf.requires_grad for leaf in rows)
-        if self._refresh > 1 and not self.gradient and constant and not torch.compiler.is_compiling():
+        if self._refresh > 1 and not self.gradient and constant and not is_recorded():
             self._kept[name] = (_kind(absent), detached(features))
 
     def state(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from agm._inputs.rows import check_others, copied
 from agm._inputs.trees import leaves_of
 from agm._lazy_rows.decision import SHARDED, Deferral, found_deferral, some_subsets
 from agm._lazy_rows.tensor import CannotDefer, Rows, current, outcome
-from agm._module_state.compiled import compiled_part, is_compiled
+from agm._module_state.compiled import compiled_part, in_one_piece, is_compiled
 from agm._module_state.eval_mode import mixes_samples
 from agm._module_state.hooks import ForwardHooks
 from agm._module_state.modules import submodules
@@ -164,6 +164,7 @@ class InterceptedPasses:
                 "the network by itself."
             )
 
+    @in_one_piece
     def __call__(
         self,
         arguments: Arguments,
@@ -252,14 +253,14 @@ class InterceptedPasses:
         hooks: ForwardHooks | None,
     ) -> tuple[Any, list[Recorder]]:
         """The joint pass as it is, and what each encoder was called with."""
-        handed = Handed()
-        if not torch.compiler.is_compiling():
+        handed = Handed(is_compiled=torch.compiler.is_compiling())
+        if not handed.is_compiled:
             for bit, value in enumerate(arguments.inputs.values()):
                 for leaf in leaves_of(value):
                     handed.add(leaf, bit)
         recorders = [self._recorder(target, targets, choices, arguments, absent, handed) for target in targets]
         watched = nullcontext() if hooks is None else hooks.watched()
-        with watched, called_instead({recorder.target: recorder for recorder in recorders}):
+        with watched, called_instead(recorders):
             output = self.binding.call(arguments)
             self.outputs.logits(output)  # refused here, where it is the joint pass's
         for recorder in recorders:

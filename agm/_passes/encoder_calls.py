@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,13 +23,25 @@ from agm._passes.encoder_recording import Call, Handed, Recorder
 from agm._passes.encoder_rows import EncoderRows, along, changed_dims
 from agm._passes.origins import Origins
 
-__all__ = ["Answer", "NeedsOrigins"]
+__all__ = ["Answer", "KnownCall", "NeedsOrigins"]
 
 _NO_BITS: frozenset[int] = frozenset()
 
 
 class NeedsOrigins(RuntimeError):
     """An encoder is given rows of which it has to be known what they were computed from."""
+
+
+class KnownCall(NamedTuple):
+    """What an earlier step has found out about a call of an encoder.
+
+    Attributes:
+        name: its modality.
+        all_rows: whether it is given rows that others went into.
+    """
+
+    name: str
+    all_rows: bool
 
 
 class Answer:
@@ -50,6 +62,7 @@ class Answer:
         origins: what tensors were computed from; None: nobody follows that.
         other_rows: modalities whose encoder was given other rows in a masked pass than in the joint pass, though as far
             as one could see it was given its input.
+        known: in a compiled pass, what an eager step has found out about each call; None: the pass is not compiled.
         meeting: modalities in whose encoder rows may meet.
         absent_features: of rows in which a modality is absent.
         check: whether to look at the rows that are picked.
@@ -68,6 +81,7 @@ class Answer:
         extra_rows: bool,
         origins: Origins | None,
         other_rows: Collection[str],
+        known: Sequence[KnownCall] | None,
         meeting: Collection[str],
         absent_features: AbsentFeatures,
         check: bool,
@@ -87,6 +101,7 @@ class Answer:
         self.pending = list(reversed(recorder.calls))
         self.all_rows: list[str] = []  # modalities of which all rows were encoded
         self.other_rows: set[str] = set(other_rows)
+        self.known = known
         self.meeting = meeting
         self.absent_features = absent_features
         self.order: list[str] = []
@@ -102,6 +117,8 @@ class Answer:
         if len(leaves) != len(call.input_sizes):
             raise self._refusal("takes other arguments in the masked pass than in the joint pass")
         sources = [_Source.of(leaf, size, self.handed) for leaf, size in zip(leaves, call.input_sizes, strict=True)]
+        if self.known or (self.known is not None and any(source.is_unknown for source in sources)):
+            return self._as_known(self.known, call, leaves, structure, sources)
         bits = self._bits(leaves, sources)
         own = bits & self.target.names.keys()
         if len(own) != 1:
@@ -111,6 +128,24 @@ class Answer:
         bit = next(iter(own))
         self.order.append(self.target.names[bit])
         if bits - own - {EVERYWHERE}:
+            return self._all(call, leaves, structure, bit)
+        return self._few(call, leaves, structure, sources, bit)
+
+    def _as_known(
+        self, known: Sequence[KnownCall], call: Call, leaves: list[Any], structure: Any, sources: Sequence["_Source"]
+    ) -> Any:
+        """Answers a compiled call: by what an eager step has found out, since a graph does not show what rows are."""
+        index = len(self.recorder.calls) - len(self.pending) - 1
+        if index >= len(known):
+            if self.recorder.shared or not self.absent_features.gradient:
+                raise ValueError(
+                    f"Expected {self.target} to be given what forward is given where a step is compiled, but forward "
+                    "computes what it hands on, and which rows these are only an eager step can see. Take one training "
+                    "step with the model as it is before it is compiled, on two samples or more."
+                )
+            return self._all(call, leaves, structure, None)
+        bit = next(bit for bit, name in self.target.names.items() if name == known[index].name)
+        if known[index].all_rows:
             return self._all(call, leaves, structure, bit)
         return self._few(call, leaves, structure, sources, bit)
 
@@ -125,7 +160,7 @@ class Answer:
             self.other_rows.add(name)
         as_given = direct and call.direct == bit  # in both passes it is given what forward was, and nothing else
         shares = bit in self.shares and (self.recorder.shared or (as_given and call.is_whole))
-        if shares and self.recorder.shared:
+        if shares and self.recorder.shared and not self.handed.is_compiled:
             check_not_reentrant(str(self.target))
         batch = self.rows.batch
         own = any(source.few is not None and source.few.shape[0] == 2 * batch * source.fold for source in sources)
@@ -184,7 +219,7 @@ class Answer:
         if source.is_listed:
             assert size is not None
             return rows.pick_values(Samples(leaf), size[0] // rows.batch)
-        if source.few is not None:
+        if source.few is not None and self.known is None:  # `leaf` may have been written to, which no graph tells
             few, every = source.few, rows.batch * source.fold
             if source.bit == EVERYWHERE:  # an absent row has what its sample has
                 few = torch.cat([few[:every], few[:every]])
@@ -289,6 +324,11 @@ class _Source:
     fold: int = 1
     is_direct: bool = False
     is_listed: bool = False
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether nothing shows what its rows were computed from."""
+        return self.grows and self.bit is None and not self.is_listed
 
     @staticmethod
     def of(leaf: Any, joint: torch.Size | None, handed: Handed) -> "_Source":

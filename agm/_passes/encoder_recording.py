@@ -67,17 +67,29 @@ class Handed:
     """The tensors that forward is given in a pass, by identity: of which modality each is.
 
     Attributes:
+        is_compiled: whether the pass as a whole is compiled: it asks for no `id`, by which its graph would be guarded,
+            knows of no version, and has checkpoints as operations. An encoder that is compiled by itself is in a pass
+            that is not.
         of: id of a tensor -> (the tensor, what it was like, the bit of its modality, its few rows or None).
     """
 
+    is_compiled: bool = False
     of: dict[int, tuple[Tensor, object, int, Tensor | None]] = field(default_factory=dict)
 
     def add(self, tensor: Any, bit: int, few: Tensor | None = None) -> None:
         if isinstance(tensor, Tensor):
-            self.of[id(tensor)] = (tensor, _likeness(tensor), bit, few)
+            if self.is_compiled:
+                self.of[len(self.of)] = (tensor, None, bit, few)
+            else:
+                self.of[id(tensor)] = (tensor, _likeness(tensor), bit, few)
 
     def find(self, leaf: Any) -> tuple[int, Tensor | None] | None:
-        """The bit of a tensor that forward was given and nobody has written to, and its few rows."""
+        """The bit of a tensor that forward was given and nobody has written to, and its few rows.
+
+        A compiled pass cannot tell who has written to it, and must not take these few rows for it.
+        """
+        if self.is_compiled:
+            return next(((bit, few) for tensor, _, bit, few in self.of.values() if tensor is leaf), None)
         found = self.of.get(id(leaf))
         return None if found is None or found[0] is not leaf or found[1] != _likeness(leaf) else found[2:]
 
@@ -114,7 +126,7 @@ class Recorder:
         self.calls: list[Call] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.keeps and self.shared:
+        if self.keeps and self.shared and not self.handed.is_compiled:
             check_not_reentrant(str(self.target))
         direct, is_whole = self._direct((args, kwargs)), surroundings() == self.around
         with_rows = None if direct is None else self.calls_with.get(direct)

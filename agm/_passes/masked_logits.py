@@ -97,6 +97,13 @@ def masked_logits(
     functions run in eval mode, and later ones whether they still do. `passes` says what to do with it. An encoder in
     which rows may meet has its present rows and its absent ones by themselves.
 
+    Under `torch.compile` (fullgraph=True) a training step is one graph, however encoders are named. What is lost there:
+    every encoder has two passes ("exact"), or one and a pass for the absent row ("shared"); every subset is written out
+    from the features on, unless the network declares a sum; no batch is looked at. Of encoders that are named by path
+    a graph takes over what an eager step has found out, if there was one before it. If there was none, an encoder that
+    is given its modality's input is trusted to see rows of that alone; where forward computes what it hands on, all
+    rows are encoded ("exact"), or the call is refused ("shared").
+
     Args:
         network: a module whose forward takes the modalities by keyword, or by position in the order of `inputs` if
             it bears none of their names, and returns logits (B, C), or (B, ..., C).

@@ -19,8 +19,8 @@ from agm._module_state.hooks import ForwardHooks
 from agm._module_state.replace_forward import answering
 from agm._module_state.undo import Contexts
 from agm._passes.absent_features import looking, warn_if_amplified
-from agm._passes.encoder_calls import Answer, NeedsOrigins
-from agm._passes.encoder_recording import Handed, Recorder, Target
+from agm._passes.encoder_calls import Answer, KnownCall, NeedsOrigins
+from agm._passes.encoder_recording import Handed, Recorder
 from agm._passes.origins import Origins
 
 if TYPE_CHECKING:
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 __all__ = ["MaskedRun", "called_instead", "few_rows"]
 
 
-def called_instead(functions: Mapping[Target, Callable[..., Any]]) -> AbstractContextManager[None]:
-    """Each encoder is called as one of these."""
+def called_instead(functions: Sequence[Recorder] | Sequence[Answer]) -> AbstractContextManager[None]:
+    """Each encoder is called as one of these, its own."""
     methods: dict[str, dict[nn.Module, Callable[..., Any]]] = {}
-    for target, function in functions.items():
-        methods.setdefault(target.method, {})[target.owner] = function
+    for function in functions:
+        methods.setdefault(function.target.method, {})[function.target.owner] = function
     return Contexts(*(partial(answering, answers, method) for method, answers in methods.items()))
 
 
@@ -79,6 +79,8 @@ class MaskedRun:
             check: whether to look at the rows that encoders pick.
         """
         record = self.passes.record
+        if torch.compiler.is_compiling():
+            return self._run(rows, deferred, check, None)
         if not record.follows:
             try:
                 return self._run(rows, deferred, check, None)
@@ -88,13 +90,13 @@ class MaskedRun:
 
     def _run(self, rows: Rows, deferred: bool, check: bool, origins: Origins | None) -> Any:
         compiling = torch.compiler.is_compiling()
-        handed = Handed()
+        handed = Handed(is_compiled=compiling)
         place = _deferred if deferred else _written
 
         def handing(bit: int, few: Any) -> Any:
             def hand(leaf: Any) -> Any:
                 placed = place(rows, bit, leaf)
-                if not compiling and is_rows(leaf):
+                if is_rows(leaf):
                     handed.add(placed, bit, leaf)
                 return placed
 
@@ -107,7 +109,7 @@ class MaskedRun:
         elif self.extra_rows:
             everywhere = [True] * len(rows.subsets)
             others, rest = (combine(tree, tree, everywhere, rows.part) for tree in (others, rest))
-            for leaf in () if compiling else leaves_of((others, rest)):
+            for leaf in leaves_of((others, rest)):
                 handed.add(leaf, EVERYWHERE)
         answers = [
             Answer(
@@ -119,7 +121,8 @@ class MaskedRun:
                 mixes=self.passes.shared and bool(mixes_samples(recorder.target.owner)),
                 extra_rows=self.extra_rows,
                 origins=origins,
-                other_rows=self.passes.record.other_rows,
+                other_rows=() if compiling else self.passes.record.other_rows,
+                known=self._known_calls(recorder) if compiling else None,
                 meeting=self.passes.record.one_pass.mixes,
                 absent_features=self.passes.absent_features,
                 check=check,
@@ -130,16 +133,19 @@ class MaskedRun:
         network = self.passes.network
         with ExitStack() as stack:
             stack.enter_context(evaluation(network, self.hooks))
-            stack.enter_context(called_instead({answer.target: answer for answer in answers}))
+            stack.enter_context(called_instead(answers))
             if origins is not None:
                 for tensor, _, bit, _ in handed.of.values():
                     origins.note(tensor, frozenset((bit,)))
                 stack.enter_context(origins)
             output = self.passes.binding.call(Arguments(inputs, others, rest, placed))
             logits = self.passes.outputs.logits(output)
-        record = self.passes.record
         for answer in answers:
             answer.finish()
+        if compiling:  # a graph would be guarded by what it has found
+            return logits
+        record = self.passes.record
+        for answer in answers:
             if answer.examples and not self.passes.peers.together:
                 with looking(network, self.hooks):
                     for name, present, absent in answer.examples:
@@ -148,6 +154,12 @@ class MaskedRun:
             record.other_rows.update(answer.other_rows)
             record.order[str(answer.target)] = answer.order
         return logits
+
+    def _known_calls(self, recorder: Recorder) -> Sequence[KnownCall]:
+        """What an eager step has found out about each call of an encoder; none, if there was none that could."""
+        record = self.passes.record
+        order = record.order.get(str(recorder.target), []) if True in record.looked else []
+        return [KnownCall(name, name in record.all_rows) for name in order] if len(order) == len(recorder.calls) else []
 
 
 def _has_rows(*trees: Any) -> bool:

@@ -179,7 +179,8 @@ def _bits(subsets: tuple[int, ...], modalities: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _bits_on(device: torch.device, modalities: int) -> Tensor:
-    return _bits(tuple(range(1, 2**modalities)), modalities).to(device)
+    subsets = torch.arange(1, 2**modalities, device=device)
+    return (subsets.unsqueeze(1) >> torch.arange(modalities, device=device) & 1).float()
 
 
 def _moved(table: Tensor, device: torch.device) -> Tensor:

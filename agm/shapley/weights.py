@@ -52,14 +52,34 @@ def subset_weights(modalities: int, *, device: torch.device | str | None = None)
 @lru_cache(maxsize=64)
 def weights_on(device: torch.device, modalities: int) -> Tensor:
     """`subset_weights` without its checks, copied to a device once: the caller must not write to it."""
+    if torch.compiler.is_compiling():  # a graph with tensors of the host in it cannot become a CUDA graph
+        return _computed(device, modalities)
     return torch.tensor(_weights(modalities), dtype=torch.float64, device=device)
+
+
+def _computed(device: torch.device, modalities: int) -> Tensor:
+    """The same weights, of nothing that is on the host."""
+    subsets = torch.arange(1, 2**modalities, device=device)
+    holds = (subsets >> torch.arange(modalities, device=device).unsqueeze(1) & 1).bool()
+    sizes = holds.sum(0)
+    inside, outside = _by_size(modalities)
+    weights = torch.zeros(holds.shape, dtype=torch.float64, device=device)
+    for size in range(modalities):
+        weights = torch.where(holds & (sizes == size + 1), inside[size], weights)
+        weights = torch.where(~holds & (sizes == size), outside[size], weights)
+    return weights
+
+
+def _by_size(modalities: int) -> tuple[list[float], list[float]]:
+    """Weights of the subsets with the modality, of 1 to M, and of those without it, of 0 to M - 1."""
+    total = factorial(modalities)
+    inside = [factorial(k - 1) * factorial(modalities - k) / total for k in range(1, modalities + 1)]
+    return inside, [-factorial(k) * factorial(modalities - k - 1) / total for k in range(modalities)]
 
 
 @lru_cache(maxsize=MAX_MODALITIES)
 def _weights(modalities: int) -> list[list[float]]:
-    total = factorial(modalities)
-    inside = [factorial(k - 1) * factorial(modalities - k) / total for k in range(1, modalities + 1)]
-    outside = [-factorial(k) * factorial(modalities - k - 1) / total for k in range(modalities)]
+    inside, outside = _by_size(modalities)
     subsets = range(1, 2**modalities)
     return [
         [inside[s.bit_count() - 1] if s >> m & 1 else outside[s.bit_count()] for s in subsets]

@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 NEEDS = {"with_lightning": "lightning", "with_accelerate": "accelerate", "with_transformers": "transformers"}
 SAYS = {
     "mixed_precision": r"steps (\d+), overflowed [1-9]",
     "compiled": r"loss [01]\.\d+, steps 24\b",
+    "cuda_graph": r"loss [01]\.\d+, steps 11\b" if torch.cuda.is_available() else r"needs a GPU, and there is none",
     "with_lightning": r"steps 24\b.*coefficient",
     "with_accelerate": r"loss [01]\.\d+, steps 24, kappa \d",
     "with_transformers": r"steps 30\b.*coefficient",
