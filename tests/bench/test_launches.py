@@ -12,7 +12,7 @@ from bench.networks import NETWORKS, Encoder, Network
 
 def resnets() -> Network:
     """Two ResNet-18, as in AV-MNIST, on small images."""
-    encoders = tuple(Encoder(name, (1, 33, 33), lambda pool: agm.models.ResNet18(1)) for name in ("audio", "image"))
+    encoders = tuple(Encoder(name, (1, 17, 17), lambda pool: agm.models.ResNet18(1)) for name in ("audio", "image"))
     return replace(NETWORKS["av-mnist"], encoders=encoders)
 
 
