@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import agm
+from agm._one_pass.choice import choose
 from agm.models import (
     EarlyFusion,
     FiLMFusion,
@@ -278,7 +279,7 @@ def dropping(width: int) -> nn.Module:
     [
         (normed, "one", [2 * BATCH + 1], [BATCH + 1]),
         (normed, "two", [BATCH, BATCH + 1], [BATCH, 1]),
-        (normed, "auto", [2 * BATCH + 1], [BATCH + 1]),
+        (normed, "auto", [BATCH, BATCH + 1], [BATCH, 1]),
         (dropping, "one", [2 * BATCH + 1], [BATCH + 1]),
         (dropping, "two", [BATCH, BATCH + 1], [BATCH, 1]),
         (dropping, "auto", [2 * BATCH + 1], [BATCH + 1]),
@@ -333,13 +334,13 @@ PATHS = {"audio": "audio_net", "visual": "visual_net"}
     [
         (normed, "exact", "one", [2 * BATCH + 1]),
         (normed, "exact", "two", [BATCH, BATCH + 1]),
-        (normed, "exact", "auto", [2 * BATCH + 1]),
+        (normed, "exact", "auto", [BATCH, BATCH + 1]),
         (dropping, "exact", "auto", [2 * BATCH + 1]),
         (plain, "exact", "one", [BATCH + 1]),
         (plain, "exact", "two", [BATCH, BATCH + 1]),
         (plain, "exact", "auto", [BATCH + 1]),
         (normed, "shared", "one", [BATCH + 1]),
-        (normed, "shared", "auto", [BATCH + 1]),
+        (normed, "shared", "auto", [BATCH, 1]),
         (dropping, "shared", "auto", [BATCH + 1]),
         (dropping, "shared", "two", [BATCH, 1]),
         (plain, "shared", "auto", [BATCH + 1]),
@@ -453,7 +454,7 @@ class TestRowsThatMeet:
         if not extra:
             model = agm.AGM(network, passes="auto")
             model(**vectors(0), target=target())
-            assert encoded(model) == [SPLIT, TWO]
+            assert encoded(model) == [TWO, TWO]
             assert "over the dimension of the rows" in why(model, "visual")
             assert agm.verify(model, vectors(0), target()).ok  # present rows and the absent one do not meet
 
@@ -549,8 +550,8 @@ class TestPlan:
     @pytest.mark.parametrize(
         ("masked", "found"),
         [
-            ("exact", {"one": [SPLIT, JOINED], "two": [TWO, TWO], "auto": [SPLIT, JOINED]}),
-            ("shared", {"one": [JOINED, JOINED], "two": [SHARED, SHARED], "auto": [JOINED, JOINED]}),
+            ("exact", {"one": [SPLIT, JOINED], "two": [TWO, TWO], "auto": [TWO, JOINED]}),
+            ("shared", {"one": [JOINED, JOINED], "two": [SHARED, SHARED], "auto": [SHARED, JOINED]}),
         ],
     )
     def test_in_words(self, masked: Any, found: dict[Any, list[tuple[str, ...]]]) -> None:
@@ -569,7 +570,11 @@ class TestPlan:
         part = agm.AGM(Pair(plain), ("audio", "visual"), encoders={"visual": "visual_net"})
         assert encoded(part) == [JOINED]
         shared = agm.AGM(Pair(normed), ("audio", "visual"), encoders=PATHS, masked="shared")
-        assert encoded(shared) == [JOINED, JOINED]
+        assert encoded(shared) == [SHARED, SHARED]
+
+    def test_auto_splits_rows_on_cuda(self) -> None:
+        assert choose("audio", normed(4), "auto", torch.device("cuda")).how == "split"
+        assert choose("audio", normed(4), "auto", torch.device("cuda"), shared=True).how == "joined"
 
 
 class TestLayersInCommon:
