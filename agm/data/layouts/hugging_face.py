@@ -12,10 +12,9 @@ from torch import Tensor
 from agm.data.layouts.choices import Choice
 from agm.data.layouts.extras import needed
 from agm.data.layouts.fields import decode_field, field_options
-from agm.data.layouts.layout import Layout, Part, Sample
+from agm.data.layouts.layout import Part, Sample
 from agm.data.layouts.lists import classes_of
-from agm.data.layouts.pictures import IMAGENET, Scale
-from agm.data.layouts.splits import completed
+from agm.data.layouts.own_splits import OwnSplits
 
 __all__ = ["HuggingFace", "RowDecoder"]
 
@@ -105,7 +104,7 @@ class RowDecoder:
         return found[0]
 
 
-class HuggingFace(Layout):
+class HuggingFace(OwnSplits):
     """A folder of `Dataset.save_to_disk` or `DatasetDict.save_to_disk`. Its rows are mapped from the disk.
 
     `read` gives images (3, 224, 224) float32, sounds by the front end of the option `audio`, arrays as they are, and
@@ -115,10 +114,6 @@ class HuggingFace(Layout):
     name = "hugging-face"
     title = "a dataset of Hugging Face"
     source = "datasets.save_to_disk"
-    schemes: ClassVar[Mapping[str, str]] = {
-        "clean": "the set's own splits; where validation or test is missing, a tenth of train is held out",
-        "authors": "the set's own splits",
-    }
     options: ClassVar[Mapping[str, Choice]] = {
         "columns": Choice("", "names of the modalities, with commas between", "names with commas between", str),
         "label": Choice("", "the column of labels", "the name of a column", str),
@@ -133,9 +128,7 @@ class HuggingFace(Layout):
         columns = [name.strip() for name in self.chosen["columns"].split(",") if name.strip()]
         first = next(iter(self._tables.values()))
         self._decoder = RowDecoder(first.features, columns, self.chosen["label"])
-        self.modalities = tuple(self._decoder.kinds)
-        images = [name for name, kind in self._decoder.kinds.items() if kind == "image"]
-        self.pictures: Mapping[str, Scale] = dict.fromkeys(images, IMAGENET)  # type: ignore[misc]
+        self._take(self._decoder.kinds)
         labels = {split: self._labels(split) for split in self._tables}
         names = self._decoder.class_names or classes_of(label for listed in labels.values() for label in listed)
         self.class_names = names
@@ -179,9 +172,6 @@ class HuggingFace(Layout):
         if names:
             return [names[int(value)] if 0 <= int(value) < len(names) else str(value) for value in values]
         return ["" if value is None or value != value else str(value) for value in np.asarray(values).tolist()]
-
-    def _arrange(self, scheme: str) -> dict[str, list[Sample]]:
-        return completed(self.listed()) if scheme == "clean" else self.listed()
 
     def _read(self, sample: Sample, training: bool, generator: torch.Generator | None) -> dict[str, Tensor]:
         split = sample.extra

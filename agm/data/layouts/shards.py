@@ -16,11 +16,11 @@ from torch import Tensor
 from agm.data._files import open_ordinary, text_of
 from agm.data.layouts.choices import Choice
 from agm.data.layouts.fields import decode_array, decode_field, field_options
-from agm.data.layouts.layout import Layout, Part, Sample
+from agm.data.layouts.layout import Part, Sample
 from agm.data.layouts.lists import classes_of, read_rows
-from agm.data.layouts.pictures import IMAGENET, IMAGES, Scale
+from agm.data.layouts.own_splits import OwnSplits
+from agm.data.layouts.pictures import IMAGES
 from agm.data.layouts.sound import SOUNDS
-from agm.data.layouts.splits import completed
 
 __all__ = ["Shards", "decode_entries", "label_in", "modality_of", "shards_of"]
 
@@ -136,7 +136,7 @@ def decode_entries(
     return made
 
 
-class Shards(Layout):
+class Shards(OwnSplits):
     """A folder of tar files, train-000000.tar ... and test-000000.tar, or in folders of these names.
 
     A sample's label stands in its .cls entry or in its .json under the key of the option `label`: a class index, or
@@ -147,10 +147,6 @@ class Shards(Layout):
     name = "webdataset"
     title = "a WebDataset"
     source = "shards in tar files"
-    schemes: ClassVar[Mapping[str, str]] = {
-        "clean": "the set's own splits; where validation or test is missing, a tenth of train is held out",
-        "authors": "the set's own splits",
-    }
     options: ClassVar[Mapping[str, Choice]] = {
         "label": Choice("label", "the key of the label in .json entries", "the name of a key", str),
         **field_options(),
@@ -166,9 +162,7 @@ class Shards(Layout):
         for split, paths in shards_of(self.root).items():
             for path in paths:
                 self._index(path, split or "train", found, endings)
-        self.modalities = tuple(endings)
-        images = [name for name, kind in endings.items() if kind == "image"]
-        self.pictures: Mapping[str, Scale] = dict.fromkeys(images, IMAGENET)  # type: ignore[misc]
+        self._take(endings)
         names = self._class_names([label for *_, label in found])
         self.class_names = tuple(names)
         for split, path, entries, label in found:
@@ -203,9 +197,6 @@ class Shards(Layout):
         if path is not None:
             return [" ".join(cells) for _, cells in read_rows(path, "\n")]
         return list(classes_of(labels))
-
-    def _arrange(self, scheme: str) -> dict[str, list[Sample]]:
-        return completed(self.listed()) if scheme == "clean" else self.listed()
 
     def _read(self, sample: Sample, training: bool, generator: torch.Generator | None) -> dict[str, Tensor]:
         path = sample.files["shard"]
