@@ -123,7 +123,7 @@ def choose(
         reason = "it is compiled, and nobody can look into a graph"
     if depends and reason is None:
         reason = unsplit()
-    reason = reason or _why_not(encoder, device)
+    reason = reason or _why_not(encoder, modules, device)
     if reason is None and depends and passes == "auto" and device.type != "cuda" and any(map(_is_norm, modules)):
         reason = f"one pass through norms is not always faster on {device}"
     if reason is not None:
@@ -164,7 +164,7 @@ def in_common(network: nn.Module, encoders: Mapping[str, nn.Module], name: str) 
     return "it has layers in common with the rest of the network" if tied else None
 
 
-def _why_not(encoder: nn.Module, device: torch.device) -> str | None:
+def _why_not(encoder: nn.Module, modules: Sequence[nn.Module], device: torch.device) -> str | None:
     """What can be told against one pass before anything runs."""
     if torch.compiler.is_compiling():
         return "torch.compile traces two passes"
@@ -172,7 +172,7 @@ def _why_not(encoder: nn.Module, device: torch.device) -> str | None:
         return "without numbers nothing can be verified"
     if any(_GLOBAL_HOOKS):
         return "hooks on all modules would see train rows and eval rows as one batch"
-    for layer in submodules(encoder):
+    for layer in modules:
         reason = _against(layer)
         if reason is not None:
             name = path_of(layer, encoder)

@@ -18,19 +18,16 @@ from agm.ops.dropout_rows import dropout_rows
 if TYPE_CHECKING:
     from agm._one_pass.row_split import RowSplit
 
-__all__ = ["attend", "heads"]
+__all__ = ["OF_HEADS", "attend", "heads"]
 
-_NAMES = tuple(inspect.signature(F.multi_head_attention_forward).parameters)
-_DEFAULTS = {
-    name: one.default
-    for name, one in inspect.signature(F.multi_head_attention_forward).parameters.items()
-    if one.default is not one.empty
-}
+_PARAMETERS = inspect.signature(F.multi_head_attention_forward).parameters
+OF_HEADS = tuple(_PARAMETERS)  # names of the arguments, in their order
+_DEFAULTS = {name: one.default for name, one in _PARAMETERS.items() if one.default is not one.empty}
 
 
 def heads(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """The rule of `multi_head_attention_forward`, of (length, rows, width)."""
-    given = {**_DEFAULTS, **dict(zip(_NAMES, args, strict=False)), **kwargs}
+    given = {**_DEFAULTS, **dict(zip(OF_HEADS, args, strict=False)), **kwargs}
     query, key, value = given["query"], given["key"], given["value"]
     padding, mask = given["key_padding_mask"], given["attn_mask"]
     if any(one.dim() != 3 or split.of(one) != Layout(1) for one in (query, key, value)):

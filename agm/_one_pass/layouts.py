@@ -2,11 +2,13 @@
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
+
+from agm._module_state.undo import putting_back
 
 __all__ = ["Layout", "Meeting", "Mode", "RowCount", "Unsplit", "reshaped", "telling_rows"]
 
@@ -62,8 +64,7 @@ class _Pass(threading.local):
 _pass = _Pass()
 
 
-@contextmanager
-def telling_rows(read: Callable[[], None], fail: Callable[[Unsplit], Unsplit]) -> Iterator[None]:
+def telling_rows(read: Callable[[], None], fail: Callable[[Unsplit], Unsplit]) -> AbstractContextManager[None]:
     """Inside, the number of rows is no number; what is left of it elsewhere is one.
 
     Args:
@@ -71,11 +72,14 @@ def telling_rows(read: Callable[[], None], fail: Callable[[Unsplit], Unsplit]) -
         fail: notes what is raised, which code may catch.
     """
     before = _pass.read, _pass.fail
-    _pass.read, _pass.fail = read, fail
-    try:
-        yield
-    finally:
+
+    def tell() -> None:
+        _pass.read, _pass.fail = read, fail
+
+    def put_back() -> None:
         _pass.read, _pass.fail = before
+
+    return putting_back(put_back, tell)
 
 
 class RowCount(torch.SymInt):

@@ -23,6 +23,9 @@ __all__ = ["MODE_RULES", "TWICE"]
 TWICE = "a norm of it is called twice, which in eval mode has the statistics of the last call"
 
 
+_OF_NORM = ("input", "running_mean", "running_var", "weight", "bias")
+
+
 def _check_norm(split: RowSplit, func: Callable[..., Any], given: dict[str, Any], plain: Callable[..., Any]) -> None:
     """That it is the function of `torch.nn.functional`, whose arguments come in that order, and has rows once.
 
@@ -38,8 +41,7 @@ def _check_norm(split: RowSplit, func: Callable[..., Any], given: dict[str, Any]
 
 
 def _batch_norm(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-    given = _named(names, args, kwargs)
+    given = _named((*_OF_NORM, "training", "momentum", "eps"), args, kwargs)
     mean, var = given.get("running_mean"), given.get("running_var")
     _check_norm(split, func, given, F.batch_norm)
     if not given.get("training"):
@@ -58,8 +60,7 @@ def _batch_norm(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], 
 
 
 def _instance_norm(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    names = ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps")
-    given = _named(names, args, kwargs)
+    given = _named((*_OF_NORM, "use_input_stats", "momentum", "eps"), args, kwargs)
     mean, var = given.get("running_mean"), given.get("running_var")
     _check_norm(split, func, given, F.instance_norm)
     if not given.get("use_input_stats", True) or mean is None or var is None:  # of each sample by itself
@@ -97,7 +98,7 @@ def _dropout(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], kwa
     train = split.train_rows * (x.shape[layout.dim] // split.rows)
     if not x.is_contiguous() and (train == 1 or 0 in x.stride()):
         raise Unsplit(f"it gives `{name}` elements whose order in memory may be another one in two passes")
-    split.draws(first_of(args, kwargs))
+    split.draws(x)
     in_place = name.endswith("_") or argument(args, kwargs, 3, "inplace", False)
     if in_place:
         func(x.narrow(layout.dim, 0, train), *args[1:], **{k: v for k, v in kwargs.items() if k != "input"})
@@ -133,7 +134,7 @@ def _attention(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], k
         return split.note(result, Layout(result.dim() - right, outer))
     if outer != 1 or dim != 0 or split.of(given["query"]) is None:
         raise meet("it attends to rows that are not in the first dimension")
-    split.draws(first_of(args, kwargs))
+    split.draws(given["query"])
     options = {key: value for key, value in given.items() if key not in _OF_ATTENTION}
     return split.note(attend(split, tensors, given["dropout_p"], **options), Layout(0))
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agm._module_state.traces import is_own
+from agm._one_pass.heads import OF_HEADS
 from agm._one_pass.layouts import Mode, RowCount, Unsplit
 from agm._one_pass.rules import tensors_in
 
@@ -133,14 +132,13 @@ def _told(value: Any, origins: Origins, rows: int = 0) -> Any:
     return value if value is None or isinstance(value, _VALUES) else _Same(value)
 
 
-_OF_HEADS = tuple(inspect.signature(F.multi_head_attention_forward).parameters)
 # Places of what eval mode gives otherwise, to which the rules of these functions see.
 _OF_MODE: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("batch_norm", "instance_norm", "lstm", "gru", "rnn_tanh", "rnn_relu"), (5, 6)),
     **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "dropout_"), (1, 2)),
     **dict.fromkeys(("feature_alpha_dropout", "feature_dropout", "alpha_dropout_"), (1, 2)),
     "scaled_dot_product_attention": (4,),
-    "multi_head_attention_forward": (_OF_HEADS.index("dropout_p"), _OF_HEADS.index("training")),
+    "multi_head_attention_forward": (OF_HEADS.index("dropout_p"), OF_HEADS.index("training")),
     "rrelu": (3,),
 }
 _NAMES_OF_MODE = frozenset(("training", "train", "p", "dropout_p", "momentum", "use_input_stats"))

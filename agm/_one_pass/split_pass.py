@@ -2,8 +2,8 @@
 
 import pickle
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from agm._inputs.trees import flattened, leaves_of, mapped, unflattened
 from agm._module_state.eval_mode import evaluation
 from agm._module_state.modules import submodules
 from agm._module_state.traces import Attributes, is_own
-from agm._module_state.undo import putting_back
+from agm._module_state.undo import Contexts, putting_back
 from agm._module_state.untouched import untouched
 from agm._one_pass.layouts import Mode, RowCount, Unsplit, telling_rows
 from agm._one_pass.own_modes import check_mode
@@ -75,16 +75,15 @@ def split_pass(
 
     args, kwargs = mapped(join, given)
     try:
-        with _telling_modes(modules, split), split:
-            features = encoder(*args, **kwargs)
-        split.finish(*flattened(features, is_leaf=is_opaque))
+        features, structure = _run(encoder, modules, args, kwargs, split)
+        split.finish(features, structure)
         if any(module._forward_hooks or module._forward_pre_hooks for module in modules):
             raise Unsplit("it registers hooks")
         if attributes.have_changed():
             raise Unsplit("it keeps something in its attributes")
         if own and drawn != _drawn(own):
             raise Unsplit("it draws random numbers of Python or NumPy")
-        parted = _parted(split, features, batch, more)
+        parted = _parted(split, features, structure)
         for leaf, both in joined.values():
             if both._version:  # what the encoder has written to its input is seen by others too
                 leaf.copy_(both[:batch])
@@ -108,8 +107,18 @@ def _without_hooks(modules: Sequence[nn.Module]) -> None:
             hooks.clear()
 
 
-def _parted(split: RowSplit, features: Any, batch: int, more: int) -> tuple[Any, Any]:
-    leaves, structure = flattened(features, is_leaf=is_opaque)
+def _run(
+    encoder: nn.Module, modules: Sequence[nn.Module], args: Any, kwargs: Any, split: RowSplit
+) -> tuple[list[Any], Any]:
+    """Leaves of the features, and their structure."""
+    modes = _Modes(modules, split)
+    with modes.told(), split:
+        features = encoder(*args, **kwargs)
+        modes.check()
+    return flattened(features, is_leaf=is_opaque)
+
+
+def _parted(split: RowSplit, leaves: Sequence[Any], structure: Any) -> tuple[Any, Any]:
     first, others = [], []
     for leaf in leaves:
         if isinstance(leaf, Tensor) and leaf.dim():
@@ -127,27 +136,47 @@ def _parted(split: RowSplit, features: Any, batch: int, more: int) -> tuple[Any,
     return unflattened(first, structure), unflattened(others, structure)
 
 
-@contextmanager
-def _telling_modes(modules: Sequence[nn.Module], split: RowSplit) -> Iterator[None]:
-    """Inside, modules in training mode tell where their code reads that."""
-    # Recurrent layers hand theirs to a function that takes none but true and false, and whose rule sees to it.
-    training = [module for module in modules if module.training and type(module) not in _RECURRENT]
-    for module in training:
-        check_mode(module)
-    mode, told = Mode.telling(split.read_mode), set(training)
+class _Modes:
+    """Modules in training mode that tell where their code reads that.
 
-    modes = [(module, module.__dict__["training"]) for module in modules if "training" in module.__dict__]
+    Raises:
+        Unsplit: one has a mode of its own.
+    """
 
-    def put_back() -> None:
-        for module, before in modes:
-            module.__dict__["training"] = before
-
-    with putting_back(put_back), telling_rows(split.read, split.fail):
+    def __init__(self, modules: Sequence[nn.Module], split: RowSplit) -> None:
+        # Recurrent layers hand theirs to a function that takes none but true and false, and whose rule sees to it.
+        training = [module for module in modules if module.training and type(module) not in _RECURRENT]
         for module in training:
-            module.__dict__["training"] = mode
-        yield
-        if any(module.__dict__.get("training") is not (mode if module in told else before) for module, before in modes):
-            raise Unsplit("it changes its mode")
+            check_mode(module)
+        self._split = split
+        self._telling = Mode.telling(split.read_mode)
+        self._told = set(training)
+        self._before = [(module, module.__dict__["training"]) for module in modules if "training" in module.__dict__]
+
+    def told(self) -> AbstractContextManager[None]:
+        """Inside, they tell, and so do the numbers of rows."""
+        return Contexts(
+            lambda: putting_back(self._put_back, self._tell),
+            lambda: telling_rows(self._split.read, self._split.fail),
+        )
+
+    def check(self) -> None:
+        """That they are as they were, inside.
+
+        Raises:
+            Unsplit: code has changed a mode.
+        """
+        for module, before in self._before:
+            if module.__dict__.get("training") is not (self._telling if module in self._told else before):
+                raise Unsplit("it changes its mode")
+
+    def _tell(self) -> None:
+        for module in self._told:
+            module.__dict__["training"] = self._telling
+
+    def _put_back(self) -> None:
+        for module, before in self._before:
+            module.__dict__["training"] = before
 
 
 def _drawn(own: Sequence[nn.Module]) -> tuple[Any, ...]:
@@ -186,19 +215,23 @@ def what_runs(encoder: nn.Module, given: Given, rows: Mapping[int, Tensor], batc
     """
     if batch < 2:
         raise Unsplit(f"{READS}, and of one sample nothing can be told")
-    runs = []
-    with untouched(encoder, list(rows.values())), putting_back(Attributes(submodules(encoder)).put_back):
+    modules, runs = submodules(encoder), []
+    with untouched(encoder, list(rows.values())), putting_back(Attributes(modules).put_back):
         for train, count in ((batch, batch), (0, max(more, 2))):
-            split = RowSplit(train, count, Origins(submodules(encoder), leaves_of(given)), records=True)
+            split = RowSplit(train, count, Origins(modules, leaves_of(given)), records=True)
             args, kwargs = mapped(partial(_placed, split, rows, count), given)
             try:
-                with _mode(encoder, split), split:
-                    features = encoder(*args, **kwargs)
+                if train:
+                    features, structure = _run(encoder, modules, args, kwargs, split)
+                else:
+                    with telling_rows(split.read, split.fail), evaluation(encoder), split:
+                        output = encoder(*args, **kwargs)
+                    features, structure = flattened(output, is_leaf=is_opaque)
             except (Unsplit, MemoryError, torch.OutOfMemoryError):
                 raise
             except Exception as error:  # of rows that no pass has, perhaps
                 raise split.failed or Unsplit(f"a look at it raises {type(error).__name__}: {error}") from error
-            split.finish(*flattened(features, is_leaf=is_opaque))
+            split.finish(features, structure)
             runs.append(split.ran)
     if runs[0] != runs[1]:
         raise Unsplit(f"{READS}, and runs otherwise in eval mode")
@@ -212,13 +245,3 @@ def _placed(split: RowSplit, rows: Mapping[int, Tensor], count: int, leaf: Any) 
     more = rows[id(leaf)]
     source = leaf if split.train_rows else more.expand(count, *more.shape[1:]) if len(more) == 1 else more
     return split.enters(source.clone(), ("rows", list(rows).index(id(leaf))))
-
-
-@contextmanager
-def _mode(encoder: nn.Module, split: RowSplit) -> Iterator[None]:
-    if split.train_rows:
-        with _telling_modes(submodules(encoder), split):
-            yield
-        return
-    with telling_rows(split.read, split.fail), evaluation(encoder):
-        yield
