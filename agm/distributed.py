@@ -111,12 +111,6 @@ class Peers:
     def together(self) -> bool:
         return self.group is not None
 
-    @property
-    def has_all(self) -> bool:
-        """Whether the group has all processes there are, more than one."""
-        group = self.group
-        return group is not None and distributed.get_world_size(group) == distributed.get_world_size()
-
     def least(self, value: int, device: torch.device) -> int:
         """The smallest value that a process has. It waits for all of them and for the device.
 

@@ -6,7 +6,7 @@ for that pass: from the rows that they are given they pick the present ones and 
 and answer with the features put in place for every row.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -130,7 +130,6 @@ class InterceptedPasses:
                 "the encoders (network.audio_net.compile()), or give it `encoders` and `fuse` and compile the model."
             )
         self._check_apart(targets)
-        encoders = {name: target.owner for target in targets for name in target.names.values()}
         found = {}
         for target in targets:
             for bit, name in target.names.items():
@@ -138,13 +137,17 @@ class InterceptedPasses:
                     reason = _TOWER if len(target.names) > 1 else _METHOD
                     found[bit] = apart(name, self.passes, reason, shared=self.shared)
                     continue
-                unsplit = partial(in_common, self.network, encoders, name)
+                unsplit = self._unsplit(targets, name)
                 depends = name in self.record.one_pass.depends
                 choice = choose(name, target.owner, self.passes, device, unsplit, shared=self.shared, depends=depends)
                 if choice.is_one and name in self.record.other_rows:
                     choice = apart(name, self.passes, _OTHER_ROWS, shared=self.shared)
                 found[bit] = choice
         return found
+
+    def _unsplit(self, targets: Sequence[Target], name: str) -> Callable[[], str | None]:
+        encoders = {own: target.owner for target in targets for own in target.names.values()}
+        return partial(in_common, self.network, encoders, name)
 
     def _check_apart(self, targets: Sequence[Target]) -> None:
         """That no layer puts rows of several subsets together; shared encoders see nothing but absent rows.
@@ -289,7 +292,6 @@ class InterceptedPasses:
             if reason is not None:
                 without[bit] = reason
             elif choice.is_one and not kept:
-                encoders = {name: one.owner for one in targets for name in one.names.values()}
                 calls[bit] = JointCall(
                     name,
                     target.owner,
@@ -298,7 +300,7 @@ class InterceptedPasses:
                     rows,
                     shared=self.shared,
                     keeps=True,
-                    unsplit=partial(in_common, self.network, encoders, name),
+                    unsplit=self._unsplit(targets, name),
                     passes=self.passes,
                     known=self.record.one_pass,
                 )
