@@ -14,7 +14,7 @@ __all__ = ["FURTHER", "Answers", "further_figures", "task_of_figures"]
 
 # Figures of the joint logits beside accuracy and loss.
 FURTHER: dict[Task, tuple[str, ...]] = {
-    "classes": (),
+    "classes": ("macro_f1",),
     "labels": ("micro_f1", "macro_f1"),
     "numbers": ("mae", "correlation"),
 }
@@ -65,17 +65,19 @@ class Answers:
 def further_figures(logits: Tensor, target: Tensor) -> dict[str, float]:
     """Of the joint logits (N, C) of a whole split: the figures that `FURTHER` names for the task.
 
-    F1 of labels, 2 TP / (2 TP + FP + FN): "micro_f1" of all labels together, "macro_f1" the mean over them, 0 for a
-    label that neither is there nor is named. "mae" is the mean absolute error, "correlation" Pearson's, averaged over
-    the numbers; 0 where one of the two sides does not vary.
+    F1 of labels and classes, 2 TP / (2 TP + FP + FN): "micro_f1" of all labels together, "macro_f1" the mean over them,
+    0 for one that neither is there nor is named. "mae" is the mean absolute error, "correlation" Pearson's, averaged
+    over the numbers; 0 where one of the two sides does not vary.
     """
     task = task_of(target)
     if task == "classes":
-        return {}
+        largest, predicted = logits.max(-1)
+        answers = torch.where(largest.isnan(), -1, predicted)  # NaN is no answer
+        classes = torch.arange(logits.shape[-1], device=target.device)
+        named, there = answers.unsqueeze(1) == classes, target.unsqueeze(1) == classes
+        return {"macro_f1": float(_f1(_counts(named, there)).mean())}
     if task == "labels":
-        named = logits > 0
-        counts = [(named & target).sum(0), (named & ~target).sum(0), (~named & target).sum(0)]
-        hit, extra, missed = (count.double() for count in counts)
+        hit, extra, missed = _counts(logits > 0, target)
         return {
             "micro_f1": float(_f1([hit.sum(), extra.sum(), missed.sum()])),
             "macro_f1": float(_f1([hit, extra, missed]).mean()),
@@ -87,6 +89,11 @@ def further_figures(logits: Tensor, target: Tensor) -> dict[str, float]:
         "mae": float((guess - truth).abs().mean()),
         "correlation": float(torch.where(scale > 0, (a * b).sum(0) / scale, 0.0).mean()),
     }
+
+
+def _counts(named: Tensor, there: Tensor) -> list[Tensor]:
+    """(N, L) bool each -> (L,) float64: right, too much, and missed."""
+    return [count.sum(0).double() for count in (named & there, named & ~there, ~named & there)]
 
 
 def _f1(counts: Sequence[Tensor]) -> Tensor:

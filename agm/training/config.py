@@ -29,6 +29,7 @@ __all__ = [
     "kind_of",
     "read_config",
     "read_table_of",
+    "read_toml",
     "settings",
     "write_config",
 ]
@@ -283,7 +284,7 @@ def read_table_of(path: str | os.PathLike[str], name: str) -> dict[str, Any]:
     Raises:
         UserError: it is no table.
     """
-    table = _read_toml(path).get(name, {})
+    table = read_toml(path).get(name, {})
     if not isinstance(table, dict):
         raise UserError(f"Expected [{name}] in {str(path)!r} to be a table, but got {table!r}. Correct the file.")
     return table
@@ -299,7 +300,7 @@ def read_config(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
     Raises:
         UserError: no such file, no TOML, an unknown setting, or a value that a setting does not take.
     """
-    values = _read_toml(path)
+    values = read_toml(path)
     for table in TABLES:
         values.pop(table, None)
     known = [spec.name for spec in fields(Config)]
@@ -315,7 +316,12 @@ def read_config(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
     return Config(**merged)
 
 
-def _read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Contents of a TOML file.
+
+    Raises:
+        UserError: it cannot be read, or is no TOML.
+    """
     try:
         return tomllib.loads(read_text(Path(path)))
     except OSError as error:

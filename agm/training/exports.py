@@ -85,7 +85,12 @@ def _cell(comparison: Comparison) -> str:
 def title_of(metric: str) -> str:
     """accuracy -> joint, response_audio -> audio response, strength_audio -> audio competition strength, ..."""
     named = {"accuracy": "joint", "step_seconds": "ms a step", "cost": "cost of a step", "mae": "mean absolute error"}
-    named |= {"micro_f1": "micro-F1", "macro_f1": "macro-F1", "correlation": "correlation"}
+    named |= {
+        "micro_f1": "micro-F1",
+        "macro_f1": "macro-F1",
+        "correlation": "correlation",
+        "shapley_gap": "Shapley gap",
+    }
     if metric in named:
         return named[metric]
     kind, _, name = metric.partition("_")

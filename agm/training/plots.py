@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import os
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +10,10 @@ import numpy as np
 
 from agm.training.compare import Comparison, mean_interval
 from agm.training.competition import Competition
+from agm.training.drawing import APART_COLOUR, COLOURS, JOINT, grid_of, set_title, styled, write_figure
 from agm.training.exports import is_share, title_of
-from agm.training.printable import printable
 from agm.training.run_folder import RunFolder, read_table
 from agm.training.unimodal_runs import APART
-from agm.training.writing import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,32 +27,6 @@ __all__ = [
     "draw_run",
     "training_figure",
 ]
-
-# Okabe and Ito's palette, told apart under every common colour blindness.
-JOINT = "#222222"
-_APART_COLOUR = "#999999"
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-
-STYLE: dict[Any, Any] = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": "#777777",
-    "axes.grid": True,
-    "axes.labelsize": 9,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 10,
-    "figure.titlesize": 11,
-    "figure.titleweight": "bold",
-    "grid.color": "#E8E8E8",
-    "grid.linewidth": 0.6,
-    "legend.fontsize": 9,
-    "legend.frameon": False,
-    "lines.linewidth": 1.5,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "text.parse_math": False,  # a $ in a name is a $
-}
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -73,51 +42,21 @@ def draw_run(folder: str | Path, title: str) -> Path:
     metrics = [row for row in metrics if isinstance(row.get("step"), int)]
     done = metrics[-1]["step"] if metrics else 0
     figure = training_figure(metrics, read_table(run.steps, lambda row: row["step"] <= done), title)
-    _write(figure, run.picture)
+    write_figure(figure, run.picture)
     return run.picture
 
 
 def draw_comparison(path: Path, comparisons: Sequence[Comparison], title: str) -> None:
     """Write the picture of a comparison to `path`."""
-    _write(comparison_figure(comparisons, title), path)
+    write_figure(comparison_figure(comparisons, title), path)
 
 
 def draw_competition(path: Path, competition: Competition, title: str) -> None:
     """Write the picture of a measurement of competition strength to `path`."""
-    _write(competition_figure(competition, title), path)
+    write_figure(competition_figure(competition, title), path)
 
 
-def _write(figure: Figure, path: Path) -> None:
-    content = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # a name in letters that the font lacks
-        figure.savefig(content, format="png", dpi=150)
-    write_bytes(path, content.getvalue())
-
-
-def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    @wraps(draw)
-    def drawn(*arguments: Any) -> Figure:
-        matplotlib = _matplotlib()
-        with matplotlib.rc_context(STYLE):
-            return draw(*arguments)
-
-    return drawn
-
-
-def _matplotlib() -> Any:
-    """The package, whose import fails where MPLBACKEND names a backend that is not installed, a notebook's say."""
-    named = os.environ.pop("MPLBACKEND", None)
-    try:
-        import matplotlib
-
-        return matplotlib
-    finally:
-        if named is not None:
-            os.environ["MPLBACKEND"] = named
-
-
-@_styled
+@styled
 def training_figure(metrics: Rows, steps: Rows, title: str) -> Figure:
     """Small multiples over the steps.
 
@@ -136,7 +75,7 @@ def training_figure(metrics: Rows, steps: Rows, title: str) -> Figure:
     split = metrics[0]["split"] if metrics else "test"
 
     rows, columns = 1 + bool(told), max(2 + has_absent, len(told))
-    figure, grid = _grid(rows, columns, 3.6 * columns, 0.7 + 2.6 * rows, sharex=True)
+    figure, grid = grid_of(rows, columns, 3.6 * columns, 0.7 + 2.6 * rows, sharex=True)
     _draw_loss(grid[0][0], metrics, steps, split)
     _draw_accuracies(grid[0][1], metrics, colours, split)
     if has_absent:
@@ -148,12 +87,12 @@ def training_figure(metrics: Rows, steps: Rows, title: str) -> Figure:
     for axes in grid[-1]:
         axes.set_xlabel("step")
         axes.set_xlim(left=0)
-    _title(figure, title)
+    set_title(figure, title)
     _key(figure, {"joint": JOINT, **colours})
     return figure
 
 
-@_styled
+@styled
 def comparison_figure(comparisons: Sequence[Comparison], title: str) -> Figure:
     """Joint accuracy and responses side by side: a dot a seed, the mean with its 95 % confidence interval.
 
@@ -164,7 +103,7 @@ def comparison_figure(comparisons: Sequence[Comparison], title: str) -> Figure:
     methods = list(dict.fromkeys(c.method for c in shown))
     fusions = list(dict.fromkeys(c.fusion for c in shown))
     width = 0.8 + len(metrics) * (0.9 + 0.8 * len(methods))
-    figure, grid = _grid(len(fusions), len(metrics), max(width, 5.5), 0.4 + 3.2 * len(fusions), sharey=True)
+    figure, grid = grid_of(len(fusions), len(metrics), max(width, 5.5), 0.4 + 3.2 * len(fusions), sharey=True)
     for fusion, row in zip(fusions, grid, strict=True):
         for axes, metric in zip(row, metrics, strict=True):
             values = {c.method: 100 * np.array(c.values) for c in shown if (c.metric, c.fusion) == (metric, fusion)}
@@ -177,7 +116,7 @@ def comparison_figure(comparisons: Sequence[Comparison], title: str) -> Figure:
     # Intervals of few seeds reach far beyond what an accuracy can be.
     low, high = grid[0][0].get_ylim()
     grid[0][0].set_ylim(max(low, 0), min(high, 100))
-    _title(figure, title)
+    set_title(figure, title)
     return figure
 
 
@@ -186,19 +125,19 @@ def _broken(method: str) -> str:
     return method.replace(":", "\n").replace("(", "\n").replace(",", "\n").replace(")", "")
 
 
-@_styled
+@styled
 def competition_figure(competition: Competition, title: str) -> Figure:
     """Strength over the epochs, a panel a modality and a line a method, with intervals; dotted: trained apart."""
     methods, count = competition.methods, len(competition.modalities)
     colours = {method: COLOURS[place % len(COLOURS)] for place, method in enumerate(m for m in methods if m != "joint")}
     colours = {method: colours.get(method, JOINT) for method in methods}
-    figure, grid = _grid(1, count, max(3.2 * count, 5.5), 3.4, sharex=True, sharey=True)
+    figure, grid = grid_of(1, count, max(3.2 * count, 5.5), 3.4, sharex=True, sharey=True)
     for axes, modality in zip(grid[0], competition.modalities, strict=True):
         axes.set_title(modality)
         axes.set_xlabel("epochs")
         apart = competition.last(APART, modality)
-        axes.axhspan(apart["low"], apart["high"], color=_APART_COLOUR, alpha=0.18, linewidth=0)
-        axes.axhline(apart["strength"], color=_APART_COLOUR, linestyle=":")
+        axes.axhspan(apart["low"], apart["high"], color=APART_COLOUR, alpha=0.18, linewidth=0)
+        axes.axhline(apart["strength"], color=APART_COLOUR, linestyle=":")
         for method, colour in colours.items():
             rows = [row for row in competition.rows if (row["method"], row["modality"]) == (method, modality)]
             epochs = _column(rows, "epochs")
@@ -209,25 +148,9 @@ def competition_figure(competition: Competition, title: str) -> Figure:
         axes.set_xlim(left=0)
     grid[0][0].set_ylabel("competition strength")
     grid[0][0].set_ylim(bottom=0)
-    _title(figure, title)
-    _key(figure, {**colours, "trained apart": _APART_COLOUR})
+    set_title(figure, title)
+    _key(figure, {**colours, "trained apart": APART_COLOUR})
     return figure
-
-
-def _grid(
-    rows: int, columns: int, width: float, height: float, sharex: bool = False, sharey: bool = False
-) -> tuple[Figure, list[list[Axes]]]:
-    # A Figure of its own instead of pyplot: no global state, no window, nothing to close.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey).tolist()
-
-
-def _title(figure: Figure, title: str) -> None:
-    figure.suptitle(printable(title), x=0.008, horizontalalignment="left")
 
 
 def _key(figure: Figure, colours: Mapping[str, str]) -> None:

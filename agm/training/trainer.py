@@ -104,15 +104,15 @@ def load_run(folder: str | os.PathLike[str], dataset: str | os.PathLike[str] | N
         return trainer.result()
 
 
-def check_settings(config: Config, final: Final = "test") -> None:
-    """Load the data and build the method once, so that a mistake shows before hours of other runs.
+def check_settings(config: Config, final: Final = "test", data: MultimodalData | None = None) -> None:
+    """Load the data, unless they are given, and build the method once, so that a mistake shows before hours of runs.
 
     Raises:
         UserError: settings or data that do not fit.
     """
     config = config.resolved()
     with reproducible(config):
-        _new_method(config, load_data(config), final)
+        _new_method(config, load_data(config) if data is None else data, final)
 
 
 def _data_of_run(config: Config) -> MultimodalData:

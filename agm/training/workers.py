@@ -8,20 +8,22 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from agm.training.config import Config
 from agm.training.errors import UserError
 from agm.training.observer import Observer
 from agm.training.train_or_none import train_or_none
 
-__all__ = ["trained_ahead", "wait_for"]
+__all__ = ["process_pool", "trained_ahead", "wait_for"]
 
 TICK = 0.2  # seconds
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -35,26 +37,37 @@ def trained_ahead(requests: Sequence[tuple[Config, Path]], jobs: int) -> Iterato
     if jobs == 1:
         yield {}
         return
+    with process_pool(jobs) as pool:
+        yield {folder: pool.submit(_train_quietly, config, folder) for config, folder in requests}
+
+
+@contextmanager
+def process_pool(jobs: int) -> Iterator[Executor]:
+    """Processes that end when the block does, at once where it raises, and when this process is killed.
+
+    Args:
+        jobs: how many at a time.
+    """
     # A forked child would inherit the threads' locks of torch.
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(os.getpid(), stop)) as pool:
         try:
-            yield {folder: pool.submit(_train_quietly, config, folder) for config, folder in requests}
+            yield pool
         except BaseException:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
 
 
-def wait_for(run: Future[None]) -> None:
-    """Until a run of `trained_ahead` has ended.
+def wait_for(run: Future[T]) -> T:
+    """What a run in another process returns, when it has ended.
 
     Raises:
         UserError: its process was ended.
     """
     try:
-        run.result()
+        return run.result()
     except BrokenProcessPool as error:
         raise UserError(
             "Expected the processes of --jobs to end by themselves, but one was killed, perhaps for its memory. "

@@ -3,6 +3,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import f1_score
 
 from agm import models
 from agm.data import Split
@@ -58,8 +59,10 @@ def test_three_modalities_against_zeroed_inputs(batch_size):
         assert figures.absent[name] == pytest.approx(accuracy(z[frozenset({b, c})], split))
     assert list(figures.columns()) == [
         *("loss", "accuracy", "response_audio", "response_image", "response_text"),
-        *("absent_audio", "absent_image", "absent_text"),
+        *("absent_audio", "absent_image", "absent_text", "macro_f1"),
     ]
+    expected = f1_score(split.target, full.argmax(-1), average="macro", labels=range(4), zero_division=0)
+    assert figures.further == pytest.approx({"macro_f1": expected})
 
 
 def test_one_modality_is_its_own_response_and_cannot_be_absent():

@@ -15,12 +15,14 @@ from agm.training.commands.options import (
     Penalty,
     choice,
     given_options,
+    refuse_given,
     refuse_unused,
     setting_options,
     was_given,
 )
 from agm.training.commands.outcome import interrupted, require
 from agm.training.commands.pictures import draw
+from agm.training.commands.study import study_command
 from agm.training.compare import compare_methods
 from agm.training.competition import run_competition
 from agm.training.competition_settings import CompetitionSettings
@@ -36,6 +38,7 @@ __all__ = ["compare_command", "competition_command", "tune_command"]
 
 
 @click.command("compare")
+@click.argument("study", required=False, metavar="[STUDY.toml]")
 @click.option(
     "--methods",
     default="joint,agm",
@@ -48,10 +51,15 @@ __all__ = ["compare_command", "competition_command", "tune_command"]
     "--strength/--no-strength", default=False, show_default=True, help="Also measure each run's competition strength."
 )
 @click.option("--jobs", type=int, default=1, show_default=True, help="Runs at a time, on the CPU, a thread each.")
+@click.option("--only", multiple=True, metavar="TASK[:METHOD]", help="Of a study: these cells alone; may be repeated.")
+@click.option("--scheduler", metavar="ADDRESS", help="Of a study: the Dask scheduler whose workers train.")
 @setting_options("method", "fusion")
 @CONFIG_FILE
 @click.option("--out", metavar="FOLDER", default="runs/compare", show_default=True, help="Folder of the runs' folders.")
 def compare_command(
+    study: str | None,
+    only: tuple[str, ...],
+    scheduler: str | None,
     methods: str,
     fusion: str,
     seeds: int,
@@ -71,7 +79,19 @@ def compare_command(
 
     \b
     agm compare --methods "joint,agm(alpha=0.5,masked=shared),ogm-ge(alpha=0.3)" --fusion late,early
+
+    With the file of a study its methods are tuned and compared on all its datasets, and ranked; the file has all
+    settings.
+
+    \b
+    agm compare studies/field.toml --jobs 2 --out runs/field
     """
+    if study is not None:
+        refuse_given("study", "only", "jobs", "scheduler", "out", reason=f"the study {study!r} has its own")
+        study_command(study, only, jobs, scheduler, out if was_given("out") else None)
+        return
+    if only or scheduler:
+        raise UserError("Expected the file of a study with --only and --scheduler. Give it: agm compare STUDY.toml.")
     require("matplotlib", "tomli_w", "scipy")
     config = read_config(config_file, settings) if config_file else Config(**settings)
     recorded = read_table_of(config_file, COMPARE) if config_file else {}

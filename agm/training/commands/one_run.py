@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from agm.training import plots
+from agm.training.answers import task_of_figures
 from agm.training.commands.options import CONFIG_FILE, OPTION, given_options, refuse_unused, setting_options
 from agm.training.commands.outcome import interrupted, require
 from agm.training.commands.pictures import draw, title_of
@@ -87,7 +88,7 @@ def evaluate_command(run_folder: str, dataset: str | None) -> None:
     console, result = Terminal(), load_run(run_folder, dataset)
     console.print(result_table(result))
     # What subsets are worth is counted in samples whose class is right.
-    if len(result.modalities) > 1 and not result.evaluation.further:
+    if len(result.modalities) > 1 and task_of_figures(result.evaluation.further) == "classes":
         console.print(contribution_table(measure_contributions(result)))
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "Penalty",
     "choice",
     "given_options",
+    "refuse_given",
     "refuse_unused",
     "setting_options",
     "was_given",
@@ -121,3 +122,15 @@ def choice(name: str, value: str, recorded: Mapping[str, Any], read: Callable[[s
     if not was_given(name) and name in recorded:
         return [str(entry) for entry in recorded[name]]
     return read(value)
+
+
+def refuse_given(*allowed: str, reason: str) -> None:
+    """See that the user gave no other options than these.
+
+    Raises:
+        UserError: one was given.
+    """
+    for parameter in click.get_current_context().command.params:
+        if parameter.name is not None and parameter.name not in allowed and was_given(parameter.name):
+            option = parameter.opts[0]
+            raise UserError(f"Expected no option {option}, since {reason}, but got it. Leave {option} out.")

@@ -1,0 +1,191 @@
+import csv
+import json
+import statistics
+from dataclasses import replace
+
+import pytest
+import torch
+from scipy import stats
+
+import agm
+from agm import data as datasets
+from agm.training import UserError, train
+from agm.training.strengths import concepts_of, strength_of
+from agm.training.study import measured as measuring
+from agm.training.study import run_study
+from agm.training.study.figures import holm
+from agm.training.study.pictures import draw_study
+from agm.training.study.requests import concept_seed
+from agm.training.study.rows import Rows
+from agm.training.study.tables import write_tables
+
+
+def figures_of(rows):
+    """What must not depend on where and when a run was done."""
+    return {
+        key: {name: value for name, value in row["figures"].items() if not name.endswith("_seconds")}
+        for key, row in rows.items()
+        if row["kind"] != "cost"
+    }
+
+
+def test_a_study_run_by_run(done, tmp_path):
+    """Every figure again, by `train` alone."""
+    asked, found = done.study, done.figures
+    # Two concepts a task and seed; two trials and two seeds of five methods; three methods timed twice.
+    assert [number for _, number, _ in done.told] == list(range(1, 35))
+    assert {total for *_, total in done.told} == {8 + 10 + 10 + 6}
+    clean = asked.tasks[0]
+    accuracies = [
+        train(variant.config(replace(clean.config, seed=50)), tmp_path / f"t{number}", final="validation").evaluation
+        for number, variant in enumerate(asked.entries[0].variants)
+    ]
+    best = max(range(2), key=lambda number: (accuracies[number].accuracy, -accuracies[number].loss))
+    assert found.chosen["clean"]["joint"] is asked.entries[0].variants[best]
+    result = train(
+        found.chosen["clean"]["agm, exact"].config(replace(clean.config, seed=1)), tmp_path / "again", final="test"
+    )
+    own = found.runs("clean", "agm, exact")[1]
+    assert own["accuracy"] == result.evaluation.accuracy
+    assert own["macro_f1"] == result.evaluation.further["macro_f1"]
+    data = datasets.load(clean.config.dataset)
+    report = agm.contributions(result.network, data.test.batches(7), result.modalities)
+    assert own["contribution_table"] == pytest.approx(report.contributions["table"])
+    values = report.contributions.values()
+    assert own["shapley_gap"] == pytest.approx(max(values) - min(values))
+    assert concept_seed(asked, 1) == 52
+    networks = {
+        name: train(replace(clean.config, method=f"unimodal:{name}", seed=52), tmp_path / f"concept-{name}").network
+        for name in data.modalities
+    }
+    concepts = concepts_of(networks, data.validation, data.test)
+    strengths = strength_of(result.network, data.validation, data.test, concepts, resamples=2)
+    assert own["strength_audio"] == pytest.approx(strengths["audio"].value)
+    assert own["strength_table"] == pytest.approx(strengths["table"].value)
+
+    compared = found.compared("clean", "accuracy")
+    pairs = [
+        a["accuracy"] - b["accuracy"]
+        for a, b in zip(found.runs("clean", "ogm"), found.runs("clean", "joint"), strict=True)
+    ]
+    assert compared["ogm"].difference[0] == pytest.approx(statistics.fmean(pairs))
+    assert "ogm" not in found.compared("noisy", "accuracy")
+    assert list(found.ranking().ranks) in (["joint", "agm, exact"], ["agm, exact", "joint"])
+    assert found.epochs("clean", "ogm") == 1
+    assert found.costs("clean")["joint"] == (1.0, 1.0, 1.0)
+    assert set(found.costs("clean")) == {"joint", "agm, exact", "ogm"}
+    assert found.costs("noisy") == {}
+
+
+def test_tables_and_pictures(done, tmp_path):
+    found = done.figures
+    write_tables(tmp_path, found, "agm compare tiny.toml")
+    text = (tmp_path / "results.md").read_text()
+    assert "2 seeds" in text
+    assert len({line.count("|") for line in text.split("\n\n")[0].splitlines()}) == 1
+    with open(tmp_path / "results.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if (row["task"], row["method"]) == ("clean", "ogm")]
+    assert {row["metric"] for row in rows} >= {"accuracy", "macro_f1", "shapley_gap", "strength_audio"}
+    accuracy = next(row for row in rows if row["metric"] == "accuracy")
+    assert float(accuracy["seed_1"]) == found.runs("clean", "ogm")[1]["accuracy"]
+    for path in draw_study(tmp_path, found):
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_bits_in_other_processes_and_after_an_interruption(done, tmp_path):
+    asked, whole = done.study, figures_of(Rows(done.path / "rows.jsonl"))
+
+    class Enough(Exception):
+        pass
+
+    def stop(row, number, total):
+        if number == 11:
+            raise Enough
+
+    with pytest.raises(Enough):
+        run_study(asked, tmp_path / "there", finished=stop)
+    path = tmp_path / "there" / "rows.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"key": "cut')  # as a crash leaves it
+    told = []
+    run_study(asked, tmp_path / "there", jobs=2, finished=lambda row, number, total: told.append(number))
+    assert told == list(range(12, 35))
+    assert figures_of(Rows(path)) == whole
+    told.clear()
+    run_study(asked, tmp_path / "there", finished=lambda row, number, total: told.append(number))
+    assert told == []
+
+
+def test_workers_of_a_scheduler(done, tmp_path):
+    """Two workers of two threads each on loopback: what one process computes at the same time stays apart."""
+    distributed = pytest.importorskip("distributed")
+    asked = replace(done.study, cost_tasks=()).only(["clean"])
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=2, dashboard_address=None, processes=True, silence_logs=50
+    ) as cluster:
+        found = run_study(asked, tmp_path / "there", scheduler=cluster.scheduler_address)
+    here, there = (figures_of(Rows(path / "rows.jsonl")) for path in (done.path, tmp_path / "there"))
+    assert len(there) == 4 + 6 + 6
+    assert there == {key: here[key] for key in there}
+    assert found.runs("clean", "joint") == [
+        {**run, **{name: value for name, value in own.items() if name.endswith("_seconds")}}
+        for run, own in zip(done.figures.runs("clean", "joint"), found.runs("clean", "joint"), strict=True)
+    ]
+    with pytest.raises(UserError, match=r"Expected a Dask scheduler at 'tcp://127\.0\.0\.1:1'"):
+        run_study(asked, tmp_path / "nowhere", scheduler="tcp://127.0.0.1:1")
+
+
+def test_a_run_that_diverges_is_told_and_the_others_go_on(study, tmp_path):
+    asked = study(**{"alpha = [0.1, 0.3]": "lr = [1e30, 1e31]"})
+    asked = replace(asked, strength=False).only(["clean:ogm"])
+    found = run_study(asked, tmp_path / "out")
+    assert found.runs("clean", "ogm") == [None, None]
+    assert found.epochs("clean", "ogm") is None
+    assert found.compared("clean", "accuracy")["ogm"].verdict == "diverged"
+    assert "ogm" not in found.costs("clean")
+    assert all(run is not None for run in found.runs("clean", "joint"))
+    rows = Rows(tmp_path / "out" / "rows.jsonl").values()
+    assert all("diverged in epoch 0" in row["diverged"] for row in rows if row["method"] == "ogm")
+    write_tables(tmp_path / "out", found, "agm compare tiny.toml")
+    assert "| ogm | diverged |" in (tmp_path / "out" / "results.md").read_text()
+    draw_study(tmp_path / "out", found)
+
+
+def test_methods_that_a_task_cannot_have_are_told_before_the_first_run(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "train", None)
+    asked = study(**{"alpha = [0.1, 0.3]": "alpha = [-1.0, 0.3]", 'fusion = "early"': 'fusion = "erly"'})
+    with pytest.raises(UserError) as caught:
+        run_study(asked, tmp_path / "out")
+    message = str(caught.value)
+    assert "noisy, joint(lr=0.02): Expected setting `fusion`" in message
+    assert "clean, ogm(alpha=-1.0): Expected" in message
+    assert not (tmp_path / "out" / "rows.jsonl").exists()
+
+
+def test_data_without_a_validation_split(study, tmp_path):
+    with pytest.raises(UserError, match="data of task 'noisy' to have a validation split"):
+        run_study(study(**{"validation = 0.3\n": ""}), tmp_path / "out")
+
+
+def test_rows_that_do_not_read(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"key": "a", "figures": None}) + "\n{}\n")
+    with pytest.raises(UserError, match="Expected line 2 of"):
+        Rows(path)
+
+
+def test_torch_is_as_before(study, tmp_path):
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    run_study(replace(study(), cost_tasks=(), strength=False).only(["clean:ogm"]), tmp_path / "out")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+
+
+def test_the_certain_differences(done):
+    found, p = done.figures, {}
+    for label in ("agm, exact", "ogm"):
+        pairs = [
+            a["accuracy"] - b["accuracy"]
+            for a, b in zip(found.runs("clean", label), found.runs("clean", "joint"), strict=True)
+        ]
+        p[label] = stats.ttest_1samp(pairs, 0).pvalue
+    assert found.certain("clean") == {label for label, adjusted in holm(p).items() if adjusted < 0.05}

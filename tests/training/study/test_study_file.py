@@ -1,0 +1,67 @@
+import pytest
+
+from agm.training import UserError
+from agm.training.study import read_study
+
+
+def test_a_study_from_its_file(study):
+    found = study()
+    assert found.name == "tiny"
+    assert [task.name for task in found.tasks] == ["clean", "noisy"]
+    assert [(task.config.fusion, task.config.width, task.config.threads) for task in found.tasks] == [
+        ("late", 4, 1),
+        ("early", 4, 1),
+    ]
+    assert [entry.label for entry in found.entries] == ["joint", "agm, exact", "ogm"]
+    variants = found.entries[1].variants
+    assert [(v.method, dict(v.settings)) for v in variants] == [
+        ("agm", {"masked": "exact", "alpha": 0.5}),
+        ("agm", {"masked": "exact", "alpha": 1.5}),
+    ]
+    assert [dict(v.options) for v in found.entries[2].variants] == [{"alpha": 0.1}, {"alpha": 0.3}]
+    assert [entry.label for entry in found.entries_for(found.tasks[1])] == ["joint", "agm, exact"]
+    assert (found.seeds, found.tuning_seeds, found.cost_tasks) == ((0, 1), (50,), ("clean",))
+
+
+def test_some_cells_with_the_baseline(study):
+    one = study().only(["clean:ogm"])
+    assert [task.name for task in one.tasks] == ["clean"]
+    assert [entry.label for entry in one.entries_for(one.tasks[0])] == ["joint", "ogm"]
+    two = study().only(["clean:ogm", "noisy"])
+    assert [[e.label for e in two.entries_for(task)] for task in two.tasks] == [
+        ["joint", "ogm"],
+        ["joint", "agm, exact"],
+    ]
+    assert study().only([]) == study()
+    for wrong in ("dirty", "clean:mlb"):
+        with pytest.raises(UserError, match="--only to be among"):
+            study().only([wrong])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("trials = 2", "trials = 3", r"\[methods.joint\] to have 3 points, as many as `trials`.*but got 2"),
+        ("[50]", "[1]", "`tuning_seeds` to be a list of seeds that are not among the 2"),
+        ("seeds = 2\ntrials", "seeds = 0\ntrials", "`seeds` of .study. to be an integer >= 1, but got 0"),
+        ("[methods.joint]", "[methods.agm]", "first method to be 'joint'"),
+        ("width = 4", "widht = 4", "among .*width.*but got 'widht'"),
+        ("width = 4", "seed = 4", "but got 'seed'"),
+        ("alpha = [0.1, 0.3]", "beta = [0.1, 0.3]", "settings of method 'ogm' to be among"),
+        ('except = ["noisy"]', 'except = ["other"]', "`except` of .methods.ogm. to be among clean, noisy"),
+        ("[settings]", "[setings]", "to be among study, settings, tasks, methods, but got 'setings'"),
+        ('cost_tasks = ["clean"]', 'cost_tasks = ["x"]', "`cost_tasks` to be among clean, noisy"),
+        ("grid = {lr = [0.02, 0.1]}", "grid = {lr = 0.02}", r"`grid` of \[methods.joint\] to be a table NAME = "),
+        ("grid = {lr = [0.02, 0.1]}", "lr = 0.1\ngrid = {lr = [0.02, 0.1]}", "`lr` of .methods.joint. once"),
+    ],
+)
+def test_a_file_that_is_no_study(study, folder, old, new, message):
+    with pytest.raises(UserError, match=message) as caught:
+        study(**{old: new})
+    assert str(folder / "tiny.toml") in str(caught.value)
+
+
+def test_a_file_without_methods(tmp_path):
+    (tmp_path / "s.toml").write_text("[study]\nseeds = 1\n[tasks.a]\nwidth = 4\n")
+    with pytest.raises(UserError, match=r"to have a table \[methods\], but got none"):
+        read_study(tmp_path / "s.toml")
