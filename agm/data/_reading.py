@@ -19,7 +19,7 @@ from agm.data._files import memory, open_ordinary, read_text
 __all__ = ["LABELS", "Refused", "check_header", "load_tensors", "read_arrays"]
 
 # Names that are no modality. As the only ones they may be text files in a folder.
-LABELS = ("target", "split", "class_names", "task")
+LABELS = ("target", "split", "class_names", "task", "present")
 
 DEFLATE = 1032  # bytes at most that a byte of a deflated entry can become
 ENTRIES = 100_000  # of an archive at most
@@ -181,7 +181,7 @@ def check_header(stream: IO[bytes], size: int) -> None:
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read_header(stream, max_header_size=HEADER)
     if dtype.hasobject:
-        raise Refused("pickled objects")
+        raise Refused("pickled objects (an array of Python objects, such as sequences of several lengths: pad them)")
     declared = math.prod(shape) * dtype.itemsize
     if declared != size - stream.tell() or any(length < 0 for length in shape):
         raise Refused(f"an array declares {declared} bytes, and has {size - stream.tell()}")

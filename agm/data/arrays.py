@@ -14,6 +14,8 @@ entry a line):
                                     sorted, integers 0 to the largest. Of labels and numbers, what each is called
     audio.scale,        ()          optional: the modality is stored quantised, and its values are
     audio.offset                    audio * scale + offset; a number each, or (C, 1, 1) and the like: of each channel
+    audio.present       (N,) bool   optional: which samples have the modality; what stands there for others is not read
+    present             (N, M) bool the same of all modalities, in the order of the file (of a folder: by name)
     meta.ANYTHING                   ignored
 
 Floating-point, bool and uint8 arrays and quantised ones become float32; other integers are token ids, of which 0 is
@@ -32,6 +34,7 @@ import numpy as np
 import torch
 
 from agm.data._npz import write_npz
+from agm.data._presence import read_present
 from agm.data._reading import LABELS, read_arrays
 from agm.data._targets import decoded, read_target, stored_target
 from agm.data.multimodal import MultimodalData, Split, check_modalities
@@ -67,7 +70,8 @@ def load_arrays(
     labels = decoded(arrays["target"])
     if labels.ndim == 0:
         raise ValueError(f"Expected `target` in {path} to be of shape (N,), but got a single value. Give one a sample.")
-    inputs = _inputs(path, arrays, modalities)
+    present = read_present(path, arrays, list(_modalities(arrays)), len(labels))
+    inputs = _inputs(path, arrays, modalities, present)
     lengths = {"split": len(split)} | {name: len(values) for name, values in inputs.items()}
     for key, length in lengths.items():
         if length != len(labels):
@@ -77,11 +81,23 @@ def load_arrays(
             )
     target, class_names = read_target(path, labels, split == "train", arrays.get("class_names"), arrays.get("task"))
     chosen = {which: torch.from_numpy(np.flatnonzero(split == which)) for which in _SPLITS}
+    whole = None if present is None else torch.stack([torch.from_numpy(present[name]) for name in inputs], dim=1)
+    if whole is not None and modalities is not None:  # what was left out may be all that a sample has
+        chosen = {which: rows[whole[rows].any(dim=1)] for which, rows in chosen.items()}
     parts = {
-        which: Split({m: values[rows] for m, values in inputs.items()}, target[rows])
+        which: Split(
+            {name: values[rows] for name, values in inputs.items()},
+            target[rows],
+            None if whole is None else whole[rows],
+        )
         for which, rows in chosen.items()
         if len(rows)
     }
+    if missing := [which for which in ("train", "test") if which not in parts]:
+        raise ValueError(
+            f"Expected samples of {path} for {' and '.join(missing)} that have one of the modalities "
+            f"{', '.join(inputs)}, but got none. Choose other modalities."
+        )
     return MultimodalData(
         name=_name(path) if name is None else name,
         train=parts["train"],
@@ -124,6 +140,13 @@ def save(data: MultimodalData, path: str | os.PathLike[str]) -> Path:
         values = torch.cat(rows).cpu().numpy()
         arrays[modality] = values.view(f"S{values.shape[1]}")[:, 0] if values.dtype == np.uint8 else values
     arrays |= stored_target(torch.cat([split.target for split in data.splits.values()]))
+    if not data.complete:
+        count = len(data.modalities)
+        every = [
+            torch.ones(len(split), count, dtype=torch.bool) if split.present is None else split.present
+            for split in data.splits.values()
+        ]
+        arrays["present"] = torch.cat(every).cpu().numpy()
     arrays["split"] = np.repeat(list(data.splits), [len(split) for split in data.splits.values()])
     arrays["class_names"] = np.array(data.class_names)
     return write_npz(path, arrays)
@@ -152,14 +175,23 @@ def _split(path: Path, split: np.ndarray) -> np.ndarray:
     return split
 
 
-def _inputs(path: Path, arrays: Mapping[str, np.ndarray], modalities: Sequence[str] | None) -> dict[str, torch.Tensor]:
-    inputs = {key: values for key, values in arrays.items() if key not in LABELS and "." not in key}
+def _modalities(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {key: values for key, values in arrays.items() if key not in LABELS and "." not in key}
+
+
+def _inputs(
+    path: Path,
+    arrays: Mapping[str, np.ndarray],
+    modalities: Sequence[str] | None,
+    present: Mapping[str, np.ndarray] | None,
+) -> dict[str, torch.Tensor]:
+    inputs = _modalities(arrays)
     for key in arrays:
         modality, _, suffix = key.partition(".")
-        if suffix and (suffix not in ("scale", "offset") or modality not in inputs):
+        if suffix and (suffix not in ("scale", "offset", "present") or modality not in inputs):
             raise ValueError(
-                f"Expected a name with a dot in {path} to be MODALITY.scale, MODALITY.offset or meta.NAME, "
-                f"but got {key!r}. Rename it."
+                f"Expected a name with a dot in {path} to be MODALITY.scale, MODALITY.offset, MODALITY.present or "
+                f"meta.NAME, but got {key!r}. Rename it."
             )
     if not inputs:
         raise ValueError(
@@ -170,14 +202,30 @@ def _inputs(path: Path, arrays: Mapping[str, np.ndarray], modalities: Sequence[s
         check_modalities(modalities, inputs)
         inputs = {key: inputs[key] for key in modalities}
     return {
-        key: _input(path, key, values, arrays.get(f"{key}.scale"), arrays.get(f"{key}.offset"))
+        key: _input(
+            path,
+            key,
+            values,
+            arrays.get(f"{key}.scale"),
+            arrays.get(f"{key}.offset"),
+            None if present is None or len(present[key]) != len(values) else ~present[key],
+        )
         for key, values in inputs.items()
     }
 
 
 def _input(
-    path: Path, key: str, values: np.ndarray, scale: np.ndarray | None, offset: np.ndarray | None
+    path: Path,
+    key: str,
+    values: np.ndarray,
+    scale: np.ndarray | None,
+    offset: np.ndarray | None,
+    lacking: np.ndarray | None,
 ) -> torch.Tensor:
+    """A modality as `Split` has it; of the samples that are `lacking` it, zeros."""
+    if lacking is not None and values.ndim > 0 and values.dtype.kind in "fiubUS":
+        values = values.copy()
+        values[lacking] = values.dtype.type()
     if values.ndim == 1 and values.dtype.kind in "US" and scale is None and offset is None:
         return _text(path, key, values)
     if values.ndim == 0 or values.dtype.kind not in "fiub":
@@ -197,8 +245,10 @@ def _input(
         raise ValueError(
             f"Expected `{key}` in {path} to be finite, but got NaN or infinity (as float32) "
             f"in {int((~finite).sum())} rows, first in row {int(np.argmin(finite))}. "
-            "Remove or replace these values."
+            f"Remove or replace these values; where these samples lack the modality, say so: {key}.present, (N,) bool."
         )
+    if lacking is not None:
+        values[lacking] = 0.0  # whatever the offset makes of what stands there
     return torch.from_numpy(values)
 
 

@@ -25,14 +25,17 @@ class Split:
             UTF-8, padded with zeros.
         target: (N,) int64, a class index a sample; (N, L) bool, which of L labels it has; or (N, K) float32, finite
             numbers.
+        present: (N, M) bool, which samples have which modalities, in the order of `inputs`; None: all have all. The
+            input of a modality that a sample lacks is zero, whatever is given there.
 
     Raises:
         TypeError: a value is no tensor, or has another dtype.
-        ValueError: no modality or no sample, lengths that differ, NaN or infinity.
+        ValueError: no modality or no sample, lengths that differ, NaN or infinity, a sample without any modality.
     """
 
     inputs: dict[str, torch.Tensor]
     target: torch.Tensor
+    present: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         _check_target(self.target)
@@ -41,9 +44,61 @@ class Split:
                 "Expected `inputs` to be a mapping with at least one modality, "
                 f"but got {self.inputs!r}. Give one tensor a modality."
             )
+        if self.present is not None:
+            self._take_out()
         for modality, values in self.inputs.items():
             _check_name(modality)
             _check_input(modality, values, len(self.target))
+
+    def _take_out(self) -> None:
+        """Zeros in the place of what samples lack."""
+        present = self.present
+        shape = (len(self.target), len(self.inputs))
+        if not isinstance(present, torch.Tensor) or present.dtype != torch.bool or tuple(present.shape) != shape:
+            found = f"{present.dtype} {tuple(present.shape)}" if isinstance(present, torch.Tensor) else repr(present)
+            raise ValueError(
+                f"Expected `present` to be bool of shape {shape}, a column a modality, but got {found}. Say of every "
+                "sample which modalities it has."
+            )
+        if not bool(present.any(dim=1).all()):
+            row = int((~present.any(dim=1)).nonzero()[0])
+            raise ValueError(f"Expected every sample to have a modality, but got none in sample {row}. Leave it out.")
+        if bool(present.all()):
+            object.__setattr__(self, "present", None)
+            return
+        inputs = {}
+        for place, (name, values) in enumerate(self.inputs.items()):
+            lacking = ~present[:, place]
+            if isinstance(values, torch.Tensor) and len(values) == shape[0] and bool(lacking.any()):
+                values = values.clone()
+                values[lacking] = 0
+            inputs[name] = values
+        object.__setattr__(self, "inputs", inputs)
+
+    def take(self, rows: torch.Tensor | slice) -> Split:
+        """These samples, in this order."""
+        present = None if self.present is None else self.present[rows]
+        return Split({name: values[rows] for name, values in self.inputs.items()}, self.target[rows], present)
+
+    def select(self, modalities: Sequence[str]) -> Split:
+        """The samples with these modalities alone, in this order; those that have none of them are left out."""
+        inputs = {name: self.inputs[name] for name in modalities}
+        if self.present is None:
+            return Split(inputs, self.target)
+        places = [list(self.inputs).index(name) for name in modalities]
+        present = self.present[:, places]
+        some = present.any(dim=1)
+        if not bool(some.any()):
+            raise ValueError(
+                f"Expected samples that have one of the modalities {', '.join(modalities)}, but got none. Choose other "
+                "modalities."
+            )
+        return Split({name: values[some] for name, values in inputs.items()}, self.target[some], present[some])
+
+    def to(self, device: torch.device | str) -> Split:
+        """The samples on a device."""
+        present = None if self.present is None else self.present.to(device)
+        return Split({name: values.to(device) for name, values in self.inputs.items()}, self.target.to(device), present)
 
     def __len__(self) -> int:
         return len(self.target)
@@ -113,6 +168,11 @@ class MultimodalData:
         """Names of the modalities, in the order of the training inputs."""
         return tuple(self.train.inputs)
 
+    @property
+    def complete(self) -> bool:
+        """Whether every sample has every modality."""
+        return all(split.present is None for split in self.splits.values())
+
     def select(self, modalities: Sequence[str]) -> MultimodalData:
         """The dataset with these modalities alone, in this order.
 
@@ -120,10 +180,7 @@ class MultimodalData:
             ValueError: none, one twice, or one that is not there.
         """
         check_modalities(modalities, self.modalities)
-        parts = {
-            name: Split({modality: split.inputs[modality] for modality in modalities}, split.target)
-            for name, split in self.splits.items()
-        }
+        parts = {name: split.select(modalities) for name, split in self.splits.items()}
         return replace(self, train=parts["train"], validation=parts.get("validation"), test=parts["test"])
 
     @property

@@ -51,6 +51,7 @@ class AGM(Strategy):
 
     dense = True
     distributed = True
+    lacking = "told"
     tasks = frozenset({"classes", "labels", "numbers"})
     module: Engine
 

@@ -10,4 +10,5 @@ class Joint(Strategy):
 
     dense = True
     distributed = True
+    lacking = "zeros"
     tasks = frozenset({"classes", "labels", "numbers"})

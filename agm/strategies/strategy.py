@@ -136,6 +136,8 @@ class Strategy(nn.Module):
     scales: ClassVar[bool] = False  # whether it multiplies gradients of encoders, so that `moments` is a choice
     # Of what targets there can be, class indices, labels and numbers, those that it can take with a criterion for them.
     tasks: ClassVar[frozenset[str]] = frozenset({"classes"})
+    # Samples that lack a modality: refused; or their inputs are zeros and it need not know; or it is told by `present`.
+    lacking: ClassVar[Literal["refused", "zeros", "told"]] = "refused"
     dense: ClassVar[bool] = False  # whether it takes targets of several positions a sample: tokens, pixels
     distributed: ClassVar[bool] = False  # whether every process of a DistributedDataParallel network decides alike
     why_alone: ClassVar[str] = "what it decides from each process's own batch would drive their weights apart"

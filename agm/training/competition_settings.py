@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from agm import data as datasets
-from agm.data import MultimodalData, Split
+from agm.data import MultimodalData
 from agm.data._files import read_text
 from agm.training.config import Config, differences, read_config, write_config
 from agm.training.environment import environment
@@ -70,11 +69,7 @@ def held_out(data: MultimodalData, share: float, seed: int) -> MultimodalData:
         )
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     first, second = order[:count].sort().values, order[count:].sort().values
-
-    def part(rows: Tensor) -> Split:
-        return Split({name: values[rows] for name, values in data.train.inputs.items()}, data.train.target[rows])
-
-    return replace(data, train=part(second), validation=part(first))
+    return replace(data, train=data.train.take(second), validation=data.train.take(first))
 
 
 def keep_data(data: MultimodalData, path: Path) -> Path:

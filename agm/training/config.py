@@ -94,6 +94,11 @@ class Config:
     modalities: str | None = setting(
         None, "modalities to take, by commas; none for the dataset's own choice, which is all but for emoji", *_TEXT
     )
+    scale: str = setting(
+        "none",
+        "of the inputs: none, as they are; or standard, mean 0 and deviation 1 of each feature in the training split",
+        *_one_of("none", "standard"),
+    )
     fusion: str = setting("late", "how the network joins the modalities (agm.models.fusions)", *_TEXT)
     encoders: str = setting(
         "small",

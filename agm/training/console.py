@@ -175,7 +175,7 @@ def result_table(result: Result) -> Group:
         f"{measure}: jointly, by the response of each modality, and with each modality "
         f"absent; of the {EPOCHS[result.config.choose]}, never of the one that did best on the test split. "
         "Coefficients and scores: means of the last epoch."
-        + "".join(f" {name} {value:.3f}." for name, value in figures.further.items()),
+        + "".join(f" {title_of(name)} {value:.3f}." for name, value in figures.further.items()),
     )
 
 

@@ -26,4 +26,4 @@ def measure_contributions(result: Result, batch_size: int = 256) -> Contribution
     """
     with reproducible(result.config):
         test = on_device(load_data(result.config).test, result.modalities, torch.device(result.config.device))
-        return agm.contributions(result.network, test.batches(batch_size), result.modalities)
+        return agm.contributions(result.network, test.batches(batch_size), result.modalities, present=test.present)

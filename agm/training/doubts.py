@@ -6,15 +6,34 @@ import torch
 from torch import Tensor
 
 from agm.data import MultimodalData
+from agm.data._files import memory
 
 __all__ = ["doubts"]
 
+_MUCH = 0.1  # of the memory of the machine
+_HEADS = 4  # of the small encoder
 _LARGE = 30.0  # standard deviations of features that networks of torch's initial weights take badly
 
 
-def doubts(data: MultimodalData) -> list[str]:
+def doubts(data: MultimodalData, batch_size: int) -> list[str]:
     """A sentence each; none for data about which there is no doubt."""
-    return [*_empty_classes(data), *(line for name, x in data.train.inputs.items() for line in _doubts_of(name, x))]
+    found = _empty_classes(data)
+    for name, values in data.train.inputs.items():
+        found += [*_doubts_of(name, values), *_long(name, values, batch_size)]
+    return found
+
+
+def _long(name: str, values: Tensor, batch_size: int) -> list[str]:
+    """Sequences whose attention (B, heads, T, T) fills much of the memory."""
+    if values.dim() != 3:
+        return []
+    size = 4 * _HEADS * min(batch_size, len(values)) * values.shape[1] ** 2
+    if size < _MUCH * memory():
+        return []
+    return [
+        f"{name!r} has sequences of {values.shape[1]} steps, whose attention alone takes {size / 2**30:.0f} GiB in a "
+        "layer of the small encoder. Shorten or pool them, or use a smaller --batch-size."
+    ]
 
 
 def _empty_classes(data: MultimodalData) -> list[str]:
@@ -45,7 +64,7 @@ def _doubts_of(name: str, values: Tensor) -> list[str]:
     scale = float(values.pow(2).mean().sqrt()) if values.numel() else 0.0
     if scale > _LARGE:
         found.append(
-            f"{name!r} has values of about {scale:.3g} (root mean square), on which training may diverge. Scale them, "
-            "by the mean and standard deviation of the training split for example."
+            f"{name!r} has values of about {scale:.3g} (root mean square), on which training may diverge. Scale them: "
+            "--scale standard."
         )
     return found

@@ -25,7 +25,7 @@ class Evaluation:
     Args:
         samples: size of the split.
         loss, accuracy: mean plain loss of the task and accuracy of the joint logits.
-        responses: modality -> accuracy of its mono-modal response.
+        responses: modality -> accuracy of its mono-modal response, on the samples that have it; NaN if none does.
         absent: modality -> accuracy of the network without it; empty for a network of one modality.
         further: figures of the joint logits that only labels or numbers have.
     """
@@ -58,19 +58,26 @@ def evaluate(network: nn.Module, split: Split, modalities: tuple[str, ...], batc
         modalities: those that the network takes, one or more.
         batch_size: samples a pass.
     """
-    names = [*(f"response {name}" for name in modalities), *(f"absent {name}" for name in modalities)]
-    totals = torch.zeros(2 + len(names), dtype=torch.float64, device=split.target.device)
+    count = len(modalities)
+    totals = torch.zeros(2 + 2 * count, dtype=torch.float64, device=split.target.device)
     answers, joint = Answers(split.target), []
     with evaluation(network):
         for begin in range(0, len(split), batch_size):
             rows = slice(begin, begin + batch_size)
             target = split.target[rows]
             inputs = {name: split.inputs[name][rows] for name in modalities}
-            guesses = _guesses(network, inputs)
-            totals += torch.cat([answers.losses(guesses[0], target).unsqueeze(0), answers.right(guesses, target)])
+            present = None if split.present is None else split.present[rows]
+            guesses = _guesses(network, inputs, present)
+            right = answers.right(guesses, target).double()
+            if present is not None:
+                for place, having in enumerate(present.unbind(1), 1):
+                    right[place] = answers.right(guesses[place : place + 1, having], target[having]).sum()
+            totals += torch.cat([answers.losses(guesses[0], target).unsqueeze(0), right])
             joint.append(guesses[0])
-    loss, accuracy, *shares = (totals / len(split)).tolist()
-    count = len(modalities)
+    samples = torch.full_like(totals, len(split))
+    if split.present is not None:
+        samples[2 : 2 + count] = split.present.sum(0)
+    loss, accuracy, *shares = (totals / samples).tolist()
     return Evaluation(
         samples=len(split),
         loss=loss,
@@ -81,11 +88,12 @@ def evaluate(network: nn.Module, split: Split, modalities: tuple[str, ...], batc
     )
 
 
-def _guesses(network: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+def _guesses(network: nn.Module, inputs: dict[str, Tensor], present: Tensor | None) -> Tensor:
     """(1 + 2 M, B, C) logits: joint, each response, without each modality."""
     if len(inputs) == 1:
         joint: Tensor = network(**inputs)
         return joint.expand(3, -1, -1)  # one modality is its own response
-    masked = masked_logits(network, inputs)  # (2**M - 1, B, C), row i of the subset with bitmask i + 1
+    # (2**M - 1, B, C), row i of the subset with bitmask i + 1
+    masked = masked_logits(network, inputs, present=present)
     without = [len(masked) - 1 - 2**m for m in range(len(inputs))]
     return torch.cat([masked[-1:], responses(masked).to(masked.dtype), masked[without]])

@@ -91,6 +91,12 @@ def build_method(config: Config, shapes: Shapes, num_classes: int, problem: Prob
     problem = Problem() if problem is None else problem
     kind, argument = check_method(config.method)
     _check_options(kind, config.options)
+    if not problem.complete and (kind in OF_ONE or strategies[kind].lacking == "refused"):
+        able = ", ".join(name for name, strategy in strategies.items() if strategy.lacking != "refused")
+        raise UserError(
+            f"Expected data whose samples have every modality for method {config.method!r}, but got some that lack "
+            f"one. Use one of {able}, or leave these samples out."
+        )
     if kind in OF_ONE:
         return _of_one(kind, argument, config, shapes, num_classes, problem)
     if problem.task not in strategies[kind].tasks:

@@ -31,12 +31,14 @@ class Problem:
         vocabularies: modality -> numbers that its samples are made of, for text and token ids.
         criterion: (logits, target) -> loss ().
         score: what a mono-modal response is scored by, as `agm.AGM` takes it.
+        complete: whether every sample has every modality.
     """
 
     task: Task = "classes"
     vocabularies: Mapping[str, int] = field(default_factory=dict)
     criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
     score: str = "cross_entropy"
+    complete: bool = True
 
     @classmethod
     def of(cls, data: MultimodalData, config: Config) -> Problem:
@@ -60,13 +62,14 @@ class Problem:
                 )
             squared = config.error == "squared"
             criterion = F.mse_loss if squared else F.l1_loss
-            return cls("numbers", known, criterion, "squared_error" if squared else "absolute_error")
+            return cls("numbers", known, criterion, "squared_error" if squared else "absolute_error", data.complete)
         weights = None
         if config.class_weights == "balanced":
             weights = _balanced(data.train, data.num_classes).to(torch.device(config.resolved().device))
         if data.task == "labels":
-            return cls("labels", known, _Binary(weights), "binary_cross_entropy")
-        return cls("classes", known, F.cross_entropy if weights is None else _Weighted(weights), "cross_entropy")
+            return cls("labels", known, _Binary(weights), "binary_cross_entropy", data.complete)
+        loss = F.cross_entropy if weights is None else _Weighted(weights)
+        return cls("classes", known, loss, "cross_entropy", data.complete)
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,7 @@ def _vocabulary(data: MultimodalData, name: str) -> int | None:
     if low < 0 or high >= 2**24:
         raise UserError(
             f"Expected token ids in {name!r} to be from 0 (padding) to {2**24 - 1}, "
-            f"but got {low if low < 0 else high}. Number the tokens from 1."
+            f"but got {low if low < 0 else high}. Number the tokens from 1; if these are quantities, store them as "
+            "floating-point numbers."
         )
     return max(high + 1, 2)

@@ -16,6 +16,7 @@ from agm import data as datasets
 from agm.data import MultimodalData, Split
 from agm.training.config import Config
 from agm.training.errors import UserError
+from agm.training.standardizing import standardized
 
 __all__ = ["Passes", "batches", "chosen_modalities", "cut", "fingerprint", "hold_out", "load_data", "on_device"]
 
@@ -26,15 +27,21 @@ def load_data(config: Config) -> MultimodalData:
     except (ModuleNotFoundError, OSError, TypeError, ValueError) as error:
         message = str(error).replace("`name_or_path`", "--dataset").replace("argument `modalities`", "--modalities")
         raise UserError(message) from error
-    if "present" in data.modalities:
-        raise UserError(
-            f"Expected the arrays of {config.dataset!r} to be modalities beside the target and the split, but got one "
-            "named 'present', under which agm.AGM takes which samples have which modalities. Commands train on samples "
-            "that have all of them: leave it out, or rename a modality of that name."
-        )
     if len(data.train) < 2:
         raise UserError("Expected the training split to hold 2 samples or more, but got 1. Add samples.")
-    return data
+    data = _with_features(data)
+    return standardized(data) if config.scale == "standard" else data
+
+
+def _with_features(data: MultimodalData) -> MultimodalData:
+    """The data with samples of shape (1,) where a sample is a number."""
+    if all(values.dim() > 1 for values in data.train.inputs.values()):
+        return data
+    parts = {}
+    for which, split in data.splits.items():
+        inputs = {name: values.unsqueeze(1) if values.dim() == 1 else values for name, values in split.inputs.items()}
+        parts[which] = Split(inputs, split.target, split.present)
+    return replace(data, train=parts["train"], test=parts["test"], validation=parts.get("validation"))
 
 
 def chosen_modalities(config: Config) -> list[str] | None:
@@ -43,7 +50,7 @@ def chosen_modalities(config: Config) -> list[str] | None:
 
 
 def on_device(split: Split, modalities: tuple[str, ...], device: torch.device) -> Split:
-    return Split({name: split.inputs[name].to(device) for name in modalities}, split.target.to(device))
+    return split.select(modalities).to(device)
 
 
 def fingerprint(data: MultimodalData) -> str:
@@ -53,6 +60,8 @@ def fingerprint(data: MultimodalData) -> str:
         for name, values in [*split.inputs.items(), ("target", split.target)]:
             digest.update(f"{split_name} {name} {values.dtype} {tuple(values.shape)}".encode())
             digest.update(values.contiguous().numpy().data)
+        if split.present is not None:
+            digest.update(split.present.contiguous().numpy().data)
     return digest.hexdigest()
 
 
@@ -78,11 +87,7 @@ def hold_out(data: MultimodalData, config: Config) -> MultimodalData:
     order = _shuffled(len(data.train), config.seed, 0, 1)
     # In their first order, so that what is left is the training split with some rows taken out.
     chosen, rest = order[:held].sort().values, order[held:].sort().values
-    return replace(data, train=_rows(data.train, rest), validation=_rows(data.train, chosen))
-
-
-def _rows(split: Split, index: Tensor) -> Split:
-    return Split({name: values[index] for name, values in split.inputs.items()}, split.target[index])
+    return replace(data, train=data.train.take(rest), validation=data.train.take(chosen))
 
 
 def _shuffled(samples: int, *entropy: int) -> Tensor:

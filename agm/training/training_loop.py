@@ -47,7 +47,7 @@ class Trainer:
         device = torch.device(config.device)
         self.config, self.run, self.observer, self.final = config, run, observer, final
         self.fingerprint = fingerprint(data)
-        self.doubts = doubts(data)
+        self.doubts = doubts(data, config.batch_size)
         data = hold_out(data, config)
         self.train_split = on_device(data.train, method.modalities, device)
         self.test_split = on_device(data.test, method.modalities, device)
@@ -224,7 +224,10 @@ class Trainer:
         index = samples.index
         target = self.train_split.target[index]
         inputs = {name: values[index] for name, values in self.train_split.inputs.items()}
-        for outcome in self.strategy.steps(inputs, target, index=index, present=samples.present):
+        present = samples.present
+        if self.train_split.present is not None and self.strategy.lacking == "told":
+            present = self.train_split.present[index]
+        for outcome in self.strategy.steps(inputs, target, index=index, present=present):
             if self.config.clip_norm is not None:
                 clip_gradients_(
                     self.strategy.parameters(), self.config.clip_norm, self.head, above=self.config.clip_above

@@ -161,7 +161,7 @@ def test_save_refuses(tmp_path):
     with pytest.raises(ValueError, match=r"`path` to end in .npz, but got 'x.pt'"):
         agm.data.save(data, tmp_path / "x.pt")
     part = agm.data.Split({"split": torch.zeros(1)}, torch.zeros(1).long())
-    with pytest.raises(ValueError, match="other names than target, split, class_names, task, but got 'split'"):
+    with pytest.raises(ValueError, match="other names than target, split, class_names, task, present, but got 'split'"):
         agm.data.save(agm.data.MultimodalData("x", part, part, None, ("c",)), tmp_path / "x.npz")
     short = agm.data.Split({"t": torch.zeros(1, 2)}, torch.zeros(1).long())
     long = agm.data.Split({"t": torch.zeros(1, 3)}, torch.zeros(1).long())

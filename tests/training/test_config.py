@@ -21,6 +21,7 @@ OTHER = {
     "choose": "best",
     "class_weights": "balanced",
     "error": "absolute",
+    "scale": "standard",
     "width": 17,
     "validation": 0.25,
     "method": "unimodal:audio",

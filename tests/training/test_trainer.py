@@ -428,13 +428,3 @@ def test_data_that_may_be_meant_otherwise_are_told_once_and_trained_on(settings,
     assert order == "'image' is read as 12 channels of 4 x 3. If its channels are last, store (3, 12, 4) a sample."
     (scale,) = told("bytes", lambda n, x: 100 + 20 * x.clamp(-1, 1) if n == "audio" else x)
     assert scale.startswith("'audio' has values of about 1")
-
-
-def test_an_array_named_present_is_told_what_it_is(settings, data, tmp_path):
-    changed = {
-        part: Split({"present": split.inputs["audio"], "image": split.inputs["image"]}, split.target)
-        for part, split in data.splits.items()
-    }
-    datasets.save(replace(data, **changed), tmp_path / "p.npz")
-    with pytest.raises(UserError, match=r"one named 'present'.*leave it out"):
-        train(settings(dataset=str(tmp_path / "p.npz")), tmp_path / "run")

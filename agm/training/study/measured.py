@@ -87,7 +87,9 @@ def train_seconds(result: Result) -> float | None:
 def _test_figures(result: Result, concepts: Concepts | None) -> dict[str, float]:
     """What only a finished network is asked: the Shapley values of its accuracy, and competition strengths."""
     fit, test = _splits(result)
-    report = contributions(result.network, test.batches(_BATCH), result.modalities, sample_values=False)
+    report = contributions(
+        result.network, test.batches(_BATCH), result.modalities, present=test.present, sample_values=False
+    )
     values = list(report.contributions.values())
     figures = {
         **{f"contribution_{name}": value for name, value in report.contributions.items()},

@@ -1,0 +1,51 @@
+"""Features scaled by the training split, for data that are not scaled yet."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from agm.data import MultimodalData, Split
+
+__all__ = ["standardized"]
+
+
+def standardized(data: MultimodalData) -> MultimodalData:
+    """The data with mean 0 and standard deviation 1 in the training split, of each feature or channel.
+
+    Of (N, D) each of D has its own, of (N, T, D) too, of (N, C, H, W) and (N, T, C, H, W) each of C. What does not vary
+    becomes 0, and so zeros, which stand for an absent modality, are an average input. Text and token ids stay as they
+    are, and samples that lack a modality have no part in its mean.
+
+    >>> import agm
+    >>> scaled = standardized(agm.data.load("yeast"))
+    >>> [round(float(x.std()), 2) for x in scaled.train.inputs.values()]
+    [1.0, 1.0]
+    """
+    scales = {
+        name: _statistics(values, None if data.train.present is None else data.train.present[:, place])
+        for place, (name, values) in enumerate(data.train.inputs.items())
+        if values.is_floating_point()
+    }
+    parts = {}
+    for which, split in data.splits.items():
+        inputs = {}
+        for name, values in split.inputs.items():
+            if name in scales:
+                mean, deviation = scales[name]
+                values = ((values.double() - mean) / deviation).float()
+            inputs[name] = values
+        parts[which] = Split(inputs, split.target, split.present)
+    return replace(data, train=parts["train"], test=parts["test"], validation=parts.get("validation"))
+
+
+def _statistics(values: Tensor, having: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, float64, in a shape that a sample can be combined with."""
+    values = (values if having is None else values[having]).double()
+    own = values.dim() - 3 if values.dim() > 3 else values.dim() - 1  # the dimension of channels or of features
+    others = tuple(dim for dim in range(values.dim()) if dim != own)
+    mean = values.mean(others, keepdim=True)[0]
+    deviation = values.var(others, correction=0, keepdim=True).sqrt()[0]
+    return mean, torch.where(deviation > 0, deviation, 1.0)
