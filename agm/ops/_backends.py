@@ -16,6 +16,9 @@ from agm.ops import _library
 __all__ = ["BACKENDS", "Service", "backends", "select"]
 
 
+_DEVICES = ("cpu", "cuda")
+_FORWARD = tuple(op for op in _library.OPS if not op.endswith("_backward"))
+
 _loading = threading.Lock()
 
 
@@ -188,10 +191,33 @@ class Service:
 
 
 class Services(list[Service]):
-    """What serves the ops; printed, a line an op and a device."""
+    """What serves the ops; printed, a line an op with a column a device."""
+
+    def by_op(self) -> dict[str, dict[str, str]]:
+        """Op -> device -> backend. A backward that is served like its op is not named."""
+        found: dict[str, dict[str, str]] = {}
+        for service in self:
+            found.setdefault(service.op, {})[service.device] = service.backend
+        return {
+            op: own for op, own in found.items() if own != found.get(op.removesuffix("_backward")) or op in _FORWARD
+        }
+
+    def reasons(self) -> dict[tuple[str, str], list[str]]:
+        """(backend, why it does not serve) -> the ops on whose devices it could; the same reasons once."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for service in self:
+            for backend, reason in service.unavailable.items():
+                if " tensors only" in reason:  # the other device's
+                    continue
+                ops = found.setdefault((backend, reason.replace(f" of {service.op}", "")), [])
+                if (op := service.op.removesuffix("_backward")) not in ops:
+                    ops.append(op)
+        return found
 
     def __str__(self) -> str:
-        return "\n".join(f"{service.op} on {service.device}: {service.backend}" for service in self)
+        rows = [("op", *_DEVICES), *((op, *own.values()) for op, own in self.by_op().items())]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
     __repr__ = __str__
 
@@ -203,11 +229,12 @@ def backends() -> Services:
     (`AGM_BACKEND`) is not reflected: this is the automatic choice.
 
     Returns:
-        One `Service` an op and a device. Printed together they are a table of what serves; print one for the reasons.
+        One `Service` an op and a device. Printed together they are a table of what serves, in which a backward that is
+        served like its op has no line of its own; print one for the reasons, or see `agm info`.
     """
     services = Services()
     for op in _library.OPS:
-        for device in ("cpu", "cuda"):
+        for device in _DEVICES:
             reasons = {name: backend.why_not(op, device) for name, backend in BACKENDS.items()}
             missing = {name: reason for name, reason in reasons.items() if reason is not None}
             services.append(Service(op, device, _automatic(op, device), missing))

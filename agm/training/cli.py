@@ -25,12 +25,16 @@ __all__ = ["cli", "run"]
 def cli() -> None:
     """Balanced multimodal training by Adaptive Gradient Modulation (AGM).
 
+    Begin with the bundled data, then give your own: an .npz with one array a modality, target and split.
+
     \b
-    agm train --fusion late --method agm          train on the bundled dataset
-    agm compare --methods joint,agm --seeds 5     what AGM changes, with confidence intervals
+    agm train                                     train on the bundled AV-Digits, in half a minute
+    agm compare --methods joint,agm               does AGM help? five seeds each, with intervals
+    agm train --dataset mine.npz                  your own data; what was read is printed first
     agm tune --setting alpha=0.5,1,1.5 --validation 0.2
                                                   choose a setting without looking at the test split
     agm competition --methods joint,agm           what each modality loses to the competition
+    agm data layouts                              datasets of the field, read as they lie on a disk
     agm info                                      versions, devices, backends
     """
 

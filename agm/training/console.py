@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agm import Contributions
-from agm.ops import Service
+from agm.ops._backends import Services
 from agm.training.answers import task_of_figures
 from agm.training.compare import Comparison
 from agm.training.competition import Competition
@@ -46,8 +46,8 @@ class Terminal(Console):
     What rich would take for markup or highlight is text.
     """
 
-    def __init__(self) -> None:
-        super().__init__(markup=False, highlight=False, emoji=False)
+    def __init__(self, stderr: bool = False) -> None:
+        super().__init__(markup=False, highlight=False, emoji=False, stderr=stderr)
 
     def say(self, text: str) -> None:
         """One line, however long."""
@@ -111,6 +111,11 @@ class Progressing(Observer):
             self._line("finished before")
         elif epoch:
             self._line(f"continues after epoch {epoch}/{self.total}")
+
+    def described(self, lines: Sequence[str]) -> None:
+        if not self._brief:
+            for line in lines:
+                self._line(line)
 
     def doubted(self, doubt: str) -> None:
         if not self._brief:
@@ -274,15 +279,19 @@ def competition_table(competition: Competition) -> Group:
     )
 
 
-def service_table(services: Sequence[Service]) -> Group:
-    """Which backend serves each op, and why the others do not."""
+def service_table(services: Services) -> Group:
+    """Which backend serves each op, and below why the others do not."""
+    rows = services.by_op()
     table = Table()
-    for name in ("op", "device", "backend", "off, and why"):
-        table.add_column(name, overflow="fold", no_wrap=name == "op")
-    for service in services:
-        reasons = "\n".join(f"{name}: {reason}" for name, reason in service.unavailable.items())
-        table.add_row(service.op, service.device, Text(service.backend, style="bold"), Text(reasons))
-    return _framed("operations", table)
+    for name in ("op", *next(iter(rows.values()))):
+        table.add_column(name)
+    for op, own in rows.items():
+        table.add_row(op, *(Text(backend, style="bold") for backend in own.values()))
+    others = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for (backend, reason), ops in services.reasons().items():
+        of = "all operations" if len(ops) == len(rows) else ", ".join(ops)
+        others.add_row(Text(backend), Text(f"{reason}: {of}", style="dim"))
+    return Group(_framed("backends of the operations", table), _framed("not used, and why", others))
 
 
 def key_value_table(title: str, values: Mapping[str, object]) -> Group:

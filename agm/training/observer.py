@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from agm.training.config import Config
@@ -16,6 +17,9 @@ class Observer:
 
     def started(self, folder: Path, config: Config, epoch: int, steps: int) -> None:
         """Training begins at `epoch` (0, or later in a resumed run), with `steps` steps an epoch."""
+
+    def described(self, lines: Sequence[str]) -> None:
+        """Before the first epoch: what is trained on what (`agm.training.described`)."""
 
     def doubted(self, doubt: str) -> None:
         """Something in the data may be meant otherwise than it is read (`agm.training.doubts`)."""

@@ -17,6 +17,7 @@ from agm.training.answers import FURTHER, Answers
 from agm.training.checkpoint import fitting, load_checkpoint, random_state, restore_random_state, save_checkpoint
 from agm.training.clipping import clip_gradients_, head_weights
 from agm.training.config import Config, differences
+from agm.training.described import described
 from agm.training.doubts import doubts
 from agm.training.errors import DivergedError, UserError
 from agm.training.evaluation import evaluate
@@ -49,6 +50,7 @@ class Trainer:
         self.fingerprint = fingerprint(data)
         self.doubts = doubts(data, config.batch_size)
         data = hold_out(data, config)
+        self.description = described(config, data.select(method.modalities), method.network)
         self.train_split = on_device(data.train, method.modalities, device)
         self.test_split = on_device(data.test, method.modalities, device)
         self.watched_name = "test" if data.validation is None else "validation"
@@ -82,6 +84,7 @@ class Trainer:
             per_epoch = len(batches(len(self.train_split), self.config.batch_size, 0, 0))
             self.observer.started(self.run.path, self.config, self.epoch, per_epoch)
             if not self.epoch:
+                self.observer.described(self.description)
                 for doubt in self.doubts:
                     self.observer.doubted(doubt)
             while not self._is_over():

@@ -158,10 +158,13 @@ def test_old_names_of_what_is_learnt() -> None:
 
 def test_backends_are_a_table() -> None:
     lines = str(agm.backends()).splitlines()
-    assert len(lines) == len(agm.backends())
     assert lines == repr(agm.backends()).splitlines()
     assert all(len(line) < 80 for line in lines)
-    assert lines[0].startswith("modulate on cpu: ")
+    assert lines[0].split() == ["op", "cpu", "cuda"]
+    shown = {line.split()[0]: line.split()[1:] for line in lines[1:]}
+    for service in agm.backends():
+        op = service.op if service.op in shown else service.op.removesuffix("_backward")
+        assert shown[op][["cpu", "cuda"].index(service.device)] == service.backend
 
 
 def test_a_state_is_printed_with_its_values() -> None:

@@ -1,5 +1,6 @@
 import importlib.util
 import re
+import shlex
 import sys
 
 import pytest
@@ -10,6 +11,7 @@ import agm.training
 from agm.data.av_digits import read_build_settings
 from agm.training import load_run, measure_contributions, training_loop
 from agm.training.__main__ import main
+from agm.training.cli import cli
 from agm.training.config import read_config, settings
 from agm.training.run_folder import RunFolder, read_table
 
@@ -235,9 +237,11 @@ def test_info_says_what_serves_and_why_the_rest_does_not(capsys):
     assert main(["info"]) == 0
     output = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for service in agm.backends():
-        assert service.op in output
-        for reason in service.unavailable:
-            assert f"{reason}:" in output
+        assert service.op.removesuffix("_backward") in output
+    for (backend, reason), ops in agm.backends().reasons().items():
+        assert f"{backend} {reason}: " in output
+        assert all(" tensors only" not in reason and op in output for op in ops)
+    assert len(output) < 4000
     assert torch.__version__ in output
 
 
@@ -321,3 +325,27 @@ def test_a_backend_that_cannot_serve_is_refused_before_anything_is_written(optio
 
 def test_resuming_what_is_no_run(options, capsys):
     assert "'nope' to hold a run" in failure(capsys, "train", "--resume", "nope")
+
+
+def _commands(group, *names):
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, *names, name)
+        else:
+            yield (*names, name)
+
+
+@pytest.mark.parametrize("names", [*_commands(cli)], ids=" ".join)
+def test_every_command_has_an_example_that_it_takes(names, capsys):
+    """An example line of its help is parsed by the command itself, as far as its options and arguments go."""
+    assert main([*names, "--help"]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    examples = [
+        line for line in lines if line.startswith(f"agm {' '.join(names)} ") or line == f"agm {' '.join(names)}"
+    ]
+    assert examples
+    command = cli
+    for name in names:
+        command = command.commands[name]
+    for example in examples:
+        command.make_context("agm", shlex.split(example)[1 + len(names) :], resilient_parsing=False)

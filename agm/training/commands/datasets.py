@@ -25,7 +25,11 @@ data_group.add_command(convert_command)
 
 @data_group.group("build")
 def build_group() -> None:
-    """Build a dataset: a bundled one again, at another difficulty, or one that does not come with the package."""
+    """Build a dataset: a bundled one again, at another difficulty, or one that does not come with the package.
+
+    \b
+    agm data build av-digits --image-noise 0.8 --snr -5 10 --output hard.npz
+    """
 
 
 @build_group.command("av-digits")
@@ -38,7 +42,11 @@ def build_group() -> None:
 @click.option("--seed", type=int, default=0, show_default=True, help="Of voices, pairs, splits and noise.")
 @click.option("--output", required=True, metavar="FILE.npz", help="The file to write; train with --dataset FILE.npz.")
 def build_av_digits_command(image_noise: float, snr: tuple[float, float], seed: int, output: str) -> None:
-    """Spoken digits (espeak-ng) paired with noisy images of handwritten ones (scikit-learn)."""
+    """Spoken digits (espeak-ng) paired with noisy images of handwritten ones (scikit-learn).
+
+    \b
+    agm data build av-digits --image-noise 0.8 --snr -5 10 --output hard.npz
+    """
     from agm.data.build_av_digits import build_av_digits
 
     require_new(output)
@@ -64,7 +72,11 @@ def build_av_digits_command(image_noise: float, snr: tuple[float, float], seed: 
 @click.option("--seed", type=int, default=0, show_default=True, help="Of words, their split and typos.")
 @click.option("--output", required=True, metavar="FILE.npz", help="The file to write; train with --dataset FILE.npz.")
 def build_avt_digits_command(av_digits: str | None, typos: float, seed: int, output: str) -> None:
-    """AV-Digits, and as a third modality the digits written out in forty languages, with typing mistakes."""
+    """AV-Digits, and as a third modality the digits written out in forty languages, with typing mistakes.
+
+    \b
+    agm data build avt-digits --typos 0.3 --output three.npz
+    """
     from agm.data.build_avt_digits import build_avt_digits
 
     require_new(output)

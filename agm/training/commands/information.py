@@ -11,23 +11,33 @@ import torch
 
 import agm
 from agm.ops._backends import BACKENDS
-from agm.training.console import Terminal, key_value_table, service_table
+from agm.training.commands.as_json import AS_JSON, terminal, write_json
+from agm.training.console import key_value_table, service_table
 from agm.training.errors import UserError
 
 __all__ = ["info_command"]
 
 
 @click.command("info")
-def info_command() -> None:
+@AS_JSON
+def info_command(as_json: bool) -> None:
     """Show versions, devices and backends.
 
     Tells which backend serves each operation, and why the others do not.
+
+    \b
+    agm info --json
     """
-    console = Terminal()
+    console, services = terminal(as_json), agm.backends()
     console.print(key_value_table("versions", _versions()))
     console.print(key_value_table("devices", _devices()))
     console.print(key_value_table("native library (agm._C)", _native()))
-    console.print(service_table(agm.backends()))
+    console.print(service_table(services))
+    if as_json:
+        of_ops = [
+            {"op": s.op, "device": s.device, "backend": s.backend, "unavailable": s.unavailable} for s in services
+        ]
+        write_json({"versions": _versions(), "devices": _devices(), "native": _native(), "backends": of_ops})
     if forced := os.environ.get("AGM_BACKEND"):
         console.say(f"AGM_BACKEND={forced} forces this backend instead of the automatic choice.")
         if forced not in ("auto", *BACKENDS):

@@ -27,7 +27,12 @@ _SETTING = click.option(
 @click.command("layouts")
 @click.argument("name", required=False)
 def layouts_command(name: str | None) -> None:
-    """List the datasets of the field that are read as they lie on a disk; of one NAME its files, splits and options."""
+    """List the datasets of the field that are read as they lie on a disk; of one NAME its files, splits and options.
+
+    \b
+    agm data layouts
+    agm data layouts crema-d
+    """
     from agm.data.layouts import LAYOUTS
 
     console = Terminal()
@@ -53,7 +58,11 @@ def layouts_command(name: str | None) -> None:
 @click.option("--decode", is_flag=True, help="Decode every sample, to find those that cannot be.")
 @_SETTING
 def inspect_command(path: str, layout: str | None, decode: bool, settings: tuple[str, ...]) -> None:
-    """Say which dataset a folder holds, what is missing, and which samples are left out and why."""
+    """Say which dataset a folder holds, what is missing, and which samples are left out and why.
+
+    \b
+    agm data inspect /data/CREMA-D
+    """
     from agm.data.layouts.inspection import inspect
 
     console = Terminal()
@@ -76,6 +85,9 @@ def convert_command(layout: str, path: str, output: str, split: str, skip_bad: b
     """Decode a dataset of the field once, into one file that holds arrays alone.
 
     LAYOUT is its name (crema-d, av-mnist, ur-funny ...), or auto to recognise it at PATH.
+
+    \b
+    agm data convert crema-d /data/CREMA-D --output crema-d.npz
     """
     from agm.data.layouts import convert, open_layout
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from agm.training import exports, plots
+from agm.training.commands.as_json import AS_JSON, comparison_values, terminal, write_json
 from agm.training.commands.options import (
     CONFIG_FILE,
     OPTION,
@@ -31,7 +32,7 @@ from agm.training.console import Progressing, Terminal, comparison_table, compet
 from agm.training.errors import UserError
 from agm.training.result import Result
 from agm.training.run_folder import RunFolder
-from agm.training.tune import best, parse_setting, tune_method, write_trials
+from agm.training.tune import Trial, best, parse_setting, tune_method, write_trials
 from agm.training.variants import split_variants
 
 __all__ = ["compare_command", "competition_command", "tune_command"]
@@ -56,6 +57,7 @@ __all__ = ["compare_command", "competition_command", "tune_command"]
 @setting_options("method", "fusion")
 @CONFIG_FILE
 @click.option("--out", metavar="FOLDER", default="runs/compare", show_default=True, help="Folder of the runs' folders.")
+@AS_JSON
 def compare_command(
     study: str | None,
     only: tuple[str, ...],
@@ -68,6 +70,7 @@ def compare_command(
     settings: dict[str, Any],
     config_file: str | None,
     out: str,
+    as_json: bool,
 ) -> None:
     """Train methods with the same seeds and compare them.
 
@@ -87,8 +90,8 @@ def compare_command(
     agm compare studies/field.toml --jobs 2 --out runs/field
     """
     if study is not None:
-        refuse_given("study", "only", "jobs", "scheduler", "out", reason=f"the study {study!r} has its own")
-        study_command(study, only, jobs, scheduler, out if was_given("out") else None)
+        refuse_given("study", "only", "jobs", "scheduler", "out", "as_json", reason=f"the study {study!r} has its own")
+        study_command(study, only, jobs, scheduler, out if was_given("out") else None, as_json)
         return
     if only or scheduler:
         raise UserError("Expected the file of a study with --only and --scheduler. Give it: agm compare STUDY.toml.")
@@ -100,7 +103,7 @@ def compare_command(
     fusions = choice("fusion", given, recorded, split_variants)
     seeds = seeds if was_given("seeds") else recorded.get("seeds", seeds)
     strength = strength if was_given("strength") else recorded.get("strength", strength)
-    folder, console = Path(out), Terminal()
+    folder, console = Path(out), terminal(as_json)
     fusions = [replace(config, fusion=name).fusion for name in fusions] or [config.fusion]
     config = replace(config, fusion=fusions[0])
     with _Runs(console, ahead=jobs > 1) as runs:
@@ -117,6 +120,8 @@ def compare_command(
     )
     console.print(comparison_table(comparisons))
     console.say(f"compare.csv, compare.md, compare.png, compare.toml: {folder}")
+    if as_json:
+        write_json([comparison_values(comparison) for comparison in comparisons])
 
 
 @click.command("tune")
@@ -133,6 +138,7 @@ def compare_command(
 @OPTION
 @CONFIG_FILE
 @click.option("--out", metavar="FOLDER", default="runs/tune", show_default=True, help="Folder of the runs' folders.")
+@AS_JSON
 def tune_command(
     choices: tuple[str, ...],
     seeds: int,
@@ -140,6 +146,7 @@ def tune_command(
     options: tuple[str, ...],
     config_file: str | None,
     out: str,
+    as_json: bool,
 ) -> None:
     """Choose settings of a method on a validation split.
 
@@ -156,12 +163,14 @@ def tune_command(
     grid = dict(parse_setting(choice) for choice in choices)
     if len(grid) != len(choices):
         raise UserError(f"Expected every --setting to have its own name, but got {', '.join(choices)}. Merge them.")
-    folder, console = Path(out), Terminal()
+    folder, console = Path(out), terminal(as_json)
     with _Runs(console) as runs:
         trials = tune_method(config, grid, seeds, folder, runs.observer, runs.finished)
     write_trials(folder / "tune.csv", trials, config.seed)
     console.print(trials_table(trials))
     console.say(f"chosen: {best(trials).variant.label}  (tune.csv: {folder})")
+    if as_json:
+        write_json({"chosen": best(trials).variant.label, "trials": [_trial_values(trial) for trial in trials]})
 
 
 @click.command("competition")
@@ -187,8 +196,9 @@ def tune_command(
 @click.option(
     "--out", metavar="FOLDER", default="runs/competition", show_default=True, help="Folder of the runs' folders."
 )
+@AS_JSON
 def competition_command(
-    methods: str, settings: dict[str, Any], config_file: str | None, out: str, **options: Any
+    methods: str, settings: dict[str, Any], config_file: str | None, out: str, as_json: bool, **options: Any
 ) -> None:
     """Measure what each modality loses to the competition with the others.
 
@@ -196,18 +206,33 @@ def competition_command(
     epoch how much of a concept cannot be read from the fused features: the competition strength. Writes
     competition.csv, competition.png, and the settings. Runs that are finished are not repeated, so the same command
     continues an interrupted measurement.
+
+    \b
+    agm competition --dataset mfeat --modalities zer,fou --methods joint,agm --epochs 10
     """
     require("matplotlib", "tomli_w")
     measurement = CompetitionSettings(**options)
     names = [name.strip() for name in methods.split(",") if name.strip()]
     config = read_config(config_file, settings) if config_file else Config(**settings)
-    folder, console = Path(out), Terminal()
+    folder, console = Path(out), terminal(as_json)
     with _Runs(console) as runs:
         competition = run_competition(config, names, folder, measurement, runs.observer, runs.finished)
     title = f"{Path(config.dataset).stem}, {config.fusion} fusion, seed {config.seed}"
     plots.draw_competition(folder / "competition.png", competition, title)
     console.print(competition_table(competition))
     console.say(f"competition.csv, competition.png, settings: {folder}")
+    if as_json:
+        write_json(competition.rows)
+
+
+def _trial_values(trial: Trial) -> dict[str, Any]:
+    return {
+        "method": trial.variant.label,
+        "accuracy": trial.accuracy,
+        "deviation": trial.deviation,
+        "loss": trial.loss,
+        "accuracies": list(trial.accuracies),
+    }
 
 
 class _Runs:

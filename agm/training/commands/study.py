@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from agm.training.commands.as_json import comparison_values, terminal, write_json
 from agm.training.commands.outcome import interrupted, require
 from agm.training.console import Terminal
 from agm.training.exports import interval, spread
@@ -22,7 +23,9 @@ from agm.training.study.tables import write_tables
 __all__ = ["study_command"]
 
 
-def study_command(study: str, only: tuple[str, ...], jobs: int, scheduler: str | None, out: str | None) -> None:
+def study_command(
+    study: str, only: tuple[str, ...], jobs: int, scheduler: str | None, out: str | None, as_json: bool
+) -> None:
     """Run what is left of a study, and write its tables and pictures.
 
     Args:
@@ -30,9 +33,10 @@ def study_command(study: str, only: tuple[str, ...], jobs: int, scheduler: str |
         only: cells, TASK or TASK:METHOD; all by default.
         jobs, scheduler: as of `run_study`.
         out: folder; runs/NAME by default.
+        as_json: whether the figures are printed as JSON.
     """
     require("matplotlib", "scipy")
-    console = Terminal()
+    console = terminal(as_json)
     asked = read_study(study).only(only)
     folder = Path(out) if out else Path("runs") / asked.name
     progress = _Progress(console)
@@ -42,6 +46,9 @@ def study_command(study: str, only: tuple[str, ...], jobs: int, scheduler: str |
         interrupted("Interrupted.", "the same command: finished runs are not repeated")
         return
     _show(console, figures, folder, f"agm compare {shlex.quote(study)}")
+    if as_json:
+        tasks = {task: [comparison_values(found) for found in figures.comparisons(task)] for task in figures.tasks}
+        write_json({"ranks": figures.ranking().ranks, "tasks": tasks})
 
 
 def _show(console: Terminal, figures: StudyFigures, folder: Path, command: str) -> None:
