@@ -21,7 +21,7 @@ from pathlib import Path
 from setuptools import Command, Extension, setup
 from setuptools.command.build_py import build_py
 
-REASON = "_native.txt"  # written into the package where agm._C is not
+REASON = "_native.txt"  # written into the package: why there is no agm._C, or why it has no CUDA kernels
 CUDA_ARCHITECTURES = "7.5;8.0;9.0"
 
 
@@ -36,7 +36,10 @@ def why_no_toolchain() -> str | None:
     try:
         import torch  # noqa: F401
     except ImportError as error:
-        return f"torch could not be imported during the build ({error}): install with --no-build-isolation"
+        return (
+            f"torch could not be imported during the build ({error}): install torch first (for a CPU from "
+            "https://download.pytorch.org/whl/cpu), then agm-torch with --no-build-isolation"
+        )
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     if os.name != "nt" and (not compiler or shutil.which(compiler[0]) is None):
         return f"no C++ compiler: {' '.join(compiler)!r} is not there (set CXX)"
@@ -98,7 +101,7 @@ def extension(cuda: bool) -> Extension:
 
 
 def record(command: Command, reason: str | None) -> None:
-    """Leaves the reason for a missing agm._C where `agm.backends()` reads it."""
+    """Leaves the reason for a missing agm._C, or for missing CUDA kernels in it, where `agm.backends()` reads it."""
     in_place = getattr(command, "editable_mode", False) or getattr(command, "inplace", False)
     package = Path("agm") if in_place else Path(command.build_lib, "agm")
     if reason is None:
@@ -119,8 +122,12 @@ def native(required: bool) -> dict[str, object]:
 
     class BuildNative(BuildExtension):
         def run(self) -> None:
+            without_cuda = reason
             try:
-                super().run()
+                if reason is None:
+                    without_cuda = self.with_cuda()
+                if without_cuda is not None:
+                    super().run()
             except Exception as error:
                 if required:
                     raise
@@ -129,7 +136,23 @@ def native(required: bool) -> dict[str, object]:
                 record(self, f"the C++ build failed ({error}): install with AGM_BUILD=1 to see why")
                 print(f"agm: no native library, since its build failed: {error}", file=sys.stderr)
             else:
-                record(self, None)
+                record(self, without_cuda)
+
+        def with_cuda(self) -> str | None:
+            """Builds all; where that fails, says why, and prepares the build of the C++ part alone."""
+            try:
+                super().run()
+                return None
+            except Exception as error:
+                if cuda == "1":
+                    raise
+                print(f"agm: no CUDA kernels, since their build failed: {error}", file=sys.stderr)
+                shutil.rmtree(self.build_temp, ignore_errors=True)
+                self.distribution.ext_modules = [extension(cuda=False)]
+                kept = {name: getattr(self, name) for name in ("build_lib", "build_temp", "inplace", "editable_mode")}
+                self.reinitialize_command("build_ext", **kept)
+                self.ensure_finalized()
+                return f"the CUDA build failed ({error}): install with AGM_CUDA=1 to see why"
 
     return {"ext_modules": [extension(reason is None)], "cmdclass": {"build_ext": BuildNative}}
 
@@ -180,8 +203,9 @@ setup(
         "agm.shapley",
         "agm.strategies",
         "agm.training",
-        "agm.verification",
         "agm.training.commands",
+        "agm.training.study",
+        "agm.verification",
     ],
     # The folder kernels/ stays at the top, but nothing of that name lands in site-packages.
     package_dir={"agm": "agm", "agm.kernels": "kernels"},

@@ -2,7 +2,7 @@
 
 The parts know nothing of a transport: `Client` trains and reports, `select` chooses clients and modalities, `average`
 and `merge_prototypes` put together what came back, and `Federation` is one server's rounds over all of them: in this
-process, or over Flower (`agm.federated.flower`, extra agm[federated]).
+process, or over Flower (`agm.federated.flower`, extra agm-torch[federated]).
 """
 
 from agm.federated.aggregation import average, merge_prototypes

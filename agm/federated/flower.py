@@ -1,6 +1,6 @@
 """Federated rounds over Flower: its messages carry what `Client` reports, is asked for and sends.
 
-Needs the extra agm[federated].
+Needs the extra agm-torch[federated].
 """
 
 from __future__ import annotations
@@ -198,6 +198,6 @@ def _flower() -> Any:
         import flwr.app
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "Federated rounds over a network need Flower. Install it with: pip install 'agm[federated]'."
+            "Federated rounds over a network need Flower. Install it with: pip install 'agm-torch[federated]'."
         ) from error
     return flwr.app

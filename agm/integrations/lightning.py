@@ -8,7 +8,7 @@ try:
     import lightning.pytorch as pl
 except ImportError as error:
     raise ImportError(
-        "agm.integrations.lightning needs Lightning, which is not installed: pip install 'agm[lightning]'"
+        "agm.integrations.lightning needs Lightning, which is not installed: pip install 'agm-torch[lightning]'"
     ) from error
 
 __all__ = ["ModulationCallback"]

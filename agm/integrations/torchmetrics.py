@@ -13,7 +13,8 @@ try:
     from torchmetrics import Metric
 except ImportError as error:
     raise ImportError(
-        "agm.integrations.torchmetrics needs torchmetrics, which is not installed: pip install 'agm[torchmetrics]'"
+        "agm.integrations.torchmetrics needs torchmetrics, which is not installed: "
+        "pip install 'agm-torch[torchmetrics]'"
     ) from error
 
 __all__ = ["ModalityMetrics"]

@@ -17,7 +17,8 @@ try:
     from transformers import Trainer
 except ImportError as error:
     raise ImportError(
-        "agm.integrations.transformers needs Hugging Face's, which is not installed: pip install 'agm[transformers]'"
+        "agm.integrations.transformers needs Hugging Face's, which is not installed: "
+        "pip install 'agm-torch[transformers]'"
     ) from error
 
 __all__ = ["ModulatedTrainer"]

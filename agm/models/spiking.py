@@ -1,6 +1,6 @@
 """Spiking encoders and the residual cross-modal attention of S-CMRL, on snnTorch's neurons.
 
-Needs the extra agm[spiking]; nothing else in `agm.models` does.
+Needs the extra agm-torch[spiking]; nothing else in `agm.models` does.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class LIF(nn.Module):
             from snntorch import surrogate
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                "Spiking networks need snnTorch. Install it with: pip install 'agm[spiking]'."
+                "Spiking networks need snnTorch. Install it with: pip install 'agm-torch[spiking]'."
             ) from error
         self.neurons = snntorch.Leaky(
             beta=decay, threshold=threshold, spike_grad=surrogate.atan(), reset_mechanism="zero", reset_delay=False

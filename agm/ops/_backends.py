@@ -39,7 +39,8 @@ def _native(device: str, key: str) -> Callable[[str, str], str | None]:
         if device == "cuda" and torch.version.hip is not None:
             return "this torch is a ROCm build: use triton"
         if not _library.has_native_kernel(op, key):
-            return f"agm._C was built without a {key} kernel of {op}"
+            note = f" ({_library.cuda_note})" if device == "cuda" and _library.cuda_note else ""
+            return f"agm._C was built without a {key} kernel of {op}{note}"
         return None
 
     return why_not
@@ -50,7 +51,7 @@ def _triton_why_not(op: str, device_type: str) -> str | None:
     if device_type != "cuda" and not (device_type == "cpu" and interpreted):
         return "serves cuda tensors only (cpu tensors under TRITON_INTERPRET=1)"
     if importlib.util.find_spec("triton") is None:
-        return "triton is not installed: pip install agm[triton]"
+        return "triton is not installed: pip install agm-torch[triton]"
     reason = _load_triton(op)
     if reason is None and device_type == "cuda" and torch.cuda.is_available():
         return _why_no_launch()

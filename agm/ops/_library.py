@@ -195,12 +195,10 @@ for _op, _signature in _SIGNATURES.items():
         library.impl(_op + _overload, getattr(reference, _op), "CompositeExplicitAutograd")
 
 
-def _build_reason() -> str:
-    """Why setup.py built no native library; it leaves a note where it tried to."""
+def _build_note() -> str:
+    """What setup.py left to say of a native library that is not there, or that has no CUDA kernels."""
     note = Path(__file__).parent.parent / "_native.txt"
-    if note.is_file():
-        return note.read_text(encoding="utf-8").strip()
-    return "install with a C++ compiler and --no-build-isolation"
+    return note.read_text(encoding="utf-8").strip() if note.is_file() else ""
 
 
 def _load_native() -> tuple[ModuleType | None, str | None]:
@@ -210,12 +208,13 @@ def _load_native() -> tuple[ModuleType | None, str | None]:
     except ModuleNotFoundError as error:
         if error.name != "agm._C":
             raise
-        return None, f"agm._C is not built: {_build_reason()}"
+        return None, f"agm._C is not built: {_build_note() or 'install with a C++ compiler and --no-build-isolation'}"
     except ImportError as error:  # built, but against something that is not here
         return None, f"agm._C does not load: {error}"
 
 
 native, native_error = _load_native()
+cuda_note = "" if native is None else _build_note()  # why the native library has no CUDA kernels
 
 
 def has_native_kernel(op: str, dispatch_key: str) -> bool:

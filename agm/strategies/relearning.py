@@ -41,7 +41,7 @@ class Relearning(Strategy):
         every: epochs between two; 20, and 5 on CMU-MOSI.
         times: how often at most; 3 in the released code.
         cluster: (features (N, F), clusters) -> number of each sample's cluster (N,); k-means of scikit-learn by
-            default, which needs the extra agm[strategies].
+            default, which needs the extra agm-torch[strategies].
         common: see `Strategy`.
 
     Example:
@@ -125,8 +125,8 @@ def k_means(features: Tensor, clusters: int) -> Tensor:
         from sklearn.cluster import KMeans
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "Re-learning clusters features with scikit-learn. Install it with: pip install 'agm[strategies]', or give "
-            "a function of your own as `cluster`."
+            "Re-learning clusters features with scikit-learn. Install it with: pip install 'agm-torch[strategies]', or "
+            "give a function of your own as `cluster`."
         ) from error
     found = KMeans(n_clusters=min(clusters, len(features)), n_init=10, random_state=0).fit_predict(
         features.cpu().numpy()

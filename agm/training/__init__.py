@@ -1,6 +1,6 @@
 """Training from the command line and from Python: `train(Config(...), folder)`.
 
-Writing a run's settings, drawing and comparing need the extra "train": pip install 'agm[train]'.
+Writing a run's settings, drawing and comparing need the extra "train": pip install 'agm-torch[train]'.
 """
 
 from agm.training.compare import Comparison, compare_methods

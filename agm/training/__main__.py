@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None, *, imported: Callable[[], Any] 
         if package not in _EXTRA:
             raise
         print(
-            f"agm: error: The command line needs {package}. Install with: pip install 'agm[train]'",
+            f"agm: error: The command line needs {package}. Install with: pip install 'agm-torch[train]'",
             file=sys.stderr,
         )
         return 2

@@ -23,7 +23,7 @@ def environment(config: Config) -> Mapping[str, str]:
     device = torch.device(config.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     return {
-        "agm": _version("agm"),
+        "agm": _version("agm-torch"),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),

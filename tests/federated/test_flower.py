@@ -1,6 +1,7 @@
 """A round over Flower's processes on this machine is one in this process.
 
-It runs where Flower is installed (extra agm[federated]), and takes most of a minute: a node starts a process a message.
+It runs where Flower is installed (extra agm-torch[federated]), and takes most of a minute: a node starts a process a
+message.
 """
 
 import importlib.util

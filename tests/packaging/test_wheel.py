@@ -59,7 +59,15 @@ def test_sdist_can_build_everything(build: Build) -> None:
     }
     assert sources - files == set()
     assert {"Makefile", "requirements.txt", "requirements-test.txt", "README.md", "LICENSE", ".ci/run"} <= files
-    assert {"_agm_command.py", "setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"} <= files
+    assert {
+        "_agm_command.py",
+        "setup.py",
+        "build_backend.py",
+        "pyproject.toml",
+        "MANIFEST.in",
+        "LICENSE",
+        "README.md",
+    } <= files
     assert not [name for name in files if name.endswith((".so", ".pyc", "_native.txt"))]
 
 
@@ -124,10 +132,13 @@ def test_native_wheel(build: Build, installed: Install) -> None:
     files = wheel_files(build("--wheel", **variables))
     (library,) = [file for file in files if "/_C." in file]
     assert library.startswith("agm/_C.")
-    assert {file for file in files if ".dist-info/" not in file} == shipped_files() | {library}
+    note = {"agm/_native.txt"}  # why there are no CUDA kernels
+    assert {file for file in files if ".dist-info/" not in file} == shipped_files() | {library} | note
     services, numbers = installed(**variables)(SERVICES).stdout.splitlines()
     assert eval(services)["modulate_backward"] == ("cpp", None)
     assert numbers == "[0.0, 0.5, 1.0]"
+    cuda = installed(**variables)("import agm; print([s for s in agm.backends() if s.device == 'cuda'][0])").stdout
+    assert "cuda: agm._C was built without a CUDA kernel of modulate (AGM_CUDA=0)" in cuda
     code = "from agm import _C; info = _C.build_info(); print(info['torch'], info['cuda'], bool(info['cxx']))"
     version = torch.__version__.partition("+")[0]
     assert installed(**variables)(code).stdout.split() == [version, "None", "True"]
@@ -165,8 +176,77 @@ def test_build_without_torch_is_pure(checkout: Callable[[], Path]) -> None:
     environment = clean_environment(PYTHONPATH=str(folder))
     subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
     note = (folder / "out/agm/_native.txt").read_text()
-    assert note.startswith("torch could not be imported during the build (hidden)")
+    assert note.startswith("torch could not be imported during the build (hidden): install torch first")
     assert "--no-build-isolation" in note
+
+
+BACKEND = """
+import sys
+sys.path.insert(0, {folder!r})
+{before}
+import build_backend
+print(build_backend.build_wheel.__module__)
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "found"),
+    [
+        ("sys.modules['setuptools'] = None", "none"),
+        ("import types; sys.modules['setuptools'] = types.SimpleNamespace(__version__='65.5.0')", "65.5.0"),
+        ("", ""),
+    ],
+    ids=["none", "an old one", "a fitting one"],
+)
+def test_what_a_build_needs_is_said_in_a_sentence(before: str, found: str) -> None:
+    code = BACKEND.format(folder=str(ROOT), before=before)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if not found:
+        assert result.stdout.strip() == "setuptools.build_meta", result.stderr
+        return
+    assert result.returncode == 1
+    assert result.stderr.strip() == (
+        f"Expected setuptools 77 or newer to build agm-torch, but got {found}. "
+        "Install it first: pip install 'setuptools>=77' wheel"
+    )
+
+
+WITHOUT_CUDA = """
+why_no_cuda = lambda: None
+
+
+def extension(cuda):
+    return Extension("agm._C", ["broken.cpp" if cuda else "whole.cpp"])
+
+
+setup(
+    name="x",
+    packages=["agm"],
+    script_args=["-q", "build_ext", "--build-lib", "out", "--build-temp", "objects"],
+    **native(required=choice("AGM_CUDA") == "1"),
+)
+"""
+
+
+def test_where_the_cuda_part_does_not_build_the_rest_is_built_without_it(tmp_path: Path) -> None:
+    if shutil.which("c++") is None:
+        pytest.skip("there is no C++ compiler")
+    (tmp_path / "agm").mkdir()
+    (tmp_path / "agm" / "__init__.py").touch()
+    (tmp_path / "broken.cpp").write_text("#error no such architecture\n")
+    (tmp_path / "whole.cpp").write_text("int whole() { return 1; }\n")
+    source = (ROOT / "setup.py").read_text(encoding="utf-8").partition("\nsetup(\n")[0]
+    command = [sys.executable, "-c", source + WITHOUT_CUDA]
+    environment = clean_environment()
+    made = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    assert list((tmp_path / "out" / "agm").glob("_C.*"))
+    note = (tmp_path / "out" / "agm" / "_native.txt").read_text()
+    assert note.startswith("the CUDA build failed (")
+    assert "AGM_CUDA=1 to see why" in note
+    assert "agm: no CUDA kernels, since their build failed" in made.stderr
+    forced = subprocess.run(command, cwd=tmp_path, env=clean_environment(AGM_CUDA="1"), capture_output=True, text=True)
+    assert forced.returncode != 0
 
 
 @pytest.mark.parametrize("wrapped", [False, True], ids=["the toolkit's own", "a wrapper"])

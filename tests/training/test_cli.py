@@ -300,14 +300,14 @@ def test_without_the_extra_the_command_says_what_to_install(package, capsys, mon
     monkeypatch.setitem(sys.modules, package, None)
     assert main(["info"]) == 2
     assert capsys.readouterr().err == (
-        f"agm: error: The command line needs {package}. Install with: pip install 'agm[train]'\n"
+        f"agm: error: The command line needs {package}. Install with: pip install 'agm-torch[train]'\n"
     )
 
 
 def test_without_matplotlib_training_says_so_at_once(options, tmp_path, capsys, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
-    assert "needs matplotlib. Install with: pip install 'agm[train]'" in failure(capsys, "train", *options)
+    assert "needs matplotlib. Install with: pip install 'agm-torch[train]'" in failure(capsys, "train", *options)
     assert not (tmp_path / "runs").exists()
 
 

@@ -8,7 +8,7 @@ all of them. One file a set; what they share: `layout` (the interface), `lists`,
 Sets larger than memory have the same interface: folders that Hugging Face's `datasets` saved and WebDataset's shards.
 `stream_shards` and `stream_rows` read them from one end to the other, and `feed` makes batches ahead for a device.
 
-Nothing here is imported by `import agm` or needed by it: decoders come with `pip install 'agm[media]'`.
+Nothing here is imported by `import agm` or needed by it: decoders come with `pip install 'agm-torch[media]'`.
 """
 
 from agm.data.layouts.convert import Conversion, convert, load_layout

@@ -8,15 +8,15 @@ from typing import Any
 __all__ = ["needed"]
 
 _EXTRAS = {
-    "PIL": ("pillow", "agm[media]"),
-    "soundfile": ("soundfile", "agm[media]"),
-    "soxr": ("soxr", "agm[media]"),
-    "h5py": ("h5py", "agm[media]"),
+    "PIL": ("pillow", "agm-torch[media]"),
+    "soundfile": ("soundfile", "agm-torch[media]"),
+    "soxr": ("soxr", "agm-torch[media]"),
+    "h5py": ("h5py", "agm-torch[media]"),
     "resampy": ("resampy", "resampy"),
-    "scipy": ("scipy", "agm[media]"),
-    "datasets": ("datasets", "agm[datasets]"),
-    "webdataset": ("webdataset", "agm[datasets]"),
-    "transformers": ("transformers", "agm[transformers]"),
+    "scipy": ("scipy", "agm-torch[media]"),
+    "datasets": ("datasets", "agm-torch[datasets]"),
+    "webdataset": ("webdataset", "agm-torch[datasets]"),
+    "transformers": ("transformers", "agm-torch[transformers]"),
 }
 
 

@@ -51,7 +51,7 @@ def _versions() -> dict[str, object]:
         "python": platform.python_version(),
     }
     if importlib.util.find_spec("triton") is None:
-        return versions | {"triton": "not installed: pip install 'agm[triton]'"}
+        return versions | {"triton": "not installed: pip install 'agm-torch[triton]'"}
     from importlib.metadata import version
 
     return versions | {"triton": version("triton")}

@@ -23,4 +23,4 @@ def interrupted(what: str, how: str | None) -> None:
 def require(*packages: str) -> None:
     missing = [name.replace("_", "-") for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"This command needs {', '.join(missing)}. Install with: pip install 'agm[train]'")
+        raise UserError(f"This command needs {', '.join(missing)}. Install with: pip install 'agm-torch[train]'")

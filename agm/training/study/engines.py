@@ -34,8 +34,8 @@ def engine(jobs: int = 1, scheduler: str | None = None) -> Iterator[Engine]:
     Args:
         jobs: processes of this machine; 1: this one.
         scheduler: address of a Dask scheduler, such as "tcp://10.0.0.1:8786" (`dask scheduler`; for SLURM and others
-            that of a `dask_jobqueue` cluster), in the place of `jobs`. Its workers need agm[train], and the files of
-            the data under the same paths.
+            that of a `dask_jobqueue` cluster), in the place of `jobs`. Its workers need agm-torch[train], and the
+            files of the data under the same paths.
 
     Raises:
         UserError: no such scheduler, or Dask is not installed.

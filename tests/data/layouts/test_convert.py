@@ -343,4 +343,4 @@ def test_the_missing_decoder_is_named(crema_d, monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "soundfile", None)
     assert main(["data", "convert", "crema-d", str(crema_d), "--output", str(tmp_path / "x.npz")]) == 2
     assert "Expected the package soundfile to be installed" in (message := capsys.readouterr().err)
-    assert "pip install 'agm[media]'" in message
+    assert "pip install 'agm-torch[media]'" in message
