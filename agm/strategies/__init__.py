@@ -13,6 +13,7 @@ from agm.strategies.batch import Batch
 from agm.strategies.bounding import BoundedPasses
 from agm.strategies.bss import BSS
 from agm.strategies.cggm import CGGM
+from agm.strategies.dgl import DGL
 from agm.strategies.draws import Draws
 from agm.strategies.dus import DUS
 from agm.strategies.g_blending import GBlending
@@ -48,6 +49,7 @@ __all__ = [
     "AUG",
     "BSS",
     "CGGM",
+    "DGL",
     "DUS",
     "IGM",
     "IRM",

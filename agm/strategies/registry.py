@@ -16,6 +16,7 @@ from agm.strategies.aug import AUG
 from agm.strategies.balgrad import BalGrad
 from agm.strategies.bss import BSS
 from agm.strategies.cggm import CGGM
+from agm.strategies.dgl import DGL
 from agm.strategies.dus import DUS
 from agm.strategies.g_blending import GBlending
 from agm.strategies.hybrid_loss import HybridLoss
@@ -69,6 +70,7 @@ strategies: Mapping[str, type[Strategy]] = MappingProxyType(
         "dus": DUS,
         "balgrad": BalGrad,
         "irm": IRM,
+        "dgl": DGL,
     }
 )
 

@@ -269,6 +269,8 @@ class NothingIsRead(TorchDispatchMode):
 def test_no_step_reads_from_the_device(name, build_network):
     """All but AGM, whose checks of the target read it on the CPU alone."""
     network, (inputs, target) = build_network(), batch_of()
+    if name == "mmcosine" and build_network is early:
+        pytest.skip("its head does not split, and is refused")
     heads = strategies[name].default_heads(network, 4)
     strategy = build(name, network, heads=heads)
     strategy.optimizer = torch.optim.SGD(strategy.parameters(), lr=0.1)

@@ -47,6 +47,7 @@ ACTIVE = {
     "dus": {},
     "balgrad": {},
     "irm": {"teacher_epochs": 1},
+    "dgl": {},
 }
 
 
