@@ -34,6 +34,7 @@ from agm.strategies.mses import MSES
 from agm.strategies.mslr import MSLR
 from agm.strategies.multi_loss import MultiLoss
 from agm.strategies.ogm import OGM, OGMGE
+from agm.strategies.opm import OPM
 from agm.strategies.parts import Parts
 from agm.strategies.pmr import PMR
 from agm.strategies.registry import build, options_of, strategies
@@ -61,6 +62,7 @@ __all__ = [
     "MSLR",
     "OGM",
     "OGMGE",
+    "OPM",
     "PMR",
     "AMSSPlus",
     "BalGrad",

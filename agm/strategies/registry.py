@@ -33,6 +33,7 @@ from agm.strategies.mses import MSES
 from agm.strategies.mslr import MSLR
 from agm.strategies.multi_loss import MultiLoss
 from agm.strategies.ogm import OGM, OGMGE
+from agm.strategies.opm import OPM
 from agm.strategies.pmr import PMR
 from agm.strategies.relearning import Relearning
 from agm.strategies.strategy import Strategy
@@ -71,6 +72,7 @@ strategies: Mapping[str, type[Strategy]] = MappingProxyType(
         "balgrad": BalGrad,
         "irm": IRM,
         "dgl": DGL,
+        "opm": OPM,
     }
 )
 

@@ -48,6 +48,7 @@ ACTIVE = {
     "balgrad": {},
     "irm": {"teacher_epochs": 1},
     "dgl": {},
+    "opm": {"p_exe": 1.0},
 }
 
 
