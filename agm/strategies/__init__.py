@@ -28,6 +28,7 @@ from agm.strategies.mcr import MCR
 from agm.strategies.measuring import Measured, measure
 from agm.strategies.mla import MLA
 from agm.strategies.mlb import MLB
+from agm.strategies.mmcosine import MMCosine
 from agm.strategies.mmpareto import MMPareto
 from agm.strategies.moments import FirstMoment
 from agm.strategies.mses import MSES
@@ -76,6 +77,7 @@ __all__ = [
     "InfoReg",
     "Joint",
     "LinearHead",
+    "MMCosine",
     "MMPareto",
     "Measured",
     "MultiLoss",

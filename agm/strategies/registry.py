@@ -28,6 +28,7 @@ from agm.strategies.lfm import LFM
 from agm.strategies.mcr import MCR
 from agm.strategies.mla import MLA
 from agm.strategies.mlb import MLB
+from agm.strategies.mmcosine import MMCosine
 from agm.strategies.mmpareto import MMPareto
 from agm.strategies.mses import MSES
 from agm.strategies.mslr import MSLR
@@ -73,6 +74,7 @@ strategies: Mapping[str, type[Strategy]] = MappingProxyType(
         "irm": IRM,
         "dgl": DGL,
         "opm": OPM,
+        "mmcosine": MMCosine,
     }
 )
 

@@ -49,6 +49,7 @@ ACTIVE = {
     "irm": {"teacher_epochs": 1},
     "dgl": {},
     "opm": {"p_exe": 1.0},
+    "mmcosine": {},
 }
 
 
