@@ -13,6 +13,7 @@ from agm.strategies.batch import Batch
 from agm.strategies.bounding import BoundedPasses
 from agm.strategies.bss import BSS
 from agm.strategies.cggm import CGGM
+from agm.strategies.cml import CML
 from agm.strategies.dgl import DGL
 from agm.strategies.draws import Draws
 from agm.strategies.dus import DUS
@@ -51,6 +52,7 @@ __all__ = [
     "AUG",
     "BSS",
     "CGGM",
+    "CML",
     "DGL",
     "DUS",
     "IGM",

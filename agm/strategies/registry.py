@@ -16,6 +16,7 @@ from agm.strategies.aug import AUG
 from agm.strategies.balgrad import BalGrad
 from agm.strategies.bss import BSS
 from agm.strategies.cggm import CGGM
+from agm.strategies.cml import CML
 from agm.strategies.dgl import DGL
 from agm.strategies.dus import DUS
 from agm.strategies.g_blending import GBlending
@@ -75,6 +76,7 @@ strategies: Mapping[str, type[Strategy]] = MappingProxyType(
         "dgl": DGL,
         "opm": OPM,
         "mmcosine": MMCosine,
+        "cml": CML,
     }
 )
 

@@ -50,6 +50,7 @@ ACTIVE = {
     "dgl": {},
     "opm": {"p_exe": 1.0},
     "mmcosine": {},
+    "cml": {},
 }
 
 
