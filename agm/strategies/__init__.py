@@ -5,6 +5,7 @@ one. `strategies` has them by name.
 """
 
 from agm.strategies.agm import AGM
+from agm.strategies.amco import AMCo
 from agm.strategies.amgb import AMGB
 from agm.strategies.amss import AMSS, AMSSPlus
 from agm.strategies.aug import AUG
@@ -67,6 +68,7 @@ __all__ = [
     "OGMGE",
     "OPM",
     "PMR",
+    "AMCo",
     "AMSSPlus",
     "BalGrad",
     "Batch",

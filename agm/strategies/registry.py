@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from agm.strategies.agm import AGM
+from agm.strategies.amco import AMCo
 from agm.strategies.amgb import AMGB
 from agm.strategies.amss import AMSS, AMSSPlus
 from agm.strategies.aug import AUG
@@ -77,6 +78,7 @@ strategies: Mapping[str, type[Strategy]] = MappingProxyType(
         "opm": OPM,
         "mmcosine": MMCosine,
         "cml": CML,
+        "amco": AMCo,
     }
 )
 

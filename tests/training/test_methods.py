@@ -51,6 +51,7 @@ ACTIVE = {
     "opm": {"p_exe": 1.0},
     "mmcosine": {},
     "cml": {},
+    "amco": {"sigma": 0.4},
 }
 
 
