@@ -8,6 +8,7 @@ from agm.strategies.agm import AGM
 from agm.strategies.amco import AMCo
 from agm.strategies.amgb import AMGB
 from agm.strategies.amss import AMSS, AMSSPlus
+from agm.strategies.arl import ARL
 from agm.strategies.aug import AUG
 from agm.strategies.balgrad import BalGrad
 from agm.strategies.batch import Batch
@@ -50,6 +51,7 @@ __all__ = [
     "AGM",
     "AMGB",
     "AMSS",
+    "ARL",
     "AUG",
     "BSS",
     "CGGM",

@@ -13,6 +13,7 @@ from agm.strategies.agm import AGM
 from agm.strategies.amco import AMCo
 from agm.strategies.amgb import AMGB
 from agm.strategies.amss import AMSS, AMSSPlus
+from agm.strategies.arl import ARL
 from agm.strategies.aug import AUG
 from agm.strategies.balgrad import BalGrad
 from agm.strategies.bss import BSS
@@ -79,6 +80,7 @@ strategies: Mapping[str, type[Strategy]] = MappingProxyType(
         "mmcosine": MMCosine,
         "cml": CML,
         "amco": AMCo,
+        "arl": ARL,
     }
 )
 

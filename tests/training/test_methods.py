@@ -52,6 +52,7 @@ ACTIVE = {
     "mmcosine": {},
     "cml": {},
     "amco": {"sigma": 0.4},
+    "arl": {"warmup": 1},
 }
 
 
