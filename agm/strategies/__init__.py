@@ -40,6 +40,7 @@ from agm.strategies.multi_loss import MultiLoss
 from agm.strategies.ogm import OGM, OGMGE
 from agm.strategies.opm import OPM
 from agm.strategies.parts import Parts
+from agm.strategies.pdmp import PDMP
 from agm.strategies.pmr import PMR
 from agm.strategies.registry import build, options_of, strategies
 from agm.strategies.relearning import Relearning
@@ -69,6 +70,7 @@ __all__ = [
     "OGM",
     "OGMGE",
     "OPM",
+    "PDMP",
     "PMR",
     "AMCo",
     "AMSSPlus",

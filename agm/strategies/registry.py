@@ -38,6 +38,7 @@ from agm.strategies.mslr import MSLR
 from agm.strategies.multi_loss import MultiLoss
 from agm.strategies.ogm import OGM, OGMGE
 from agm.strategies.opm import OPM
+from agm.strategies.pdmp import PDMP
 from agm.strategies.pmr import PMR
 from agm.strategies.relearning import Relearning
 from agm.strategies.strategy import Strategy
@@ -76,6 +77,7 @@ strategies: Mapping[str, type[Strategy]] = MappingProxyType(
         "balgrad": BalGrad,
         "irm": IRM,
         "dgl": DGL,
+        "pdmp": PDMP,
         "opm": OPM,
         "mmcosine": MMCosine,
         "cml": CML,

@@ -48,6 +48,7 @@ ACTIVE = {
     "balgrad": {},
     "irm": {"teacher_epochs": 1},
     "dgl": {},
+    "pdmp": {"ranking_epochs": 1},
     "opm": {"p_exe": 1.0},
     "mmcosine": {},
     "cml": {},
