@@ -44,6 +44,7 @@ from agm.strategies.pdmp import PDMP
 from agm.strategies.pmr import PMR
 from agm.strategies.registry import build, options_of, strategies
 from agm.strategies.relearning import Relearning
+from agm.strategies.remix import Remix
 from agm.strategies.smoothing import SmoothedModulator
 from agm.strategies.strategy import Draw, Outcome, Strategy
 from agm.strategies.valuation import Valuation
@@ -92,6 +93,7 @@ __all__ = [
     "Outcome",
     "Parts",
     "Relearning",
+    "Remix",
     "SmoothedModulator",
     "Strategy",
     "Valuation",

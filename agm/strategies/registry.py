@@ -41,6 +41,7 @@ from agm.strategies.opm import OPM
 from agm.strategies.pdmp import PDMP
 from agm.strategies.pmr import PMR
 from agm.strategies.relearning import Relearning
+from agm.strategies.remix import Remix
 from agm.strategies.strategy import Strategy
 from agm.strategies.valuation import Valuation
 
@@ -78,6 +79,7 @@ strategies: Mapping[str, type[Strategy]] = MappingProxyType(
         "irm": IRM,
         "dgl": DGL,
         "pdmp": PDMP,
+        "remix": Remix,
         "opm": OPM,
         "mmcosine": MMCosine,
         "cml": CML,

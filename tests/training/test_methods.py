@@ -49,6 +49,7 @@ ACTIVE = {
     "irm": {"teacher_epochs": 1},
     "dgl": {},
     "pdmp": {"ranking_epochs": 1},
+    "remix": {"warmup": 1},
     "opm": {"p_exe": 1.0},
     "mmcosine": {},
     "cml": {},
