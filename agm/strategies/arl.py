@@ -31,7 +31,7 @@ class ARL(Strategy):
     What is ours: the mean over the others and 0.6 / M, which for two modalities are the other and the 0.3 of the
     released code. Departures of that code: w are those of the batch before. Its first state could not run (an
     exception behind the making of the network) and never used w, so that all gradients were multiplied by 1.5; its
-    later states have both mended. It clips the norm of all gradients at 40, for which there is `agm train --clip`.
+    later states have both mended. It clips the norm of all gradients at 40, for which there is `agm train --clip-norm`.
 
     Args:
         network: see `Strategy`.

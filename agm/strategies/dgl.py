@@ -29,7 +29,7 @@ class DGL(Strategy):
 
     Departures of the released code: FiLM and gated fusions have (h_m, h_m) in the place of (h_m, 0); and the gated one
     cuts the graph behind its first layers, which then have no gradient and stay as they were. It clips the norm of all
-    gradients at 40, for which there is `agm train --clip`.
+    gradients at 40, for which there is `agm train --clip-norm`.
 
     Args:
         network: see `Strategy`.
