@@ -5,14 +5,18 @@ one. `strategies` has them by name.
 """
 
 from agm.strategies.agm import AGM
+from agm.strategies.amco import AMCo
 from agm.strategies.amgb import AMGB
 from agm.strategies.amss import AMSS, AMSSPlus
+from agm.strategies.arl import ARL
 from agm.strategies.aug import AUG
 from agm.strategies.balgrad import BalGrad
 from agm.strategies.batch import Batch
 from agm.strategies.bounding import BoundedPasses
 from agm.strategies.bss import BSS
 from agm.strategies.cggm import CGGM
+from agm.strategies.cml import CML
+from agm.strategies.dgl import DGL
 from agm.strategies.draws import Draws
 from agm.strategies.dus import DUS
 from agm.strategies.g_blending import GBlending
@@ -27,16 +31,20 @@ from agm.strategies.mcr import MCR
 from agm.strategies.measuring import Measured, measure
 from agm.strategies.mla import MLA
 from agm.strategies.mlb import MLB
+from agm.strategies.mmcosine import MMCosine
 from agm.strategies.mmpareto import MMPareto
 from agm.strategies.moments import FirstMoment
 from agm.strategies.mses import MSES
 from agm.strategies.mslr import MSLR
 from agm.strategies.multi_loss import MultiLoss
 from agm.strategies.ogm import OGM, OGMGE
+from agm.strategies.opm import OPM
 from agm.strategies.parts import Parts
+from agm.strategies.pdmp import PDMP
 from agm.strategies.pmr import PMR
 from agm.strategies.registry import build, options_of, strategies
 from agm.strategies.relearning import Relearning
+from agm.strategies.remix import Remix
 from agm.strategies.smoothing import SmoothedModulator
 from agm.strategies.strategy import Draw, Outcome, Strategy
 from agm.strategies.valuation import Valuation
@@ -45,9 +53,12 @@ __all__ = [
     "AGM",
     "AMGB",
     "AMSS",
+    "ARL",
     "AUG",
     "BSS",
     "CGGM",
+    "CML",
+    "DGL",
     "DUS",
     "IGM",
     "IRM",
@@ -59,7 +70,10 @@ __all__ = [
     "MSLR",
     "OGM",
     "OGMGE",
+    "OPM",
+    "PDMP",
     "PMR",
+    "AMCo",
     "AMSSPlus",
     "BalGrad",
     "Batch",
@@ -72,12 +86,14 @@ __all__ = [
     "InfoReg",
     "Joint",
     "LinearHead",
+    "MMCosine",
     "MMPareto",
     "Measured",
     "MultiLoss",
     "Outcome",
     "Parts",
     "Relearning",
+    "Remix",
     "SmoothedModulator",
     "Strategy",
     "Valuation",

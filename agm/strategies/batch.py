@@ -17,7 +17,7 @@ from agm.strategies.taken import IGNORED, is_dense, positions
 if TYPE_CHECKING:
     from agm.strategies.parts import Parts
 
-__all__ = ["Batch", "Criterion"]
+__all__ = ["Batch", "Criterion", "precise"]
 
 Criterion = Callable[[Tensor, Tensor], Tensor]  # logits (B, C), target (B,) -> loss ()
 
@@ -135,7 +135,7 @@ class Batch:
     def _log_probabilities(self) -> Tensor:
         """(M, N) log-probability of the true class by each modality alone; of ignored rows that of class 0."""
         values = self._unimodal_values
-        logs = values.to(torch.promote_types(values.dtype, torch.float32)).log_softmax(-1)
+        logs = precise(values).log_softmax(-1)
         classes = torch.where(self.known, self.target, 0)
         return logs.gather(2, classes.expand(len(values), -1).unsqueeze(2)).squeeze(2)
 
@@ -189,3 +189,8 @@ class Batch:
             norms = torch._foreach_norm(gradients) if gradients else [torch.zeros((), device=self.target.device)]
             rows.append(torch.stack([norm.double() for norm in norms]).square().sum())
         return torch.stack(rows)
+
+
+def precise(values: Tensor) -> Tensor:
+    """Values of float16 or bfloat16 as float32; others as they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

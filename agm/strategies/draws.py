@@ -35,6 +35,10 @@ class Draws:
         """(drawn,) int64, each with probability proportional to its weight, with replacement."""
         return weights.multinomial(drawn, replacement=True)
 
+    def uniform(self, count: int, device: torch.device) -> Tensor:
+        """(count,) float32, each uniform in [0, 1)."""
+        return torch.rand(count, device=device)
+
     def normal(self, like: Tensor) -> Tensor:
         """Standard normal numbers in the shape of a tensor."""
         return torch.randn_like(like)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from agm.ops._checks import check_modalities
 from agm.strategies.splitting import Block, split_head
 from agm.strategies.taken import Taken
 
-__all__ = ["Parts", "evaluation", "zeros"]
+__all__ = ["Parts", "evaluation", "weighted", "zeros"]
 
 Alter = Callable[[str, Any], Any]  # (modality, its feature) -> the feature that goes on
 
@@ -205,10 +205,8 @@ class Parts:
             return {name: self._classes_last(head(features[name])) for name, head in self.heads.items()}
         if (terms := self.terms(features)) is not None:
             return terms
-        absent = zeros(features)
-        with evaluation(self.network):
-            taken = self.taken(given)
-            return {name: self.fused(taken, {**absent, name: features[name]}) for name in self.modalities}
+        taken = self.taken(given)
+        return {name: self.with_only((name,), taken, features) for name in self.modalities}
 
     def _classes_last(self, logits: Tensor) -> Tensor:
         dim = self.outputs.class_dim
@@ -244,12 +242,24 @@ class Parts:
 
         Unlike `Batch.masked_logits`, which masks inputs.
         """
-        absent, rows, taken = zeros(features), [], self.taken(given)
-        with evaluation(self.network):
-            for subset in range(1, 2 ** len(self.modalities)):
-                present = {n: features[n] for place, n in enumerate(self.modalities) if subset >> place & 1}
-                rows.append(self.fused(taken, {**absent, **present}))
+        rows, taken = [], self.taken(given)
+        for subset in range(1, 2 ** len(self.modalities)):
+            present = [name for place, name in enumerate(self.modalities) if subset >> place & 1]
+            rows.append(self.with_only(present, taken, features))
         return torch.stack(rows)
+
+    def with_only(self, present: Collection[str], given: Any, features: Mapping[str, Any]) -> Tensor:
+        """(B, ..., C) logits in eval mode from the features of these modalities and zeros for the others'."""
+        kept = {name: features[name] for name in present}
+        with evaluation(self.network):
+            return self.fused(given, {**zeros(features), **kept})
+
+    def head_weights(self) -> dict[str, Tensor] | None:
+        """Modality -> W_m (C, D_m), the part of a linear head that its feature meets; None where the head does not
+        split, or is found in the first pass and there was none yet."""
+        if callable(getattr(self.network, "split_head", None)):
+            return {name: weight for name, (weight, _) in self.network.split_head().items()}
+        return None if self._blocks is None else {name: block.columns for name, block in self._blocks.items()}
 
     def fused(self, given: Any, features: Mapping[str, Any]) -> Tensor:
         """The network's logits when its encoders answer with these features."""
@@ -354,6 +364,17 @@ def zeros(features: Mapping[str, Any]) -> dict[str, Any]:
         return torch.zeros_like(leaf) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
     return {name: pytree.tree_map(zero, value) for name, value in features.items()}
+
+
+def weighted(feature: Any, weights: Tensor) -> Any:
+    """A feature in which every floating tensor (B, ...) is multiplied by a number a sample, (B,)."""
+
+    def times(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            return leaf
+        return leaf * weights.view(-1, *[1] * (leaf.dim() - 1)).to(leaf.dtype)
+
+    return pytree.tree_map(times, feature)
 
 
 def _constant(value: Any) -> Callable[..., Any]:

@@ -10,12 +10,16 @@ from typing import Any
 from torch import nn
 
 from agm.strategies.agm import AGM
+from agm.strategies.amco import AMCo
 from agm.strategies.amgb import AMGB
 from agm.strategies.amss import AMSS, AMSSPlus
+from agm.strategies.arl import ARL
 from agm.strategies.aug import AUG
 from agm.strategies.balgrad import BalGrad
 from agm.strategies.bss import BSS
 from agm.strategies.cggm import CGGM
+from agm.strategies.cml import CML
+from agm.strategies.dgl import DGL
 from agm.strategies.dus import DUS
 from agm.strategies.g_blending import GBlending
 from agm.strategies.hybrid_loss import HybridLoss
@@ -27,13 +31,17 @@ from agm.strategies.lfm import LFM
 from agm.strategies.mcr import MCR
 from agm.strategies.mla import MLA
 from agm.strategies.mlb import MLB
+from agm.strategies.mmcosine import MMCosine
 from agm.strategies.mmpareto import MMPareto
 from agm.strategies.mses import MSES
 from agm.strategies.mslr import MSLR
 from agm.strategies.multi_loss import MultiLoss
 from agm.strategies.ogm import OGM, OGMGE
+from agm.strategies.opm import OPM
+from agm.strategies.pdmp import PDMP
 from agm.strategies.pmr import PMR
 from agm.strategies.relearning import Relearning
+from agm.strategies.remix import Remix
 from agm.strategies.strategy import Strategy
 from agm.strategies.valuation import Valuation
 
@@ -69,6 +77,14 @@ strategies: Mapping[str, type[Strategy]] = MappingProxyType(
         "dus": DUS,
         "balgrad": BalGrad,
         "irm": IRM,
+        "dgl": DGL,
+        "pdmp": PDMP,
+        "remix": Remix,
+        "opm": OPM,
+        "mmcosine": MMCosine,
+        "cml": CML,
+        "amco": AMCo,
+        "arl": ARL,
     }
 )
 

@@ -32,10 +32,14 @@ class Block:
     bias: nn.Parameter | None
     sharing: int
 
+    @property
+    def columns(self) -> Tensor:
+        """W_m (C, D), differentiable."""
+        return self.weight.narrow(1, self.first, self.width)
+
     def logits(self, feature: Tensor) -> Tensor:
         """The modality's term W_m h_m + b / M, (B, C)."""
-        columns = self.weight.narrow(1, self.first, self.width)
-        return F.linear(feature, columns, None if self.bias is None else self.bias / self.sharing)
+        return F.linear(feature, self.columns, None if self.bias is None else self.bias / self.sharing)
 
     def gradients(self) -> list[Tensor]:
         """Of what only this modality's feature meets: its columns, and the bias of a layer that reads it alone."""

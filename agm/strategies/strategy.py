@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal, TypedDict, Unpack
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils import _pytree as pytree
 
 from agm._inputs.arguments import Modalities
 from agm._passes.outputs import Output
@@ -21,7 +20,7 @@ from agm.strategies.draws import Draws
 from agm.strategies.heads import linear_heads
 from agm.strategies.measuring import Batches, Measured, measure
 from agm.strategies.moments import FirstMoment, normalises
-from agm.strategies.parts import Parts
+from agm.strategies.parts import Parts, weighted
 from agm.strategies.sharing import average_gradients, share
 from agm.strategies.taken import is_dense
 
@@ -63,10 +62,12 @@ class Draw:
     Args:
         index: (N,) numbers of the samples, in the order of their use; a number may come more than once.
         present: (N, M) bool, which modalities of each are used; None for all of them.
+        cuts: places of the order that no batch should reach across.
     """
 
     index: Tensor
     present: Tensor | None = None
+    cuts: tuple[int, ...] = ()
 
     def take(self, places: Tensor) -> Draw:
         """Those at some places of the order."""
@@ -291,14 +292,7 @@ class Strategy(nn.Module):
         """What the network goes on with, from what the encoder of a modality gave: zeros for samples without it."""
         if batch.present is None:
             return feature
-        mask = batch.present[:, self.modalities.index(name)]
-
-        def masked(leaf: Any) -> Any:
-            if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
-                return leaf
-            return leaf * mask.view(-1, *[1] * (leaf.dim() - 1)).to(leaf.dtype)
-
-        return pytree.tree_map(masked, feature)
+        return weighted(feature, batch.present[:, self.modalities.index(name)])
 
     def updates(self, batch: Batch) -> Iterator[Outcome]:
         """The updates of one batch, as `steps` yields them: gradients from before are dropped before each."""

@@ -108,6 +108,8 @@ def cut(order: Tensor, batch_size: int) -> tuple[Tensor, ...]:
     batch norm refuses, batches are one larger.
     """
     samples = len(order)
+    if not samples:
+        return ()
     return order.tensor_split(min(math.ceil(samples / batch_size), max(samples // 2, 1)))
 
 

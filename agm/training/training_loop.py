@@ -193,7 +193,8 @@ class Trainer:
         device, size = self.train_split.target.device, self.config.batch_size
         order = torch.cat(batches(len(self.train_split), size, self.config.seed, epoch))
         draw = self.strategy.draw(order.to(device))  # one transfer an epoch
-        return draw, cut(torch.arange(len(draw.index), device=device), size)
+        stretches = torch.arange(len(draw.index), device=device).tensor_split(draw.cuts)
+        return draw, tuple(places for stretch in stretches for places in cut(stretch, size))
 
     def _begin_taking(self) -> PartialEpoch:
         """The steps of this epoch so far; generators and weights are as before it, also in a resumed run."""

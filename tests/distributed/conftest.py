@@ -27,7 +27,8 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[s
 
 def _run(size: int, folder: Path) -> dict[str, list[str]]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", f"{HERE.name}.worker"]
+    # By its whole path: `distributed` alone is Dask's where that is installed.
+    command = [sys.executable, "-m", f"{HERE.parent.name}.{HERE.name}.worker"]
     outputs = [folder / f"{rank}.txt" for rank in range(size)]
     processes = []
     try:
@@ -35,7 +36,7 @@ def _run(size: int, folder: Path) -> dict[str, list[str]]:
             arguments = [*command, str(rank), str(size), str(folder)]
             with output.open("w") as file:  # not a pipe, which could be full before anybody reads it
                 processes.append(
-                    subprocess.Popen(arguments, cwd=HERE.parent, env=environment, stdout=file, stderr=file)
+                    subprocess.Popen(arguments, cwd=HERE.parent.parent, env=environment, stdout=file, stderr=file)
                 )
         codes = [process.wait(timeout=240) for process in processes]
     finally:

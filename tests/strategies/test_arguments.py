@@ -46,7 +46,7 @@ def settings_of(name: str) -> dict[str, Any]:
     if name not in ("agm", "aug"):
         settings["heads"] = {m: shared if name == "mla" else LinearHead(5, 4) for m in WIDTHS}
     settings |= {"cggm": {"direction": 0.0}, "aug": {"widths": WIDTHS, "num_classes": 4}}.get(name, {})
-    return settings | ({"widths": WIDTHS, "num_classes": 4} if name == "irm" else {})
+    return settings | ({"widths": WIDTHS, "num_classes": 4} if name in ("irm", "pdmp") else {})
 
 
 def trained(name: str, network: nn.Module, given: Any, target: Tensor, **more: Any) -> Strategy:
@@ -85,7 +85,7 @@ def test_one_batch_is_as_its_parts(name: str) -> None:
     found = trained(name, batched, given, target, inputs=paths, output="scores")
     assert_same(found, expected)
     assert any(not torch.equal(value, before[key]) for key, value in plain.state_dict().items() if "1.weight" in key)
-    if name not in ("mla", "aug", "igm"):  # which do not use the network's own fusion
+    if name not in ("mla", "aug", "igm", "mmcosine"):  # which do not use the network's own fusion
         without = Plain()
         without.load_state_dict(before)
         other = trained(name, without, inputs, target)
@@ -156,7 +156,7 @@ DENSE = [name for name, kind in strategies.items() if kind.dense]
 
 def test_which_are_dense() -> None:
     others = ("joint", "agm", "ogm", "ogm-ge", "mslr", "mses", "g-blending", "inforeg", "mmpareto", "balgrad")
-    assert set(DENSE) == {*others, "multi-loss", "hybrid-loss", "mlb", "amgb"}
+    assert set(DENSE) == {*others, "multi-loss", "hybrid-loss", "mlb", "amgb", "dgl"}
 
 
 @pytest.mark.parametrize("name", DENSE)

@@ -46,7 +46,7 @@ def test_every_strategy_takes_them(name):
     if name not in ("agm", "aug"):
         settings["heads"] = {m: shared if name == "mla" else LinearHead(5, 4) for m in widths}
     settings |= {"cggm": {"direction": 0.0}, "aug": {"widths": widths, "num_classes": 4}}.get(name, {})
-    if name == "irm":
+    if name in ("irm", "pdmp"):
         settings |= {"widths": widths, "num_classes": 4}
     strategy = build(name, network, **settings)
     strategy.optimizer = torch.optim.SGD(strategy.parameters(), lr=0.1)

@@ -47,6 +47,14 @@ ACTIVE = {
     "dus": {},
     "balgrad": {},
     "irm": {"teacher_epochs": 1},
+    "dgl": {},
+    "pdmp": {"ranking_epochs": 1},
+    "remix": {"warmup": 1},
+    "opm": {"p_exe": 1.0},
+    "mmcosine": {},
+    "cml": {},
+    "amco": {"sigma": 0.4},
+    "arl": {"warmup": 1},
 }
 
 
@@ -82,6 +90,8 @@ def test_every_strategy_is_a_method():
 @pytest.mark.parametrize("method", [name for name in ACTIVE if name != "joint"])
 def test_a_resumed_run_ends_as_an_uninterrupted_one(settings, tmp_path, method):
     config = settings(method=method, options=ACTIVE[method], validation=0.3, epochs=4, lr=0.2)
+    if method == "mmcosine":
+        config = replace(config, fusion="late")
     whole = train(config, tmp_path / "whole")
     after = min(2, len(whole.history) - 2)
     with pytest.raises(Stop):
@@ -92,11 +102,12 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(settings, tmp_path, method):
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
     assert (tmp_path / "whole/steps.csv").read_text() == (tmp_path / "parts/steps.csv").read_text()
     assert (tmp_path / "whole/result.json").read_text() == (tmp_path / "parts/result.json").read_text()
-    if not JOINT:  # one run serves for all
-        JOINT.update(train(replace(config, method="joint", options={}), tmp_path / "joint").network.state_dict())
+    if config.fusion not in JOINT:  # one run serves for all
+        joint = train(replace(config, method="joint", options={}), tmp_path / "joint")
+        JOINT[config.fusion] = joint.network.state_dict()
     found = {name: value for name, value in whole.network.state_dict().items() if name.startswith("encoders.")}
     assert found
-    assert not same(found, JOINT)
+    assert not same(found, JOINT[config.fusion])
 
 
 @pytest.mark.parametrize("fusion", ["late-sum", "film", "gated", "cross-attention", "guided-attention"])
@@ -104,6 +115,10 @@ def test_every_strategy_takes_a_step_under_every_fusion(settings, data, fusion):
     rows = torch.arange(12)
     inputs, target = {m: x[rows] for m, x in data.train.inputs.items()}, data.train.target[rows]
     for method in strategies:
+        if method == "mmcosine" and fusion != "late-sum":
+            with pytest.raises(UserError, match=r"does not split\. Use late fusion.*set for method 'mmcosine'"):
+                methods.build_method(settings(method=method, fusion=fusion), SHAPES, 3)
+            continue
         options = ACTIVE[method] | ({"direction": 0.0} if (method, fusion) == ("cggm", "late-sum") else {})
         built = methods.build_method(settings(method=method, fusion=fusion, options=options), SHAPES, 3)
         strategy = built.strategy
@@ -209,6 +224,26 @@ def test_a_strategy_draws_the_samples(settings, data, tmp_path, monkeypatch):
     assert sorted(seen) == sorted((index, image) for index in range(49) for image in (True, False))
     assert result.history[0]["step"] == 7
     assert 0 <= result.history[0]["train_accuracy"] <= 1
+
+
+def test_no_batch_reaches_across_the_cuts_of_a_draw(settings, data, tmp_path, monkeypatch):
+    taken = []
+
+    class Parted(Joint):
+        needs = frozenset({"index"})
+
+        def draw(self, order):
+            return Draw(torch.arange(49), cuts=(0, 5, 30))
+
+        def steps(self, inputs, target, *, index=None, present=None):
+            taken.append(index.tolist())
+            return super().steps(inputs, target, index=index, present=present)
+
+    monkeypatch.setattr(methods, "strategies", {**strategies, "joint": Parted})
+    result = train(settings(method="joint", epochs=1), tmp_path / "run")  # batches of at most 16
+    assert [(rows[0], rows[-1]) for rows in taken] == [(0, 4), (5, 17), (18, 29), (30, 39), (40, 48)]
+    assert [row for rows in taken for row in rows] == list(range(49))
+    assert result.history[0]["step"] == 5
 
 
 def clip_case():

@@ -33,7 +33,8 @@ def assert_same_runs(left: Path, right: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "every"), [("agm", 1), ("agm", 3), ("inforeg", 1), ("g-blending", 1), ("mses", 1), ("aug", 1)]
+    ("method", "every"),
+    [("agm", 1), ("agm", 3), ("inforeg", 1), ("g-blending", 1), ("mses", 1), ("aug", 1), ("amco", 1), ("opm", 1)],
 )
 def test_a_run_goes_on_from_any_step(settings, tmp_path, method, every):
     """12 steps, 4 an epoch, with dropout and batch norm; broken off after each checkpoint inside an epoch."""
