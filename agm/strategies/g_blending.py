@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
 from typing import Unpack
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from agm.strategies._checks import check_count, check_flag
 from agm.strategies.batch import Batch
 from agm.strategies.measuring import Batches, Measured
 from agm.strategies.strategy import Common, Strategy
+from agm.strategies.teachers import MakeOptimizer, sgd
 
 __all__ = ["GBlending"]
-
-MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
 class GBlending(Strategy):
@@ -67,7 +64,7 @@ class GBlending(Strategy):
         self.super_epoch = check_count("super_epoch", super_epoch)
         self.online = check_flag("online", online)
         self.absolute = check_flag("absolute", absolute)
-        self.make_optimizer = make_optimizer or _sgd
+        self.make_optimizer = make_optimizer or sgd
         losses = len(self.modalities) + 1
         self.register_buffer("weights", torch.full((losses,), 1 / losses, dtype=torch.float64))
 
@@ -119,7 +116,3 @@ class GBlending(Strategy):
 
 def _losses(measured: Measured) -> list[float]:
     return [*measured.losses.values(), measured.loss]
-
-
-def _sgd(parameters: Iterable[nn.Parameter]) -> Optimizer:
-    return torch.optim.SGD(parameters, lr=0.01, momentum=0.9)

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Optimizer
 
 from agm.strategies._checks import check_count, check_number
 from agm.strategies.batch import Batch
-from agm.strategies.heads import linear_heads
 from agm.strategies.measuring import Batches
 from agm.strategies.strategy import Common, Strategy
+from agm.strategies.teachers import MakeOptimizer, Teacher, new_teachers, sgd, teach
 
-__all__ = ["IRM", "Teacher"]
-
-MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
+__all__ = ["IRM"]
 
 
 class IRM(Strategy):
@@ -70,7 +66,7 @@ class IRM(Strategy):
         super().__init__(network, **common)
         self.weight = check_number("weight", weight)
         self.teacher_epochs = check_count("teacher_epochs", teacher_epochs)
-        self.make_optimizer = make_optimizer or _sgd
+        self.make_optimizer = make_optimizer or sgd
         if teachers is not None and set(teachers) != set(self.modalities):
             raise ValueError(
                 f"Expected argument `teachers` to map each of {self.modalities}, but got {tuple(teachers)}."
@@ -84,12 +80,7 @@ class IRM(Strategy):
             )
         if teachers is None:
             self.needs = frozenset({"train"})
-            like = next(network.parameters())
-            heads = linear_heads(dict(widths or {}), int(classes or 0))
-            made: dict[str, nn.Module] = {
-                name: Teacher(copy.deepcopy(self.parts.encoders[name]), heads[name].to(like))
-                for name in self.modalities
-            }
+            made = new_teachers(self.parts, dict(widths or {}), int(classes or 0))
         else:
             made = {name: teachers[name] for name in self.modalities}
         self.teachers = nn.ModuleDict(made).requires_grad_(False)
@@ -107,20 +98,8 @@ class IRM(Strategy):
             for name, teacher in self.teachers.items():
                 if isinstance(teacher, Teacher):
                     teacher.encoder.load_state_dict(self.parts.encoders[name].state_dict())
-                self._teach(name, teacher, batches)
+                teach(teacher, name, self.parts, batches, self.teacher_epochs, self.criterion, self.make_optimizer)
             self.trained.fill_(True)
-
-    def _teach(self, name: str, teacher: nn.Module, batches: Batches) -> None:
-        teacher.train().requires_grad_(True)
-        optimizer = self.make_optimizer(teacher.parameters())
-        for _ in range(self.teacher_epochs):
-            for inputs, target, *_ in batches:
-                optimizer.zero_grad()
-                self.criterion(self.parts.called(teacher, name, self.parts.taken(inputs)[name]), target).backward()
-                optimizer.step()
-        teacher.eval().requires_grad_(False)
-        for parameter in teacher.parameters():
-            parameter.grad = None
 
     def loss(self, batch: Batch) -> Tensor:
         if not self.active:
@@ -138,25 +117,3 @@ class IRM(Strategy):
         rows = F.kl_div(logs.expand_as(taught), taught, reduction="none", log_target=True).sum(-1)  # (M, B)
         self.latest = {"score": true.mean(1), "coefficient": ratios.mean(1)}
         return batch.joint_loss + self.weight * (ratios * rows).mean(1).sum()
-
-
-class Teacher(nn.Module):
-    """An encoder and a head: logits (B, C) of one modality's input.
-
-    Args:
-        encoder: gives its feature.
-        head: takes it.
-    """
-
-    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
-        super().__init__()
-        self.encoder, self.head = encoder, head
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """(B, C), from what the encoder takes."""
-        logits: Tensor = self.head(self.encoder(*args, **kwargs))
-        return logits
-
-
-def _sgd(parameters: Iterable[nn.Parameter]) -> Optimizer:
-    return torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
