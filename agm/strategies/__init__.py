@@ -15,6 +15,7 @@ from agm.strategies.bss import BSS
 from agm.strategies.cggm import CGGM
 from agm.strategies.draws import Draws
 from agm.strategies.dus import DUS
+from agm.strategies.g2d import G2D
 from agm.strategies.g_blending import GBlending
 from agm.strategies.heads import LinearHead, hidden_heads, linear_heads
 from agm.strategies.hybrid_loss import HybridLoss
@@ -23,6 +24,7 @@ from agm.strategies.inforeg import InfoReg
 from agm.strategies.irm import IRM
 from agm.strategies.joint import Joint
 from agm.strategies.lfm import LFM
+from agm.strategies.mbsd import MBSD
 from agm.strategies.mcr import MCR
 from agm.strategies.measuring import Measured, measure
 from agm.strategies.mla import MLA
@@ -39,6 +41,8 @@ from agm.strategies.registry import build, options_of, strategies
 from agm.strategies.relearning import Relearning
 from agm.strategies.smoothing import SmoothedModulator
 from agm.strategies.strategy import Draw, Outcome, Strategy
+from agm.strategies.teachers import Teacher
+from agm.strategies.umt import UMT
 from agm.strategies.valuation import Valuation
 
 __all__ = [
@@ -49,9 +53,11 @@ __all__ = [
     "BSS",
     "CGGM",
     "DUS",
+    "G2D",
     "IGM",
     "IRM",
     "LFM",
+    "MBSD",
     "MCR",
     "MLA",
     "MLB",
@@ -60,6 +66,7 @@ __all__ = [
     "OGM",
     "OGMGE",
     "PMR",
+    "UMT",
     "AMSSPlus",
     "BalGrad",
     "Batch",
@@ -80,6 +87,7 @@ __all__ = [
     "Relearning",
     "SmoothedModulator",
     "Strategy",
+    "Teacher",
     "Valuation",
     "build",
     "hidden_heads",

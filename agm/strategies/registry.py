@@ -17,6 +17,7 @@ from agm.strategies.balgrad import BalGrad
 from agm.strategies.bss import BSS
 from agm.strategies.cggm import CGGM
 from agm.strategies.dus import DUS
+from agm.strategies.g2d import G2D
 from agm.strategies.g_blending import GBlending
 from agm.strategies.hybrid_loss import HybridLoss
 from agm.strategies.igm import IGM
@@ -24,6 +25,7 @@ from agm.strategies.inforeg import InfoReg
 from agm.strategies.irm import IRM
 from agm.strategies.joint import Joint
 from agm.strategies.lfm import LFM
+from agm.strategies.mbsd import MBSD
 from agm.strategies.mcr import MCR
 from agm.strategies.mla import MLA
 from agm.strategies.mlb import MLB
@@ -35,6 +37,7 @@ from agm.strategies.ogm import OGM, OGMGE
 from agm.strategies.pmr import PMR
 from agm.strategies.relearning import Relearning
 from agm.strategies.strategy import Strategy
+from agm.strategies.umt import UMT
 from agm.strategies.valuation import Valuation
 
 __all__ = ["build", "options_of", "strategies"]
@@ -69,6 +72,9 @@ strategies: Mapping[str, type[Strategy]] = MappingProxyType(
         "dus": DUS,
         "balgrad": BalGrad,
         "irm": IRM,
+        "umt": UMT,
+        "g2d": G2D,
+        "mbsd": MBSD,
     }
 )
 

@@ -47,6 +47,9 @@ ACTIVE = {
     "dus": {},
     "balgrad": {},
     "irm": {"teacher_epochs": 1},
+    "umt": {"teacher_epochs": 1},
+    "g2d": {"teacher_epochs": 2},
+    "mbsd": {},
 }
 
 
@@ -105,7 +108,7 @@ def test_every_strategy_takes_a_step_under_every_fusion(settings, data, fusion):
     inputs, target = {m: x[rows] for m, x in data.train.inputs.items()}, data.train.target[rows]
     for method in strategies:
         options = ACTIVE[method] | ({"direction": 0.0} if (method, fusion) == ("cggm", "late-sum") else {})
-        built = methods.build_method(settings(method=method, fusion=fusion, options=options), SHAPES, 3)
+        built = methods.build_method(settings(method=method, fusion=fusion, options=options, epochs=4), SHAPES, 3)
         strategy = built.strategy
         strategy.optimizer = methods.new_optimizer(settings(), strategy.parameters())
         numbers = (rows,) if "index" in strategy.needs else ()
