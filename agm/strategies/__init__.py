@@ -13,6 +13,7 @@ from agm.strategies.batch import Batch
 from agm.strategies.bounding import BoundedPasses
 from agm.strategies.bss import BSS
 from agm.strategies.cggm import CGGM
+from agm.strategies.di_mml import DIMML
 from agm.strategies.draws import Draws
 from agm.strategies.dus import DUS
 from agm.strategies.g2d import G2D
@@ -37,6 +38,7 @@ from agm.strategies.multi_loss import MultiLoss
 from agm.strategies.ogm import OGM, OGMGE
 from agm.strategies.parts import Parts
 from agm.strategies.pmr import PMR
+from agm.strategies.reconboost import ReconBoost
 from agm.strategies.registry import build, options_of, strategies
 from agm.strategies.relearning import Relearning
 from agm.strategies.smoothing import SmoothedModulator
@@ -52,6 +54,7 @@ __all__ = [
     "AUG",
     "BSS",
     "CGGM",
+    "DIMML",
     "DUS",
     "G2D",
     "IGM",
@@ -84,6 +87,7 @@ __all__ = [
     "MultiLoss",
     "Outcome",
     "Parts",
+    "ReconBoost",
     "Relearning",
     "SmoothedModulator",
     "Strategy",

@@ -16,6 +16,7 @@ from agm.strategies.aug import AUG
 from agm.strategies.balgrad import BalGrad
 from agm.strategies.bss import BSS
 from agm.strategies.cggm import CGGM
+from agm.strategies.di_mml import DIMML
 from agm.strategies.dus import DUS
 from agm.strategies.g2d import G2D
 from agm.strategies.g_blending import GBlending
@@ -35,6 +36,7 @@ from agm.strategies.mslr import MSLR
 from agm.strategies.multi_loss import MultiLoss
 from agm.strategies.ogm import OGM, OGMGE
 from agm.strategies.pmr import PMR
+from agm.strategies.reconboost import ReconBoost
 from agm.strategies.relearning import Relearning
 from agm.strategies.strategy import Strategy
 from agm.strategies.umt import UMT
@@ -75,6 +77,8 @@ strategies: Mapping[str, type[Strategy]] = MappingProxyType(
         "umt": UMT,
         "g2d": G2D,
         "mbsd": MBSD,
+        "reconboost": ReconBoost,
+        "di-mml": DIMML,
     }
 )
 

@@ -50,6 +50,8 @@ ACTIVE = {
     "umt": {"teacher_epochs": 1},
     "g2d": {"teacher_epochs": 2},
     "mbsd": {},
+    "reconboost": {"stage_epochs": 1, "rectify_epochs": 1},
+    "di-mml": {"stage_epochs": 3, "contrast_from": 1},
 }
 
 
