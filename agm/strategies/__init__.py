@@ -16,6 +16,7 @@ from agm.strategies.cggm import CGGM
 from agm.strategies.di_mml import DIMML
 from agm.strategies.draws import Draws
 from agm.strategies.dus import DUS
+from agm.strategies.ensemble import UnimodalEnsemble
 from agm.strategies.g2d import G2D
 from agm.strategies.g_blending import GBlending
 from agm.strategies.heads import LinearHead, hidden_heads, linear_heads
@@ -42,6 +43,7 @@ from agm.strategies.reconboost import ReconBoost
 from agm.strategies.registry import build, options_of, strategies
 from agm.strategies.relearning import Relearning
 from agm.strategies.smoothing import SmoothedModulator
+from agm.strategies.stacked import StackedEnsemble
 from agm.strategies.strategy import Draw, Outcome, Strategy
 from agm.strategies.teachers import Teacher
 from agm.strategies.umt import UMT
@@ -90,8 +92,10 @@ __all__ = [
     "ReconBoost",
     "Relearning",
     "SmoothedModulator",
+    "StackedEnsemble",
     "Strategy",
     "Teacher",
+    "UnimodalEnsemble",
     "Valuation",
     "build",
     "hidden_heads",

@@ -18,6 +18,7 @@ from agm.strategies.bss import BSS
 from agm.strategies.cggm import CGGM
 from agm.strategies.di_mml import DIMML
 from agm.strategies.dus import DUS
+from agm.strategies.ensemble import UnimodalEnsemble
 from agm.strategies.g2d import G2D
 from agm.strategies.g_blending import GBlending
 from agm.strategies.hybrid_loss import HybridLoss
@@ -38,6 +39,7 @@ from agm.strategies.ogm import OGM, OGMGE
 from agm.strategies.pmr import PMR
 from agm.strategies.reconboost import ReconBoost
 from agm.strategies.relearning import Relearning
+from agm.strategies.stacked import StackedEnsemble
 from agm.strategies.strategy import Strategy
 from agm.strategies.umt import UMT
 from agm.strategies.valuation import Valuation
@@ -79,6 +81,8 @@ strategies: Mapping[str, type[Strategy]] = MappingProxyType(
         "mbsd": MBSD,
         "reconboost": ReconBoost,
         "di-mml": DIMML,
+        "ensemble": UnimodalEnsemble,
+        "stacked": StackedEnsemble,
     }
 )
 

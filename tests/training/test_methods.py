@@ -52,6 +52,8 @@ ACTIVE = {
     "mbsd": {},
     "reconboost": {"stage_epochs": 1, "rectify_epochs": 1},
     "di-mml": {"stage_epochs": 3, "contrast_from": 1},
+    "ensemble": {},
+    "stacked": {},
 }
 
 
