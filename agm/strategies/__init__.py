@@ -17,8 +17,11 @@ from agm.strategies.bss import BSS
 from agm.strategies.cggm import CGGM
 from agm.strategies.cml import CML
 from agm.strategies.dgl import DGL
+from agm.strategies.di_mml import DIMML
 from agm.strategies.draws import Draws
 from agm.strategies.dus import DUS
+from agm.strategies.ensemble import UnimodalEnsemble
+from agm.strategies.g2d import G2D
 from agm.strategies.g_blending import GBlending
 from agm.strategies.heads import LinearHead, hidden_heads, linear_heads
 from agm.strategies.hybrid_loss import HybridLoss
@@ -27,6 +30,7 @@ from agm.strategies.inforeg import InfoReg
 from agm.strategies.irm import IRM
 from agm.strategies.joint import Joint
 from agm.strategies.lfm import LFM
+from agm.strategies.mbsd import MBSD
 from agm.strategies.mcr import MCR
 from agm.strategies.measuring import Measured, measure
 from agm.strategies.mla import MLA
@@ -42,11 +46,15 @@ from agm.strategies.opm import OPM
 from agm.strategies.parts import Parts
 from agm.strategies.pdmp import PDMP
 from agm.strategies.pmr import PMR
+from agm.strategies.reconboost import ReconBoost
 from agm.strategies.registry import build, options_of, strategies
 from agm.strategies.relearning import Relearning
 from agm.strategies.remix import Remix
 from agm.strategies.smoothing import SmoothedModulator
+from agm.strategies.stacked import StackedEnsemble
 from agm.strategies.strategy import Draw, Outcome, Strategy
+from agm.strategies.teachers import Teacher
+from agm.strategies.umt import UMT
 from agm.strategies.valuation import Valuation
 
 __all__ = [
@@ -59,10 +67,13 @@ __all__ = [
     "CGGM",
     "CML",
     "DGL",
+    "DIMML",
     "DUS",
+    "G2D",
     "IGM",
     "IRM",
     "LFM",
+    "MBSD",
     "MCR",
     "MLA",
     "MLB",
@@ -73,6 +84,7 @@ __all__ = [
     "OPM",
     "PDMP",
     "PMR",
+    "UMT",
     "AMCo",
     "AMSSPlus",
     "BalGrad",
@@ -92,10 +104,14 @@ __all__ = [
     "MultiLoss",
     "Outcome",
     "Parts",
+    "ReconBoost",
     "Relearning",
     "Remix",
     "SmoothedModulator",
+    "StackedEnsemble",
     "Strategy",
+    "Teacher",
+    "UnimodalEnsemble",
     "Valuation",
     "build",
     "hidden_heads",

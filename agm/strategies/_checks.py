@@ -13,6 +13,7 @@ __all__ = [
     "check_fraction",
     "check_number",
     "check_per_modality",
+    "check_positive",
     "check_window",
 ]
 
@@ -72,6 +73,17 @@ def check_fraction(name: str, value: Any) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
         raise ValueError(f"Expected argument `{name}` to be a number above 0 and at most 1, but got {value!r}.")
+    return float(value)
+
+
+def check_positive(name: str, value: Any) -> float:
+    """`value` as a finite float above 0.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ValueError(f"Expected argument `{name}` to be a finite number above 0, but got {value!r}.")
     return float(value)
 
 

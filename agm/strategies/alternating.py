@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from agm.strategies.batch import Batch
+from agm.strategies.heads import pooled
 from agm.strategies.strategy import Outcome, Strategy
 
 __all__ = ["Alternating", "Ensemble"]
@@ -68,6 +69,10 @@ class Ensemble(nn.Module):
     def fuse(self, features: Mapping[str, Any]) -> Tensor:
         """Logits (B, C) from the features of all modalities."""
         return self._strategy[0].together(features)
+
+    def fused_features(self, features: Mapping[str, Any]) -> Tensor:
+        """(B, sum of the widths) the features side by side, all that the logits are read from."""
+        return torch.cat([pooled(features[name]) for name in self.encoders], 1)
 
     def forward(self, /, *batch: Any, **inputs: Any) -> Tensor:
         """Logits (B, C) from one input a modality, by keyword; or from what a step is given, by position."""

@@ -49,6 +49,7 @@ class GBlending(Strategy):
     why_alone = "it trains copies of the network on single losses"
     dense = True
     weights: Tensor  # (M + 1,) float64, the last of the joint loss
+    estimates: Tensor  # () int64, how many there were
 
     def __init__(
         self,
@@ -67,6 +68,11 @@ class GBlending(Strategy):
         self.make_optimizer = make_optimizer or sgd
         losses = len(self.modalities) + 1
         self.register_buffer("weights", torch.full((losses,), 1 / losses, dtype=torch.float64))
+        self.register_buffer("estimates", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def extra_epochs(self) -> int:
+        return int(self.estimates) * len(self.weights) * self.super_epoch
 
     def begin_epoch(self, epoch: int, *, train: Batches | None = None, validation: Batches | None = None) -> None:
         super().begin_epoch(epoch)
@@ -74,6 +80,7 @@ class GBlending(Strategy):
         since = epoch - self.start
         if self.active and (since % self.super_epoch == 0 if self.online else since == 0):
             self.weights.copy_(self.estimate(train, validation))
+            self.estimates.add_(1)
 
     def estimate(self, train: Batches, validation: Batches) -> Tensor:
         """(M + 1,) float64 weights from copies of the network trained on one loss each; the network stays as it is."""

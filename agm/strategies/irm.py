@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agm.strategies._checks import check_count, check_number
+from agm.strategies._checks import check_number
 from agm.strategies.batch import Batch
-from agm.strategies.measuring import Batches
-from agm.strategies.strategy import Common, Strategy
-from agm.strategies.teachers import MakeOptimizer, Teacher, new_teachers, sgd, teach
+from agm.strategies.strategy import Common
+from agm.strategies.taught import Taught
+from agm.strategies.teachers import MakeOptimizer
 
 __all__ = ["IRM"]
 
 
-class IRM(Strategy):
+class IRM(Taught):
     """Information regulation, after the mechanism of that name for cloudy scenes (Wang et al., "Multi-Modality Transfer
     Learning for Cloudy Remote Sensing Images", arXiv 2501.04283), as far as its figures tell.
 
@@ -36,10 +36,8 @@ class IRM(Strategy):
     Args:
         network: see `Strategy`.
         weight: of the teachers, >= 0; 1, ours.
-        teachers: modality -> module from its input to logits (B, C). They are not trained, and stay in eval mode.
-        teacher_epochs: of teachers that are not given; ours.
-        make_optimizer: parameters -> optimizer of a teacher; SGD with learning rate 0.01 and momentum 0.9 by default.
-        num_classes, widths: of the network, where it does not say them and teachers are to be made.
+        teachers, make_optimizer, num_classes, widths: see `Taught`.
+        teacher_epochs: see `Taught`; ours.
         common: see `Strategy`. Outside the window the loss is the joint one.
 
     Raises:
@@ -48,8 +46,6 @@ class IRM(Strategy):
     Example:
         >>> strategy = IRM(network, teachers={"optical": optical_network, "sar": sar_network})
     """
-
-    trained: Tensor  # () bool, whether the teachers are
 
     def __init__(
         self,
@@ -63,51 +59,22 @@ class IRM(Strategy):
         widths: Mapping[str, int] | None = None,
         **common: Unpack[Common],
     ) -> None:
-        super().__init__(network, **common)
+        super().__init__(
+            network,
+            teachers=teachers,
+            teacher_epochs=teacher_epochs,
+            make_optimizer=make_optimizer,
+            num_classes=num_classes,
+            widths=widths,
+            **common,
+        )
         self.weight = check_number("weight", weight)
-        self.teacher_epochs = check_count("teacher_epochs", teacher_epochs)
-        self.make_optimizer = make_optimizer or sgd
-        if teachers is not None and set(teachers) != set(self.modalities):
-            raise ValueError(
-                f"Expected argument `teachers` to map each of {self.modalities}, but got {tuple(teachers)}."
-            )
-        known: Any = network
-        widths, classes = widths or getattr(known, "widths", None), num_classes or getattr(known, "num_classes", None)
-        if teachers is None and (not widths or not classes):
-            raise ValueError(
-                "Expected argument `teachers`, or `widths` and `num_classes` to make them for a network that does not "
-                f"say them, but got {widths!r} and {classes!r}."
-            )
-        if teachers is None:
-            self.needs = frozenset({"train"})
-            made = new_teachers(self.parts, dict(widths or {}), int(classes or 0))
-        else:
-            made = {name: teachers[name] for name in self.modalities}
-        self.teachers = nn.ModuleDict(made).requires_grad_(False)
-        self.register_buffer("trained", torch.tensor(teachers is not None))
-
-    def train(self, mode: bool = True) -> IRM:
-        super().train(mode)
-        self.teachers.eval()
-        return self
-
-    def begin_epoch(self, epoch: int, *, train: Batches | None = None, validation: Batches | None = None) -> None:
-        super().begin_epoch(epoch)
-        if self.active and not bool(self.trained):
-            batches = self.required(train, "train")
-            for name, teacher in self.teachers.items():
-                if isinstance(teacher, Teacher):
-                    teacher.encoder.load_state_dict(self.parts.encoders[name].state_dict())
-                teach(teacher, name, self.parts, batches, self.teacher_epochs, self.criterion, self.make_optimizer)
-            self.trained.fill_(True)
 
     def loss(self, batch: Batch) -> Tensor:
         if not self.active:
             return batch.joint_loss
         with torch.no_grad():
-            taught = torch.stack(
-                [self.parts.called(self.teachers[n], n, batch.inputs[n]).log_softmax(-1) for n in self.modalities]
-            )
+            taught = self.taught_logits(batch).log_softmax(-1)
             true = taught.exp().gather(2, batch.target.expand(len(taught), -1).unsqueeze(2)).squeeze(2)  # (M, B)
             gaps = 1 - true
             total = gaps.sum(0)

@@ -226,8 +226,8 @@ class Parts:
         """What the encoder of one modality gives for that modality's input; the rest of the network does not run."""
         return self.called(self.encoders[name], name, self.taken(given)[name])
 
-    def called(self, module: nn.Module, name: str, value: Any) -> Any:
-        """What a module gives for the input of one modality; that of a group by keyword."""
+    def called(self, module: Callable[..., Any], name: str, value: Any) -> Any:
+        """What a module, or a method of one, gives for the input of one modality; that of a group by keyword."""
         grouped = self.binding.batch is None and not isinstance(self.binding.carriers[name], str)
         return module(**value) if grouped else module(value)
 

@@ -89,6 +89,10 @@ class PDMP(Strategy):
         self.register_buffer("accuracies", torch.full((count,), torch.nan, dtype=torch.float64))
         self.register_buffer("place", torch.tensor(place))
 
+    @property
+    def extra_epochs(self) -> int:
+        return 0 if bool(self.accuracies.isnan().all()) else self.ranking_epochs
+
     def begin_epoch(self, epoch: int, *, train: Batches | None = None, validation: Batches | None = None) -> None:
         super().begin_epoch(epoch)
         if self.active and int(self.place) < 0:

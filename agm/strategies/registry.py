@@ -20,7 +20,10 @@ from agm.strategies.bss import BSS
 from agm.strategies.cggm import CGGM
 from agm.strategies.cml import CML
 from agm.strategies.dgl import DGL
+from agm.strategies.di_mml import DIMML
 from agm.strategies.dus import DUS
+from agm.strategies.ensemble import UnimodalEnsemble
+from agm.strategies.g2d import G2D
 from agm.strategies.g_blending import GBlending
 from agm.strategies.hybrid_loss import HybridLoss
 from agm.strategies.igm import IGM
@@ -28,6 +31,7 @@ from agm.strategies.inforeg import InfoReg
 from agm.strategies.irm import IRM
 from agm.strategies.joint import Joint
 from agm.strategies.lfm import LFM
+from agm.strategies.mbsd import MBSD
 from agm.strategies.mcr import MCR
 from agm.strategies.mla import MLA
 from agm.strategies.mlb import MLB
@@ -40,9 +44,12 @@ from agm.strategies.ogm import OGM, OGMGE
 from agm.strategies.opm import OPM
 from agm.strategies.pdmp import PDMP
 from agm.strategies.pmr import PMR
+from agm.strategies.reconboost import ReconBoost
 from agm.strategies.relearning import Relearning
 from agm.strategies.remix import Remix
+from agm.strategies.stacked import StackedEnsemble
 from agm.strategies.strategy import Strategy
+from agm.strategies.umt import UMT
 from agm.strategies.valuation import Valuation
 
 __all__ = ["build", "options_of", "strategies"]
@@ -85,6 +92,13 @@ strategies: Mapping[str, type[Strategy]] = MappingProxyType(
         "cml": CML,
         "amco": AMCo,
         "arl": ARL,
+        "umt": UMT,
+        "g2d": G2D,
+        "mbsd": MBSD,
+        "reconboost": ReconBoost,
+        "di-mml": DIMML,
+        "ensemble": UnimodalEnsemble,
+        "stacked": StackedEnsemble,
     }
 )
 

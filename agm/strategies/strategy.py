@@ -206,6 +206,17 @@ class Strategy(nn.Module):
         """Whether the strategy would end the training here; known between epochs."""
         return False
 
+    @property
+    def extra_epochs(self) -> int:
+        """Passes over the training split, through every encoder and back, that it took beside the loop's epochs so far:
+        for teachers, or for copies of the network."""
+        return 0
+
+    @property
+    def least_epochs(self) -> int:
+        """Epochs of the loop without which it does not come to the end of its stages."""
+        return 1
+
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
         """As `nn.Module`, where the network is: a strategy over one on a GPU needs no `.to`."""
         place = next(self.module.parameters(), None)

@@ -39,7 +39,8 @@ class Comparison:
     """One figure of one method over the seeds, and its paired difference to the first method.
 
     Args:
-        metric: a column of metrics.csv, such as accuracy or response_audio; strength_audio; step_seconds; or cost,
+        metric: a column of metrics.csv, such as accuracy or response_audio; strength_audio; epochs, the passes over
+            the training split in all, those for teachers or copies among them; step_seconds; or cost,
             the seconds of a step over those of the first method at the same seed.
         method: as given to `--methods`.
         values: one a seed, NaN where that run diverged; accuracies are shares from 0 to 1.
@@ -335,6 +336,7 @@ class _Session:
 def _figures(result: Result, strengths: Mapping[str, float]) -> dict[str, float]:
     figures = {name: value for name, value in result.evaluation.columns().items() if name != "loss"}
     figures |= {f"strength_{name}": value for name, value in strengths.items()}
+    figures["epochs"] = result.epochs
     if (seconds := seconds_per_step(result)) is not None:
         figures["step_seconds"] = seconds
     return figures

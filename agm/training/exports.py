@@ -86,6 +86,7 @@ def title_of(metric: str) -> str:
     """accuracy -> joint, response_audio -> audio response, strength_audio -> audio competition strength, ..."""
     named = {"accuracy": "joint", "step_seconds": "ms a step", "cost": "cost of a step", "mae": "mean absolute error"}
     named |= {
+        "epochs": "epochs in all",
         "micro_f1": "micro-F1",
         "macro_f1": "macro-F1",
         "correlation": "correlation",
@@ -99,14 +100,16 @@ def title_of(metric: str) -> str:
 
 def is_share(metric: str) -> bool:
     """Whether the figure is an accuracy, shown in percent."""
-    return metric not in TIMES and metric != "mae" and not metric.startswith("strength_")
+    return metric not in (*TIMES, "mae", "epochs") and not metric.startswith("strength_")
 
 
 def _scale(metric: str) -> tuple[float, int]:
     """By which number a figure is multiplied where people read it, and its decimals."""
     if is_share(metric):
         return 100.0, 1
-    return (1000.0, 1) if metric == "step_seconds" else (1.0, 2 if metric == "cost" else 3)
+    if metric == "step_seconds":
+        return 1000.0, 1
+    return 1.0, {"cost": 2, "epochs": 0}.get(metric, 3)
 
 
 def spread(comparison: Comparison) -> str:
@@ -150,6 +153,8 @@ def remark(comparisons: Sequence[Comparison]) -> str:
             f"near 1 for nothing of it; {APART} are networks of one modality each, side by side: their accuracies, and "
             "the strength that is left without competition."
         )
+    if len({c.mean for c in comparisons if c.metric == "epochs"}) > 1:
+        text += " Epochs in all: passes over the training split, those for teachers or copies of a network among them."
     if any(c.metric in TIMES for c in comparisons):
         text += (
             f" The cost is the time of a step over {comparisons[0].method}'s, with what is done between epochs shared "

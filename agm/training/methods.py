@@ -161,6 +161,12 @@ def _strategy(kind: str, config: Config, network: FactorisedNetwork, num_classes
         strategy = strategies[kind](network, **settings)
     except (TypeError, ValueError) as error:
         raise UserError(f"{error} It was set for method {kind!r}, by --option or in [options].") from error
+    if config.epochs < strategy.least_epochs:
+        stages = ", ".join(name for name in options_of(kind) if name.endswith("_epochs"))
+        raise UserError(
+            f"Expected setting `epochs` to be {strategy.least_epochs} or more for the stages of method {kind!r}, but "
+            f"got {config.epochs}. Set it with --epochs, or shorten the stages by --option ({stages})."
+        )
     return strategy
 
 

@@ -30,6 +30,8 @@ class Result:
         history: rows of metrics.csv.
         network: the trained network, not wrapped in AGM.
         data: digest of the values of the dataset.
+        extra_epochs: passes over the training split that the method took beside those of `history`, for teachers or
+            copies of the network.
     """
 
     folder: Path
@@ -39,3 +41,9 @@ class Result:
     history: list[Row]
     network: nn.Module
     data: str
+    extra_epochs: int = 0
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the training split in all."""
+        return len(self.history) + self.extra_epochs

@@ -103,14 +103,15 @@ class Trainer:
         means = {name: value for name, value in self.history[-1].items() if name.startswith("coefficient_")}
         chosen = {} if self.best is None else {"chosen_epoch": best_epoch(self.history)}
         self.run.write_result(
-            {"split": self.final, "epochs": self.epoch, **chosen, "modalities": list(modalities)}
-            | {"samples": result.evaluation.samples, **result.evaluation.columns(), **means}
+            {"split": self.final, "epochs": self.epoch, "extra_epochs": result.extra_epochs, **chosen}
+            | {"modalities": list(modalities), "samples": result.evaluation.samples}
+            | {**result.evaluation.columns(), **means}
         )
         return result
 
     def _is_over(self) -> bool:
         done = self.epoch >= self.config.epochs or self.strategy.finished
-        return done or ended_early(self.config, self.history)
+        return done or (self.epoch >= self.strategy.least_epochs and ended_early(self.config, self.history))
 
     def result(self) -> Result:
         """The figures of the weights that setting `choose` means, which the network then has."""
@@ -129,6 +130,7 @@ class Trainer:
             history=self.history,
             network=self.method.network,
             data=self.fingerprint,
+            extra_epochs=self.strategy.extra_epochs,
         )
 
     def _run_epoch(self, steps: Table) -> Row:

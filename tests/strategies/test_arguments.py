@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import agm
-from agm.strategies import LinearHead, Strategy, build, measure, strategies
+from agm.strategies import LinearHead, Strategy, build, measure, options_of, strategies
 
 from .networks import batch_of
 
@@ -39,14 +39,18 @@ class Batched(Plain):
         return {"scores": logits, "names": ["a"]}
 
 
+# Those that do not use the network's own fusion, or not in the first epoch.
+WITHOUT_FUSION = ("mmcosine", "mla", "aug", "igm", "reconboost", "di-mml", "ensemble", "stacked")
+
+
 def settings_of(name: str) -> dict[str, Any]:
     torch.manual_seed(1)
     shared = LinearHead(5, 4)
     settings: dict[str, Any] = {"encoders": ENCODERS}
     if name not in ("agm", "aug"):
         settings["heads"] = {m: shared if name == "mla" else LinearHead(5, 4) for m in WIDTHS}
-    settings |= {"cggm": {"direction": 0.0}, "aug": {"widths": WIDTHS, "num_classes": 4}}.get(name, {})
-    return settings | ({"widths": WIDTHS, "num_classes": 4} if name in ("irm", "pdmp") else {})
+    settings |= {"cggm": {"direction": 0.0}, "g2d": {"teacher_epochs": 2}}.get(name, {})
+    return settings | ({"widths": WIDTHS, "num_classes": 4} if "widths" in options_of(name) else {})
 
 
 def trained(name: str, network: nn.Module, given: Any, target: Tensor, **more: Any) -> Strategy:
@@ -85,7 +89,7 @@ def test_one_batch_is_as_its_parts(name: str) -> None:
     found = trained(name, batched, given, target, inputs=paths, output="scores")
     assert_same(found, expected)
     assert any(not torch.equal(value, before[key]) for key, value in plain.state_dict().items() if "1.weight" in key)
-    if name not in ("mla", "aug", "igm", "mmcosine"):  # which do not use the network's own fusion
+    if name not in WITHOUT_FUSION:
         without = Plain()
         without.load_state_dict(before)
         other = trained(name, without, inputs, target)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from agm.strategies import LinearHead, build, strategies
+from agm.strategies import LinearHead, build, options_of, strategies
 
 from .networks import batch_of
 
@@ -45,8 +45,8 @@ def test_every_strategy_takes_them(name):
     }
     if name not in ("agm", "aug"):
         settings["heads"] = {m: shared if name == "mla" else LinearHead(5, 4) for m in widths}
-    settings |= {"cggm": {"direction": 0.0}, "aug": {"widths": widths, "num_classes": 4}}.get(name, {})
-    if name in ("irm", "pdmp"):
+    settings |= {"cggm": {"direction": 0.0}, "g2d": {"teacher_epochs": 2}}.get(name, {})
+    if "widths" in options_of(name):
         settings |= {"widths": widths, "num_classes": 4}
     strategy = build(name, network, **settings)
     strategy.optimizer = torch.optim.SGD(strategy.parameters(), lr=0.1)

@@ -60,6 +60,7 @@ def test_unimodal_networks_are_ranked_once():
     torch.manual_seed(7)
     strategy.begin_epoch(0, train=train, validation=validation)
     assert strategy.accuracies.tolist() == pytest.approx(expected)
+    assert strategy.extra_epochs == 12
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     take(strategy, *batch_of(3))
     assert strategy.statistics()["coefficient"].tolist() == [2.0 if a == best else 1.0 for a in expected]

@@ -309,7 +309,7 @@ class Paths(nn.Module):
         return self.out(torch.cat([encoder(inputs[name]) for name, encoder in self.parts.items()], 1))
 
 
-OF_TWO = ("lfm", "pmr", "aug", "balgrad")
+OF_TWO = ("lfm", "pmr", "aug", "balgrad", "g2d")
 
 
 @pytest.mark.parametrize("modalities", [2, 3])

@@ -55,6 +55,13 @@ ACTIVE = {
     "cml": {},
     "amco": {"sigma": 0.4},
     "arl": {"warmup": 1},
+    "umt": {"teacher_epochs": 1},
+    "g2d": {"teacher_epochs": 2},
+    "mbsd": {},
+    "reconboost": {"stage_epochs": 1, "rectify_epochs": 1},
+    "di-mml": {"stage_epochs": 3, "contrast_from": 1},
+    "ensemble": {},
+    "stacked": {},
 }
 
 
@@ -120,7 +127,7 @@ def test_every_strategy_takes_a_step_under_every_fusion(settings, data, fusion):
                 methods.build_method(settings(method=method, fusion=fusion), SHAPES, 3)
             continue
         options = ACTIVE[method] | ({"direction": 0.0} if (method, fusion) == ("cggm", "late-sum") else {})
-        built = methods.build_method(settings(method=method, fusion=fusion, options=options), SHAPES, 3)
+        built = methods.build_method(settings(method=method, fusion=fusion, options=options, epochs=4), SHAPES, 3)
         strategy = built.strategy
         strategy.optimizer = methods.new_optimizer(settings(), strategy.parameters())
         numbers = (rows,) if "index" in strategy.needs else ()

@@ -46,7 +46,9 @@ def numbers(tmp_path):
     return written(tmp_path / "numbers.npz", np.random.default_rng(2).normal(size=(60, 2)) * 3)
 
 
-@pytest.mark.parametrize("method", ["agm", "joint", "multi-loss", "mmpareto", "unimodal:text", "alone:text"])
+@pytest.mark.parametrize(
+    "method", ["agm", "joint", "multi-loss", "mmpareto", "unimodal:text", "alone:text", "umt", "stacked"]
+)
 def test_labels_train(tmp_path, labels, method):
     result = train(Config(dataset=labels, method=method, fusion="early", **COMMON), tmp_path / "run")
     assert set(result.evaluation.further) == {"micro_f1", "macro_f1"}
@@ -57,6 +59,15 @@ def test_labels_train(tmp_path, labels, method):
     )
     again = load_run(tmp_path / "run")
     assert again.evaluation == result.evaluation
+
+
+@pytest.mark.parametrize("method", ["ensemble", "stacked"])
+def test_ensembles_of_numbers(tmp_path, numbers, method):
+    """The text tells one bit of two numbers alone: a mean of both halves what the sound says, a head does not."""
+    settings = COMMON | {"epochs": 25, "lr": 0.02}
+    result = train(Config(dataset=numbers, method=method, fusion="early", **settings), tmp_path / "run")
+    assert (result.evaluation.accuracy > 0.9) == (method == "stacked")
+    assert load_run(tmp_path / "run").evaluation == result.evaluation
 
 
 @pytest.mark.parametrize("error", ["squared", "absolute"])

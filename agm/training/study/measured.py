@@ -61,7 +61,7 @@ def measure(request: Request, concepts: Concepts | None = None) -> Outcome:
             result = train(request.config, Path(folder) / "run", final=request.split)
         except DivergedError as error:
             return Outcome({**request.row(), "figures": None, "diverged": str(error).split(".")[0]})
-        row = {**request.row(), "epochs": len(result.history)}
+        row = {**request.row(), "epochs": result.epochs}
         times = {"step_seconds": seconds_per_step(result), "train_seconds": train_seconds(result)}
         if request.kind == "cost":
             return Outcome({**row, "figures": times})
@@ -95,7 +95,7 @@ def _test_figures(result: Result, concepts: Concepts | None) -> dict[str, float]
         **{f"contribution_{name}": value for name, value in report.contributions.items()},
         "shapley_gap": max(values) - min(values),
     }
-    # An ensemble has no features in common, so that there is nothing to read a concept from.
+    # There may be none that the network knows of, and then nothing to read a concept from.
     if concepts is not None and hasattr(result.network, "fused_features"):
         strengths = strength_of(result.network, fit, test, concepts, ridge="cv", resamples=_RESAMPLES)
         figures |= {f"strength_{name}": strength.value for name, strength in strengths.items()}
