@@ -42,6 +42,7 @@ class StudyFigures:
     ) -> None:
         self.study, self.chosen, self.tasks = study, chosen, tuple(task.name for task in tasks)
         self._runs: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+        self._concepts: dict[str, dict[str, list[float]]] = {}
         self._timed: dict[str, list[Mapping[str, Any]]] = {}
         for task in tasks:
             digest, variants = digests[task.name], chosen[task.name]
@@ -49,12 +50,22 @@ class StudyFigures:
                 entry.label: [rows[r.key] for r in test_requests(study, task, entry, variants[entry.label], digest)]
                 for entry in study.entries_for(task)
             }
+            concepts: dict[str, list[float]] = {}
+            for row in rows.values():
+                if (row["kind"], row["task"]) == ("concept", task.name) and row["figures"] is not None:
+                    concepts.setdefault(row["method"], []).append(row["figures"]["accuracy"])
+            self._concepts[task.name] = concepts
             if task.name in study.cost_tasks:
                 self._timed[task.name] = [rows[r.key] for r in cost_requests(study, task, variants, digest)]
 
     def runs(self, task: str, label: str) -> list[Mapping[str, float] | None]:
         """Figures of each seed's run on the test split; None of one that diverged."""
         return [row["figures"] for row in self._runs[task][label]]
+
+    def alone(self, task: str) -> dict[str, list[float]]:
+        """Modality -> test accuracies of networks of it alone, which the competition strength is measured with; they
+        have the settings of the task, and were not tuned."""
+        return self._concepts[task]
 
     def epochs(self, task: str, label: str) -> int | None:
         """That the method trained, all stages together; None where every run diverged."""

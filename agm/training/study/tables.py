@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def write_tables(folder: Path, figures: StudyFigures, command: str) -> None:
     """
     lines = [*_overview(figures), "", *_remarks(figures, command)]
     for task in figures.tasks:
-        lines += ["", f"## {printable(task)}", "", *_task_table(figures, task)]
+        lines += ["", f"## {printable(task)}", "", *_alone(figures, task), *_task_table(figures, task)]
     write_text(folder / "results.md", "\n".join([*lines, ""]))
     seeds = [f"seed_{seed}" for seed in figures.study.seeds]
     rows = [
@@ -74,6 +75,15 @@ def _cost(found: tuple[float, float | None, float | None] | None) -> str:
         return ""
     mean, low, high = found
     return f"{mean:.2f}" if low is None or high is None else f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _alone(figures: StudyFigures, task: str) -> list[str]:
+    """What networks of one modality achieve, where there are any."""
+    found = []
+    for name, values in figures.alone(task).items():
+        deviation = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+        found.append(f"{printable(name)} {100 * statistics.fmean(values):.1f}{deviation}")
+    return [f"Networks of one modality, not tuned: {', '.join(found)}.", ""] if found else []
 
 
 def _task_table(figures: StudyFigures, task: str) -> list[str]:

@@ -75,6 +75,11 @@ def test_a_study_run_by_run(done, tmp_path):
     assert found.costs("clean")["joint"] == (1.0, 1.0, 1.0)
     assert set(found.costs("clean")) == {"joint", "agm, exact", "ogm"}
     assert found.costs("noisy") == {}
+    alone = [
+        train(replace(clean.config, method="unimodal:audio", seed=seed), tmp_path / f"alone-{seed}").evaluation.accuracy
+        for seed in (51, 52)
+    ]
+    assert found.alone("clean")["audio"] == alone
 
 
 def test_tables_and_pictures(done, tmp_path):
@@ -82,6 +87,7 @@ def test_tables_and_pictures(done, tmp_path):
     write_tables(tmp_path, found, "agm compare tiny.toml")
     text = (tmp_path / "results.md").read_text()
     assert "2 seeds" in text
+    assert f"Networks of one modality, not tuned: audio {50 * sum(found.alone('clean')['audio']):.1f} ± " in text
     assert len({line.count("|") for line in text.split("\n\n")[0].splitlines()}) == 1
     with open(tmp_path / "results.csv", newline="") as file:
         rows = [row for row in csv.DictReader(file) if (row["task"], row["method"]) == ("clean", "ogm")]
