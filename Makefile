@@ -1,4 +1,4 @@
-# `make demo` trains a network with AGM on the bundled data; `make test` runs the tests; `make bench-check` measures
+# `make demo` trains networks jointly and with AGM on the bundled data and compares them; `make test` runs the tests; `make bench-check` measures
 # whether the bounds of bench/thresholds.toml hold. They set up everything they need in .venv. PYTHON=... chooses the
 # interpreter (3.11 or newer).
 
@@ -11,7 +11,12 @@ NATIVE := $(shell find csrc -type f) setup.py pyproject.toml
 .PHONY: demo test soak lint format bench-check clean
 
 demo: .venv/agm
-	$(BIN)/agm train --dataset av-digits --fusion late --method agm --alpha 1.5 --epochs 40 --seed 0
+	@echo "Joint training against AGM on the bundled AV-Digits, three seeds each:"
+	$(BIN)/agm compare --dataset av-digits --methods joint,agm --epochs 30 --seeds 3 --jobs 2 --out runs/demo
+	@echo "Next:"
+	@echo "  $(BIN)/agm evaluate runs/demo/agm-seed0          what each modality contributes"
+	@echo "  $(BIN)/agm train --dataset mine.npz              your own data: one array a modality, target, split"
+	@echo "  $(BIN)/agm --help                                everything else"
 
 test: .venv/test
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
@@ -41,6 +46,7 @@ clean:
 .venv/requirements: requirements.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv --clear .venv
+	@echo "Installing into .venv, 1.2 GB in all:" $$(grep -o '^[^#][^;]*' requirements.txt)
 	$(PIP) --requirement requirements.txt
 	touch $@
 

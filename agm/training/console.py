@@ -160,7 +160,7 @@ def result_table(result: Result) -> Group:
     """The figures of a run, one row a modality."""
     figures, row = result.evaluation, result.history[-1]
     table = Table()
-    for name in ("", "accuracy", "response", "absent", "coefficient", "score"):
+    for name in ("", "accuracy", "response", "without it", "coefficient", "score"):
         table.add_column(name, justify="left" if name == "" else "right")
     table.add_row("joint", Text(f"{100 * figures.accuracy:.1f}", style="bold"), "", "", "", "")
     for name in result.modalities:
@@ -177,8 +177,8 @@ def result_table(result: Result) -> Group:
         f"{result.config.method}, {result.config.fusion} fusion, epoch {len(result.history)} of "
         f"{result.config.epochs}: test split, {figures.samples} samples",
         table,
-        f"{measure}: jointly, by the response of each modality, and with each modality "
-        f"absent; of the {EPOCHS[result.config.choose]}, never of the one that did best on the test split. "
+        f"{measure}: jointly, by the response of each modality, and without it; of the "
+        f"{EPOCHS[result.config.choose]}, never of the one that did best on the test split. "
         "Coefficients and scores: means of the last epoch."
         + "".join(f" {title_of(name)} {value:.3f}." for name, value in figures.further.items()),
     )

@@ -83,7 +83,7 @@ def _cell(comparison: Comparison) -> str:
 
 
 def title_of(metric: str) -> str:
-    """accuracy -> joint, response_audio -> audio response, strength_audio -> audio competition strength, ..."""
+    """accuracy -> joint, response_audio -> audio response, absent_audio -> joint without audio, ..."""
     named = {"accuracy": "joint", "step_seconds": "ms a step", "cost": "cost of a step", "mae": "mean absolute error"}
     named |= {
         "epochs": "epochs in all",
@@ -95,6 +95,8 @@ def title_of(metric: str) -> str:
     if metric in named:
         return named[metric]
     kind, _, name = metric.partition("_")
+    if kind == "absent":
+        return f"joint without {name}"
     return f"{name} { {'strength': 'competition strength'}.get(kind, kind) }"
 
 

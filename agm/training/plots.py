@@ -170,7 +170,7 @@ def _draw_loss(axes: Axes, metrics: Rows, steps: Rows, split: str) -> None:
     shown = np.concatenate([_column(metrics, "loss"), _column(metrics, "train_loss"), _column(steps, "loss")[:1]])
     if np.isfinite(shown).any():
         axes.set_ylim(0, 1.1 * np.nanmax(shown))
-    axes.set_ylabel("cross-entropy")
+    axes.set_ylabel("loss")
 
 
 def _draw_accuracies(axes: Axes, metrics: Rows, colours: Mapping[str, str], split: str) -> None:
@@ -182,7 +182,7 @@ def _draw_accuracies(axes: Axes, metrics: Rows, colours: Mapping[str, str], spli
 
 
 def _draw_absent(axes: Axes, metrics: Rows, colours: Mapping[str, str], split: str) -> None:
-    axes.set_title(f"{split} accuracy without each modality")
+    axes.set_title(f"{split} accuracy with it taken away")
     for name, colour in colours.items():
         axes.plot(_column(metrics, "step"), 100 * _column(metrics, f"absent_{name}"), color=colour)
     axes.plot(_column(metrics, "step"), 100 * _column(metrics, "accuracy"), color=JOINT, linestyle=":")

@@ -222,7 +222,7 @@ def test_fusions_variants_and_cost(settings, tmp_path):
     assert lines[:2] == ["**late**", ""]
     assert "**early**" in lines
     assert lines[2].startswith("| test split, accuracies in % | joint | audio response |")
-    assert "| image absent | macro-F1 | epochs in all | ms a step | cost of a step |" in lines[2]
+    assert "| joint without image | macro-F1 | epochs in all | ms a step | cost of a step |" in lines[2]
     assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
     assert [line.split(" | ")[0] for line in lines[4:8]] == [f"| {method}" for method in METHODS]
     assert "did not take turns" in lines[-3]
