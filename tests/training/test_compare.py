@@ -330,7 +330,7 @@ def test_how_figures_are_written():
         return title_of(metric), spread(comparison), interval(comparison)
 
     assert shown("accuracy") == ("joint", "1.2 ± 0.0", "+0.1 [-0.0, +0.2]")
-    assert shown("absent_audio")[0] == "audio absent"
+    assert shown("absent_audio")[0] == "joint without audio"
     assert shown("strength_audio") == ("audio competition strength", "0.012 ± 0.000", "+0.001 [-0.000, +0.002]")
     assert shown("step_seconds") == ("ms a step", "12.4 ± 0.1", "+1.1 [-0.2, +2.4]")
     assert shown("cost") == ("cost of a step", "0.01 ± 0.00", "+0.00 [-0.00, +0.00]")
