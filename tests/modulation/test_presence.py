@@ -122,7 +122,8 @@ def test_a_modality_that_nobody_has() -> None:
     present[:, 0] = True
     state = agm.ModulationState(3)
     agm.fused_modulate(rows, target, state, alpha=1.0, present=present)
-    assert state.values.isfinite().all()
+    assert state.scores.isnan().tolist() == [False, False, True]
+    assert state.values[[0, 2, 3, 4]].isfinite().all()
     assert state.running_scores[2] == 0
     assert state.coefficients[2] == 1
     assert state.step == 1

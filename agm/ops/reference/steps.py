@@ -98,8 +98,11 @@ def finish_step(
         ratios = discrepancy_ratios(scores)
         reference_ratios = discrepancy_ratios(running)
         moved = running * ((t - 1) / t) + scores / t
+        told = scores
     else:
-        scores, ratios, reference_ratios, moved = _among_seen(sums, totals[2 * modalities + 2 :], running, t, of_mean)
+        numbers = totals[2 * modalities + 2 :]
+        scores, ratios, reference_ratios, moved = _among_seen(sums, numbers, running, t, of_mean)
+        told = torch.where(numbers > 0, scores, torch.nan)  # what no sample has, has no score
     coefficients = (alpha * (reference_ratios - ratios).clamp(max=max_gap)).exp()
     # A coefficient is applied in float32, so a finite one is finite there.
     finite = scores.isfinite().all() & (coefficients <= torch.finfo(torch.float32).max).all() & (samples > 0)
@@ -110,7 +113,7 @@ def finish_step(
         skipped = counts[modalities + SKIPPED] + (~finite)
         step = step - (~finite).long()
         counts.copy_(torch.cat([hits.long(), torch.stack([samples.long(), step, skipped])]))
-        values.copy_(torch.stack([running, scores, ratios, reference_ratios, coefficients]))
+        values.copy_(torch.stack([running, told, ratios, reference_ratios, coefficients]))
         if seen is not None and len(totals) > 2 * modalities + 2:
             seen.copy_(torch.cat([totals[2 * modalities + 2 :].long(), (step + skipped).view(1)]))
     return coefficients
