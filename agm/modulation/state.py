@@ -32,8 +32,8 @@ class ModulationState(nn.Module):
         step: () int64, steps taken, skipped ones left out.
         skipped: () int64, steps whose scores or coefficients were not finite: they used kappa = 1 and left
             `running_scores` and `step` alone.
-        scores: (M,) float64, s_m of the last step, in nats; of errors the logarithm (see `agm.modulation.scores`). NaN of
-            a modality that none of its samples has.
+        scores: (M,) float64, s_m of the last step, in nats; of errors the logarithm (see `agm.modulation.scores`).
+            NaN of a modality that none of its samples has.
         ratios: (M,) float64, discrepancy ratios r_m of the last step.
         reference_ratios: (M,) float64, tau_m of the last step.
         coefficients: (M,) float64, modulation coefficients kappa_m of the last step.
