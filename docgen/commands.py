@@ -63,7 +63,8 @@ def _names(option: click.Option) -> str:
 def _value(option: click.Option, context: click.Context) -> str:
     if option.is_flag:
         return ""
-    return f"`{option.make_metavar(context)}`".replace("|", "\\|")
+    first, *others = option.make_metavar(context).split("|")
+    return " or ".join([f"`{first}`", *(f"`{other.lower()}`" for other in others)])
 
 
 def _meaning(option: click.Option, context: click.Context) -> str:

@@ -99,14 +99,10 @@ def _page(name: str, kind: type[Strategy]) -> str:
         f"agm compare --methods joint,{name} --seeds 5",
         "```",
     ]
-    text += ["", "## Formula, settings and source", "", f"::: agm.strategies.{kind.__name__}"]
-    text += [
-        "    options:",
-        "      show_root_heading: true",
-        "      show_root_full_path: true",
-        "      members: false",
-        "",
-    ]
+    text += ["", "## Formula, settings and source", ""]
+    for shown in (kind, *(base for base in kind.__bases__ if base in strategies.values())):
+        text += [f"::: agm.strategies.{shown.__name__}", "    options:", "      heading_level: 3"]
+        text += ["      show_root_heading: true", "      show_root_full_path: true", "      members: false", ""]
     return "\n".join(text)
 
 
@@ -114,28 +110,28 @@ def _facts(name: str, kind: type[Strategy], row: Row) -> list[str]:
     options = [f"`{key}={value!r}`" for key, value in options_of(name).items()]
     splits = sorted(kind.needs - {"index"})
     facts = {
-        "command line": f"`agm train --method {name}`",
+        "Command line": f"`agm train --method {name}`",
         "Python": f"`agm.strategies.{kind.__name__}(network, ...)`",
-        "source": row.paper or "none",
-        "settings and defaults": ", ".join(options) or "none of its own",
-        "targets": ", ".join(sorted(kind.tasks)) + ("; tokens and pixels too" if kind.dense else ""),
-        "heads of its own": "one a modality, where the network's does not split" if kind.trains_heads else "none",
-        "between epochs it looks at": " and ".join(f"the {split} split" for split in splits) or "nothing",
+        "Source": row.paper or "none",
+        "Settings and defaults": ", ".join(options) or "none of its own",
+        "Targets": ", ".join(sorted(kind.tasks)) + ("; tokens and pixels too" if kind.dense else ""),
+        "Heads of its own": "one a modality, where the network's does not split" if kind.trains_heads else "none",
+        "Between epochs it looks at": " and ".join(f"the {split} split" for split in splits) or "nothing",
         "DistributedDataParallel": "yes" if kind.distributed else f"no: {kind.why_alone}",
     }
-    return ["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in facts.items()), ""]
+    return [*(f"- **{key}:** {value}" for key, value in facts.items()), ""]
 
 
 def _evidence(name: str) -> list[str]:
     rows = sorted(_measured(name))
     if not rows:
         return []
-    folders = dict.fromkeys(row.comparison for row in rows)
+    links = [f"[{name}](../results/{name}/compare.md)" for name in dict.fromkeys(row.comparison for row in rows)]
     text = [
-        "Joint accuracy on the test split, in %, mean over the seeds after the last epoch; the difference to joint "
-        "training is paired by seed, with its 95 % interval. A run that diverged has no figures and is left out of the mean. Settings and commands: "
-        + ", ".join(f"[{folder}](../results/{folder}/compare.md)" for folder in folders)
-        + ". One kind of data and small networks: see [When it helps](../concepts/when.md).",
+        "Joint accuracy on the test split, in %, mean over the seeds after the last epoch. The difference to joint "
+        "training is paired by seed, with its 95 % interval. A run that diverged has no figures and is left out of the "
+        f"mean. Settings and commands: {', '.join(links)}. One kind of data and small networks: see "
+        "[When it helps](../concepts/when.md).",
         "",
         "| comparison | fusion | variant | joint training | method | difference | seeds that ended |",
         "| --- | --- | --- | --- | --- | --- | --- |",

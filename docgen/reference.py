@@ -19,6 +19,7 @@ PAGES: dict[str, tuple[str, ...]] = {
         "agm.integrations.amp",
         "agm.integrations.lightning",
         "agm.integrations.logs",
+        "agm.integrations.published",
         "agm.integrations.torchmetrics",
         "agm.integrations.transformers",
     ),

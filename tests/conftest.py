@@ -1,5 +1,6 @@
 import os
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,31 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["AGM_TEST_BUILDS"] = folder.name
         config.add_cleanup(folder.cleanup)
         config.add_cleanup(lambda: os.environ.pop("AGM_TEST_BUILDS"))
+
+
+# Builds, processes of their own, long trainings: what lies there is slow, and the rest is fast unless it is marked.
+_SLOW = (
+    "bench",
+    "clients",
+    "data",
+    "distributed",
+    "documentation/test_code_blocks.py",
+    "faults",
+    "federated",
+    "integrations",
+    "ops",
+    "packaging",
+    "training",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every test is fast or slow: `make test-fast` runs the former, under 90 seconds on two cores."""
+    here = Path(__file__).parent
+    for item in items:
+        place = item.path.relative_to(here).as_posix()
+        slow = place.startswith(_SLOW) or item.get_closest_marker("slow") is not None
+        item.add_marker(pytest.mark.slow if slow else pytest.mark.fast)
 
 
 class _NoReads(TorchDispatchMode):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from agm.training.cli import cli, run
+
 from .blocks import ROOT, Block, blocks, pages_with, place
 from .names import names
 
