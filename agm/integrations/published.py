@@ -23,10 +23,10 @@ _SUM = {"fc_x.weight", "fc_x.bias", "fc_y.weight", "fc_y.bias"}
 def load_published(checkpoint: Mapping[str, Any]) -> LateFusion:
     """Make the late-fusion network of ResNet-18 encoders whose weights are in a checkpoint of a published code base.
 
-    Checkpoints of OGM-GE (GeWu-Lab/OGM-GE_CVPR2022), of AGM (lihong2303/AGM_ICCV2023) where its encoders are `audio_net`
-    and `visual_net` under a `fusion_module`, and of BalanceBenchmark (GeWu-Lab/BalanceBenchmark) are read, with fusion
-    by concatenation or by a sum. What stands before the names of the modules, such as DataParallel's `module.`, does not
-    matter. Modalities are in the order of the checkpoint, which is that of the columns of the head.
+    Checkpoints of OGM-GE (GeWu-Lab/OGM-GE_CVPR2022), of AGM (lihong2303/AGM_ICCV2023) where it has `audio_net` and
+    `visual_net` beside a `fusion_module`, and of BalanceBenchmark (GeWu-Lab/BalanceBenchmark) are read, with fusion by
+    concatenation or by a sum. What stands before the names of the modules, such as DataParallel's `module.`, does
+    not matter. Modalities are in the order of the checkpoint, which is that of the columns of the head.
 
     The network takes spectrograms (B, 1, H, W) and frames (B, T, 3, H, W) or images (B, 3, H, W); OGM-GE has its frames
     as (B, 3, T, H, W). It returns the joint logits alone. Optimisers, schedules and running scores are not read.
@@ -57,14 +57,14 @@ def load_published(checkpoint: Mapping[str, Any]) -> LateFusion:
             head[found["name"]] = value
     if len(encoders) < 2:
         raise ValueError(
-            "Expected argument `checkpoint` to have encoders `NAME_net` or `modality_encoder.NAME` of two modalities or "
-            f"more, but got {list(encoders) or 'none'} in {len(state)} keys."
+            "Expected argument `checkpoint` to have encoders `NAME_net` or `modality_encoder.NAME` of two modalities "
+            f"or more, but got {list(encoders) or 'none'} in {len(state)} keys."
         )
     summed = head.keys() == _SUM
     if not summed and head.keys() != _LATE:
         raise ValueError(
-            "Expected argument `checkpoint` to have a `fusion_module` of `fc_out` (concat) or of `fc_x` and `fc_y` (sum), "
-            f"but got {sorted(head) or 'none'}. FiLM, gated and early fusion are not converted."
+            "Expected argument `checkpoint` to have a `fusion_module` of `fc_out` (concat) or of `fc_x` and `fc_y` "
+            f"(sum), but got {sorted(head) or 'none'}. FiLM, gated and early fusion are not converted."
         )
     if summed and len(encoders) != 2:
         raise ValueError(
@@ -75,8 +75,8 @@ def load_published(checkpoint: Mapping[str, Any]) -> LateFusion:
     width = ResNet18.num_features * (1 if summed else len(made))
     if first.dim() != 2 or first.shape[1] != width:
         raise ValueError(
-            f"Expected argument `checkpoint` to have a head of {width} columns, {ResNet18.num_features} an encoder, but "
-            f"got one of shape {tuple(first.shape)}."
+            f"Expected argument `checkpoint` to have a head of {width} columns, {ResNet18.num_features} an encoder, "
+            f"but got one of shape {tuple(first.shape)}."
         )
     network = LateFusion(made, first.shape[0], combine="sum" if summed else "concat")
     if summed:

@@ -55,13 +55,13 @@ def test_the_same_logits(fusion: str, items: bool, prefix: str, key: str | None,
 
 def test_what_cannot_be_converted_is_refused() -> None:
     state = dict(Published("concat").state_dict())
-    with pytest.raises(TypeError, match="`checkpoint` to be a state dict.*but got str"):
+    film = {f"fusion_module.fc.{name}": value for name, value in nn.Linear(512, 1024).state_dict().items()}
+    with pytest.raises(TypeError, match=r"`checkpoint` to be a state dict.*but got str"):
         load_published("best.pth")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"encoders `NAME_net`.*but got \['audio'\]"):
         load_published({name: value for name, value in state.items() if "visual" not in name})
     with pytest.raises(ValueError, match=r"fc_out` \(concat\).*but got \['fc\.bias', 'fc\.weight', 'fc_out\.bias"):
-        film = nn.Linear(512, 1024).state_dict()
-        load_published(state | {f"fusion_module.fc.{name}": value for name, value in film.items()})
+        load_published(state | film)
     with pytest.raises(ValueError, match=r"a ResNet-18 for `audio`, but got other parameters than its: layer9\.weight"):
         load_published(state | {"audio_net.layer9.weight": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"a head of 1024 columns.*but got one of shape \(6, 512\)"):
