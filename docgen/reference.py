@@ -25,7 +25,7 @@ PAGES: dict[str, tuple[str, ...]] = {
     ),
     "federated": ("agm.federated", "agm.federated.flower"),
     "distributed": ("agm.distributed", "agm.joining"),
-    "training": ("agm.training",),
+    "training": ("agm.training", "agm.training.study"),
 }
 
 _ELSEWHERE = {("agm", "competition")}  # rooms among the names, which have pages of their own

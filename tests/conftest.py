@@ -29,16 +29,27 @@ def pytest_configure(config: pytest.Config) -> None:
 _SLOW = (
     "bench",
     "clients",
+    "competition/test_sanity.py",
     "data",
     "distributed",
     "documentation/test_code_blocks.py",
+    "engine/test_capture.py",
+    "engine/test_long_runs.py",
     "faults",
     "federated",
     "integrations",
+    "one_pass/test_choice.py",
     "ops",
     "packaging",
+    "passes/test_compiled_",
     "training",
 )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where only fast tests are asked for, slow files are not even read."""
+    place = collection_path.relative_to(Path(__file__).parent).as_posix()
+    return True if config.option.markexpr == "fast" and place.startswith(_SLOW) else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

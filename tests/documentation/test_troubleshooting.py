@@ -42,7 +42,9 @@ def _first_words() -> list[str]:
 
 def _is_found(message: str, known: list[str]) -> bool:
     """Whether the page has it; what begins with what is put into it says there what it is about."""
-    if message.startswith(("…", "Expected …")) or (message[0].islower() and not message.startswith("agm.")):
+    if message.startswith(("…", "Expected …", "Expected the …")) or (
+        message[0].islower() and not message.startswith("agm.")
+    ):
         return True
     return any(message.startswith(words) for words in known)
 
