@@ -49,14 +49,16 @@ def _is_row(module: str, name: str) -> bool:
 
 def pages() -> dict[str, str]:
     """Place in the site -> page."""
-    return {f"reference/{page}.md": _page(modules) for page, modules in PAGES.items()}
+    return {f"reference/{page}.md": _page(page, modules) for page, modules in PAGES.items()}
 
 
-def _page(modules: tuple[str, ...]) -> str:
-    text: list[str] = []
-    for place, module in enumerate(modules):
-        text += [f"{'#' if place == 0 else '##'} {module}", "", f"::: {module}", "    options:"]
+def _page(page: str, modules: tuple[str, ...]) -> str:
+    title = "agm" if page == "agm" else f"agm.{page}"
+    text = [] if title in modules else [f"# {title}", ""]
+    for module in modules:
+        level = 1 if module == title else 2
+        text += [f"{'#' * level} {module}", "", f"::: {module}", "    options:"]
         text += ["      members: false", "      show_root_heading: false", "      show_root_toc_entry: false", ""]
         for name in names(module):
-            text += [f"::: {module}.{name}", "    options:", f"      heading_level: {2 if place == 0 else 3}", ""]
+            text += [f"::: {module}.{name}", "    options:", f"      heading_level: {level + 1}", ""]
     return "\n".join(text)
