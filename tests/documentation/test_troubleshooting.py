@@ -46,7 +46,7 @@ def _is_found(message: str, known: list[str]) -> bool:
         message[0].islower() and not message.startswith("agm.")
     ):
         return True
-    return any(message.startswith(words) for words in known)
+    return any(re.match(re.escape(words) + r"\b" * words[-1].isalnum(), message) for words in known)
 
 
 def test_first_words_lead_somewhere() -> None:
