@@ -45,6 +45,9 @@ _SLOW = (
     "training",
 )
 
+# In the name of a test that compiles, which takes seconds each time.
+_COMPILES = ("compil", "without_graph_breaks")
+
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Where only fast tests are asked for, slow files are not even read."""
@@ -57,7 +60,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
         place = item.path.relative_to(here).as_posix()
-        slow = place.startswith(_SLOW) or item.get_closest_marker("slow") is not None
+        compiles = any(word in item.nodeid.partition("::")[2].lower() for word in _COMPILES)
+        slow = compiles or place.startswith(_SLOW) or item.get_closest_marker("slow") is not None
         item.add_marker(pytest.mark.slow if slow else pytest.mark.fast)
 
 
