@@ -1,6 +1,6 @@
-# `make demo` trains networks jointly and with AGM on the bundled data and compares them; `make test` runs the tests; `make bench-check` measures
-# whether the bounds of bench/thresholds.toml hold. They set up everything they need in .venv. PYTHON=... chooses the
-# interpreter (3.11 or newer).
+# `make demo` trains networks jointly and with AGM on the bundled data and compares them; `make test` runs the tests,
+# `make test-fast` the fast ones; `make docs` builds the site; `make bench-check` measures whether the bounds of
+# bench/thresholds.toml hold. They set up everything they need in .venv. PYTHON=... chooses the interpreter (3.11 or newer).
 
 PYTHON ?= python3
 SOAK ?= 40
@@ -8,7 +8,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 NATIVE := $(shell find csrc -type f) setup.py pyproject.toml
 
-.PHONY: demo test soak lint format bench-check clean
+.PHONY: demo test test-fast docs soak lint format bench-check clean
 
 demo: .venv/agm
 	@echo "Joint training against AGM on the bundled AV-Digits, three seeds each:"
@@ -20,6 +20,15 @@ demo: .venv/agm
 
 test: .venv/test
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
+# What has no need of a build, a process of its own, or a long training: under 90 seconds on two cores.
+test-fast: .venv/test
+	$(BIN)/python -m pytest -m fast --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
+# The site, in site/: a link that leads nowhere or a symbol that is missing ends it.
+docs: .venv/docs
+	$(BIN)/python docgen
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # Kills, interrupts, full disks and spoiled files, many times as many as among the tests: some twenty minutes.
 soak: .venv/test
@@ -41,7 +50,7 @@ bench-check: .venv/test
 	$(BIN)/python bench check --rounds 9
 
 clean:
-	rm -rf .venv build dist *.egg-info agm/*.so agm/_native.txt bench/out
+	rm -rf .venv build dist site *.egg-info agm/*.so agm/_native.txt bench/out
 
 .venv/requirements: requirements.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12")'
@@ -58,4 +67,8 @@ clean:
 
 .venv/test: .venv/agm requirements-test.txt
 	$(PIP) --requirement requirements-test.txt
+	touch $@
+
+.venv/docs: .venv/agm requirements-docs.txt
+	$(PIP) --requirement requirements-docs.txt
 	touch $@

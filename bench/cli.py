@@ -48,7 +48,7 @@ suites:
   data      examples a second of the loaders
   scaling   head and step over batch, classes and modalities
 other commands:
-  report    tables, pictures and the README's section, again from bench/results
+  report    tables, pictures and the README's figures, again from bench/results
   check     measures what bench/thresholds.toml bounds; fails where a bound is broken
   profile   where the time of a step goes
   launches  operations that a step sends to the device, over a joint one; counted, not timed

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that is measured on a CPU, in 20 to 30 minutes on two cores, and from it the tables, the pictures and the
-# README's section. Nothing else should run meanwhile. The results that were there stay until all new ones are.
+# README's figures. Nothing else should run meanwhile. The results that were there stay until all new ones are.
 #   PYTHON=python3 bench/cpu.sh            all of it
 #   QUICK=1 bench/cpu.sh                   whether it runs, in minutes; bench/results stays as it is
 set -euo pipefail

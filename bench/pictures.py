@@ -32,7 +32,7 @@ def _styled(draw: Callable[[Sequence[Row], Path], None]) -> Callable[[Sequence[R
     def drawn(rows: Sequence[Row], path: Path) -> None:
         import matplotlib
 
-        from agm.training.plots import STYLE
+        from agm.training.drawing import STYLE
 
         with matplotlib.rc_context(STYLE):
             draw(rows, path)

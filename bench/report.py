@@ -1,4 +1,4 @@
-"""Tables, pictures and the README's section, from the rows in bench/results and from nothing else."""
+"""Tables, pictures and the README's figures, from the rows in bench/results and from nothing else."""
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,9 +14,11 @@ SUITES = ("step", "head", "grads", "compile", "data", "scaling")
 DEVICES = {"cpu": "a CPU", "cuda": "a GPU"}
 README = ROOT / "README.md"
 TABLES = RESULTS / "README.md"
+COST = RESULTS / "cost.md"
 BEGIN = "<!-- cost: made by `python bench report` from bench/results, do not edit -->"
 END = "<!-- cost: end -->"
 NOT_MEASURED = "not measured"
+NO_GPU = f"On a GPU: {NOT_MEASURED} yet."
 NOTHING = "–"
 
 VARIANTS = {
@@ -38,6 +40,9 @@ SHOWN_OPS = (
     "modulate_additive",
 )
 SHOWN_SHAPES = ("M=2 B=64 C=10", "M=2 B=64 C=309", "M=2 B=4096 C=309")
+# What the README shows of the steps: networks with their number of modalities, and variants.
+README_CASES = (("small", 2), ("small", 3), ("small", 6), ("av-mnist", 2), ("crema-d", 2), ("ur-funny", 3))
+README_VARIANTS = ("sequential", "exact", "shared")
 BACKENDS = {"cpu": ("cpp", "reference", "compiled"), "cuda": ("cuda", "triton", "reference", "compiled")}
 
 Table = list[list[str]]
@@ -51,8 +56,9 @@ def write_all() -> None:
     """
     for path in draw():
         print(path.relative_to(ROOT))
-    TABLES.write_text(tables(), encoding="utf-8")
-    print(TABLES.relative_to(ROOT))
+    for path, text in ((TABLES, tables()), (COST, cost())):
+        path.write_text(text, encoding="utf-8")
+        print(path.relative_to(ROOT))
     README.write_text(with_section(README.read_text(encoding="utf-8")), encoding="utf-8")
     print(README.relative_to(ROOT))
 
@@ -67,7 +73,7 @@ def with_section(readme: str) -> str:
     _, ended, after = rest.partition(END)
     if not found or not ended:
         raise SystemExit(f"README.md has no place for the figures: two lines, {BEGIN} and {END}.")
-    return f"{before}{BEGIN}\n{section()}{END}{after}"
+    return f"{before}{BEGIN}\n{summary()}{END}{after}"
 
 
 def rows_of(suite: str, device: str) -> list[Row]:
@@ -100,16 +106,36 @@ def draw() -> list[Path]:
     return made
 
 
-def section() -> str:
-    """What stands between the README's marks."""
-    text = []
+def summary() -> str:
+    """What stands between the README's marks: whole steps on a CPU with late fusion."""
+    rows = [
+        row
+        for row in rows_of("step", "cpu")
+        if row["fusion"] == "late"
+        and (row["network"], row["modalities"]) in README_CASES
+        and row["variant"] in README_VARIANTS
+    ]
+    if not rows:
+        return f"On a CPU: {NOT_MEASURED} yet; `bench/cpu.sh` measures.\n"
+    return "\n".join(
+        [*markdown(step_times(rows)), "", *wrapped(f"{where(rows)}. {NO_GPU if not _on_gpu() else ''}"), ""]
+    )
+
+
+def _on_gpu() -> bool:
+    return any(rows_of(suite, "cuda") for suite in SUITES)
+
+
+def cost() -> str:
+    """What a step costs, for bench/results/cost.md."""
+    text = ["# What modulation costs", ""]
     for device, name in DEVICES.items():
         if not any(rows_of(suite, device) for suite in SUITES):
             how = "`bench/gpu.sh` builds, tests and measures there" if device == "cuda" else "`bench/cpu.sh` measures"
             text += [f"On {name}: {NOT_MEASURED} yet; {how}.", ""]
             continue
         text += [*_section_of_steps(device), *_section_of_ops(device)]
-    text += ["How to read and reproduce this: [bench](bench). All figures: [bench/results](bench/results).", ""]
+    text += ["How to read and reproduce this: [bench](../README.md). All figures: [results](README.md).", ""]
     return "\n".join(text)
 
 
@@ -150,7 +176,7 @@ def _pictures(device: str, names: Iterable[str]) -> list[str]:
         path = picture(name, device)
         source = "scaling" if name.startswith("scaling") else name
         if rows_of(source, device):
-            text += [f"![{alt[name]}](bench/results/{path.name})", ""]
+            text += [f"![{alt[name]}]({path.name})", ""]
     return text
 
 

@@ -1,5 +1,6 @@
 import os
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,46 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["AGM_TEST_BUILDS"] = folder.name
         config.add_cleanup(folder.cleanup)
         config.add_cleanup(lambda: os.environ.pop("AGM_TEST_BUILDS"))
+
+
+# Builds, processes of their own, long trainings: what lies there is slow, and the rest is fast unless it is marked.
+_SLOW = (
+    "bench",
+    "clients",
+    "competition/test_sanity.py",
+    "data",
+    "distributed",
+    "documentation/test_code_blocks.py",
+    "engine/test_capture.py",
+    "engine/test_long_runs.py",
+    "faults",
+    "federated",
+    "integrations",
+    "one_pass/test_choice.py",
+    "ops",
+    "packaging",
+    "passes/test_compiled_",
+    "training",
+)
+
+# In the name of a test that compiles, which takes seconds each time.
+_COMPILES = ("compil", "without_graph_breaks")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where only fast tests are asked for, slow files are not even read."""
+    place = collection_path.relative_to(Path(__file__).parent).as_posix()
+    return True if config.option.markexpr == "fast" and place.startswith(_SLOW) else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every test is fast or slow: `make test-fast` runs the former, under 90 seconds on two cores."""
+    here = Path(__file__).parent
+    for item in items:
+        place = item.path.relative_to(here).as_posix()
+        compiles = any(word in item.nodeid.partition("::")[2].lower() for word in _COMPILES)
+        slow = compiles or place.startswith(_SLOW) or item.get_closest_marker("slow") is not None
+        item.add_marker(pytest.mark.slow if slow else pytest.mark.fast)
 
 
 class _NoReads(TorchDispatchMode):

@@ -1,4 +1,4 @@
-"""What is published is what was measured: the README's section and the tables are made from the rows alone."""
+"""What is published is what was measured: the README's figures and the tables are made from the rows alone."""
 
 from pathlib import Path
 from typing import Any
@@ -37,12 +37,14 @@ def test_the_readme_is_what_report_writes() -> None:
     text = README.read_text(encoding="utf-8")
     assert report.with_section(text) == text
     assert report.TABLES.read_text(encoding="utf-8") == report.tables()
+    assert report.COST.read_text(encoding="utf-8") == report.cost()
 
 
-def test_pictures_that_the_readme_shows_exist() -> None:
-    shown = [line for line in report.section().splitlines() if line.startswith("![")]
+def test_pictures_that_are_shown_exist() -> None:
+    shown = [line for line in report.cost().splitlines() if line.startswith("![")]
+    assert shown
     for line in shown:
-        assert (README.parent / line.partition("](")[2].rstrip(")")).is_file()
+        assert (RESULTS / line.partition("](")[2].rstrip(")")).is_file()
 
 
 def test_committed_rows_say_where_they_come_from() -> None:
@@ -56,14 +58,16 @@ def test_committed_rows_say_where_they_come_from() -> None:
 
 def test_what_was_not_measured_is_said_to_be() -> None:
     measured = list(RESULTS.glob("*-cuda.jsonl"))
-    assert ("On a GPU: not measured yet" in report.section()) == (not measured)
+    assert ("On a GPU: not measured yet" in report.cost()) == (not measured)
+    assert ("On a GPU: not measured yet" in report.summary()) == (not measured)
 
 
 def test_without_results_there_are_no_figures(results: Path) -> None:
-    text = report.section()
+    text = report.cost()
     assert "On a CPU: not measured yet" in text
     assert "On a GPU: not measured yet" in text
     assert "|" not in text
+    assert report.summary() == "On a CPU: not measured yet; `bench/cpu.sh` measures.\n"
 
 
 def test_a_table_of_steps(results: Path) -> None:
@@ -79,8 +83,22 @@ def test_a_table_of_steps(results: Path) -> None:
         ["n", "late", "2", "8", "too noisy (2.00 - 4.00)", "1.50 (1.49 - 1.52)"],
     ]
     assert report.step_counts(found)[1] == ["n", "late", "2", "8", "1.75, 2.02"]
-    assert "| n | late | 2 | 8 |" in report.section()
-    assert "A, 2 threads, torch 2, commit c, d" in report.section()
+    assert "| n | late | 2 | 8 |" in report.cost()
+    assert "A, 2 threads, torch 2, commit c, d" in report.cost()
+
+
+def test_the_readme_shows_some_steps(results: Path) -> None:
+    small, other = {"network": "small"}, {"network": "other"}
+    write(
+        results / "step-cpu.jsonl",
+        {},
+        [step_row("exact") | small, step_row("compiled") | small, step_row("exact") | other],
+    )
+    assert report.summary().splitlines()[0::2] == [
+        "| network | fusion | M | B | `exact` |",
+        "| small | late | 2 | 8 | 1.50 (1.49 - 1.52) |",
+        "A, 2 threads, torch 2, commit c, d. On a GPU: not measured yet.",
+    ]
 
 
 def test_a_table_of_ops(results: Path) -> None:
