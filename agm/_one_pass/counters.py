@@ -1,13 +1,13 @@
 """The counters of batches that norms keep: counted all at once rather than one by one."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from agm._module_state.replace_forward import answering
+from agm._module_state.replace_forward import answering, called_function
 from agm._one_pass.rules import tensors_in
 
 __all__ = ["Counters", "CountingTogether", "has_counters"]
@@ -82,13 +82,13 @@ class CountingTogether:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.forward: Callable[..., Any] = module.forward
+        self.forward = called_function(module)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         counters = Counters()
         with answering({self.module: self.forward}):
             try:
                 with _Watch(counters):
-                    return self.module.forward(*args, **kwargs)
+                    return self.forward(*args, **kwargs)
             finally:
                 counters.commit()

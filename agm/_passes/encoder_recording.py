@@ -13,6 +13,7 @@ from agm._inputs.samples import is_listed
 from agm._inputs.trees import leaves_of
 from agm._lazy_rows.tensor import Deferred
 from agm._module_state.checkpoints import check_not_reentrant
+from agm._module_state.replace_forward import called_function
 from agm._one_pass.choice import Choice
 from agm._one_pass.joint_call import OWN_WAY, JointCall, surroundings
 
@@ -36,8 +37,7 @@ class Target:
     @property
     def function(self) -> Callable[..., Any]:
         """What is called."""
-        called: Callable[..., Any] = getattr(self.owner, self.method)
-        return called
+        return called_function(self.owner, self.method)
 
     def __str__(self) -> str:
         names = " and ".join(f"`{name}`" for name in self.names.values())

@@ -13,7 +13,7 @@ from agm._inputs.trees import flattened, leaves_of
 from agm._module_state.checkpoints import check_not_reentrant, reentrant_checkpoint
 from agm._module_state.compiled import is_compiled
 from agm._module_state.eval_mode import evaluation
-from agm._module_state.replace_forward import answering
+from agm._module_state.replace_forward import answering, called_function
 from agm._one_pass.joint_call import autocasts
 from agm._passes.outputs import Outputs
 from agm._passes.record import Record
@@ -150,7 +150,7 @@ class _Encoded:
 
     def __init__(self, encoder: nn.Module, keeps: bool) -> None:
         self.encoder = encoder
-        self.forward = encoder.forward
+        self.forward = called_function(encoder)
         self.keeps = keeps
         self.calls: list[tuple[Any, Any]] = []
         self.kept: Any = None

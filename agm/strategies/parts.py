@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from agm._inputs.arguments import Binding, Modalities
 from agm._module_state.eval_mode import evaluation
-from agm._module_state.replace_forward import answering
+from agm._module_state.replace_forward import answering, called_function
 from agm._passes.by_protocol import is_factorised
 from agm._passes.masked_passes import MaskedPasses
 from agm._passes.options import MaskedOptions
@@ -121,7 +121,7 @@ class Parts:
 
             return watched
 
-        watchers = {encoder: watch(name, encoder.forward) for name, encoder in self.encoders.items()}
+        watchers = {encoder: watch(name, called_function(encoder)) for name, encoder in self.encoders.items()}
         with answering(watchers):
             logits = self._called(taken)
         if wrong := [name for name, count in calls.items() if count != 1]:

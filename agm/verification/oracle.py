@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from agm._inputs.absent import batch_size, is_rows
 from agm._inputs.arguments import Arguments
 from agm._inputs.rows import copied, doubled, tile
-from agm._module_state.replace_forward import answering
+from agm._module_state.replace_forward import answering, called_function
 from agm._module_state.traces import untraced
 from agm._passes.absent_features import detached
 from agm._passes.masked_passes import MaskedPasses
@@ -92,7 +92,7 @@ class _Encoder:
 
     def recording(self) -> Callable[..., Any]:
         """Its function, noting what it returns."""
-        function = getattr(self.owner, self.method)
+        function = called_function(self.owner, self.method)
 
         def recording(*args: Any, **kwargs: Any) -> Any:
             output, kept = doubled(function(*args, **kwargs))
@@ -103,7 +103,7 @@ class _Encoder:
 
     def answering(self, present: set[str], shared: bool, gradient: bool) -> Callable[..., Any]:
         """Its function in the pass of a subset."""
-        function = getattr(self.owner, self.method)
+        function = called_function(self.owner, self.method)
         calls = iter(range(10**6))
 
         def answer(*args: Any, **kwargs: Any) -> Any:

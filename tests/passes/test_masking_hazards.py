@@ -655,6 +655,10 @@ class TestCompiledParts:
         def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
             return self.head(torch.cat([self.audio_net(audio), self.visual_net(visual)], 1))
 
+    class Encoder(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:  # torch compiles no frame of its own modules by itself
+            return super().forward(x)
+
     class Fusing(Net):
         @property
         def encoders(self) -> dict[str, nn.Module]:
@@ -709,14 +713,15 @@ class TestCompiledParts:
         torch._dynamo.reset()
         graphs: list[Any] = []
         network = self.Fusing().double()
-        network.audio_net[1] = nn.Dropout(0.2)
+        network.audio_net = self.Encoder(nn.Linear(4, 6), nn.Dropout(0.2)).double()
         network.audio_net.compile(backend=lambda graph, example: graphs.append(graph) or graph)
         model = agm.AGM(network, masked=masked, encoders=COMPILED_PATHS if by_path else None)
         assert "it is compiled" in str(model.plan())
         for _ in range(4):
             model(**COMPILED_INPUTS, target=torch.tensor([0, 1, 2, 0, 1]))
         ops = [[node.target for node in graph.graph.nodes if node.op == "call_function"] for graph in graphs]
-        assert max(map(len, ops)) > 1  # the layers of one pass are one graph
+        assert ops
+        assert min(map(len, ops)) > 1  # the layers of one pass are one graph
 
     @pytest.mark.parametrize("compile_", [lambda net: torch.compile(net), lambda net: net.compile() or net])
     def test_a_compiled_network_whose_encoders_are_named_by_path(self, compile_: Any) -> None:
