@@ -286,17 +286,17 @@ def test_seconds_of_a_step_are_the_median_and_a_share_of_what_is_between(setting
 
 
 def test_runs_in_other_processes_are_the_same(settings, tmp_path):
-    config, methods = settings(epochs=1), ["joint", "ogm-ge"]
+    config, methods = settings(epochs=1), ["joint", "ogm-ge", "joint(lr=1e30)"]
     alone = compare_methods(config, methods, 1, tmp_path / "alone")
     seen = []
     together = compare_methods(config, methods, 1, tmp_path / "together", jobs=2, finished=seen.append)
     values = [{(c.metric, c.method): c.values for c in found if is_share(c.metric)} for found in (alone, together)]
-    assert values[0] == values[1]
-    assert [result.config.method for result in seen] == methods
+    assert repr(values[0]) == repr(values[1])  # NaN where a run diverged
+    assert [c.diverged for c in together if c.metric == "accuracy"] == [0, 0, 1]
+    assert [result.config.method for result in seen] == methods[:2]
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_a_run_that_diverges_does_not_end_the_others(settings, tmp_path, jobs):
+def test_a_run_that_diverges_does_not_end_the_others(settings, tmp_path):
     methods, told = ["joint", "joint(lr=1e30)", "agm"], []
 
     class Told(training_loop.Observer):
@@ -305,7 +305,7 @@ def test_a_run_that_diverges_does_not_end_the_others(settings, tmp_path, jobs):
 
     def compared():
         folder = tmp_path / "compare"
-        return compare_methods(settings(epochs=2), methods, 1, folder, lambda method, seed: Told(), jobs=jobs)
+        return compare_methods(settings(epochs=2), methods, 1, folder, lambda method, seed: Told())
 
     found = {c.method: c for c in compared() if c.metric == "accuracy"}
     assert list(found) == ["joint", "joint(lr=1e30)", "agm"]

@@ -98,7 +98,7 @@ def test_tables_and_pictures(done, tmp_path):
         assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_same_bits_in_other_processes_and_after_an_interruption(done, tmp_path):
+def test_the_same_bits_after_an_interruption(done, tmp_path):
     asked, whole = done.study, figures_of(Rows(done.path / "rows.jsonl"))
 
     class Enough(Exception):
@@ -113,7 +113,7 @@ def test_the_same_bits_in_other_processes_and_after_an_interruption(done, tmp_pa
     path = tmp_path / "there" / "rows.jsonl"
     path.write_bytes(path.read_bytes() + b'{"key": "cut')  # as a crash leaves it
     told = []
-    run_study(asked, tmp_path / "there", jobs=2, finished=lambda row, number, total: told.append(number))
+    run_study(asked, tmp_path / "there", finished=lambda row, number, total: told.append(number))
     assert told == list(range(12, 35))
     assert figures_of(Rows(path)) == whole
     told.clear()
