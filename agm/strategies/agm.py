@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from functools import partial
 from inspect import signature
 from typing import Any, Literal, Unpack
 
@@ -11,7 +13,7 @@ from agm.engine import AGM as Engine
 from agm.modulation.modulator import Outside
 from agm.modulation.scores import ScoreName
 from agm.ops.reference import COEFFICIENTS, RATIOS, REFERENCE_RATIOS, SCORES
-from agm.strategies._checks import check_number
+from agm.strategies._checks import check_flag, check_number
 from agm.strategies.batch import Batch
 from agm.strategies.bounding import BoundedPasses
 from agm.strategies.measuring import Batches
@@ -33,12 +35,12 @@ class AGM(Strategy):
     strategy `agm.AGM`, which has the formulas. `module` is that wrapper.
 
     It scales the gradient that flows into each modality's response, not those of parameters. `heads` have no part in
-    it.
+    it, but in the unimodal losses of `multi_loss`.
 
     Args:
         network: see `Strategy`.
-        alpha, max_gap, floor, score, masked: as of `agm.AGM`. The authors' alpha: 2.5 on AV-MNIST, 1.5 on CREMA-D, 4.0
-            on UR-Funny; their gap: none, 10 and 7.
+        alpha, max_gap, floor, score, masked, absent_gradient, absent_refresh: as of `agm.AGM`. The authors' alpha: 2.5
+            on AV-MNIST, 1.5 on CREMA-D, 4.0 on UR-Funny; their gap: none, 10 and 7.
         smoothing: of the coefficients over the steps, in [0, 1), see `agm.strategies.SmoothedModulator`; 0 is the
             published method.
         bound: of what the masked passes may add to the gradient of an encoder, as a share of what the joint pass gives
@@ -46,7 +48,12 @@ class AGM(Strategy):
             coefficient (`agm.strategies.BoundedPasses` has the formula). None, the published method, has no bound.
         outside: of `agm.Modulator`: "joint" trains plainly outside the window; "published" takes scores in every epoch
             and keeps the last coefficients from `stop` on.
+        multi_loss: add the losses of each modality alone to the loss, sum_m CE(u_m, y), as `MultiLoss` does with
+            weight 1. Their gradients are not modulated. Not published.
         common: see `Strategy`.
+
+    Example:
+        >>> strategy = AGM(network, alpha=1.5, masked="shared", multi_loss=True)  # doctest: +SKIP
     """
 
     dense = True
@@ -67,11 +74,19 @@ class AGM(Strategy):
         smoothing: float = 0.0,
         bound: float | None = None,
         outside: Outside = "joint",
+        absent_gradient: bool = True,
+        absent_refresh: int = 1,
+        multi_loss: bool = False,
         **common: Unpack[Common],
     ) -> None:
         super().__init__(network, **common)
-        if self.heads:
-            raise ValueError("Expected no argument `heads`, since AGM has no unimodal losses. Leave it out.")
+        self.multi_loss = check_flag("multi_loss", multi_loss)
+        if self.heads and not self.multi_loss:
+            raise ValueError(
+                "Expected no argument `heads`, since AGM has no unimodal losses. Leave it out, or set multi_loss=True."
+            )
+        if self.multi_loss and bound is not None:
+            raise ValueError("Expected no argument `multi_loss` with a bound. Leave either out.")
         check_number("smoothing", smoothing, below=1.0)
         settings: dict[str, Any] = {
             "alpha": alpha,
@@ -87,7 +102,8 @@ class AGM(Strategy):
             named["encoders"] = self.parts.paths(network)
         # A forward that has a `target` of its own is given that among the other arguments.
         self._target = "target" if "target" not in signature(self.network.forward).parameters else "target_of_agm"
-        options: dict[str, Any] = {**settings, **named, "masked": masked, "target": self._target}
+        masking = {"masked": masked, "absent_gradient": absent_gradient, "absent_refresh": absent_refresh}
+        options: dict[str, Any] = {**settings, **named, **masking, "target": self._target}
         self.module = Engine(network, self.parts.carriers, **options)
         if smoothing:
             modulator = SmoothedModulator(self.modalities, smoothing=smoothing, **settings)
@@ -112,8 +128,22 @@ class AGM(Strategy):
                 raise ValueError("Expected no argument `present` with a bound. Leave either out.")
             return None, self._bounded.forward(self.module.modulator, batch)
         args, kwargs = self.parts.binding.as_given(batch.inputs.arguments)
-        found = self.module(*args, present=batch.present, **{self._target: batch.shaped_target}, **kwargs)
-        return None, self.parts.outputs.logits(found)
+        features: dict[str, Any] = {}
+        with ExitStack() as stack:
+            if self.multi_loss:
+                # A hook that observes sees what the joint pass encodes, and nothing of the masked passes.
+                for name, encoder in self.parts.encoders.items():
+                    hook = encoder.register_forward_hook(partial(_keep, features, name))
+                    stack.callback(hook.remove)
+            found = self.module(*args, present=batch.present, **{self._target: batch.shaped_target}, **kwargs)
+        return features if self.multi_loss else None, self.parts.outputs.logits(found)
+
+    def loss(self, batch: Batch) -> Tensor:
+        loss = batch.joint_loss
+        if self.multi_loss and super().active:
+            for unimodal in batch.unimodal_losses.values():
+                loss = loss + unimodal
+        return loss
 
     def backward(self, batch: Batch) -> None:
         loss = self.loss(batch)
@@ -136,3 +166,7 @@ class AGM(Strategy):
         if isinstance(modulator, SmoothedModulator):
             shown["coefficient"] = modulator.smoothed.clone()
         return shown
+
+
+def _keep(features: dict[str, Any], name: str, module: nn.Module, args: Any, output: Any) -> None:
+    features[name] = output

@@ -102,3 +102,58 @@ def test_what_cannot_be():
     steps = AGM(network, bound=0.9).steps(inputs, target, present=torch.ones(8, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match="`present`"):
         next(steps)
+
+
+@pytest.mark.parametrize("build", [late, early])
+@pytest.mark.parametrize("masked", ["exact", "shared"])
+def test_unimodal_losses_beside_the_modulated_one(build, masked):
+    """Gradients are those of AGM and those of the unimodal losses alone, of two networks with the same weights."""
+    first, second = twins(build)
+    third = build()
+    third.load_state_dict(first.state_dict())
+    heads = linear_heads(first.widths, first.num_classes) if build is early else None
+    strategy = AGM(first, alpha=1.5, masked=masked, multi_loss=True, **({"heads": heads} if heads else {}))
+    model = agm.AGM(second, alpha=1.5, masked=masked)
+    inputs, target = batch_of()
+    outcome = take(strategy, inputs, target)
+    loss = F.cross_entropy(model(**inputs, target=target), target)
+    loss.backward()
+    third.train()
+    features = {name: encoder(inputs[name]) for name, encoder in third.encoders.items()}
+    alone = {n: heads[n](f) for n, f in features.items()} if heads else third.unimodal_logits(features)
+    sum(F.cross_entropy(logits, target) for logits in alone.values()).backward()
+    torch.testing.assert_close(outcome.loss, loss.detach())
+    for (name, own), (_, modulated), (_, plain) in zip(
+        first.named_parameters(), second.named_parameters(), third.named_parameters(), strict=True
+    ):
+        expected = sum(p.grad for p in (modulated, plain) if p.grad is not None)
+        torch.testing.assert_close(own.grad, expected, msg=name)
+
+
+def test_no_unimodal_losses_outside_the_window():
+    network, (inputs, target) = late(), batch_of()
+    other = late()
+    other.load_state_dict(network.state_dict())
+    strategy = AGM(network, multi_loss=True, start=1)
+    take(strategy, inputs, target)
+    F.cross_entropy(other(**inputs), target).backward()
+    assert_same(gradients(network), gradients(other))
+
+
+def test_what_multi_loss_cannot_be_with():
+    with pytest.raises(ValueError, match="no argument `multi_loss` with a bound"):
+        AGM(late(), multi_loss=True, bound=0.9)
+    with pytest.raises(ValueError, match="or set multi_loss=True"):
+        AGM(late(), heads=linear_heads(late().widths, 3))
+
+
+def test_absent_rows_without_a_gradient():
+    first, second = twins(late)
+    options = {"alpha": 1.5, "masked": "shared", "absent_gradient": False, "absent_refresh": 4}
+    strategy, model = AGM(first, **options), agm.AGM(second, **options)
+    for step in range(3):
+        inputs, target = batch_of(seed=step)
+        take(strategy, inputs, target)
+        model.zero_grad()
+        F.cross_entropy(model(**inputs, target=target), target).backward()
+        assert_same(gradients(first), gradients(second))
