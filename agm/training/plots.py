@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,19 +111,28 @@ def training_panels(metrics: Rows, steps: Rows) -> list[list[Panel]]:
     ]
     if any(_has(metrics, f"absent_{name}") for name in names):
         of_epochs.append(lambda axes: _draw_absent(axes, metrics, colours, split))
-    kinds = (("score", _draw_scores), ("ratio", _draw_ratios), ("coefficient", _draw_coefficients))
+    kinds = (
+        ("score", partial(_draw_scores, unit=_unit(metrics, of_scores=True))),
+        ("ratio", _draw_ratios),
+        ("coefficient", _draw_coefficients),
+    )
     of_steps: list[Panel] = [
-        partial(_drawn, draw, steps, colours)
+        partial(draw, rows=steps, colours=colours)
         for kind, draw in kinds
         if any(_has(steps, f"{kind}_{name}") for name in names)
     ]
     return [of_epochs, of_steps] if of_steps else [of_epochs]
 
 
-def _drawn(
-    draw: Callable[[Axes, Rows, Mapping[str, str]], None], rows: Rows, colours: Mapping[str, str], axes: Axes
-) -> None:
-    draw(axes, rows, colours)
+def _measure(metrics: Rows) -> str:
+    return "variance explained" if _has(metrics, "mae") else "accuracy"
+
+
+def _unit(metrics: Rows, of_scores: bool = False) -> str:
+    """What the loss is, or a score of AGM, by the task, which the further figures tell."""
+    if _has(metrics, "mae"):
+        return "logarithm of the error" if of_scores else "error"
+    return "binary cross-entropy" if _has(metrics, "micro_f1") else "cross-entropy"
 
 
 def _modalities(metrics: Rows) -> list[str]:
@@ -241,11 +250,11 @@ def _draw_loss(axes: Axes, metrics: Rows, steps: Rows, split: str) -> None:
     shown = np.concatenate([_column(metrics, "loss"), _column(metrics, "train_loss"), _column(steps, "loss")[:1]])
     if np.isfinite(shown).any():
         axes.set_ylim(0, 1.1 * np.nanmax(shown))
-    axes.set_ylabel("loss")
+    axes.set_ylabel(_unit(metrics))
 
 
 def _draw_accuracies(axes: Axes, metrics: Rows, colours: Mapping[str, str], split: str) -> None:
-    axes.set_title(f"{split} accuracy: joint, each response")
+    axes.set_title(f"{split} {_measure(metrics)}: joint, each response")
     for name, colour in colours.items():
         axes.plot(_column(metrics, "step"), 100 * _column(metrics, f"response_{name}"), color=colour)
     axes.plot(_column(metrics, "step"), 100 * _column(metrics, "accuracy"), color=JOINT)
@@ -253,7 +262,7 @@ def _draw_accuracies(axes: Axes, metrics: Rows, colours: Mapping[str, str], spli
 
 
 def _draw_absent(axes: Axes, metrics: Rows, colours: Mapping[str, str], split: str) -> None:
-    axes.set_title(f"{split} accuracy with it taken away")
+    axes.set_title(f"{split} {_measure(metrics)} with it taken away")
     for name, colour in colours.items():
         axes.plot(_column(metrics, "step"), 100 * _column(metrics, f"absent_{name}"), color=colour)
     axes.plot(_column(metrics, "step"), 100 * _column(metrics, "accuracy"), color=JOINT, linestyle=":")
@@ -262,36 +271,40 @@ def _draw_absent(axes: Axes, metrics: Rows, colours: Mapping[str, str], split: s
 
 def _percent(axes: Axes) -> None:
     axes.set_ylabel("%")
-    axes.set_ylim(0, 100)
+    drawn = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines])
+    # Of numbers the share of the variance explained, which is below 0 where naming the mean would be better.
+    least = np.nanmin(drawn) if np.isfinite(drawn).any() else 0.0
+    axes.set_ylim(0 if least >= 0 else max(1.1 * least, -100), 100)
 
 
-def _draw_scores(axes: Axes, steps: Rows, colours: Mapping[str, str]) -> None:
+def _draw_scores(axes: Axes, rows: Rows, colours: Mapping[str, str], unit: str) -> None:
     # Of AGM, which tells a reference too; other strategies say in their docstrings what they score.
-    responses = any(_has(steps, f"reference_ratio_{name}") for name in colours)
+    responses = any(_has(rows, f"reference_ratio_{name}") for name in colours)
     axes.set_title("score of each response" if responses else "score of each modality")
     for name, colour in colours.items():
-        _noisy(axes, steps, f"score_{name}", colour)
-    axes.set_ylabel("cross-entropy" if responses else "score")
-    axes.set_ylim(bottom=0)
+        _noisy(axes, rows, f"score_{name}", colour)
+    axes.set_ylabel(unit if responses else "score")
+    if not any((_column(rows, f"score_{name}") < 0).any() for name in colours):
+        axes.set_ylim(bottom=0)
 
 
-def _draw_ratios(axes: Axes, steps: Rows, colours: Mapping[str, str]) -> None:
-    compared = any(_has(steps, f"reference_ratio_{name}") for name in colours)
+def _draw_ratios(axes: Axes, rows: Rows, colours: Mapping[str, str]) -> None:
+    compared = any(_has(rows, f"reference_ratio_{name}") for name in colours)
     axes.set_title("ratio: solid batch, dotted reference" if compared else "ratio")
     for name, colour in colours.items():
-        _noisy(axes, steps, f"ratio_{name}", colour)
+        _noisy(axes, rows, f"ratio_{name}", colour)
         if not compared:
             continue
-        reference = _column(steps, f"reference_ratio_{name}")
-        axes.plot(_column(steps, "step"), reference, color=colour, linestyle=":")
-    _around_one(axes, steps, "ratio", colours)
+        reference = _column(rows, f"reference_ratio_{name}")
+        axes.plot(_column(rows, "step"), reference, color=colour, linestyle=":")
+    _around_one(axes, rows, "ratio", colours)
 
 
-def _draw_coefficients(axes: Axes, steps: Rows, colours: Mapping[str, str]) -> None:
+def _draw_coefficients(axes: Axes, rows: Rows, colours: Mapping[str, str]) -> None:
     axes.set_title("modulation coefficient")
     for name, colour in colours.items():
-        _noisy(axes, steps, f"coefficient_{name}", colour)
-    _around_one(axes, steps, "coefficient", colours)
+        _noisy(axes, rows, f"coefficient_{name}", colour)
+    _around_one(axes, rows, "coefficient", colours)
 
 
 def _around_one(axes: Axes, steps: Rows, kind: str, names: Mapping[str, str]) -> None:

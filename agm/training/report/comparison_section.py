@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["ComparisonSection", "compared", "comparison_grid", "comparison_section", "read_comparisons"]
 
 SEED = "seed_"  # columns of a run's values
+MANY = 5  # methods from which a figure of them takes the width of the page
 
 
 @dataclass(frozen=True)
@@ -129,33 +130,39 @@ def comparison_grid(comparisons: Sequence[Comparison], links: Mapping[str, str])
         comparisons: of one fusion.
         links: method -> a place in the page; may be without it.
     """
-    first, shown, rows = comparisons[0].method, "", []
+    first, shown = comparisons[0].method, ""
+    rows: list[tuple[Cell | str, ...]] = []
     for c in comparisons:
         claims = c.verdict in ("higher", "lower")
-        rows.append(
-            (
-                Cell((title_of(c.metric),)) if c.metric != shown else "",
-                Cell((c.method,), link=links.get(c.method, "")),
-                spread(c),
-                Cell((interval(c),), strong=claims),
-                c.verdict,
-            )
-        )
+        if c.metric != shown:
+            rows.append((title_of(c.metric),))
         shown = c.metric
-    return Grid(("figure", "method", "mean ± sd", f"difference to {first} [95 %]", "claim"), tuple(rows))
+        method = Cell((c.method,), link=links.get(c.method, ""))
+        claim = c.verdict if claims or not c.verdict else "none"
+        rows.append((method, spread(c), Cell((interval(c),), strong=claims), claim))
+    note = "Claim none: the interval holds 0 (or there is none), so no difference can be claimed."
+    return Grid(("method", "mean ± sd", f"difference to {first} [95 %]", "claim"), tuple(rows), note)
 
 
 def compared(comparisons: Sequence[Comparison], drawing: Drawing) -> Figures:
     """The figures in percent: a dot a seed, and each method's mean with its interval."""
     methods = len({c.method for c in comparisons})
-    width = max(3.6, 0.8 + 0.75 * methods)
+    width = 3.6 if methods <= MANY else 0.8 + 0.75 * methods
     drawn = [
-        drawing.panel(panel, "accuracies of the methods, a dot a seed", width, 2.9)
+        drawing.panel(partial(_clipped, panel), "accuracies of the methods, a dot a seed", width, 2.9)
         for row in comparison_panels(comparisons)
         for panel in row
     ]
     note = "Percent of the test split: a dot a seed, beside them the mean with its 95 % interval; lines join a seed."
-    return Figures((), tuple(drawn), note)
+    return Figures((), tuple(drawn), note, wide=methods > MANY)
+
+
+def _clipped(panel: Panel, axes: Axes) -> None:
+    """Intervals of few seeds reach far beyond what an accuracy can be."""
+    panel(axes)
+    low, high = axes.get_ylim()
+    dots = np.concatenate([np.asarray(dots.get_offsets(), dtype=float)[:, 1] for dots in axes.collections])
+    axes.set_ylim(max(low, 0) if np.nanmin(dots) >= 0 else low, min(high, 100))
 
 
 def _config(folder: Path) -> Config | None:

@@ -89,7 +89,7 @@ def _table(rows: Sequence[Row], methods: Sequence[str], modalities: Sequence[str
     return Grid(
         ("method", *modalities),
         tuple(found),
-        "Of the trained networks, with 95 % intervals over the samples. 0: all that a modality could teach alone can be "
-        f"read from the fused features; near 1: nothing of it. {APART}: networks of one modality each, side by side, "
-        "without competition: what the measurement itself leaves.",
+        "Of the trained networks, with 95 % intervals over the samples. 0: all that a modality could teach alone can "
+        f"be read from the fused features; near 1: nothing of it. {APART}: networks of one modality each, side by "
+        "side, without competition: what the measurement itself leaves.",
     )

@@ -84,7 +84,7 @@ def png_uri(pixels: Any) -> str:
     from matplotlib import image
 
     content = io.BytesIO()
-    image.imsave(content, np.ascontiguousarray(pixels), format="png", metadata={"Software": None})
+    image.imsave(content, np.ascontiguousarray(pixels), format="png")
     return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode("ascii")
 
 

@@ -6,8 +6,9 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,7 +18,7 @@ from agm.training.answers import task_of_figures
 from agm.training.competition_observer import COLUMNS
 from agm.training.config import ENVIRONMENT, OPTIONS, Config, read_table_of, settings
 from agm.training.described import described
-from agm.training.drawing import JOINT
+from agm.training.drawing import JOINT, Panel
 from agm.training.environment import reproducible
 from agm.training.errors import UserError
 from agm.training.exports import EPOCHS, run_command, title_of, title_of_run
@@ -31,6 +32,9 @@ from agm.training.result import Final, Result
 from agm.training.run_folder import RunFolder, read_table
 from agm.training.samples import hold_out, load_data, on_device
 from agm.training.trainer import load_run, recorded_config
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["RunSection", "run_section"]
 
@@ -171,8 +175,8 @@ def _split(result: Result, final: Final) -> tuple[MultimodalData, Split]:
 
 def _notice(result: Result, run: RunFolder) -> str:
     return (
-        f"This run is not finished: {len(result.history)} of {result.config.epochs} epochs. The figures are of its last "
-        f"checkpoint. Go on with: {run.resume_command}"
+        f"This run is not finished: {len(result.history)} of {result.config.epochs} epochs. The figures are of its "
+        f"last checkpoint. Go on with: {run.resume_command}"
     )
 
 
@@ -291,12 +295,20 @@ def _curves(run: RunFolder, result: Result, drawing: Drawing) -> Figures | None:
     if not metrics:
         return None
     drawn = [
-        drawing.panel(panel, f"{what}, panel {place}")
-        for what, row in zip(("over the epochs", "over the steps"), training_panels(metrics, steps), strict=False)
+        drawing.panel(partial(_over_steps, panel), f"{what} of the training, panel {place}")
+        for what, row in zip(
+            ("figures of each epoch", "figures of each step"), training_panels(metrics, steps), strict=False
+        )
         for place, panel in enumerate(row, 1)
     ]
     colours = {"joint": JOINT, **colours_of(result.modalities)}
     return Figures(tuple((name, variable_of(colour)) for name, colour in colours.items()), tuple(drawn))
+
+
+def _over_steps(panel: Panel, axes: Axes) -> None:
+    panel(axes)
+    axes.set_xlabel("step")
+    axes.set_xlim(left=0)
 
 
 def _errors(predictions: Predictions, names: Sequence[str]) -> Grid:

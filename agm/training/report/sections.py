@@ -36,7 +36,7 @@ class Grid:
 
     Args:
         head: names of its columns.
-        rows: the first field of each is its name.
+        rows: the first field of each is its name; a row of one field is the heading of those that follow.
         note: what its figures are, below it.
     """
 
@@ -53,16 +53,21 @@ class Figures:
         key: (name, CSS variable of its colour).
         drawings: `<svg>` elements.
         note: below them.
+        wide: whether each needs the width of the page.
     """
 
     key: tuple[tuple[str, str], ...]
     drawings: tuple[Markup, ...]
     note: str = ""
+    wide: bool = False
 
 
 def percent(share: float | None, sign: bool = False) -> str:
     """A share in percent, with one decimal; empty for none."""
-    return "" if share is None else f"{100 * share:{'+' if sign else ''}.1f}"
+    if share is None:
+        return ""
+    rounded = round(100 * share, 1) + 0.0  # and not -0.0
+    return f"{rounded:{'+' if sign else ''}.1f}"
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -30,7 +30,7 @@ def kind_of_folder(folder: Path) -> Kind:
         return "run"
     raise UserError(
         f"Expected {str(folder)!r} to be a folder of agm train, agm compare or agm competition, but got "
-        f"{_found(folder)}. Give such a folder; a comparison that was interrupted is finished by the same command again."
+        f"{_found(folder)}. Give such a folder; the same command finishes a comparison that was interrupted."
     )
 
 

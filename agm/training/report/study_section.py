@@ -137,11 +137,11 @@ def _overview(tasks: Mapping[str, Sequence[Comparison]], anchors: Mapping[str, s
         for task, own in found.items():
             cells.append(_cell(own[label], label in certain[task]) if label in own else "–")
         rows.append(tuple(cells))
-    head = ("method", "mean rank", *(Cell((task,), link=anchors[task]) for task in tasks))
+    head: tuple[Cell | str, ...] = ("method", "mean rank", *(Cell((task,), link=anchors[task]) for task in tasks))
     note = (
-        f"Test accuracy in %: mean ± standard deviation; below it the difference to {BASELINE}, paired by seed, with its "
-        "95 % t-interval. Bold: it remains after Holm's correction for all methods of the column. The colour is the "
-        f"difference, full at {100 * _LARGEST:.0f} points."
+        f"Test accuracy in %: mean ± standard deviation; below it the difference to {BASELINE}, paired by seed, with "
+        "its 95 % t-interval. Bold: it remains after Holm's correction for all methods of the column. The colour is "
+        f"the difference, full at {100 * _LARGEST:.0f} points."
     )
     return Grid(head, tuple(rows), note)
 
@@ -162,7 +162,7 @@ def _ranks(ranking: Ranking | None, drawing: Drawing) -> Figures | None:
         f"Mean rank over {ranking.datasets} tasks, the best at the top. Methods whose bars do not meet are told apart "
         f"by the Nemenyi test at 5 %.{p}"
     )
-    return Figures((), (drawn,), note)
+    return Figures((), (drawn,), note, wide=True)
 
 
 def _chosen(path: Path) -> dict[str, Grid]:

@@ -44,9 +44,9 @@ class Drawing:
             label: what it shows, for people who do not see it.
             width, height: in inches; the page scales it to the room that there is.
         """
-        return self._svg(figure_of(draw, width, height), label)
+        return self._svg(figure_of(draw, width, height), label, width)
 
-    def _svg(self, figure: Figure, label: str) -> Markup:
+    def _svg(self, figure: Figure, label: str, width: float) -> Markup:
         from markupsafe import Markup
 
         self._count += 1
@@ -60,6 +60,8 @@ class Drawing:
                 root.removeAttribute(name)
         for element in [root, *root.getElementsByTagName("*")]:
             self._adapt(element)
+        if width > 4:  # on a narrow screen it is moved, not shrunk until nobody can read it
+            root.setAttribute("style", f"min-width: {4.5 * width:.0f}rem")
         root.setAttribute("role", "img")
         root.setAttribute("aria-label", label)
         return Markup(root.toxml())
