@@ -61,7 +61,7 @@ def write_report(
     if samples < 0:
         raise UserError(f"Expected --samples to be an integer >= 0, but got {samples}. Use for example --samples 6.")
     if not folders:
-        raise UserError("Expected one folder or more to report on, but got none. Give the folder of a run.")
+        raise UserError("Expected argument `folders` to be one folder or more, but got none. Give the folder of a run.")
     path = default_output(folders) if output is None else Path(output)
     _check_in_the_way(path)
     drawing = Drawing()
