@@ -312,6 +312,12 @@ def test_without_matplotlib_training_says_so_at_once(options, tmp_path, capsys, 
     assert not (tmp_path / "runs").exists()
 
 
+def test_without_jinja2_a_report_says_what_to_install(capsys, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "jinja2" else find(name))
+    assert "needs jinja2. Install with: pip install 'agm-torch[train]'" in failure(capsys, "report", "run")
+
+
 def test_a_backend_that_cannot_serve_is_refused_before_anything_is_written(options, tmp_path, capsys, monkeypatch):
     for name in ("cuda", "fast"):
         monkeypatch.setenv("AGM_BACKEND", name)

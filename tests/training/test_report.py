@@ -5,6 +5,7 @@ import html
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,12 +20,14 @@ from agm import data as datasets
 from agm.data import MultimodalData, Split
 from agm.training import Config, Observer, UserError, compare_methods, load_run, train
 from agm.training.__main__ import main
+from agm.training.competition_observer import COLUMNS
 from agm.training.exports import interval, run_command, spread, write_csv, write_settings
 from agm.training.report import write_report
 from agm.training.report.confusions import confusion_matrix as counted
 from agm.training.report.confusions import confusions
 from agm.training.report.media import medium
 from agm.training.report.predictions import Predictions, View
+from agm.training.run_folder import write_rows
 from agm.training.tune import tune_method
 
 EVIL = "<script>alert(1)</script>"
@@ -164,8 +167,8 @@ def test_confusions_are_those_of_sklearn(page, asked):
 
 
 def test_contributions_are_shapley_values_of_the_accuracy(page, asked):
-    joint, audio, picture = [(z.argmax(1) == asked.target).double().mean() for z in (asked.joint, *asked.alone)]
-    empty = torch.bincount(asked.target).max() / len(asked.target)
+    joint, audio, picture = [float((z.argmax(1) == asked.target).double().mean()) for z in (asked.joint, *asked.alone)]
+    empty = int(torch.bincount(asked.target).max()) / len(asked.target)
     rows = {row[0]: row for row in page.table("", "alone, %", "contribution", "value")}
     for name, own, other in (("audio", audio, picture), ("image", picture, audio)):
         assert rows[name][1] == f"{100 * own:.1f}"
@@ -369,6 +372,37 @@ def test_a_comparison_has_its_paired_intervals(place, tmp_path, capsys):
     assert len(page.ids) == len(set(page.ids))
     assert {link[1:] for link in page.links} <= set(page.ids)
     assert page.source.count("over the epochs") > 4
+
+
+def test_strengths_are_shown_where_they_were_measured(run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    head = ("", "strength", "95 % interval")
+    assert not [table for table in Page(write_report([folder])[0]).tables if table.rows[0] == list(head)]
+    (folder / "strength.json").write_text('{"strength": {"audio": 0.25, "image": 0.5}}')
+    page = Page(write_report([folder])[0])
+    assert [row[:2] for row in page.table(*head)] == [["audio", "0.250"], ["image", "0.500"]]
+    rows = [
+        ["agm", epochs, name, value + epochs / 10, value, value + 1, 30, 3, 3, 1.0]
+        for epochs in (0, 3)
+        for name, value in (("audio", 0.1), ("image", 0.2))
+    ]
+    write_rows(folder / "competition.csv", COLUMNS, rows)
+    page = Page(write_report([folder])[0])
+    assert page.table(*head) == [["audio", "0.400", "[0.100, 1.100]"], ["image", "0.500", "[0.200, 1.200]"]]
+    assert page.source.count("competition strength of") == 2
+
+
+def test_a_measurement_of_competition_has_its_table_and_pictures(run, tmp_path):
+    shutil.copy(run / "config.toml", tmp_path / "training.toml")
+    (tmp_path / "competition.toml").touch()
+    rows = [["apart", None, "audio", 0.1, 0.05, 0.2, 30, 3, 3, 1.0]]
+    rows += [["joint", epochs, "audio", 0.5 + epochs, 0.4, 2.0, 30, 3, 3, 1.0] for epochs in (0, 1)]
+    write_rows(tmp_path / "competition.csv", COLUMNS, rows)
+    page = Page(write_report([tmp_path])[0])
+    assert page.table("method", "audio") == [["apart", "0.100 [0.050, 0.200]"], ["joint", "1.500 [0.400, 2.000]"]]
+    assert "trained apart" in page.text
+    assert page.source.count("<svg") == 1
 
 
 def test_several_runs_share_a_page(run, tmp_path, capsys, monkeypatch):
