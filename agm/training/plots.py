@@ -125,7 +125,7 @@ def training_panels(metrics: Rows, steps: Rows) -> list[list[Panel]]:
 
 
 def _measure(metrics: Rows) -> str:
-    return "variance explained" if _has(metrics, "mae") else "accuracy"
+    return "R²" if _has(metrics, "mae") else "accuracy"
 
 
 def _unit(metrics: Rows, of_scores: bool = False) -> str:

@@ -132,7 +132,7 @@ def test_a_run_on_numbers_shows_what_is_below_zero_by_its_name():
     steps = [{"step": 1, "epoch": 0, "loss": 2.0, **scores}]
     loss, share, absent, score = (axes for axes in plots.training_figure([row], steps, "").axes if axes.get_visible())
     assert loss.get_ylabel() == "error"
-    assert share.get_title(loc="left") == "test variance explained: joint, each response"
+    assert share.get_title(loc="left") == "test R²: joint, each response"
     assert share.get_ylim()[0] == pytest.approx(-44)
     assert absent.get_ylim()[0] == pytest.approx(-33)
     assert score.get_ylabel() == "logarithm of the error"

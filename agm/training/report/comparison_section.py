@@ -40,7 +40,7 @@ class ComparisonSection:
         title: dataset, fusions and seeds.
         folder: as it was given.
         command: what repeats it.
-        tables: (heading, table) of each fusion.
+        tables: (its name, accuracies, further figures) of each fusion.
         remark: what their figures are.
         dots, curves: figures; the second of the runs whose folders are there.
         runs: each run and its figures.
@@ -51,7 +51,7 @@ class ComparisonSection:
     title: str
     folder: str
     command: str
-    tables: tuple[tuple[str, Grid], ...]
+    tables: tuple[tuple[str, Grid, Grid | None], ...]
     remark: str
     dots: Figures
     curves: Figures | None
@@ -84,7 +84,9 @@ def comparison_section(folder: Path, anchor: str, drawing: Drawing) -> Compariso
     for fusion in fusions:
         own = [c for c in comparisons if c.fusion == fusion]
         links = {method: _place(anchor, fusion, method) for method in methods}
-        tables.append((fusion, comparison_grid(own, links)))
+        further = [c for c in own if not _is_first(c.metric)]
+        main = comparison_grid([c for c in own if _is_first(c.metric)], links)
+        tables.append((fusion, main, comparison_grid(further, links) if further else None))
     return ComparisonSection(
         anchor=anchor,
         title=f"{data}{named + ' fusion, ' if named else ''}{count}",
@@ -165,6 +167,11 @@ def _clipped(panel: Panel, axes: Axes) -> None:
     axes.set_ylim(max(low, 0) if np.nanmin(dots) >= 0 else low, min(high, 100))
 
 
+def _is_first(metric: str) -> bool:
+    """Whether it is what a comparison is made for."""
+    return metric == "accuracy" or metric.startswith("response_")
+
+
 def _config(folder: Path) -> Config | None:
     path = folder / "compare.toml"
     return read_config(path) if path.exists() else None
@@ -208,7 +215,7 @@ def _curves(folder: Path, comparisons: Sequence[Comparison], seeds: Sequence[str
             if tables := [table for table in tables if table]:
                 histories[method] = tables
         columns = list(dict.fromkeys(name for tables in histories.values() for name in tables[0][0]))
-        for metric in (name for name in columns if name == "accuracy" or name.startswith("response_")):
+        for metric in filter(_is_first, columns):
             title = f"{fusion}: {title_of(metric)}" if fusion else title_of(metric)
             panel: Panel = partial(_draw_histories, histories, metric, title, colours_of(methods))
             drawn.append(drawing.panel(panel, f"{title} over the epochs"))
