@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import json
+import math
 import re
 import shutil
 from html.parser import HTMLParser
@@ -16,6 +17,7 @@ import torch
 from matplotlib import image
 from sklearn.metrics import confusion_matrix, multilabel_confusion_matrix
 
+import agm
 from agm import data as datasets
 from agm.data import MultimodalData, Split
 from agm.training import Config, Observer, UserError, compare_methods, load_run, train
@@ -23,6 +25,7 @@ from agm.training.__main__ import main
 from agm.training.competition_observer import COLUMNS
 from agm.training.exports import interval, run_command, spread, write_csv, write_settings
 from agm.training.report import write_report
+from agm.training.report.balance import balanced_first, unbalanced_first
 from agm.training.report.confusions import confusion_matrix as counted
 from agm.training.report.confusions import confusions
 from agm.training.report.media import medium
@@ -198,6 +201,21 @@ def test_samples_are_the_most_and_the_least_balanced_ones(page, asked):
         assert f"<span>{html.escape(truth)}</span> → <span class=" in article
         assert f'">{html.escape(answer)} {"✓" if truth == answer else "✗"}</span>' in article
         assert f"{100 * asked.joint[number].softmax(0).max():.1f} %" in article
+
+
+def test_values_decide_about_balance_before_scores_do():
+    values = torch.tensor([[1.5, 0.5], [1.0, 1.0], [0.0, 0.0], [1.0, 1.0], [2.0, 0.0], [1.0, math.nan]])
+    scores = torch.tensor([[0.0, 9.0], [1.0, 2.0], [1.0, 1.0], [1.0, 1.5], [1.0, 1.1], [1.0, math.nan]])
+    right = [True, True, False, True, True, True]
+    target = torch.zeros(6, dtype=torch.long)
+    answers = torch.tensor([0 if one else 1 for one in right])
+    joint = View("joint", "", answers, torch.ones(6, dtype=torch.bool))
+    names = dict.fromkeys(("x", "y"), 0.0)
+    found = agm.Contributions(("x", "y"), 6, 5 / 6, 1.0, names, names, names, 0.0, names, (), values)
+    predictions = Predictions("classes", target, (joint,), scores.double(), None, found)
+    # The last one has a single modality. The third is wrong: nothing there is shared.
+    assert unbalanced_first(predictions) == [4, 0, 1, 3, 2]
+    assert balanced_first(predictions) == [3, 1, 0, 4, 2]
 
 
 def test_a_page_stands_alone_and_its_links_lead_somewhere(page):
