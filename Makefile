@@ -14,6 +14,7 @@ demo: .venv/agm
 	@echo "Joint training against AGM on the bundled AV-Digits, three seeds each:"
 	$(BIN)/agm compare --dataset av-digits --methods joint,agm --epochs 30 --seeds 3 --jobs 2 --out runs/demo
 	@echo "Next:"
+	@echo "  $(BIN)/agm report runs/demo                      one page: table, pictures, curves"
 	@echo "  $(BIN)/agm evaluate runs/demo/agm-seed0          what each modality contributes"
 	@echo "  $(BIN)/agm train --dataset mine.npz              your own data: one array a modality, target, split"
 	@echo "  $(BIN)/agm --help                                everything else"

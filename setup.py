@@ -204,12 +204,18 @@ setup(
         "agm.strategies",
         "agm.training",
         "agm.training.commands",
+        "agm.training.report",
         "agm.training.study",
         "agm.verification",
     ],
     # The folder kernels/ stays at the top, but nothing of that name lands in site-packages.
     package_dir={"agm": "agm", "agm.kernels": "kernels"},
-    package_data={"agm": ["py.typed"], "agm.data": ["*.npz", "licenses/*"], "agm.strategies": ["README.md"]},
+    package_data={
+        "agm": ["py.typed"],
+        "agm.data": ["*.npz", "licenses/*"],
+        "agm.strategies": ["README.md"],
+        "agm.training.report": ["templates/*"],
+    },
     include_package_data=False,
     **build_arguments(),
 )

@@ -14,6 +14,7 @@ from agm.training.commands.information import info_command
 from agm.training.commands.many_runs import compare_command, competition_command, tune_command
 from agm.training.commands.one_run import evaluate_command, plot_command, train_command
 from agm.training.commands.outcome import DIVERGED, INTERRUPTED, USER_ERROR
+from agm.training.commands.report import report_command
 from agm.training.errors import DivergedError, UserError
 from agm.training.printable import printable, quiet_streams
 
@@ -31,6 +32,7 @@ def cli() -> None:
     agm train                                     train on the bundled AV-Digits, in half a minute
     agm compare --methods joint,agm               does AGM help? five seeds each, with intervals
     agm train --dataset mine.npz                  your own data; what was read is printed first
+    agm report RUN                                one page: curves, confusions, contributions, samples
     agm tune --setting alpha=0.5,1,1.5 --validation 0.2
                                                   choose a setting without looking at the test split
     agm competition --methods joint,agm           what each modality loses to the competition
@@ -46,6 +48,7 @@ for _command in (
     competition_command,
     evaluate_command,
     plot_command,
+    report_command,
     info_command,
     data_group,
 ):

@@ -17,7 +17,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["APART_COLOUR", "COLOURS", "JOINT", "grid_of", "set_title", "styled", "write_figure"]
+__all__ = [
+    "APART_COLOUR",
+    "COLOURS",
+    "JOINT",
+    "Panel",
+    "figure_of",
+    "grid_of",
+    "set_title",
+    "styled",
+    "svg_of",
+    "write_figure",
+]
+
+Panel = Callable[["Axes"], None]  # draws into axes, title and all
 
 # Okabe and Ito's palette, told apart under every common colour blindness.
 JOINT = "#222222"
@@ -54,6 +67,16 @@ def write_figure(figure: Figure, path: Path) -> None:
     write_bytes(path, content.getvalue())
 
 
+def svg_of(figure: Figure) -> bytes:
+    """The figure as a document of SVG without a background, its text as text."""
+    content = io.BytesIO()
+    # A salt, so that the names inside are the same whenever the figure is.
+    with _matplotlib().rc_context({"svg.fonttype": "none", "svg.hashsalt": "agm"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})
+    return content.getvalue()
+
+
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     @wraps(draw)
     def drawn(*arguments: Any) -> Figure:
@@ -74,6 +97,14 @@ def _matplotlib() -> Any:
     finally:
         if named is not None:
             os.environ["MPLBACKEND"] = named
+
+
+@styled
+def figure_of(panel: Panel, width: float = 3.6, height: float = 2.6) -> Figure:
+    """A figure of one panel; width and height in inches."""
+    figure, grid = grid_of(1, 1, width, height)
+    panel(grid[0][0])
+    return figure
 
 
 def grid_of(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from agm.training.compare import Comparison
@@ -18,8 +19,10 @@ __all__ = [
     "interval",
     "is_share",
     "remark",
+    "run_command",
     "spread",
     "title_of",
+    "title_of_run",
     "write_csv",
     "write_markdown",
     "write_settings",
@@ -100,6 +103,12 @@ def title_of(metric: str) -> str:
     return f"{name} { {'strength': 'competition strength'}.get(kind, kind) }"
 
 
+def title_of_run(config: Config) -> str:
+    """What was trained, in a line."""
+    alpha = f", alpha {config.alpha:g}, {config.masked}" if config.method == "agm" else ""
+    return f"{Path(config.dataset).stem}, {config.fusion} fusion, {config.method}{alpha}, seed {config.seed}"
+
+
 def is_share(metric: str) -> bool:
     """Whether the figure is an accuracy, shown in percent."""
     return metric not in (*TIMES, "mae", "epochs") and not metric.startswith("strength_")
@@ -174,12 +183,32 @@ def command_line(
         words += ["--fusion", ",".join(fusions)]
     if strength:
         words += ["--strength"]
+    replaced = ("method", "fusion") if len(fusions) > 1 else ("method",)
+    return printable(" ".join([*words, *_given(config, replaced)]))
+
+
+def run_command(config: Config) -> str:
+    """The command of a run, with the options that differ from their defaults; the machine's own are left out."""
+    words = ["agm train", *_given(config, ("device", "threads"))]
+    for name, value in config.options.items():
+        words += ["--option", shlex.quote(f"{name}={_toml(value)}")]
+    return printable(" ".join(words))
+
+
+def _given(config: Config, left_out: Sequence[str]) -> list[str]:
+    words = []
     for spec in settings():
         value = getattr(config, spec.name)
-        replaced = spec.name == "method" or (spec.name == "fusion" and len(fusions) > 1)
-        if not replaced and value != spec.default:
-            words += ["--" + spec.name.replace("_", "-"), shlex.quote(str(value))]
-    return printable(" ".join(words))
+        if spec.name not in left_out and value != spec.default:
+            words += ["--" + spec.name.replace("_", "-"), "none" if value is None else shlex.quote(str(value))]
+    return words
+
+
+def _toml(value: object) -> str:
+    """As `parse_value` reads it."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(str(k))} = {_toml(v)}" for k, v in value.items()) + "}"
+    return value if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def write_settings(

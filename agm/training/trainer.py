@@ -79,12 +79,15 @@ def train(
             return trainer.fit()
 
 
-def load_run(folder: str | os.PathLike[str], dataset: str | os.PathLike[str] | None = None) -> Result:
+def load_run(
+    folder: str | os.PathLike[str], dataset: str | os.PathLike[str] | None = None, *, final: Final = "test"
+) -> Result:
     """A run as of its last checkpoint, evaluated anew on the test split; nothing is written.
 
     Args:
         folder: of the run.
         dataset: where its data are, if they moved since.
+        final: the split to evaluate on, as in `train`.
 
     Raises:
         UserError: no run, no finished epoch, or data that changed since.
@@ -94,7 +97,7 @@ def load_run(folder: str | os.PathLike[str], dataset: str | os.PathLike[str] | N
     config = (config if dataset is None else replace(config, dataset=os.fspath(dataset))).resolved()
     with reproducible(config):
         data = _data_of_run(config)
-        trainer = Trainer(config, run, data, _new_method(config, data), Observer(), "test")
+        trainer = Trainer(config, run, data, _new_method(config, data, final), Observer(), final)
         if not run.checkpoint.exists():
             raise UserError(
                 f"Expected {str(run.path)!r} to have finished an epoch, but got no checkpoint there. "

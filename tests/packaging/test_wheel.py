@@ -55,7 +55,7 @@ def test_sdist_can_build_everything(build: Build) -> None:
         path.relative_to(ROOT).as_posix()
         for room in ("csrc", "kernels", "agm", "tests")
         for path in (ROOT / room).rglob("*")
-        if path.suffix in {".cpp", ".cu", ".h", ".py", ".npz", ".typed"}
+        if path.suffix in {".cpp", ".cu", ".h", ".py", ".npz", ".typed", ".html", ".css"}
     }
     assert sources - files == set()
     assert {"Makefile", "requirements.txt", "requirements-test.txt", "README.md", "LICENSE", ".ci/run"} <= files

@@ -36,7 +36,7 @@ def test_train_leaves_everything_that_it_names(options, tmp_path, capsys):
     output = capsys.readouterr().out
     folder = tmp_path / "runs/tiny-early-agm-seed0"
     assert "epoch 2/2" in output
-    assert "runs/tiny-early-agm-seed0" in output
+    assert "agm report runs/tiny-early-agm-seed0" in output
     assert "last epoch, never" in " ".join(output.split())
     result = RunFolder(folder).read_result()
     assert f"{100 * result['accuracy']:.1f}" in output
@@ -88,6 +88,7 @@ def test_compare_prints_and_writes(options, tmp_path, capsys):
     assert "± " in output
     assert "no difference can be claimed" in " ".join(output.split())
     folder = tmp_path / "runs/compare"
+    assert "agm report runs/compare" in output
     assert image.imread(folder / "compare.png").ndim == 3
     assert (folder / "compare.csv").exists()
     assert "agm compare --methods joint,agm --seeds 2 --dataset" in (folder / "compare.md").read_text()
@@ -309,6 +310,12 @@ def test_without_matplotlib_training_says_so_at_once(options, tmp_path, capsys, 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
     assert "needs matplotlib. Install with: pip install 'agm-torch[train]'" in failure(capsys, "train", *options)
     assert not (tmp_path / "runs").exists()
+
+
+def test_without_jinja2_a_report_says_what_to_install(capsys, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "jinja2" else find(name))
+    assert "needs jinja2. Install with: pip install 'agm-torch[train]'" in failure(capsys, "report", "run")
 
 
 def test_a_backend_that_cannot_serve_is_refused_before_anything_is_written(options, tmp_path, capsys, monkeypatch):

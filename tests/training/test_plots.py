@@ -123,3 +123,17 @@ def test_the_command_line_loads_neither_matplotlib_nor_scipy():
     program = "import sys, agm.training.cli; print([m for m in ('matplotlib', 'scipy', 'sklearn') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_run_on_numbers_shows_what_is_below_zero_by_its_name():
+    shares = {"response_a": -0.4, "response_b": 0.1, "absent_a": 0.1, "absent_b": -0.3, "accuracy": -0.2}
+    row = {"epoch": 0, "step": 1, "split": "test", "train_loss": 2.0, "loss": 2.5, **shares, "mae": 1.0}
+    scores = {f"{kind}_{name}": -0.5 for kind in ("score", "reference_ratio") for name in ("a", "b")}
+    steps = [{"step": 1, "epoch": 0, "loss": 2.0, **scores}]
+    loss, share, absent, score = (axes for axes in plots.training_figure([row], steps, "").axes if axes.get_visible())
+    assert loss.get_ylabel() == "error"
+    assert share.get_title(loc="left") == "test R²: joint, each response"
+    assert share.get_ylim()[0] == pytest.approx(-44)
+    assert absent.get_ylim()[0] == pytest.approx(-33)
+    assert score.get_ylabel() == "logarithm of the error"
+    assert score.get_ylim()[0] < -0.5

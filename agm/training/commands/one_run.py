@@ -14,11 +14,12 @@ from agm.training.answers import task_of_figures
 from agm.training.commands.as_json import AS_JSON, result_values, terminal, write_json
 from agm.training.commands.options import CONFIG_FILE, OPTION, given_options, refuse_unused, setting_options
 from agm.training.commands.outcome import interrupted, require
-from agm.training.commands.pictures import draw, title_of
+from agm.training.commands.pictures import draw
 from agm.training.config import Config, read_config
 from agm.training.console import Progressing, Terminal, contribution_table, result_table
 from agm.training.contributions import measure_contributions
 from agm.training.errors import UserError
+from agm.training.exports import title_of_run
 from agm.training.result import Result
 from agm.training.run_folder import RunFolder
 from agm.training.trainer import load_run, recorded_config, train
@@ -129,13 +130,15 @@ def plot_command(run_folder: str) -> None:
         raise UserError(
             f"Expected {run_folder!r} to be a run folder, but got no config.toml there. Give a folder of agm train."
         )
-    Terminal().say(str(plots.draw_run(folder.path, title_of(read_config(folder.config)))))
+    Terminal().say(str(plots.draw_run(folder.path, title_of_run(read_config(folder.config)))))
 
 
 def _next(result: Result) -> list[tuple[str, str]]:
     """Commands that people want after a run, and what for."""
     run = shlex.quote(str(result.folder))
-    found = [(f"agm evaluate {run}", "what each modality contributes")] if len(result.modalities) > 1 else []
+    found = [(f"agm report {run}", "one page: curves, confusions, samples")]
+    if len(result.modalities) > 1:
+        found.append((f"agm evaluate {run}", "what each modality contributes"))
     if result.config.method == "agm":
         data = shlex.quote(result.config.dataset)
         found.append((f"agm compare --dataset {data} --methods joint,agm", "does AGM help here? five seeds each"))

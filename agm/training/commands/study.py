@@ -56,6 +56,8 @@ def _show(console: Terminal, figures: StudyFigures, folder: Path, command: str) 
     draw_study(folder, figures)
     console.print(ranking_table(figures))
     console.say(f"results.md, results.csv, settings.csv, differences.png, ranks.png: {folder}")
+    console.say("next:")
+    console.say(f"  agm report {shlex.quote(str(folder))}  # one page: tables, pictures, ranks")
 
 
 def ranking_table(figures: StudyFigures) -> Table:

@@ -13,7 +13,7 @@ from agm.training.study.requests import cost_requests, test_requests
 from agm.training.study.study_file import BASELINE, Study, Task
 from agm.training.variants import Variant
 
-__all__ = ["StudyFigures", "holm"]
+__all__ = ["StudyFigures", "certain_methods", "holm"]
 
 _NOT_COMPARED = ("loss", "step_seconds", "train_seconds")  # runs of a study may have trained side by side
 
@@ -88,15 +88,7 @@ class StudyFigures:
 
     def certain(self, task: str, metric: str = "accuracy") -> set[str]:
         """The methods whose difference to the baseline remains after Holm's correction for the number of methods."""
-        from scipy import stats  # type: ignore[import-untyped]
-
-        found = self.compared(task, metric)
-        baseline, p = found[BASELINE].values, {}
-        for label, comparison in found.items():
-            pairs = [a - b for a, b in zip(comparison.values, baseline, strict=True) if not math.isnan(a - b)]
-            if label != BASELINE and len(pairs) > 1 and any(pair != pairs[0] for pair in pairs):
-                p[label] = float(stats.ttest_1samp(pairs, 0.0).pvalue)
-        return {label for label, adjusted in holm(p).items() if adjusted < 0.05}
+        return certain_methods(self.compared(task, metric))
 
     def costs(self, task: str) -> dict[str, tuple[float, float | None, float | None]]:
         """Method -> (mean, low, high) of its training time over the baseline's in the same round; empty where none was
@@ -124,6 +116,22 @@ class StudyFigures:
     def _mean(self, task: str, label: str, metric: str) -> float:
         values = [math.nan if run is None else run.get(metric, math.nan) for run in self.runs(task, label)]
         return math.nan if any(map(math.isnan, values)) else statistics.fmean(values)
+
+
+def certain_methods(found: Mapping[str, Comparison]) -> set[str]:
+    """The methods whose difference to the baseline remains after Holm's correction for the number of methods.
+
+    Args:
+        found: method -> its comparison, the baseline's among them, all by one metric of one task.
+    """
+    from scipy import stats  # type: ignore[import-untyped]
+
+    baseline, p = found[BASELINE].values, {}
+    for label, comparison in found.items():
+        pairs = [a - b for a, b in zip(comparison.values, baseline, strict=True) if not math.isnan(a - b)]
+        if label != BASELINE and len(pairs) > 1 and any(pair != pairs[0] for pair in pairs):
+            p[label] = float(stats.ttest_1samp(pairs, 0.0).pvalue)
+    return {label for label, adjusted in holm(p).items() if adjusted < 0.05}
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:

@@ -10,12 +10,14 @@ import numpy as np
 
 from agm.training.drawing import COLOURS, JOINT, grid_of, set_title, styled, write_figure
 from agm.training.study.figures import StudyFigures
+from agm.training.study.ranks import Ranking
 from agm.training.study.study_file import BASELINE
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["differences_figure", "draw_study", "ranks_figure"]
+__all__ = ["differences_figure", "draw_ranks", "draw_study", "ranks_figure", "ranks_height"]
 
 _LARGEST = 10.0  # points at which the colours end
 
@@ -37,9 +39,21 @@ def ranks_figure(figures: StudyFigures) -> Figure:
     Two methods whose bars do not meet are told apart by the Nemenyi test: a bar reaches half the difference each way.
     """
     ranking = figures.ranking()
+    figure, grid = grid_of(1, 1, 6.5, ranks_height(ranking))
+    draw_ranks(ranking, grid[0][0])
+    p = "" if math.isnan(ranking.p) else f", Friedman p = {ranking.p:.2g}"
+    set_title(figure, f"{figures.study.name}: ranks by test accuracy{p}")
+    return figure
+
+
+def ranks_height(ranking: Ranking) -> float:
+    """Inches that the picture of so many methods is high."""
+    return 1.2 + 0.22 * len(ranking.ranks)
+
+
+def draw_ranks(ranking: Ranking, axes: Axes) -> None:
+    """What `ranks_figure` shows."""
     labels = list(ranking.ranks)
-    figure, grid = grid_of(1, 1, 6.5, 1.2 + 0.22 * len(labels))
-    axes = grid[0][0]
     half = ranking.critical_difference / 2
     for place, label in enumerate(labels):
         colour = JOINT if label == BASELINE else COLOURS[1] if label.startswith("agm") else COLOURS[0]
@@ -53,9 +67,6 @@ def ranks_figure(figures: StudyFigures) -> Figure:
     axes.set_xlabel(
         f"mean rank over {ranking.datasets} tasks; bars: critical difference {ranking.critical_difference:.1f}"
     )
-    p = "" if math.isnan(ranking.p) else f", Friedman p = {ranking.p:.2g}"
-    set_title(figure, f"{figures.study.name}: ranks by test accuracy{p}")
-    return figure
 
 
 @styled
