@@ -1,8 +1,6 @@
 """AGM in one line: the wrapped network trains with modulated gradients and otherwise is what it was."""
 
-import inspect
 import threading
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import chain
@@ -18,13 +16,15 @@ from agm._inputs.absent import Absent, batch_size
 from agm._inputs.arguments import Arguments, Modalities
 from agm._inputs.explained import explained
 from agm._inputs.learnt_absent import LearntAbsent
+from agm._inputs.target_name import check_target_name
 from agm._module_state.capture import check_captured
 from agm._module_state.undo import all_or_nothing
 from agm._module_state.values import kept_generators, kept_surroundings, kept_values
 from agm._one_pass.choice import Passes
 from agm._passes.absent_features import AbsentFeaturesState
+from agm._passes.head_loss import HeadLoss
 from agm._passes.masked_passes import MaskedPasses
-from agm._passes.options import Masked, MaskedOptions
+from agm._passes.options import LossName, Masked, MaskedOptions
 from agm._passes.outputs import Output
 from agm._passes.plan import Plan
 from agm.distributed import Peers
@@ -73,6 +73,20 @@ class AGM(nn.Module):
       `fuse` is not sharded by itself, as `fuse` runs outside of its forward. Where a part is, all processes must take
       batches of as many chunks (`max_rows`).
 
+    For many classes, as language models have, let the step end in the loss (`head`, `loss`)::
+
+        >>> model = agm.AGM(llava, ("pixel_values", "input_ids"), head="lm_head", loss="causal_lm", target="labels",
+        ...                 absent={"input_ids": lambda ids: torch.where(ids == image_token, ids, pad)})
+        >>> model(**batch, use_cache=False).loss.backward()                  # batch has labels, -100 where none count
+
+    Under accumulation `num_items_in_batch=n` makes it the sum of the losses over n, as in Hugging Face's models. In
+    other epochs than those of the window it is the loss of the joint pass. In eval mode the output has the logits, and
+    where it has room for one and the target is given, their loss. The head must be a plain `nn.Linear` without hooks,
+    whose weight may be tied to the embedding's, and must return the logits as they are: a scale or a slice of them is
+    refused. So are `present` in training, `subsets`, other scores, `outside="published"`, and `labels` from which the
+    network would compute a loss of its own; what else it adds to its loss there (of routers, say) is not in this one.
+    Where forward keeps its logits in an attribute, it keeps what the head was given.
+
     Args:
         network: any module that `agm.masked_logits` takes.
         modalities: their names, in bit order; or modality -> the argument of forward that carries it, or those that do
@@ -103,6 +117,16 @@ class AGM(nn.Module):
             modalities needs none and is exact. Compiled, the drawing breaks the graph; captured in a CUDA graph, it is
             refused.
         seed: of the draws.
+        head: path of the network's head, a module that forward calls once and whose output is the logits. Without
+            `loss` it declares that the modalities, whose encoders are known, add up in there: a linear layer on their
+            joined features, or a sum of layers of one each. Such a sum is recognised by itself; declared, it is
+            refused where a first batch shows that it is none, and `plan` knows of it before. A compiled step writes
+            every subset out all the same. With `loss` it is the `nn.Linear` of which the loss is computed.
+        loss: None: a call returns logits. "cross_entropy", or "causal_lm" for labels (B, T) that are the tokens
+            themselves, as Hugging Face's causal models take them: a training step returns the network's output with
+            the mean cross-entropy as its `loss`, modulated, and None as its logits, and where a network returns the
+            logits alone, the loss. It is `agm.fused_modulate_linear_cross_entropy` of what the head is given for every
+            subset, so that neither masked nor joint logits are ever made whole. See above.
         start: first epoch that is modulated; set `epoch` then, also after resuming, for it is not in the state dict.
         stop: first epoch that no longer is; None for no end.
         outside: what a training step in another epoch does, as in `agm.Modulator`: "joint": the joint pass alone, and
@@ -144,6 +168,8 @@ class AGM(nn.Module):
         absent_refresh: int = 1,
         subsets: int | None = None,
         seed: int = 0,
+        head: str | None = None,
+        loss: LossName | None = None,
         start: int = 0,
         stop: int | None = None,
         outside: Outside = "joint",
@@ -169,14 +195,15 @@ class AGM(nn.Module):
             checkpoint=checkpoint,
             absent_gradient=absent_gradient,
             absent_refresh=absent_refresh,
+            head=head,
+            loss=loss,
         )
         peers = Peers(process_group)
         self._passes = MaskedPasses(network, self._options, peers)
-        self._warned_of_classes = False
         self._has_stepped = False
         if modalities is None:  # so that they stay these, whatever network takes this one's place
             self._options = replace(self._options, modalities=self._passes.modalities)
-        self._target_name = _checked_target(network, target)
+        self._target_name = check_target_name(network, target, takes=loss is not None)
         self.kept = AbsentFeaturesState(self._passes.absent_features) if absent_refresh > 1 else None
         self.sampler = None if subsets is None else SubsetSampler(len(self._passes.modalities), subsets, seed)
         self.module = network
@@ -204,6 +231,7 @@ class AGM(nn.Module):
             backend=backend,
         )
         self.modulator.peers = peers
+        self._loss = None if loss is None else HeadLoss(loss, self._passes, self.modulator, subsets)
         # Where the network is already; later `.to` moves both.
         placed = next(chain(network.parameters(), network.buffers()), None)
         if placed is not None and not placed.is_meta:
@@ -213,6 +241,11 @@ class AGM(nn.Module):
     def modalities(self) -> tuple[str, ...]:
         """Their names, in bit order."""
         return self._passes.modalities
+
+    @property
+    def loss(self) -> LossName | None:
+        """The loss in which a training step ends; None: it returns the logits."""
+        return None if self._loss is None else self._loss.name
 
     @property
     def epoch(self) -> int:
@@ -225,6 +258,8 @@ class AGM(nn.Module):
 
     def forward(self, *args: Any, target: Tensor | None = None, present: Tensor | None = None, **kwargs: Any) -> Any:
         """Joint logits (B, ..., C), or the network's output in its own structure with the modulated logits in it.
+
+        With `loss`, in training: the output with the loss in it, as the class says.
 
         Args:
             args, kwargs: what the network's forward takes; the modalities by keyword, or by position as there.
@@ -244,12 +279,31 @@ class AGM(nn.Module):
             target = kwargs.pop(self._target_name, None)
         modulates = self.modulator.active and self.training
         if torch.compiler.is_compiling():
-            return self._step(args, kwargs, target, present, modulates)
+            return self._call(args, kwargs, target, present, modulates)
         with self._alone():
+            return self._call(args, kwargs, target, present, modulates)
+
+    def _call(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], target: Any, present: Tensor | None, modulates: bool
+    ) -> Any:
+        if self._loss is None:
             return self._step(args, kwargs, target, present, modulates)
+        items = kwargs.pop("num_items_in_batch", None)
+        if modulates or (self.training and target is not None):
+            return self._step(args, kwargs, target, present, True, items)
+        output = self._step(args, kwargs, None, present, False)
+        if target is None:
+            return output
+        return self._loss.beside(self._passes.outputs, output, target, self.modulator.ignore_index, items)
 
     def _step(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], target: Any, present: Tensor | None, modulates: bool
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        target: Any,
+        present: Tensor | None,
+        modulates: bool,
+        items: Any = None,
     ) -> Any:
         self._follow()
         if not modulates and present is None and self._passes.binding.is_verbatim(args):
@@ -261,38 +315,33 @@ class AGM(nn.Module):
             return self._passes.joint(arguments, present)
         self._check(arguments.inputs, target)
         if torch.compiler.is_compiling():
-            return self._modulated(arguments, target, present)
+            return self._modulated(arguments, target, present, items)
         check_captured(None if self.sampler is None else self.sampler.subsets, self._has_stepped)
         before = self._as_before()
         with all_or_nothing(kept_surroundings()), all_or_nothing(*before), explained(arguments.inputs):
-            output = self._modulated(arguments, target, present)
+            output = self._modulated(arguments, target, present, items)
         self._has_stepped = True
         return output
 
-    def _modulated(self, arguments: Arguments, target: Tensor | None, present: Tensor | None) -> Any:
+    def _modulated(self, arguments: Arguments, target: Any, present: Tensor | None, items: Any) -> Any:
+        if self._loss is not None:
+            if present is not None:
+                raise ValueError(
+                    "Expected argument `present` to be None in a training step with `loss`, but got a tensor: its "
+                    "kernel takes samples that have all modalities. Give inputs that are absent as such, or leave "
+                    "`loss` out."
+                )
+            return self._loss.step(self._passes, self.modulator, arguments, target, items)
         sample = None if self.sampler is None else self.sampler()
         output, masked, rows = self._passes.step(arguments, present, sample)
         joint = self._passes.outputs.logits(output)
         if joint.dim() > 2:
-            self._warn_of_classes(joint, target)
+            self._passes.outputs.warn_of_classes(joint, target)
         stacked = self._passes.put_together(joint, masked, rows)
         logits = self.modulator(stacked, target, present=present, sample=sample)
         if self.sampler is not None:
             self.sampler.draws += 1
         return logits if output is joint else self._passes.outputs.put(output, logits)
-
-    def _warn_of_classes(self, logits: Tensor, target: Any) -> None:
-        """Once, of logits (B, ..., C) that fit the target with the classes in dimension 1 as well."""
-        if torch.compiler.is_compiling() or self._options.class_dim is not None or self._warned_of_classes:
-            return
-        alike = len(set(logits.shape[1:])) == 1
-        if alike and isinstance(target, Tensor) and target.shape == logits.shape[:-1]:
-            self._warned_of_classes = True
-            warnings.warn(
-                f"Logits {tuple(logits.shape)} fit the target {tuple(target.shape)} whether their classes are in "
-                "dimension 1 or in the last: the last is taken. Say which, with class_dim=1 or class_dim=-1.",
-                stacklevel=2,
-            )
 
     def _alone(self) -> threading.Lock:
         """Held while a call runs, one thread at a time: a step changes the modes of the network's modules meanwhile.
@@ -341,6 +390,8 @@ class AGM(nn.Module):
         """
         self._follow()
         plan = self._passes.plan(None if self.sampler is None else self.sampler.rows())
+        if self._loss is not None:
+            plan = replace(plan, notes=(*plan.notes, self._loss.note(self._passes)))
         start, stop = self.modulator.start, self.modulator.stop
         if (start, stop) == (0, None) or self.modulator.outside == "published":
             return plan
@@ -372,26 +423,3 @@ class AGM(nn.Module):
             )
         score, batch = find_score(self.modulator.score), batch_size(inputs)
         score.check_batch(target, batch, state.device)
-
-
-def _checked_target(network: nn.Module, target: str) -> str:
-    """The name under which a call takes the targets.
-
-    Raises:
-        ValueError: forward has a parameter of that name, or of `present`.
-        TypeError: it is no name.
-    """
-    if not isinstance(target, str) or not target.isidentifier():
-        raise TypeError(f"Expected argument `target` to be a name such as 'labels', but got {target!r}.")
-    own = inspect.signature(network.forward).parameters
-    if target in own:
-        raise ValueError(
-            f"Expected the network's forward to have no parameter `{target}`, since AGM takes the targets under that "
-            "name and does not pass them on. Let AGM take them under another: agm.AGM(..., target='labels')."
-        )
-    if "present" in own:
-        raise ValueError(
-            "Expected the network's forward to have no parameter `present`, since AGM takes which samples have which "
-            "modalities under that name and does not pass them on. Rename the network's."
-        )
-    return target

@@ -31,6 +31,7 @@ from agm.shapley.weights import proper_subsets
 
 __all__ = [
     "HANDLERS",
+    "METADATA",
     "CannotDefer",
     "Content",
     "Deferred",
@@ -174,7 +175,7 @@ class Deferred(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _METADATA:
+        if func in METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         if func == Tensor.requires_grad.__get__:  # type: ignore[attr-defined]
@@ -304,7 +305,7 @@ _ATTRIBUTES = (
     *("shape", "dtype", "device", "layout", "ndim", "is_cuda", "is_sparse", "is_quantized", "is_nested", "is_leaf"),
     "is_meta",
 )
-_METADATA = {
+METADATA = {
     *(getattr(Tensor, name).__get__ for name in _ATTRIBUTES),
     Tensor.size,
     Tensor.dim,

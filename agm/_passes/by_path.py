@@ -89,6 +89,7 @@ class InterceptedPasses:
         self.peers = peers
         self.record = record
         self.absent_features = absent_features
+        self.head = None if options.summing_head is None else outputs.head
         self._targets()
 
     def _targets(self) -> list[Target]:
@@ -119,7 +120,8 @@ class InterceptedPasses:
         left = [f"`{name}`" for name in self.modalities if name not in self.paths]
         note = f", with what encodes {', '.join(left)}" if left else ""
         found = self.record.deferral
-        return [*lines, *fusion_line("rest of the network", self.modalities, self.network, note, subsets, found)]
+        part, head = "rest of the network", None if self.head is None else self.head.path
+        return [*lines, *fusion_line(part, self.modalities, self.network, note, subsets, found, head)]
 
     def _choose(self, targets: Sequence[Target], device: torch.device) -> dict[int, Choice]:
         """Bit -> how many passes the encoder of a modality takes."""
@@ -244,8 +246,13 @@ class InterceptedPasses:
         if (part := compiled_part(self.network, self.encoders().values())) is not None:
             self.record.deferral = Deferral("rows", f"`{part}` is compiled")
             return
+        run = partial(given.logits, some, deferred=True)
         with untouched(self.network, weights):
-            self.record.deferral = found_deferral(expected, lambda: given.logits(some, deferred=True), self.peers)
+            found = found_deferral(expected, run if self.head is None else partial(self.head.watched, run), self.peers)
+        if self.head is not None and (refused := self.head.refusal(found)) is not None:
+            self.record.looked.discard(least > 1)  # the next batch is refused, too
+            raise refused
+        self.record.deferral = found
 
     def _joint(
         self,

@@ -69,6 +69,7 @@ class FactorisedPasses:
         self.peers = peers
         self.record = record
         self.absent_features = absent_features
+        self.head = None if options.summing_head is None else outputs.head
         self._declares_sum = declares_sum(network)
 
     def __call__(
@@ -147,7 +148,7 @@ class FactorisedPasses:
                 parted = {name: (lacking(*both, here[name]), both[1]) for name, both in parted.items()}
             if torch.compiler.is_compiling():  # a compiler cannot look into deferred rows
                 how = Deferral("rows")
-                if self._declares_sum and (declared := self._declared(parted)) is not None:
+                if (declared := self._declared(parted)) is not None:
                     return joint, declared, made
             elif forward is not None:
                 how = Deferral("rows", "forward does more than call the encoders and `fuse`")
@@ -185,12 +186,22 @@ class FactorisedPasses:
 
     def _how(self, parted: Mapping[str, tuple[Any, Any]], rows: Rows, device: torch.device) -> Deferral:
         if self.record.deferral is None:
-            fuse, encoders = partial(self._fuse, parted), self.encoders().values()
-            self.record.deferral = deferral(self.network, fuse, rows, device, self.peers, encoders)
+            encoders = self.encoders().values()
+
+            def fuse(some: Rows, deferred: bool) -> Any:
+                run = partial(self._fuse, parted, some, deferred)
+                return run() if self.head is None else self.head.watched(run)
+
+            found = deferral(self.network, fuse, rows, device, self.peers, encoders)
+            if self.head is not None and found is not None and (refused := self.head.refusal(found)) is not None:
+                raise refused
+            self.record.deferral = found
         return self.record.deferral or Deferral("rows", "without numbers nothing can be verified")
 
     def _declared(self, parted: Mapping[str, tuple[Any, Any]]) -> Mapping[int, Tensor] | None:
         """What each modality adds to the logits, by a network that tells it, of features with one absent row."""
+        if not self._declares_sum or self.outputs.are_withheld:  # then what its head is given is wanted
+            return None
         absent = [leaf for _, rows in parted.values() for leaf in leaves_of(rows)]
         if len(absent) != len(parted) or any(leaf.shape[0] != 1 for leaf in absent):
             return None
@@ -269,7 +280,8 @@ class FactorisedPasses:
             choice = self.record.choices(name, self._choose(name, device))
             lines += encoder_lines(self.network, name, encoder, choice)
         note = self.chunks.describe(self.network)
-        return [*lines, *fusion_line("fusion", self.modalities, self.network, note, subsets, self.record.deferral)]
+        found, head = self.record.deferral, None if self.head is None else self.head.path
+        return [*lines, *fusion_line("fusion", self.modalities, self.network, note, subsets, found, head)]
 
     def _choose(self, name: str, device: torch.device) -> Choice:
         if self.shared and torch.compiler.is_compiling():  # at once: a graph would be guarded by all that is looked at

@@ -1,6 +1,7 @@
 """The masked rows in chunks, so that what a masked pass holds in memory can be bounded."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from agm._module_state.eval_mode import Evaluation, mixes_samples
 from agm._module_state.hooks import ForwardHooks
+from agm._passes.declared_head import DeclaredHead
 
 __all__ = ["Chunks"]
 
@@ -19,13 +21,14 @@ class Chunks:
     Args:
         max_rows: at most so many rows at a time; None: all at once.
         checkpoint: whether each chunk's activations are dropped after its forward and recomputed in the backward.
+        head: the network's head, if it is declared.
 
     Raises:
         ValueError: `max_rows` is not a positive integer.
         TypeError: `checkpoint` is not a bool.
     """
 
-    def __init__(self, max_rows: int | None = None, checkpoint: bool = False) -> None:
+    def __init__(self, max_rows: int | None = None, checkpoint: bool = False, head: DeclaredHead | None = None) -> None:
         if max_rows is not None and (isinstance(max_rows, bool) or not isinstance(max_rows, int) or max_rows < 1):
             raise ValueError(
                 f"Expected argument `max_rows` to be a positive integer, or None for all rows at once, but got "
@@ -35,6 +38,7 @@ class Chunks:
             raise TypeError(f"Expected argument `checkpoint` to be a bool, but got {checkpoint!r}.")
         self.max_rows = max_rows
         self.checkpoint = checkpoint
+        self.head = head
 
     def __bool__(self) -> bool:
         """Whether there is anything to do."""
@@ -83,9 +87,10 @@ class Chunks:
             hooks: of the network's modules, of which observers are left out.
         """
         mode = Evaluation(network, hooks)
+        withheld = nullcontext if self.head is None or not self.head.is_withheld else self.head.withheld
 
         def evaluated(part: range | None) -> Any:
-            with mode.entered():
+            with mode.entered(), withheld():  # where it is recomputed, too
                 return call(part)
 
         # A compiler decides by itself what it recomputes.

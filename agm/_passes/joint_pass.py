@@ -92,6 +92,7 @@ def joint_pass(
     fused = _Fused(network, encoders.keys() - encoded.keys() if keeps else ())
     with answering({one.encoder: one for one in encoded.values()}), answering({network: fused}, "fuse"):
         output = network(**inputs)
+    logits = outputs.logits(output)
     if not all(one.has_encoded(inputs[name]) for name, one in encoded.items()):
         raise refusal(network, encoders)
     features = {name: one.calls[0][1] for name, one in encoded.items()}
@@ -111,7 +112,7 @@ def joint_pass(
     frozen = {name for name, encoder in encoders.items() if _is_frozen(encoder, encoded.get(name), fused.given(name))}
     return Joint(
         output,
-        outputs.logits(output),
+        logits,
         kept,
         frozenset(frozen),
         {name: record.autocasts[name] for name in encoders},

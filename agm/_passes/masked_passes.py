@@ -22,6 +22,7 @@ from agm._passes.absent_features import AbsentFeatures
 from agm._passes.by_path import InterceptedPasses
 from agm._passes.by_protocol import FactorisedPasses, is_factorised
 from agm._passes.chunks import Chunks
+from agm._passes.declared_head import DeclaredHead
 from agm._passes.options import MaskedOptions
 from agm._passes.outputs import Outputs
 from agm._passes.plan import Plan, fusion_lines
@@ -87,8 +88,9 @@ class MaskedPasses:
         self.shared = options.shared
         self.absent = check_absent(options.absent, self.modalities)
         self.binding = Binding(network, modalities, options.inputs)
-        self.outputs = Outputs(options.output, options.class_dim)
-        self.chunks = Chunks(options.max_rows, options.checkpoint)
+        self.head = None if options.head is None else DeclaredHead(network, options.head)
+        self.outputs = Outputs(options.output, options.class_dim, self.head)
+        self.chunks = Chunks(options.max_rows, options.checkpoint, self.head)
         if absent_features is None:
             absent_features = AbsentFeatures(options.absent_gradient, options.absent_refresh)
         self.absent_features = absent_features
@@ -111,6 +113,11 @@ class MaskedPasses:
             raise ValueError(
                 "Expected argument `absent_gradient` to be True for a network of one piece, of which nobody knows what "
                 "an absent modality's features are, but got False. Name the encoders in `encoders`."
+            )
+        elif options.summing_head is not None:
+            raise ValueError(
+                "Expected `encoders` with `head`, since in a network of one piece nobody knows what each modality "
+                "gives the head, but got none. Name the encoders, or leave `head` out."
             )
         elif options.passes == "one":
             raise refused(self.modalities[0], "no encoder is known in a network of one piece. Name them in `encoders`")
@@ -172,6 +179,27 @@ class MaskedPasses:
         if isinstance(masked, Tensor):
             return _stack(joint, masked, rows)
         return _summands(joint, masked, rows)
+
+    def before_head(self, arguments: Arguments) -> tuple[Any, Tensor]:
+        """The joint pass's output, and what the declared head is given for each subset, (2**M - 1, B, ..., D).
+
+        The head itself does not run: where the output holds the logits there is what it was given.
+
+        Raises:
+            ValueError: the logits are not what the head returns.
+        """
+        assert self.head is not None
+        with self.head.withheld():
+            output, masked, rows = self.step(arguments)
+            hidden = self.put_together(self.outputs.logits(output), masked, rows)
+        return output, hidden if isinstance(hidden, Tensor) else hidden.stacked()
+
+    def joint_before_head(self, arguments: Arguments) -> tuple[Any, Tensor]:
+        """As `before_head`, of the joint pass alone: (1, B, ..., D)."""
+        assert self.head is not None
+        with self.head.withheld():
+            output = self.joint(arguments)
+            return output, self.outputs.logits(output).unsqueeze(0)
 
     def stacked(
         self, arguments: Arguments, present: Tensor | None = None, sample: SubsetSample | None = None

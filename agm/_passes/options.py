@@ -2,16 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from agm._inputs.absent import Absent
 from agm._inputs.arguments import Modalities
 from agm._one_pass.choice import Passes, check_passes
 from agm._passes.outputs import Output
 
-__all__ = ["Masked", "MaskedOptions"]
+__all__ = ["LossName", "Masked", "MaskedOptions"]
 
 Masked = Literal["exact", "shared"]
+
+LossName = Literal["cross_entropy", "causal_lm"]
+"""The mean cross-entropy of the joint logits, with the target as it is or each token's target being the next one."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class MaskedOptions:
     checkpoint: bool = False
     absent_gradient: bool = True
     absent_refresh: int = 1
+    head: str | None = None
+    loss: LossName | None = None
 
     def __post_init__(self) -> None:
         if self.masked not in ("exact", "shared"):
@@ -42,6 +47,15 @@ class MaskedOptions:
         check_passes(self.passes)
         if not isinstance(self.absent_gradient, bool):
             raise TypeError(f"Expected argument `absent_gradient` to be a bool, but got {self.absent_gradient!r}.")
+        if self.loss not in (None, *get_args(LossName)):
+            raise ValueError(
+                f"Expected argument `loss` to be one of {get_args(LossName)} or None, but got {self.loss!r}."
+            )
+        if self.loss is not None and self.head is None:
+            raise ValueError(
+                "Expected argument `head` with `loss`, the path of the linear layer that returns the logits, but got "
+                "None. Name it: head='lm_head'."
+            )
         refresh = self.absent_refresh
         if isinstance(refresh, bool) or not isinstance(refresh, int) or refresh < 1:
             raise ValueError(
@@ -53,6 +67,11 @@ class MaskedOptions:
                 "step to step in shared mode without their gradient alone. Set masked='shared' and "
                 "absent_gradient=False."
             )
+
+    @property
+    def summing_head(self) -> str | None:
+        """The path of the head that is declared to add up the modalities; for a loss it need not."""
+        return self.head if self.loss is None else None
 
     @property
     def shared(self) -> bool:

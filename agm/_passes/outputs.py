@@ -1,14 +1,17 @@
 """Where a network's output holds the logits, and the output with others in their place."""
 
+import warnings
 from collections.abc import Callable, Mapping
+from copy import copy
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from agm._inputs.structures import entries, parse_path, read, replaced, where
+from agm._passes.declared_head import DeclaredHead
 
-__all__ = ["Output", "Outputs"]
+__all__ = ["Output", "Outputs", "check_no_loss"]
 
 Output = str | int | tuple[Any, ...] | Callable[[Any], Tensor]
 """Which part of a network's output holds the logits: a key, an index, a path of these, or a function."""
@@ -20,12 +23,15 @@ class Outputs:
     Args:
         output: where they are. None: the output itself if it is a tensor, else its `logits`.
         class_dim: the dimension of the classes, in logits of more than two; None: the last.
+        head: the module that returns the logits, if it is declared.
 
     Raises:
         TypeError: `output` is no key, index, path or function, or `class_dim` no integer.
     """
 
-    def __init__(self, output: Output | None = None, class_dim: int | None = None) -> None:
+    def __init__(
+        self, output: Output | None = None, class_dim: int | None = None, head: DeclaredHead | None = None
+    ) -> None:
         if output is not None and not (isinstance(output, (str, int, tuple)) or callable(output)):
             raise TypeError(
                 "Expected argument `output` to be a key, an index, a path such as 'heads.fused', or a function of the "
@@ -38,13 +44,28 @@ class Outputs:
             )
         self.output = output
         self.class_dim = class_dim
+        self.head = head
+        self._has_warned = False
+
+    @property
+    def are_withheld(self) -> bool:
+        """Whether there are none now, since the network ends before its head."""
+        return self.head is not None and self.head.is_withheld
 
     def logits(self, output: Any) -> Tensor:
         """The logits, with the classes last: (B, ..., C), and (B, 1) where there is one number a sample.
 
+        Where the network ends before its declared head they are what that was given, (B, ..., D).
+
         Raises:
             ValueError: they are not where they should be.
         """
+        found = self._logits(output)
+        if self.head is not None:
+            self.head.check(found)
+        return found
+
+    def _logits(self, output: Any) -> Tensor:
         if type(output) is Tensor and self.output is None and self.class_dim is None and output.dim() > 1:
             return output  # at once: most networks return them alone
         found = self._leaf(output)
@@ -57,6 +78,19 @@ class Outputs:
             return found.movedim(self.class_dim, -1)
         return found.unsqueeze(1) if found.dim() == 1 else found
 
+    def warn_of_classes(self, logits: Tensor, target: Any) -> None:
+        """Once, of logits (B, ..., C) that fit the target with the classes in dimension 1 as well."""
+        if torch.compiler.is_compiling() or self.class_dim is not None or self._has_warned:
+            return
+        alike = len(set(logits.shape[1:])) == 1
+        if alike and isinstance(target, Tensor) and target.shape == logits.shape[:-1]:
+            self._has_warned = True
+            warnings.warn(
+                f"Logits {tuple(logits.shape)} fit the target {tuple(target.shape)} whether their classes are in "
+                "dimension 1 or in the last: the last is taken. Say which, with class_dim=1 or class_dim=-1.",
+                stacklevel=2,
+            )
+
     def put(self, output: Any, logits: Tensor) -> Any:
         """The output in its own structure, with these logits (B, ..., C) in their place.
 
@@ -65,7 +99,7 @@ class Outputs:
         """
         leaf = self._leaf(output)
         if leaf is not output:
-            _check_no_loss(output)
+            check_no_loss(output)
         if self.class_dim is not None:
             logits = logits.movedim(-1, self.class_dim)
         logits = logits.view_as(leaf) if leaf.dim() == 1 else logits
@@ -78,6 +112,31 @@ class Outputs:
                 "it returned is not in there. Compute nothing from it, or give a key or an index."
             )
         return replaced(output, path, logits)
+
+    def with_loss(self, output: Any, loss: Tensor, *, keeps_logits: bool) -> Any:
+        """The output in its own structure with a loss in it, and None in the place of the logits if they are not kept.
+
+        Of a network that returns the logits alone: these if they are kept, else the loss.
+
+        Raises:
+            ValueError: it has no room for a loss.
+        """
+        leaf = self._leaf(output)
+        if leaf is output:
+            return leaf if keeps_logits else loss
+        path = where(output, leaf)
+        if path is None or not (isinstance(output, Mapping) or hasattr(output, "loss")) or isinstance(output, tuple):
+            raise ValueError(
+                "Expected the network to return its logits alone, or a ModelOutput, a mapping or an object with a "
+                f"`loss` beside them, for `loss` of agm.AGM, but got {_kind(output)}. Return a dict of them, or "
+                "leave `loss` out: the call then returns the logits."
+            )
+        if isinstance(output, Mapping):
+            made: Any = copy(output)
+            made["loss"] = loss
+        else:
+            made = replaced(output, ("loss",), loss)
+        return made if keeps_logits else replaced(made, path, None)
 
     def _leaf(self, output: Any) -> Tensor:
         if isinstance(output, Tensor) and not callable(self.output):  # some return more in training than in eval mode
@@ -102,7 +161,12 @@ def _named_logits(output: Any) -> Any:
     return getattr(output, "logits", None)
 
 
-def _check_no_loss(output: Any) -> None:
+def check_no_loss(output: Any) -> None:
+    """That the output of a network that trains holds no loss of its own.
+
+    Raises:
+        ValueError: it does.
+    """
     loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
     if isinstance(loss, Tensor) and loss.requires_grad and torch.is_grad_enabled():
         raise ValueError(

@@ -148,16 +148,34 @@ def _rows(batches: int, rows: int) -> str:
 
 
 def fusion_line(
-    part: str, modalities: Sequence[str], network: nn.Module, note: str, subsets: int, found: Deferral | None
+    part: str,
+    modalities: Sequence[str],
+    network: nn.Module,
+    note: str,
+    subsets: int,
+    found: Deferral | None,
+    head: str | None = None,
 ) -> list[Line]:
-    """What is known of the passes of the part that runs on every subset."""
-    summed = declares_sum(network) if found is None else found.how == "sum"
+    """What is known of the passes of the part that runs on every subset.
+
+    Args:
+        part, modalities, note, subsets: as in `fusion_lines`.
+        network: which may declare a sum.
+        found: what a batch has shown; None: there was none.
+        head: the path of the linear head that the user declares.
+    """
+    summed = head is not None or declares_sum(network) if found is None else found.how == "sum"
     if summed:
-        terms = "what each modality adds to the logits, from its present rows and an absent one; they sum up, so that "
+        terms = "what each modality adds to the logits, from its present rows and an absent one; they sum up"
+        if head is not None:
+            terms += f" in the declared head `{head}`{_UNSEEN if found is None else ''}"
         return [
             Line(part, "training", 1, 0, "the joint pass"),
-            Line(part, "eval", 1, 1, f"{terms}no subset is computed"),
+            Line(part, "eval", 1, 1, f"{terms}, so that no subset is computed"),
         ]
     if found is not None and found.how == "rows":
         note = f"{note}, written out at once: {found.why}"
     return fusion_lines(part, modalities, note, subsets)
+
+
+_UNSEEN = " (the first batch verifies that)"

@@ -39,6 +39,11 @@ class ModulatedTrainer(Trainer):
     so on. Over accumulated batches it is the mean over all their labels. `compute_loss_func(outputs, labels,
     num_items_in_batch=...)` is called in its place where it is given, and must be for a score that is a function.
 
+    The steps of a model with `loss`, for a causal language model say, end in that one::
+
+        >>> model = agm.AGM(llava, ("pixel_values", "input_ids"), head="lm_head", loss="causal_lm")
+        >>> ModulatedTrainer(model, TrainingArguments(..., remove_unused_columns=False), train_dataset=dataset).train()
+
     In every `logging_steps` the figures of `agm.integrations.logs.scalars` are logged with the loss, by whatever
     `report_to` names (TensorBoard, W&B ...). The window of epochs follows the Trainer, also in a resumed run, and the
     running scores are in its checkpoints. With `gradient_checkpointing` the parts of the network that offer it
@@ -56,6 +61,9 @@ class ModulatedTrainer(Trainer):
         self.label_names = ["labels"]  # not among the parameters of AGM's forward, where the Trainer looks
         scores = [modulator.score for modulator in found]
         self._score, self._ignore_index = scores[0], found[0].ignore_index
+        self._has_loss = any(isinstance(part, AGM) and part.loss for part in cast(nn.Module, self.model).modules())
+        if self._has_loss:
+            self._check_has_no_other_loss()
         if self.compute_loss_func is None and (callable(self._score) or any(s != self._score for s in scores)):
             raise ValueError(
                 "Expected `compute_loss_func` for a model whose score is a function or of which there are several, but "
@@ -88,11 +96,15 @@ class ModulatedTrainer(Trainer):
         labels = inputs.pop("labels", None)
         if labels is None:
             raise ValueError(f"Expected the batch to have `labels`, but got only {sorted(inputs)}. Name the target so.")
-        outputs = model(**inputs, target=labels)
-        if self.compute_loss_func is not None:
-            loss = self.compute_loss_func(outputs, labels, num_items_in_batch=num_items_in_batch)
+        if self._has_loss:
+            outputs = model(**inputs, target=labels, num_items_in_batch=num_items_in_batch)
+            loss = _own_loss(outputs)
         else:
-            loss = self._loss(_logits(outputs), labels, model.training, num_items_in_batch)
+            outputs = model(**inputs, target=labels)
+            if self.compute_loss_func is not None:
+                loss = self.compute_loss_func(outputs, labels, num_items_in_batch=num_items_in_batch)
+            else:
+                loss = self._loss(_logits(outputs), labels, model.training, num_items_in_batch)
         if num_items_in_batch is not None and getattr(self.args, "average_tokens_across_devices", False):
             # The items are those of all processes, over which the gradients are averaged.
             processes = self.accelerator.num_processes // getattr(self, "get_tp_size", lambda: 1)()
@@ -170,6 +182,20 @@ class ModulatedTrainer(Trainer):
             return data_collator
         return super()._get_collator_with_removed_columns(data_collator, *args, **kwargs)
 
+    def _check_has_no_other_loss(self) -> None:
+        """That nothing asks for another loss than that of a model with one.
+
+        Raises:
+            ValueError: something does.
+        """
+        smoothing = self.args.label_smoothing_factor
+        if smoothing or self.compute_loss_func is not None:
+            got = f"label_smoothing_factor={smoothing}" if smoothing else "a compute_loss_func"
+            raise ValueError(
+                "Expected neither label_smoothing_factor nor compute_loss_func for a model with a `loss` of its own, "
+                f"but got {got}. Leave it out, or make the model without `loss`: it then returns the logits."
+            )
+
     def _recomputes(self) -> bool:
         """Whether the arguments ask for it, of a model that the Trainer cannot tell by itself."""
         asked = any(getattr(self.args, name, False) for name in _RECOMPUTING)
@@ -219,6 +245,21 @@ def _logits(outputs: Any) -> Tensor:
             f"{type(outputs).__name__}{f' of {sorted(named)}' if named else ''}. Give the Trainer a compute_loss_func."
         )
     return cast(Tensor, named["logits"])
+
+
+def _own_loss(outputs: Any) -> Tensor:
+    """The loss in what a model with one returns.
+
+    Raises:
+        ValueError: there is none.
+    """
+    loss = outputs if isinstance(outputs, Tensor) and outputs.dim() == 0 else _named(outputs).get("loss")
+    if not isinstance(loss, Tensor):
+        raise ValueError(
+            "Expected the network of a model with `loss` to return a ModelOutput, or a mapping with `logits`, in which "
+            f"the loss has a place in eval mode too, but got {type(outputs).__name__}. Return a dict of them."
+        )
+    return loss
 
 
 def _named(outputs: Any) -> dict[str, Any]:

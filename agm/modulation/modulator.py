@@ -15,6 +15,7 @@ from agm.modulation.additive import AdditiveLogits, fused_modulate_additive
 from agm.modulation.checks import check_backend
 from agm.modulation.functional import fused_modulate
 from agm.modulation.given import modulate_by
+from agm.modulation.linear import fused_modulate_linear_cross_entropy
 from agm.modulation.scores import ScoreName, find_score
 from agm.modulation.state import ModulationState
 from agm.ops import _checks
@@ -214,6 +215,56 @@ class Modulator(nn.Module):
             self.state.coefficients.copy_(held)
         count = len(self.modalities)
         return modulate_by(held, masked_logits, count, present=present, sample=sample, backend=self.backend)
+
+    def linear_cross_entropy(
+        self,
+        hidden: Tensor,  # (2**M - 1, B, ..., D), or (1, B, ..., D) where no step is taken
+        weight: Tensor,  # (C, D)
+        target: Tensor,  # (B, ...)
+        bias: Tensor | None = None,  # (C,)
+    ) -> Tensor:
+        """The mean cross-entropy () of a linear head's joint logits, modulated when `active`; no logits are made whole.
+
+            >>> loss = modulator.linear_cross_entropy(hidden, lm_head.weight, tokens)
+            >>> loss.backward()
+
+        Args:
+            hidden, weight, target, bias: as in `agm.fused_modulate_linear_cross_entropy`. Where the call is no step
+                only the last row of `hidden` counts, which is that of the joint pass.
+
+        Raises:
+            ValueError: a score other than the cross-entropy, or `outside="published"`; as there.
+        """
+        self.check_linear()
+        settings: dict[str, Any] = {"ignore_index": self.ignore_index, "backend": self.backend}
+        if self.active:
+            settings |= {"alpha": self.alpha, "max_gap": self.max_gap, "floor": self.floor}
+            group = self._group()
+            return fused_modulate_linear_cross_entropy(
+                hidden, weight, target, self.state, bias, process_group=group, **settings
+            )
+        # With alpha = 0 all coefficients are 1, and the gradient is that of the joint pass alone.
+        rows = hidden[-1:].expand(3, *hidden.shape[1:])
+        state = ModulationState(2, device=hidden.device)
+        settings |= {"alpha": 0.0, "update": False}
+        return fused_modulate_linear_cross_entropy(rows, weight, target, state, bias, **settings)
+
+    def check_linear(self) -> None:
+        """That its settings are such as `linear_cross_entropy` has.
+
+        Raises:
+            ValueError: they are not.
+        """
+        if self.score != "cross_entropy":
+            raise ValueError(
+                "Expected argument `score` to be 'cross_entropy' for the loss of a linear head, but got "
+                f"{self.score!r}. Modulate the logits instead."
+            )
+        if self.outside != "joint":
+            raise ValueError(
+                f"Expected argument `outside` to be 'joint' for the loss of a linear head, but got {self.outside!r}, "
+                "whose held coefficients are applied to logits. Modulate the logits instead."
+            )
 
     def _step(
         self,

@@ -153,7 +153,8 @@ def _is_right_with(
     settings: Any = model.modulator
     network: nn.Module = model.module
     own = {field.name: getattr(model._options, field.name) for field in fields(model._options)}
-    options = {**own, "encoders": paths, "max_rows": max_rows, "checkpoint": False, "passes": "two"}
+    head = None if own["loss"] is None else own["head"]  # whether it adds up its modalities is not the question
+    options = {**own, "encoders": paths, "max_rows": max_rows, "checkpoint": False, "passes": "two", "head": head}
     try:
         strength = {"alpha": settings.alpha, "max_gap": settings.max_gap, "floor": settings.floor}
         changed = AGM(network, process_group=False, target=model._target_name, **strength, **options)

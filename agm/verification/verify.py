@@ -59,8 +59,9 @@ def verify(
     Nothing remains of it, also if something raises: parameters, gradients, buffers, attributes and modes of all
     modules, the state of the modulation, and the generators of torch, numpy and Python are as before. If something
     is wrong, further passes find out what. With drawn `subsets` the passes are of these, but of all where the
-    fusion is a sum, whose responses are exact. It needs the time and memory of 2**M passes of the network, so take a
-    batch like those of training, but a small one, of samples that differ from one another.
+    fusion is a sum, whose responses are exact. Of a model with `loss` the logits are compared that it would return
+    without. It needs the time and memory of 2**M passes of the network, so take a batch like those of training, but a
+    small one, of samples that differ from one another.
 
     Args:
         model: in training mode, as it is trained. A window of epochs does not count, and alpha = 0, with which no
@@ -98,11 +99,13 @@ def verify(
             "of a lacking input is not shared. Verify with samples that have all modalities."
         )
     given = {**inputs, **(arguments or {})}
+    if model._loss is not None:
+        target = model._loss.shifted(target, model.modulator.ignore_index)
     if double:
         model, given = _double_copy(model), pytree.tree_map(_doubled, given)
     peers = model.modulator.peers
     kept = _preserved(model, peers.together)
-    with torch.inference_mode(False), torch.enable_grad(), peers.apart(), kept as restore:
+    with torch.inference_mode(False), torch.enable_grad(), peers.apart(), _returning_logits(model), kept as restore:
         result = compare(model, given, target, present, restore, tolerance)
         masks = tuple(mask_advice(name) for name in sorted(_masks(model, given)))
         restore()
@@ -115,7 +118,7 @@ def verify(
             return replace(result, advice=(near,))
 
         def is_right(changed: AGM) -> bool:
-            with _preserved(changed) as restore_changed:
+            with _returning_logits(changed), _preserved(changed) as restore_changed:
                 other = compare(changed, given, target, present, restore_changed, tolerance)
             return other.ok and other.worst * _FAR < result.worst
 
@@ -127,6 +130,16 @@ _NOT_FINITE = (
     "The network itself comes to numbers that are not finite there. If these are rows in which a modality is absent, "
     "say what an absent input is (absent=), or leave its gradient out: absent_gradient=False."
 )
+
+
+@contextmanager
+def _returning_logits(model: AGM) -> Iterator[None]:
+    """Inside, a step that would end in a loss returns the logits that this is the loss of."""
+    loss, model._loss = model._loss, None
+    try:
+        yield
+    finally:
+        model._loss = loss
 
 
 @contextmanager

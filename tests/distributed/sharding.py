@@ -63,6 +63,8 @@ def sharded_parts(rank: int, size: int) -> None:
 def sharded_networks(rank: int, size: int) -> None:
     """A network of one piece may be sharded by itself; one with `fuse` is refused."""
     train(agm.AGM(fully_shard(Whole()), MODALITIES, alpha=2.0), alone(Whole), rank, even(size, 2))
+    with pytest.raises(ValueError, match=r"'inner\.head\.2' is in a part that is sharded"):
+        agm.AGM(fully_shard(Whole()), MODALITIES, head="inner.head.2", loss="cross_entropy")
     shares = Shares.even(rank, size)
     model = agm.AGM(fully_shard(Parted()), alpha=2.0)
     with pytest.raises(ValueError, match=r"fully_shard\(agm.AGM\(network\)\)"):

@@ -76,6 +76,7 @@ VARIANTS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "shared": (Parted, {"masked": "shared"}),
     "one piece": (Whole, {}),
     "paths": (Whole, {"encoders": PATHS}),
+    "a loss": (Whole, {"head": "inner.head.2", "loss": "cross_entropy"}),
     "chunks": (Parted, {"max_rows": 3, "checkpoint": True}),
 }
 
