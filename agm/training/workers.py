@@ -19,7 +19,7 @@ from agm.training.errors import UserError
 from agm.training.observer import Observer
 from agm.training.train_or_none import train_or_none
 
-__all__ = ["process_pool", "trained_ahead", "wait_for"]
+__all__ = ["killed_is_told", "process_pool", "trained_ahead", "wait_for"]
 
 TICK = 0.2  # seconds
 
@@ -38,7 +38,9 @@ def trained_ahead(requests: Sequence[tuple[Config, Path]], jobs: int) -> Iterato
         yield {}
         return
     with process_pool(jobs) as pool:
-        yield {folder: pool.submit(_train_quietly, config, folder) for config, folder in requests}
+        with killed_is_told():
+            runs = {folder: pool.submit(_train_quietly, config, folder) for config, folder in requests}
+        yield runs
 
 
 @contextmanager
@@ -66,8 +68,19 @@ def wait_for(run: Future[T]) -> T:
     Raises:
         UserError: its process was ended.
     """
-    try:
+    with killed_is_told():
         return run.result()
+
+
+@contextmanager
+def killed_is_told() -> Iterator[None]:
+    """For what is handed to other processes, or waited for.
+
+    Raises:
+        UserError: one of them was ended.
+    """
+    try:
+        yield
     except BrokenProcessPool as error:
         raise UserError(
             "Expected the processes of --jobs to end by themselves, but one was killed, perhaps for its memory. "
