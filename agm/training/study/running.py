@@ -72,6 +72,8 @@ def run_study(
     Raises:
         UserError: settings, data or a folder that do not fit, all before the first run; a process that was killed.
     """
+    if jobs < 1:
+        raise UserError(f"Expected --jobs to be an integer >= 1, but got {jobs}. Use for example --jobs 2.")
     with locked(folder):
         rows = Rows(folder / "rows.jsonl")
         tasks = [_prepared(task, folder) for task in study.tasks]

@@ -379,3 +379,5 @@ def test_a_process_that_is_killed_between_two_runs(study, tmp_path, monkeypatch)
     monkeypatch.setattr(running, "engine", broken)
     with pytest.raises(UserError, match="one was killed"):
         run_study(study(), tmp_path / "out", jobs=2)
+    with pytest.raises(UserError, match="--jobs to be an integer >= 1, but got 0"):
+        run_study(study(), tmp_path / "out", jobs=0)
