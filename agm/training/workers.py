@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -53,7 +53,7 @@ def process_pool(jobs: int) -> Iterator[Executor]:
     # A forked child would inherit the threads' locks of torch.
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(os.getpid(), stop)) as pool:
+    with _Pool(jobs, mp_context=context, initializer=_begin, initargs=(os.getpid(), stop)) as pool:
         try:
             yield pool
         except BaseException:
@@ -86,6 +86,19 @@ def killed_is_told() -> Iterator[None]:
             "Expected the processes of --jobs to end by themselves, but one was killed, perhaps for its memory. "
             "The same command goes on from what is finished; use a smaller --jobs if it happens again."
         ) from error
+
+
+class _Pool(ProcessPoolExecutor):
+    """One whose processes do not hear of Ctrl-C while they begin, before they ignore it."""
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        if os.name != "posix":
+            return super().submit(fn, *args, **kwargs)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))  # a process that is begun here inherits it
+        try:
+            return super().submit(fn, *args, **kwargs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin(parent: int, stop: Any) -> None:
