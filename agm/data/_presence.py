@@ -22,23 +22,36 @@ def read_present(
         samples: N.
 
     Raises:
-        ValueError: both forms at once, another shape, or values that are not true or false.
+        ValueError: both forms at once, another shape, values that are not true or false, or a sample without any.
     """
     own = {name: arrays[f"{name}.present"] for name in modalities if f"{name}.present" in arrays}
     if "present" not in arrays:
         if not own:
             return None
-        return {
+        found = {
             name: _truths(path, f"{name}.present", own[name], (samples,)) if name in own else np.ones(samples, bool)
             for name in modalities
         }
+        return _some(path, found, samples)
     if own:
         raise ValueError(
             f"Expected {path} to hold `present` or {', '.join(f'`{name}.present`' for name in own)}, but got both. "
             "Remove either."
         )
     table = _truths(path, "present", arrays["present"], (samples, len(modalities)))
-    return {name: np.ascontiguousarray(table[:, place]) for place, name in enumerate(modalities)}
+    found = {name: np.ascontiguousarray(table[:, place]) for place, name in enumerate(modalities)}
+    return _some(path, found, samples)
+
+
+def _some(path: Path, present: dict[str, np.ndarray], samples: int) -> dict[str, np.ndarray]:
+    """The same, where every sample has a modality."""
+    nothing = ~np.any([np.zeros(samples, bool), *present.values()], axis=0)
+    if nothing.any():
+        raise ValueError(
+            f"Expected every sample of {path} to have a modality, but got none in {int(nothing.sum())} rows, first in "
+            f"row {int(np.argmax(nothing))}. Leave these samples out."
+        )
+    return present
 
 
 def _truths(path: Path, key: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

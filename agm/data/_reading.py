@@ -16,10 +16,12 @@ from torch.utils import _pytree as pytree
 
 from agm.data._files import memory, open_ordinary, read_text
 
-__all__ = ["LABELS", "Refused", "check_header", "load_tensors", "read_arrays"]
+__all__ = ["LABELS", "QUALITIES", "Refused", "check_header", "load_tensors", "read_arrays"]
 
 # Names that are no modality. As the only ones they may be text files in a folder.
 LABELS = ("target", "split", "class_names", "task", "present")
+# What NAME.QUALITY says of a modality.
+QUALITIES = ("scale", "offset", "present")
 
 DEFLATE = 1032  # bytes at most that a byte of a deflated entry can become
 ENTRIES = 100_000  # of an archive at most
@@ -116,6 +118,8 @@ def _read_folder(path: Path) -> dict[str, np.ndarray]:
         if file.suffix not in (".npy", ".pt", ".txt") or not _is_wanted(file.stem):
             continue
         if file.suffix == ".txt" and file.stem not in LABELS:
+            if file.stem.rpartition(".")[2] in QUALITIES and "." in file.stem:
+                raise ValueError(f"Expected {file} to be a .npy or .pt file, but got text. Store it as an array.")
             continue  # a README, say
         if file.stem in arrays:
             raise ValueError(

@@ -78,11 +78,16 @@ def _task(path: Path, target: np.ndarray, task: np.ndarray | None) -> str:
     shown += ["numbers"] if fitting["numbers"] and kind == "f" and not whole else []
     if said is None and shown:
         return shown[0]
-    advice = 'Add `task` = "numbers" if they are to be predicted as numbers, or store class indices as integers.'
+    advice = "Give one label a sample, or true or false for each of L labels."
+    if said is None and dims == 2:
+        advice = (
+            'Of labels, store true and false, or integers 0 and 1 with `task` = "labels"; else add `task` = "numbers".'
+        )
+    elif said is None and whole:
+        advice = 'Add `task` = "numbers" if they are to be predicted as numbers, or store class indices as integers.'
     raise ValueError(
         f"Expected `target` in {path} to be of shape (N,), integers or strings, (N, L) bool, or numbers with "
-        f"fractions, but got {target.dtype} of shape {target.shape}{f' for task {said}' if said else ''}. "
-        + (advice if whole and said is None else "Give one label a sample, or true or false for each of L labels.")
+        f"fractions, but got {target.dtype} of shape {target.shape}{f' for task {said}' if said else ''}. {advice}"
     )
 
 

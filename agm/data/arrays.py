@@ -35,7 +35,7 @@ import torch
 
 from agm.data._npz import write_npz
 from agm.data._presence import read_present
-from agm.data._reading import LABELS, read_arrays
+from agm.data._reading import LABELS, QUALITIES, read_arrays
 from agm.data._targets import decoded, read_target, stored_target
 from agm.data.multimodal import MultimodalData, Split, check_modalities
 
@@ -82,6 +82,7 @@ def load_arrays(
     target, class_names = read_target(path, labels, split == "train", arrays.get("class_names"), arrays.get("task"))
     chosen = {which: torch.from_numpy(np.flatnonzero(split == which)) for which in _SPLITS}
     whole = None if present is None else torch.stack([torch.from_numpy(present[name]) for name in inputs], dim=1)
+    marked = [which for which, rows in chosen.items() if len(rows)]
     if whole is not None and modalities is not None:  # what was left out may be all that a sample has
         chosen = {which: rows[whole[rows].any(dim=1)] for which, rows in chosen.items()}
     parts = {
@@ -93,7 +94,7 @@ def load_arrays(
         for which, rows in chosen.items()
         if len(rows)
     }
-    if missing := [which for which in ("train", "test") if which not in parts]:
+    if missing := [which for which in marked if which not in parts]:
         raise ValueError(
             f"Expected samples of {path} for {' and '.join(missing)} that have one of the modalities "
             f"{', '.join(inputs)}, but got none. Choose other modalities."
@@ -188,7 +189,7 @@ def _inputs(
     inputs = _modalities(arrays)
     for key in arrays:
         modality, _, suffix = key.partition(".")
-        if suffix and (suffix not in ("scale", "offset", "present") or modality not in inputs):
+        if suffix and (suffix not in QUALITIES or modality not in inputs):
             raise ValueError(
                 f"Expected a name with a dot in {path} to be MODALITY.scale, MODALITY.offset, MODALITY.present or "
                 f"meta.NAME, but got {key!r}. Rename it."

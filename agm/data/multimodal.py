@@ -81,7 +81,12 @@ class Split:
         return Split({name: values[rows] for name, values in self.inputs.items()}, self.target[rows], present)
 
     def select(self, modalities: Sequence[str]) -> Split:
-        """The samples with these modalities alone, in this order; those that have none of them are left out."""
+        """The samples with these modalities alone, in this order; those that have none of them are left out.
+
+        Raises:
+            ValueError: none, one twice, one that is not there, or no sample has one of them.
+        """
+        check_modalities(modalities, self.inputs)
         inputs = {name: self.inputs[name] for name in modalities}
         if self.present is None:
             return Split(inputs, self.target)
@@ -127,7 +132,7 @@ class MultimodalData:
 
     Args:
         name: what tables and run folders call it.
-        train, test: the samples of each split.
+        train, test: the samples of each split; the modalities of all are put into the order of `train`.
         validation: a third split, or None.
         class_names: one name a class, label or number; class index i is `class_names[i]`.
 
@@ -156,6 +161,8 @@ class MultimodalData:
                     "Wrap inputs and target in agm.data.Split."
                 )
             self._check_against_train(split_name, split)
+            if tuple(split.inputs) != self.modalities:  # the columns of `present` are in that order
+                object.__setattr__(self, split_name, split.select(self.modalities))
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -177,9 +184,8 @@ class MultimodalData:
         """The dataset with these modalities alone, in this order.
 
         Raises:
-            ValueError: none, one twice, or one that is not there.
+            ValueError: none, one twice, one that is not there, or a split in which no sample has one of them.
         """
-        check_modalities(modalities, self.modalities)
         parts = {name: split.select(modalities) for name, split in self.splits.items()}
         return replace(self, train=parts["train"], validation=parts.get("validation"), test=parts["test"])
 

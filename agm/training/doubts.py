@@ -17,7 +17,7 @@ _LARGE = 30.0  # standard deviations of features that networks of torch's initia
 
 def doubts(data: MultimodalData, batch_size: int) -> list[str]:
     """A sentence each; none for data about which there is no doubt."""
-    found = _empty_classes(data)
+    found = [*_empty_classes(data), *_large_numbers(data)]
     for name, values in data.train.inputs.items():
         found += [*_doubts_of(name, values), *_long(name, values, batch_size)]
     return found
@@ -47,6 +47,18 @@ def _empty_classes(data: MultimodalData) -> list[str]:
     return [
         f"{len(empty)} of {data.num_classes} classes have no sample in the training split: {shown}. Integer labels are "
         "class indices, from 0 on; store labels that are numbered otherwise as strings."
+    ]
+
+
+def _large_numbers(data: MultimodalData) -> list[str]:
+    if data.task != "numbers":
+        return []
+    scale = float(data.train.target.double().pow(2).mean().sqrt())
+    if scale <= _LARGE:
+        return []
+    return [
+        f"the target has values of about {scale:.3g} (root mean square), on which training may diverge. Store them "
+        "with mean 0 and standard deviation 1, or use --error absolute."
     ]
 
 

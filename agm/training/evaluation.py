@@ -54,10 +54,12 @@ def evaluate(network: nn.Module, split: Split, modalities: tuple[str, ...], batc
 
     Args:
         network: takes the modalities as keywords and returns (B, C) logits.
-        split: on the network's device.
+        split: on the network's device; samples that have none of the modalities are left out.
         modalities: those that the network takes, one or more.
         batch_size: samples a pass.
     """
+    if tuple(split.inputs) != tuple(modalities):  # the columns of `present` are in that order
+        split = split.select(modalities)
     count = len(modalities)
     totals = torch.zeros(2 + 2 * count, dtype=torch.float64, device=split.target.device)
     answers, joint = Answers(split.target), []

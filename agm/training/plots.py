@@ -161,7 +161,9 @@ def comparison_figure(comparisons: Sequence[Comparison], title: str) -> Figure:
         row[0].set_ylabel("test accuracy, %")
     # Intervals of few seeds reach far beyond what an accuracy can be.
     low, high = grid[0][0].get_ylim()
-    grid[0][0].set_ylim(max(low, 0), min(high, 100))
+    low, high = max(low, 0), min(high, 100)
+    if low < high:  # the share of the variance explained may be below 0 everywhere
+        grid[0][0].set_ylim(low, high)
     set_title(figure, title)
     return figure
 
@@ -248,8 +250,9 @@ def _draw_loss(axes: Axes, metrics: Rows, steps: Rows, split: str) -> None:
     axes.plot(_column(metrics, "step"), _column(metrics, "loss"), color=JOINT)
     # A single wild step must not flatten the rest.
     shown = np.concatenate([_column(metrics, "loss"), _column(metrics, "train_loss"), _column(steps, "loss")[:1]])
-    if np.isfinite(shown).any():
-        axes.set_ylim(0, 1.1 * np.nanmax(shown))
+    shown = shown[np.isfinite(shown)]
+    if len(shown):
+        axes.set_ylim(0, 1.1 * shown.max())
     axes.set_ylabel(_unit(metrics))
 
 

@@ -30,7 +30,12 @@ def load_data(config: Config) -> MultimodalData:
     if len(data.train) < 2:
         raise UserError("Expected the training split to hold 2 samples or more, but got 1. Add samples.")
     data = _with_features(data)
-    return standardized(data) if config.scale == "standard" else data
+    if config.scale != "standard":
+        return data
+    try:
+        return standardized(data)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _with_features(data: MultimodalData) -> MultimodalData:

@@ -36,6 +36,11 @@ def standardized(data: MultimodalData) -> MultimodalData:
             if name in scales:
                 mean, deviation = scales[name]
                 values = ((values.double() - mean) / deviation).float()
+                if not bool(values.isfinite().all()):
+                    raise ValueError(
+                        f"Expected {name!r} of the {which} split to be like that of the training split, by whose mean "
+                        "and deviation it is scaled, but got values that overflow. Correct them."
+                    )
             inputs[name] = values
         parts[which] = Split(inputs, split.target, split.present)
     return replace(data, train=parts["train"], test=parts["test"], validation=parts.get("validation"))
@@ -44,6 +49,8 @@ def standardized(data: MultimodalData) -> MultimodalData:
 def _statistics(values: Tensor, having: Tensor | None) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation, float64, in a shape that a sample can be combined with."""
     values = (values if having is None else values[having]).double()
+    if not len(values):  # of nothing but zeros
+        return torch.zeros_like(values.sum(0)), torch.ones_like(values.sum(0))
     own = values.dim() - 3 if values.dim() > 3 else values.dim() - 1  # the dimension of channels or of features
     others = tuple(dim for dim in range(values.dim()) if dim != own)
     mean = values.mean(others, keepdim=True)[0]

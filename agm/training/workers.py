@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from agm.training.errors import UserError
 from agm.training.observer import Observer
 from agm.training.train_or_none import train_or_none
 
-__all__ = ["process_pool", "trained_ahead", "wait_for"]
+__all__ = ["killed_is_told", "process_pool", "trained_ahead", "wait_for"]
 
 TICK = 0.2  # seconds
 
@@ -38,7 +38,9 @@ def trained_ahead(requests: Sequence[tuple[Config, Path]], jobs: int) -> Iterato
         yield {}
         return
     with process_pool(jobs) as pool:
-        yield {folder: pool.submit(_train_quietly, config, folder) for config, folder in requests}
+        with killed_is_told():
+            runs = {folder: pool.submit(_train_quietly, config, folder) for config, folder in requests}
+        yield runs
 
 
 @contextmanager
@@ -51,7 +53,7 @@ def process_pool(jobs: int) -> Iterator[Executor]:
     # A forked child would inherit the threads' locks of torch.
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(os.getpid(), stop)) as pool:
+    with _Pool(jobs, mp_context=context, initializer=_begin, initargs=(os.getpid(), stop)) as pool:
         try:
             yield pool
         except BaseException:
@@ -66,13 +68,37 @@ def wait_for(run: Future[T]) -> T:
     Raises:
         UserError: its process was ended.
     """
-    try:
+    with killed_is_told():
         return run.result()
+
+
+@contextmanager
+def killed_is_told() -> Iterator[None]:
+    """For what is handed to other processes, or waited for.
+
+    Raises:
+        UserError: one of them was ended.
+    """
+    try:
+        yield
     except BrokenProcessPool as error:
         raise UserError(
             "Expected the processes of --jobs to end by themselves, but one was killed, perhaps for its memory. "
             "The same command goes on from what is finished; use a smaller --jobs if it happens again."
         ) from error
+
+
+class _Pool(ProcessPoolExecutor):
+    """One whose processes do not hear of Ctrl-C while they begin, before they ignore it."""
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        if os.name != "posix":
+            return super().submit(fn, *args, **kwargs)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))  # a process that is begun here inherits it
+        try:
+            return super().submit(fn, *args, **kwargs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin(parent: int, stop: Any) -> None:

@@ -202,6 +202,8 @@ REFUSED = {
     "new test index": ({"target": np.array([0, 3, 1, 1, 1])}, "the 2 classes .* got 3 in row 1"),
     "identifiers for labels": ({"target": np.array([0, 0, 10**12, 0, 0])}, "counted from 0, but got 1000000000000"),
     "float labels": ({"target": np.zeros(5)}, '`target` in .* but got float64 .* Add `task` = "numbers"'),
+    "labels as integers": ({"target": np.eye(5, 3, dtype=int)}, 'integers 0 and 1 with `task` = "labels"'),
+    "labels as floats": ({"target": np.eye(5, 3)}, 'Of labels, store true and false, .* else add `task` = "numbers"'),
     "unknown task": ({"task": np.array("regression")}, "`task` in .* one of classes, labels, numbers.*'regression'"),
     "labels of another task": ({"task": np.array("labels")}, r"`target` in .* of shape \(5,\) for task labels"),
     "no number": (

@@ -75,7 +75,7 @@ def test_all_present_is_the_same_as_nothing_said(tmp_path):
         ({"present": None}, r"`sound` .* NaN .* lack the modality, say so: sound.present, \(N,\) bool"),
         (
             {"present": np.array([[1, 1], [0, 0], *PRESENT[2:]], bool)},
-            "every sample to have a modality, but got none in",
+            "every sample of .* to have a modality, but got none in 1 rows, first in row",
         ),
         ({"sound": SOUND[:4]}, "`sound` in .* to have 6 rows"),
     ],
@@ -97,3 +97,44 @@ def test_a_split_by_hand():
     for wrong in (torch.ones(3, 2), torch.ones(3, 1, dtype=torch.bool), [[True]]):
         with pytest.raises(ValueError, match=r"`present` to be bool of shape \(3, 2\)"):
             Split(inputs, target, wrong)
+
+
+def test_splits_whose_modalities_stand_in_another_order(tmp_path):
+    """A column of `present` belongs to a modality, whatever its place."""
+    present, target = torch.from_numpy(PRESENT), torch.tensor([0, 1, 0, 1, 0, 1])
+    inputs = {"sound": torch.from_numpy(SOUND).float(), "image": 10 + torch.from_numpy(SOUND).float()}
+    train = Split(inputs, target, present)
+    test = Split({name: inputs[name] for name in ("image", "sound")}, target, present.flip(1))
+    data = MultimodalData("mine", train, test, test, ("a", "b"))
+    again = agm.data.load(agm.data.save(data, tmp_path / "x.npz"))
+    for found in (*data.splits.values(), *again.splits.values()):
+        assert list(found.inputs) == ["sound", "image"]
+        assert torch.equal(found.present, present)
+        assert torch.equal(found.inputs["sound"], train.inputs["sound"])
+        assert torch.equal(found.inputs["image"], train.inputs["image"])
+
+
+@pytest.mark.parametrize("modalities", [[], ["sound", "sound"], ["sonud"]])
+def test_a_choice_of_modalities_that_cannot_be(tmp_path, modalities):
+    with pytest.raises(ValueError, match="`modalities` to be among sound, text, once each"):
+        agm.data.load(written(tmp_path / "x.npz")).train.select(modalities)
+
+
+def test_a_validation_split_does_not_vanish(tmp_path):
+    present = PRESENT | [[False, True]]
+    present[2] = [False, True]
+    split = np.array(["train", "train", "validation", "test", "test", "test"])
+    path = written(tmp_path / "x.npz", present=present, split=split)
+    assert len(agm.data.load(path).validation) == 1
+    with pytest.raises(ValueError, match=r"samples of .* for validation that have one of the modalities sound"):
+        agm.data.load(path, ["sound"])
+
+
+def test_presence_in_a_text_file_is_not_passed_over(tmp_path):
+    for name, values in {"sound": SOUND, "image": SOUND, "target": np.arange(6) % 2, "split": SPLIT}.items():
+        np.save(tmp_path / f"{name}.npy", values)
+    (tmp_path / "README.txt").write_text("of sounds")
+    assert agm.data.load(tmp_path).complete
+    (tmp_path / "sound.present.txt").write_text("1\n0\n1\n1\n0\n1\n")
+    with pytest.raises(ValueError, match=r"sound\.present\.txt to be a \.npy or \.pt file, but got text"):
+        agm.data.load(tmp_path)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agm.training.errors import UserError
-from agm.training.workers import wait_for
+from agm.training.workers import process_pool, wait_for
 
 from .conftest import SETTINGS, SOAK, started
 
@@ -74,3 +74,12 @@ def test_a_worker_that_was_killed() -> None:
     run.set_exception(BrokenProcessPool())
     with pytest.raises(UserError, match="one was killed"):
         wait_for(run)
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs signal masks")
+def test_processes_that_begin_do_not_hear_of_ctrl_c() -> None:
+    """A terminal sends it to them too, and they import for seconds before they can ignore it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with process_pool(1) as pool:
+        assert signal.SIGINT in pool.submit(signal.pthread_sigmask, signal.SIG_BLOCK, ()).result()
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before

@@ -105,3 +105,14 @@ def test_logits_that_are_no_numbers_are_wrong(names):
     figures = evaluate(network, Split(split.inputs, torch.zeros(41, dtype=torch.long)), names)  # argmax gives class 0
     assert figures.accuracy == 0.0
     assert set(figures.responses.values()) | set(figures.absent.values()) == {0.0}
+
+
+def test_modalities_in_another_order_than_in_the_split():
+    network, split = network_and_split(("audio", "image"))
+    present = torch.ones(41, 2, dtype=torch.bool)
+    present[:20, 0], present[30:, 1] = False, False
+    lacking = Split(split.inputs, split.target, present)
+    one, two = (evaluate(network, lacking, names) for names in (("audio", "image"), ("image", "audio")))
+    assert one.accuracy == two.accuracy
+    assert one.responses == two.responses
+    assert one.absent == two.absent

@@ -154,3 +154,36 @@ def test_counts_that_are_no_tokens(settings, tmp_path):
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(UserError, match="if these are quantities, store them as floating-point numbers"):
         train(settings(dataset=str(tmp_path / "x.npz"), method="joint"), tmp_path / "run")
+
+
+def test_scaling_where_no_training_sample_has_a_modality(tmp_path, settings):
+    random = np.random.default_rng(0)
+    arrays = {
+        "a": random.normal(5, 2, size=(30, 3)),
+        "b": random.normal(5, 2, size=(30, 1, 4, 4)),
+        "target": np.arange(30) % 2,
+        "split": np.where(np.arange(30) < 20, "train", "test"),
+        "b.present": np.arange(30) >= 20,
+    }
+    np.savez(tmp_path / "x.npz", **arrays)
+    data = load_data(settings(dataset=str(tmp_path / "x.npz"), scale="standard"))
+    assert not data.train.inputs["b"].any()
+    assert data.test.inputs["b"].numpy() == pytest.approx(arrays["b"][20:], rel=1e-6)
+
+
+def test_scaled_values_that_overflow(tmp_path, settings):
+    table = np.zeros((20, 2))
+    table[:, 0], table[0, 1], table[19, 1] = np.arange(20), 1e-30, 1e30
+    split = np.where(np.arange(20) < 15, "train", "test")
+    np.savez(tmp_path / "x.npz", table=table, other=table, target=np.arange(20) % 2, split=split)
+    with pytest.raises(UserError, match="'table' of the test split to be like that of the training split"):
+        load_data(settings(dataset=str(tmp_path / "x.npz"), scale="standard"))
+
+
+def test_large_targets_are_doubted(tmp_path, settings):
+    random = np.random.default_rng(0)
+    arrays = {"a": random.normal(size=(40, 3)), "b": random.normal(size=(40, 3)), "target": 1e6 + random.random(40)}
+    np.savez(tmp_path / "x.npz", **arrays, split=np.where(np.arange(40) < 30, "train", "test"))
+    config = settings(dataset=str(tmp_path / "x.npz"), method="joint", epochs=1)
+    (told,) = doubts(load_data(config), 8)
+    assert told.startswith("the target has values of about 1e+06")

@@ -1,3 +1,4 @@
+import math
 import subprocess
 import sys
 
@@ -137,3 +138,13 @@ def test_a_run_on_numbers_shows_what_is_below_zero_by_its_name():
     assert absent.get_ylim()[0] == pytest.approx(-33)
     assert score.get_ylabel() == "logarithm of the error"
     assert score.get_ylim()[0] < -0.5
+
+
+def test_figures_that_are_not_finite_or_below_zero():
+    """As of training on numbers that goes far off: the run ended, and has a picture."""
+    row = {"epoch": 0, "step": 1, "split": "test", "train_loss": 1e12, "loss": math.inf, "accuracy": -1e44}
+    figure = plots.training_figure([row], [{"step": 1, "epoch": 0, "loss": 1e12}], "run")
+    assert figure.axes[0].get_ylim() == pytest.approx((0, 1.1e12))
+    values = {name: [{"accuracy": value - 0.01 * seed} for seed in range(3)] for name, value in (("a", -3), ("b", -2))}
+    low, high = plots.comparison_figure(paired_comparisons(values), "title").axes[0].get_ylim()
+    assert low < -300 < high

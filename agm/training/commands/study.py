@@ -53,9 +53,9 @@ def study_command(
 
 def _show(console: Terminal, figures: StudyFigures, folder: Path, command: str) -> None:
     write_tables(folder, figures, command)
-    draw_study(folder, figures)
+    pictures = ", ".join(path.name for path in draw_study(folder, figures))
     console.print(ranking_table(figures))
-    console.say(f"results.md, results.csv, settings.csv, differences.png, ranks.png: {folder}")
+    console.say(f"results.md, results.csv, settings.csv, {pictures}: {folder}")
     console.say("next:")
     console.say(f"  agm report {shlex.quote(str(folder))}  # one page: tables, pictures, ranks")
 

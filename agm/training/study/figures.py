@@ -9,7 +9,7 @@ from typing import Any
 
 from agm.training.compare import Comparison, mean_interval, paired_comparisons
 from agm.training.study.ranks import Ranking, rank_methods
-from agm.training.study.requests import cost_requests, test_requests
+from agm.training.study.requests import concept_requests, cost_requests, test_requests
 from agm.training.study.study_file import BASELINE, Study, Task
 from agm.training.variants import Variant
 
@@ -50,10 +50,12 @@ class StudyFigures:
                 entry.label: [rows[r.key] for r in test_requests(study, task, entry, variants[entry.label], digest)]
                 for entry in study.entries_for(task)
             }
+            # Of these settings and data: a folder keeps the rows of others.
+            names = [row["method"] for row in rows.values() if (row["kind"], row["task"]) == ("concept", task.name)]
             concepts: dict[str, list[float]] = {}
-            for row in rows.values():
-                if (row["kind"], row["task"]) == ("concept", task.name) and row["figures"] is not None:
-                    concepts.setdefault(row["method"], []).append(row["figures"]["accuracy"])
+            for request in concept_requests(study, task, tuple(dict.fromkeys(names)), digest):
+                if request.key in rows:
+                    concepts.setdefault(request.label, []).append(rows[request.key]["figures"]["accuracy"])
             self._concepts[task.name] = concepts
             if task.name in study.cost_tasks:
                 self._timed[task.name] = [rows[r.key] for r in cost_requests(study, task, variants, digest)]
@@ -80,6 +82,8 @@ class StudyFigures:
             ]
             for label in self._runs[task]
         }
+        if not any(run for runs in kept.values() for run in runs):  # so that a table says that all diverged
+            kept = {label: [{"accuracy": math.nan} for _ in runs] for label, runs in kept.items()}
         return paired_comparisons(kept)
 
     def compared(self, task: str, metric: str) -> dict[str, Comparison]:

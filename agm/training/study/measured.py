@@ -85,16 +85,16 @@ def train_seconds(result: Result) -> float | None:
 
 
 def _test_figures(result: Result, concepts: Concepts | None) -> dict[str, float]:
-    """What only a finished network is asked: the Shapley values of its accuracy, and competition strengths."""
+    """What only a finished network is asked: of classes the Shapley values of its accuracy; competition strengths."""
     fit, test = _splits(result)
-    report = contributions(
-        result.network, test.batches(_BATCH), result.modalities, present=test.present, sample_values=False
-    )
-    values = list(report.contributions.values())
-    figures = {
-        **{f"contribution_{name}": value for name, value in report.contributions.items()},
-        "shapley_gap": max(values) - min(values),
-    }
+    figures: dict[str, float] = {}
+    if test.task == "classes":  # of which alone accuracy is a game of the modalities
+        report = contributions(
+            result.network, test.batches(_BATCH), result.modalities, present=test.present, sample_values=False
+        )
+        values = list(report.contributions.values())
+        figures |= {f"contribution_{name}": value for name, value in report.contributions.items()}
+        figures["shapley_gap"] = max(values) - min(values)
     # There may be none that the network knows of, and then nothing to read a concept from.
     if concepts is not None and hasattr(result.network, "fused_features"):
         strengths = strength_of(result.network, fit, test, concepts, ridge="cv", resamples=_RESAMPLES)

@@ -35,6 +35,7 @@ class Request:
         seed: of the run.
         data: digest of the task's data.
         round: of a run that is timed.
+        strength: whether the competition strength of a run on the test split is measured.
     """
 
     kind: Kind
@@ -44,6 +45,7 @@ class Request:
     seed: int
     data: str
     round: int = 0
+    strength: bool = True
 
     @property
     def config(self) -> Any:
@@ -74,7 +76,8 @@ class Request:
 
     def _facts(self) -> Mapping[str, Any]:
         settings = {name: value for name, value in asdict(self.config).items() if name not in _PLACES}
-        return {"kind": self.kind, "settings": settings, "data": self.data, "round": self.round}
+        without = {} if self.strength else {"strength": False}
+        return {"kind": self.kind, "settings": settings, "data": self.data, "round": self.round, **without}
 
 
 def concept_requests(study: Study, task: Task, modalities: tuple[str, ...], data: str) -> list[Request]:
@@ -108,7 +111,7 @@ def trial_requests(study: Study, task: Task, entry: Entry, data: str) -> list[Re
 
 def test_requests(study: Study, task: Task, entry: Entry, chosen: Variant, data: str) -> list[Request]:
     """Of the chosen settings, every seed."""
-    return [Request("test", task, entry.label, chosen, seed, data) for seed in study.seeds]
+    return [Request("test", task, entry.label, chosen, seed, data, strength=study.strength) for seed in study.seeds]
 
 
 def cost_requests(study: Study, task: Task, chosen: Mapping[str, Variant], data: str) -> list[Request]:

@@ -72,11 +72,30 @@ class Rows(Mapping[str, Mapping[str, Any]]):
         for number, line in enumerate(content.split(b"\n")[:-1], 1):
             try:
                 row = json.loads(line)
-                key, _ = row["key"], row["figures"]
+                _check(row)
             except (ValueError, TypeError, KeyError, RecursionError) as error:
                 raise UserError(
                     f"Expected line {number} of {str(self.path)!r} to be a row of a study, but it does not read. "
                     "Remove the line, and that run is repeated."
                 ) from error
-            self._rows.setdefault(str(key), row)
+            self._rows.setdefault(row["key"], row)
             self._whole += len(line) + 1
+
+
+def _check(row: Any) -> None:
+    """Of the kinds that all else takes for granted: somebody may have edited the file.
+
+    Raises:
+        TypeError, KeyError: not so.
+    """
+    texts = [row[name] for name in ("key", "kind", "task", "method", "variant")]
+    integers = [row["seed"], row.get("epochs", 0), row.get("round", 0)]
+    figures = row["figures"]
+    if figures is None and row["kind"] != "concept":  # it diverged
+        figures = {}
+    else:
+        figures["train_seconds" if row["kind"] == "cost" else "accuracy"] + 0.0
+    numbers = [value for value in figures.values() if value is not None]
+    kinds = ((texts, str), (integers, int), (list(figures), str), (numbers, (int, float)))
+    if not all(isinstance(value, kind) for values, kind in kinds for value in values):
+        raise TypeError("texts, whole numbers and figures")

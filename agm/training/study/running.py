@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from agm.data import MultimodalData
+from agm.data._reading import load_tensors
 from agm.training.competition_settings import keep_data
 from agm.training.errors import UserError
 from agm.training.samples import fingerprint, hold_out, load_data
-from agm.training.strengths import Concepts
+from agm.training.strengths import Concepts, concept_method
 from agm.training.study.engines import Engine, engine
 from agm.training.study.figures import StudyFigures
 from agm.training.study.measured import Outcome, measure
@@ -35,7 +36,7 @@ from agm.training.study.study_file import Entry, Study, Task
 from agm.training.trainer import check_settings
 from agm.training.tune import Trial, ranked
 from agm.training.variants import Variant
-from agm.training.workers import wait_for
+from agm.training.workers import killed_is_told, wait_for
 from agm.training.writing import locked, write_bytes
 
 __all__ = ["Finished", "run_study"]
@@ -71,6 +72,8 @@ def run_study(
     Raises:
         UserError: settings, data or a folder that do not fit, all before the first run; a process that was killed.
     """
+    if jobs < 1:
+        raise UserError(f"Expected --jobs to be an integer >= 1, but got {jobs}. Use for example --jobs 2.")
     with locked(folder):
         rows = Rows(folder / "rows.jsonl")
         tasks = [_prepared(task, folder) for task in study.tasks]
@@ -113,7 +116,7 @@ def _prepared(task: Task, folder: Path) -> _Prepared:
 
 
 def _check(study: Study, tasks: list[_Prepared]) -> None:
-    """Build every method once for every task, and all its choices once.
+    """Build every method once for every task, and all its choices once; and the networks of one modality each.
 
     Raises:
         UserError: what does not fit, all of it.
@@ -127,6 +130,13 @@ def _check(study: Study, tasks: list[_Prepared]) -> None:
                     check_settings(variant.config(task.task.config), data=task.data)
                 except UserError as error:
                     wrong.append(f"{task.name}, {variant.label}: {error}")
+    for task in tasks if study.strength else ():
+        for name in task.modalities:
+            method = concept_method(task.task.config.fusion, name)
+            try:
+                check_settings(replace(task.task.config, method=method), data=task.data)
+            except UserError as error:
+                wrong.append(f"{task.name}, {method}, which `strength` needs: {error}")
     if wrong:
         shown = "\n".join(wrong[:10]) + (f"\nand {len(wrong) - 10} more" if len(wrong) > 10 else "")
         raise UserError(f"Expected every method to be defined for its tasks, but got:\n{shown}")
@@ -161,7 +171,8 @@ class _Runs:
             while self._ready and len(pending) < where.capacity:
                 request = heapq.heappop(self._ready)[-1]
                 concepts = self._concepts(request) if request.kind == "test" else None
-                pending[where.executor.submit(measure, request, concepts)] = request
+                with killed_is_told():
+                    pending[where.executor.submit(measure, request, concepts)] = request
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
                 self._record(pending.pop(future), wait_for(future))
             self._choose()
@@ -252,5 +263,11 @@ class _Runs:
     def _concepts(self, request: Request) -> Concepts | None:
         found: dict[str, Any] = {}
         for file in self._concept_files(request).values():
-            found |= torch.load(file, weights_only=True)
+            try:
+                found |= load_tensors(file)
+            except (OSError, TypeError, ValueError) as error:
+                raise UserError(
+                    f"Expected {str(file)!r} to be outputs of a network of one modality, but got: {error}. Remove the "
+                    "file, and that network is trained again."
+                ) from error
         return found or None

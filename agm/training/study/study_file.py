@@ -10,13 +10,13 @@ from typing import Any
 
 from agm.training.config import OPTIONS, Config, read_toml
 from agm.training.errors import UserError
-from agm.training.run_folder import run_name
 from agm.training.variants import Variant, variant_of
 
 __all__ = ["BASELINE", "Entry", "Study", "Task", "read_study"]
 
 BASELINE = "joint"  # what every method is compared with
 
+_LAST_SEED = 2**32 - 1
 _STUDY = ("seeds", "trials", "tuning_seeds", "strength", "cost_tasks", "cost_rounds")
 _ENTRY = ("method", "grid", "except")
 _PER_RUN = ("method", "seed", "device", "threads", OPTIONS, "choose")  # the study's to decide
@@ -126,7 +126,7 @@ def read_study(path: str | Path) -> Study:
     """
     contents = read_toml(path)
     for name in ("study", "tasks", "methods"):
-        if not isinstance(contents.get(name), Mapping) or not contents[name]:
+        if not contents.get(name):
             raise UserError(f"Expected {str(path)!r} to have a table [{name}], but got none. Add it.")
     for name in contents:
         _known(name, ("study", "settings", "tasks", "methods"), str(path), "table")
@@ -137,26 +137,30 @@ def read_study(path: str | Path) -> Study:
 
 
 def _study(name: str, contents: Mapping[str, Any]) -> Study:
-    head = contents["study"]
+    head, settings = _table(contents, "study"), _table(contents, "settings")
     for key in head:
         _known(key, _STUDY, "[study]", "setting")
     seeds, trials = _count(head, "seeds"), _count(head, "trials")
-    tuning = head.get("tuning_seeds", [100])
-    if not (isinstance(tuning, list) and tuning and all(type(seed) is int and seed >= seeds for seed in tuning)):
+    tuning, strength = head.get("tuning_seeds", [100]), head.get("strength", False)
+    if not (
+        isinstance(tuning, list)
+        and tuning
+        and all(type(seed) is int and seeds <= seed <= _LAST_SEED for seed in tuning)
+        and len(set(tuning)) == len(tuning)
+    ):
         raise UserError(
-            f"Expected `tuning_seeds` to be a list of seeds that are not among the {seeds} of the test runs, but got "
-            f"{tuning!r}. Use for example [100]."
+            f"Expected `tuning_seeds` to be a list of different seeds up to 2**32 - 1 that are not among the {seeds} "
+            f"of the test runs, but got {tuning!r}. Use for example [100]."
         )
-    tasks = tuple(_task(label, {**contents.get("settings", {}), **table}) for label, table in contents["tasks"].items())
-    entries = tuple(_entry(label, table, trials, tasks) for label, table in contents["methods"].items())
-    if not entries or entries[0].label != BASELINE or entries[0].excluded:
+    if not isinstance(strength, bool):
+        raise UserError(f"Expected `strength` of [study] to be true or false, but got {strength!r}.")
+    names = list(_table(contents, "tasks"))
+    tasks = tuple(_task(name, {**settings, **_table(contents["tasks"], name, "tasks.")}) for name in names)
+    labels = list(_table(contents, "methods"))
+    entries = tuple(_entry(name, _table(contents["methods"], name, "methods."), trials, names) for name in labels)
+    if entries[0].label != BASELINE or entries[0].excluded:
         raise UserError(f"Expected the first method to be {BASELINE!r}, for all tasks, but got {entries[0].label!r}.")
-    folders = [run_name(entry.label, 0) for entry in entries]
-    if len(set(folders)) != len(folders):
-        raise UserError(f"Expected labels of methods that name different files, but got {sorted(folders)}.")
-    costs = tuple(head.get("cost_tasks", ()))
-    for task in costs:
-        _known(task, [one.name for one in tasks], "`cost_tasks`", "task")
+    costs = _names_of_tasks(head, "cost_tasks", "[study]", names)
     return Study(
         name,
         tasks,
@@ -164,30 +168,57 @@ def _study(name: str, contents: Mapping[str, Any]) -> Study:
         tuple(range(seeds)),
         trials,
         tuple(tuning),
-        bool(head.get("strength", False)),
+        strength,
         costs,
         _count(head, "cost_rounds", 3),
     )
 
 
+def _table(tables: Mapping[str, Any], name: str, prefix: str = "") -> Mapping[str, Any]:
+    found = tables.get(name, {})
+    if not isinstance(found, Mapping):
+        raise UserError(f"Expected [{prefix}{name}] to be a table NAME = VALUE, but got {found!r}.")
+    return found
+
+
+def _names_of_tasks(table: Mapping[str, Any], key: str, where: str, known: Sequence[str]) -> tuple[str, ...]:
+    found = table.get(key, [])
+    if not isinstance(found, list) or any(name in found[:place] for place, name in enumerate(found)):
+        raise UserError(f"Expected `{key}` of {where} to be a list of tasks, each once, but got {found!r}.")
+    for name in found:
+        _known(name, known, f"`{key}` of {where}", "task")
+    return tuple(found)
+
+
 def _task(name: str, table: Mapping[str, Any]) -> Task:
+    # A file of its data has the name, a colon parts it from a method, and it stands in tables.
+    if not name or not name.isprintable() or name.startswith(".") or any(letter in name for letter in "/\\:"):
+        raise UserError(
+            f"Expected the names of tasks to be printable, without '/', '\\', ':' and a leading dot, but got {name!r}. "
+            "Rename the task."
+        )
     known = [spec.name for spec in fields(Config) if spec.name not in _PER_RUN]
     for key in table:
         _known(key, known, f"[tasks.{name}]", "setting")
     return Task(name, Config(**table, method=BASELINE, device="cpu", threads=1))
 
 
-def _entry(label: str, table: Mapping[str, Any], trials: int, tasks: Sequence[Task]) -> Entry:
+def _entry(label: str, table: Mapping[str, Any], trials: int, tasks: Sequence[str]) -> Entry:
     method = table.get("method", label)
+    if not label or not label.isprintable():
+        raise UserError(f"Expected the labels of methods to be printable, but got {label!r}. Rename the method.")
+    if not isinstance(method, str):
+        raise UserError(f"Expected `method` of [methods.{label}] to be the name of a method, but got {method!r}.")
     fixed = {key: value for key, value in table.items() if key not in _ENTRY}
     grid = table.get("grid", {})
     if not isinstance(grid, Mapping) or not all(isinstance(values, list) and values for values in grid.values()):
         raise UserError(f"Expected `grid` of [methods.{label}] to be a table NAME = [VALUE, ...], but got {grid!r}.")
     for name in grid:
+        if any(value in grid[name][:place] for place, value in enumerate(grid[name])):
+            raise UserError(f"Expected `grid` of [methods.{label}] to have each value once, but got {grid[name]!r}.")
         if name in fixed:
             raise UserError(f"Expected setting `{name}` of [methods.{label}] once, but got it in `grid` as well.")
-    for task in table.get("except", ()):
-        _known(task, [one.name for one in tasks], f"`except` of [methods.{label}]", "task")
+    excluded = _names_of_tasks(table, "except", f"[methods.{label}]", tasks)
     points = [dict(zip(grid, point, strict=True)) for point in itertools.product(*grid.values())]
     if len(points) != trials:
         raise UserError(
@@ -195,7 +226,7 @@ def _entry(label: str, table: Mapping[str, Any], trials: int, tasks: Sequence[Ta
             f"but got {len(points)}."
         )
     variants = tuple(variant_of(method, {**fixed, **point}) for point in points)
-    return Entry(label, variants, frozenset(table.get("except", ())))
+    return Entry(label, variants, frozenset(excluded))
 
 
 def _count(table: Mapping[str, Any], name: str, default: int | None = None) -> int:

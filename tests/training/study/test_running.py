@@ -1,7 +1,12 @@
 import csv
 import json
+import math
 import re
+import shutil
 import statistics
+from concurrent.futures import Executor, Future
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -10,12 +15,14 @@ from scipy import stats
 
 import agm
 from agm import data as datasets
+from agm.data import MultimodalData, Split
 from agm.training import UserError, train
 from agm.training.exports import interval, spread
 from agm.training.report import write_report
 from agm.training.strengths import concepts_of, strength_of
 from agm.training.study import measured as measuring
-from agm.training.study import run_study
+from agm.training.study import read_study, run_study, running
+from agm.training.study.engines import Engine
 from agm.training.study.figures import holm
 from agm.training.study.pictures import draw_study, ranks_figure
 from agm.training.study.requests import concept_seed
@@ -177,9 +184,19 @@ def test_data_without_a_validation_split(study, tmp_path):
 
 def test_rows_that_do_not_read(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps({"key": "a", "figures": None}) + "\n{}\n")
-    with pytest.raises(UserError, match="Expected line 2 of"):
-        Rows(path)
+    row = {"key": "a", "kind": "test", "task": "t", "method": "m", "variant": "v", "seed": 0, "figures": None}
+    good = [row, {**row, "figures": {"accuracy": 0.5, "loss": math.nan}, "epochs": 3}]
+    good += [{**row, "kind": "cost", "round": 1, "figures": {"train_seconds": 1.5, "step_seconds": None}}]
+    path.write_text("".join(json.dumps({**one, "key": str(number)}) + "\n" for number, one in enumerate(good)))
+    assert list(Rows(path)) == ["0", "1", "2"]
+    wrong = [{name: value for name, value in row.items() if name != left_out} for left_out in row]
+    wrong += [{**row, "task": 3}, {**row, "method": ["m"]}, {**row, "seed": "0"}, {**row, "epochs": "3"}, [], 5]
+    wrong += [{**row, "figures": figures} for figures in ({}, [], 5, "none", {"accuracy": None}, {"accuracy": "1"})]
+    wrong += [{**row, "kind": "cost", "figures": {"accuracy": 0.5}}, {**row, "kind": "concept"}]
+    for one in wrong:
+        path.write_text(json.dumps(row) + "\n" + json.dumps(one) + "\n")
+        with pytest.raises(UserError, match="Expected line 2 of"):
+            Rows(path)
 
 
 def test_torch_is_as_before(study, tmp_path):
@@ -249,3 +266,118 @@ def test_a_report_of_a_study_that_is_not_finished(tmp_path):
     (tmp_path / "rows.jsonl").touch()
     with pytest.raises(UserError, match="to be finished, but got no results"):
         write_report([tmp_path])
+
+
+def test_rows_of_other_settings_are_left_alone(study, done, tmp_path):
+    """One folder, four studies: as in the beginning, longer, without the strength, and as in the beginning again."""
+    shutil.copytree(done.path, tmp_path / "out")
+    told = []
+
+    def figures(**replaced):
+        asked = replace(study(**replaced), cost_tasks=()).only(["clean:ogm"])
+        return run_study(asked, tmp_path / "out", finished=lambda row, number, total: told.append(row["kind"]))
+
+    longer = figures(**{"epochs = 1": "epochs = 2"})
+    assert sorted(told) == 4 * ["concept"] + 4 * ["test"] + 4 * ["trial"]
+    assert [len(values) for values in longer.alone("clean").values()] == [2, 2]
+    told.clear()
+    bare = figures(**{"strength = true": "strength = false"})
+    assert told == 4 * ["test"]  # those with a strength were others
+    assert bare.alone("clean") == {}
+    assert bare.compared("clean", "strength_audio") == {}
+    told.clear()
+    again = figures()
+    assert told == []
+    assert again.alone("clean") == done.figures.alone("clean")
+    assert again.runs("clean", "ogm") == done.figures.runs("clean", "ogm")
+    assert "strength_audio" in again.runs("clean", "ogm")[0]
+
+
+def tiny(tmp_path, target, present=None, strength=False):
+    """A study of joint training and AGM on 90 samples with this target."""
+    random = torch.Generator().manual_seed(0)
+    inputs = {name: torch.randn(90, 3, generator=random) for name in ("audio", "table")}
+    whole = Split(inputs, target, present)
+    parts = [whole.take(slice(begin, begin + 30)) for begin in (0, 30, 60)]
+    names = ("a", "b") if target.dim() == 1 else tuple("abc"[: target.shape[1]])
+    datasets.save(MultimodalData("tiny", parts[0], parts[1], parts[2], names), tmp_path / "tiny.npz")
+    (tmp_path / "s.toml").write_text(
+        f"""
+        study = {{seeds = 2, trials = 1, strength = {str(strength).lower()}}}
+        settings = {{epochs = 1, width = 4}}
+        tasks.t.dataset = "{tmp_path}/tiny.npz"
+        [methods.joint]
+        [methods.agm]
+        """
+    )
+    return read_study(tmp_path / "s.toml")
+
+
+@pytest.mark.parametrize(("task", "figure"), [("numbers", "correlation"), ("labels", "micro_f1")])
+def test_tasks_without_classes(tmp_path, task, figure):
+    """Which have no Shapley values of the accuracy, and all else."""
+    target = torch.randn(90, 2, generator=torch.Generator().manual_seed(1))
+    found = run_study(tiny(tmp_path, target > 0 if task == "labels" else target, strength=True), tmp_path / "out")
+    for run in found.runs("t", "agm"):
+        assert {"accuracy", figure, "response_audio", "strength_audio", "strength_table"} <= set(run)
+        assert "shapley_gap" not in run
+    write_tables(tmp_path, found, "agm compare s.toml")
+    draw_study(tmp_path, found)
+
+
+def test_samples_that_lack_modalities(tmp_path, monkeypatch):
+    target = torch.arange(90) % 2
+    present = torch.ones(90, 2, dtype=torch.bool)
+    present[::3, 0] = False
+    found = run_study(tiny(tmp_path, target, present), tmp_path / "out")
+    data = datasets.load(tmp_path / "tiny.npz")
+    assert data.test.present is not None
+    again = train(found.chosen["t"]["agm"].config(replace(found.study.tasks[0].config, seed=1)), tmp_path / "again")
+    report = agm.contributions(again.network, data.test.batches(9), data.modalities, present=data.test.present)
+    assert found.runs("t", "agm")[1]["contribution_audio"] == pytest.approx(report.contributions["audio"])
+
+    monkeypatch.setattr(measuring, "train", None)
+    with pytest.raises(UserError, match=r"t, unimodal:audio, which `strength` needs: Expected data whose samples"):
+        run_study(tiny(tmp_path, target, present, strength=True), tmp_path / "more")
+
+
+def test_a_study_of_which_every_run_diverges(study, tmp_path):
+    asked = study(
+        **{"[0.02, 0.1]": "[1e30, 1e31]", "alpha = [0.1, 0.3]": "lr = [1e30, 1e31]", "epochs = 1": "epochs = 2"}
+    )
+    found = run_study(replace(asked, strength=False).only(["clean:ogm"]), tmp_path / "out")
+    assert found.certain("clean") == set()
+    assert {c.verdict for c in found.comparisons("clean")} == {"diverged"}
+    write_tables(tmp_path / "out", found, "agm compare tiny.toml")
+    assert "| ogm | diverged |" in (tmp_path / "out" / "results.md").read_text()
+    draw_study(tmp_path / "out", found)
+
+
+def test_concepts_that_do_not_load(study, done, tmp_path):
+    shutil.copytree(done.path, tmp_path / "out")
+    asked = replace(study(**{"alpha = [0.1, 0.3]": "alpha = [0.2, 0.4]"}), cost_tasks=()).only(["clean:ogm"])
+    for file in (tmp_path / "out" / "concepts").iterdir():
+        file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"concepts/.*\.pt' to be outputs of a network of one modality"):
+        run_study(asked, tmp_path / "out")
+    for file in (tmp_path / "out" / "concepts").iterdir():
+        file.unlink()
+    assert "strength_audio" in run_study(asked, tmp_path / "out").runs("clean", "ogm")[0]
+
+
+def test_a_process_that_is_killed_between_two_runs(study, tmp_path, monkeypatch):
+    """Then the pool takes no more of them."""
+
+    class Broken(Executor):
+        def submit(self, fn, /, *args, **kwargs) -> Future:
+            raise BrokenProcessPool
+
+    @contextmanager
+    def broken(*_):
+        yield Engine(Broken(), 2)
+
+    monkeypatch.setattr(running, "engine", broken)
+    with pytest.raises(UserError, match="one was killed"):
+        run_study(study(), tmp_path / "out", jobs=2)
+    with pytest.raises(UserError, match="--jobs to be an integer >= 1, but got 0"):
+        run_study(study(), tmp_path / "out", jobs=0)

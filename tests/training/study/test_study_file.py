@@ -42,7 +42,7 @@ def test_some_cells_with_the_baseline(study):
     ("old", "new", "message"),
     [
         ("trials = 2", "trials = 3", r"\[methods.joint\] to have 3 points, as many as `trials`.*but got 2"),
-        ("[50]", "[1]", "`tuning_seeds` to be a list of seeds that are not among the 2"),
+        ("[50]", "[1]", "`tuning_seeds` to be a list of different seeds .* not among the 2"),
         ("seeds = 2\ntrials", "seeds = 0\ntrials", "`seeds` of .study. to be an integer >= 1, but got 0"),
         ("[methods.joint]", "[methods.agm]", "first method to be 'joint'"),
         ("width = 4", "widht = 4", "among .*width.*but got 'widht'"),
@@ -50,8 +50,20 @@ def test_some_cells_with_the_baseline(study):
         ("alpha = [0.1, 0.3]", "beta = [0.1, 0.3]", "settings of method 'ogm' to be among"),
         ('except = ["noisy"]', 'except = ["other"]', "`except` of .methods.ogm. to be among clean, noisy"),
         ("[settings]", "[setings]", "to be among study, settings, tasks, methods, but got 'setings'"),
-        ('cost_tasks = ["clean"]', 'cost_tasks = ["x"]', "`cost_tasks` to be among clean, noisy"),
+        ('cost_tasks = ["clean"]', 'cost_tasks = ["x"]', "`cost_tasks` of .study. to be among clean, noisy"),
         ("grid = {lr = [0.02, 0.1]}", "grid = {lr = 0.02}", r"`grid` of \[methods.joint\] to be a table NAME = "),
+        ("[50]", "[50, 50]", "list of different seeds up to"),
+        ("[50]", "[4294967296]", "list of different seeds up to"),
+        ("strength = true", 'strength = "no"', "`strength` of .study. to be true or false, but got 'no'"),
+        ('cost_tasks = ["clean"]', 'cost_tasks = "clean"', "`cost_tasks` of .study. to be a list of tasks"),
+        ('cost_tasks = ["clean"]', 'cost_tasks = ["clean", "clean"]', "a list of tasks, each once"),
+        ('except = ["noisy"]', "except = 5", "`except` of .methods.ogm. to be a list of tasks, each once, but got 5"),
+        ("alpha = [0.1, 0.3]", "alpha = [1, 1.0]", "`grid` of .methods.ogm. to have each value once"),
+        ('method = "agm"', 'method = ["agm"]', r"`method` of \[methods.agm, exact\] to be the name of a method"),
+        ("[methods.ogm]", '[methods."o\\ngm"]\nmethod = "ogm"', "labels of methods to be printable"),
+        ("[tasks.clean]", '[tasks."../clean"]', "names of tasks to be printable, without"),
+        ("[tasks.clean]", '[tasks."clean:ogm"]', "names of tasks to be printable, without"),
+        ("[settings]", "[settings.more]", r"among dataset, .* but got 'more'"),
         ("grid = {lr = [0.02, 0.1]}", "lr = 0.1\ngrid = {lr = [0.02, 0.1]}", "`lr` of .methods.joint. once"),
     ],
 )
@@ -65,3 +77,23 @@ def test_a_file_without_methods(tmp_path):
     (tmp_path / "s.toml").write_text("[study]\nseeds = 1\n[tasks.a]\nwidth = 4\n")
     with pytest.raises(UserError, match=r"to have a table \[methods\], but got none"):
         read_study(tmp_path / "s.toml")
+
+
+@pytest.mark.parametrize("table", ["study", "settings", "tasks", "methods", "tasks.clean", "methods.joint"])
+def test_a_value_in_the_place_of_a_table(tmp_path, table):
+    text = {
+        "study": "study = {seeds = 1, trials = 1}",
+        "settings": "settings = {epochs = 1}",
+        "tasks": "tasks = {clean = {width = 4}}",
+        "methods": "methods = {joint = {grid = {lr = [0.1]}}}",
+    }
+    outer, _, inner = table.partition(".")
+    text[outer] = f"{outer} = {{{inner} = 5}}" if inner else f"{outer} = [5]"
+    (tmp_path / "s.toml").write_text("\n".join(text.values()))
+    with pytest.raises(UserError, match=rf"s\.toml: Expected \[{table}\] to be a table NAME = VALUE, but got"):
+        read_study(tmp_path / "s.toml")
+
+
+def test_labels_in_any_script(study):
+    found = study(**{"[methods.ogm]": '[methods."é"]\nmethod = "ogm"', '"agm, exact"': '"ü"'})
+    assert [entry.label for entry in found.entries] == ["joint", "ü", "é"]
