@@ -76,12 +76,12 @@ class DeclaredHead:
             why = f"is a {type(found).__name__} with a forward of its own"
         elif getattr(found, "parametrizations", None):
             why = "computes its weight anew in each call (a parametrization)"
+        elif any(is_sharded(part) for part in self._around()):
+            why = "is in a part that is sharded by itself, and not with the model: fully_shard(agm.AGM(...))"
         elif any(getattr(found, hooks) for hooks in _HOOKS):
             why = "has hooks, which would be called with logits that are not made"
         elif any(getattr(part, hooks) for part in self._around() for hooks in _HOOKS_ON_OUTPUTS):
             why = "is in a module with hooks on its output, which would hold logits that are not made"
-        elif any(is_sharded(part) for part in self._around()):
-            why = "is in a part that is sharded by itself, and not with the model: fully_shard(agm.AGM(...))"
         elif any(is_compiled(part) for part in self._around()):
             why = "is in a part that is compiled by itself, and not with the model: torch.compile(agm.AGM(...))"
         if why is not None:

@@ -18,6 +18,7 @@ __all__ = ["Variant", "parse_value", "parse_variant", "split_variants", "variant
 _COMMON = (
     "dataset",
     "modalities",
+    "scale",
     "validation",
     "fusion",
     "method",

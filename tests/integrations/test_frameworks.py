@@ -63,7 +63,7 @@ def test_a_framework_that_is_missing_is_named(name: str, monkeypatch: pytest.Mon
 
     monkeypatch.delitem(sys.modules, f"agm.integrations.{name}", raising=False)
     monkeypatch.setitem(sys.modules, {"lightning": "lightning.pytorch"}.get(name, name), None)
-    with pytest.raises(ImportError, match=rf"pip install 'agm\[{name}\]'"):
+    with pytest.raises(ImportError, match=rf"pip install 'agm-torch\[{name}\]'"):
         importlib.import_module(f"agm.integrations.{name}")
 
 
