@@ -47,7 +47,7 @@ def engine(jobs: int = 1, scheduler: str | None = None) -> Iterator[Engine]:
         yield Engine(_Here(), 1)
     else:
         with process_pool(jobs) as pool:
-            yield Engine(pool, jobs)
+            yield Engine(pool, 2 * jobs)  # so that none waits for this process
 
 
 class _Here(Executor):
@@ -85,5 +85,4 @@ def _cluster(address: str) -> Iterator[Engine]:
                 f"Expected the scheduler at {address!r} to have workers, but got none. "
                 f"Start some with `dask worker {address}`."
             )
-        # Twice as many as there are threads, so that none waits for this process.
         yield Engine(client.get_executor(), 2 * threads)

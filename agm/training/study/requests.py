@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from agm.training.result import Final
@@ -47,7 +48,7 @@ class Request:
     round: int = 0
     strength: bool = True
 
-    @property
+    @cached_property
     def config(self) -> Any:
         """Its settings."""
         return self.variant.config(replace(self.task.config, seed=self.seed))
@@ -57,7 +58,7 @@ class Request:
         """On which it is measured."""
         return "validation" if self.kind == "trial" else "test"
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The same for the same run, wherever the data lie and whatever trains it."""
         return _digest({**self._facts(), "label": self.label})

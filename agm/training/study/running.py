@@ -151,10 +151,15 @@ class _Runs:
         self._ready: list[tuple[int, int, int, Request]] = []
         self._trials: dict[tuple[str, str], list[Request]] = {}  # of methods that are not chosen yet
         self._waiting: list[tuple[int, Request]] = []  # for concepts
+        self._concept_files: dict[tuple[str, int], list[Path]] = {}  # of a task, and a seed of its test runs
         self._total = self._done = 0
         for number, task in enumerate(tasks):
-            for request in concept_requests(study, task.task, task.modalities, task.digest):
+            asked = concept_requests(study, task.task, task.modalities, task.digest)
+            for request in asked:
                 self._ask(number, request)
+            for seed in study.seeds:
+                own = [one for one in asked if one.seed == concept_seed(study, seed)]
+                self._concept_files[task.name, seed] = [self._concept_file(one) for one in own]
             for entry in self._entries(task):
                 self._total += len(study.seeds)
                 self._trials[task.name, entry.label] = trial_requests(study, task.task, entry, task.digest)
@@ -182,7 +187,10 @@ class _Runs:
         for task in self._tasks:
             if task.name not in self._study.cost_tasks:
                 continue
-            for request in cost_requests(self._study, task.task, self.chosen(task), task.digest):
+            requests = cost_requests(self._study, task.task, self.chosen(task), task.digest)
+            if any(request.key not in self._rows for request in requests):
+                measure(requests[0])  # what a process does but once is no method's cost
+            for request in requests:
                 if request.key in self._rows:
                     self._done += 1
                 else:
@@ -226,7 +234,7 @@ class _Runs:
                     self._waiting += [(number, request) for request in requests]
         waiting, self._waiting = self._waiting, []
         for number, request in waiting:
-            if request.key in self._rows or all(file.exists() for file in self._concept_files(request).values()):
+            if request.key in self._rows or all(file.exists() for file in self._files_for(request)):
                 self._ask(number, request)
             else:
                 self._waiting.append((number, request))
@@ -251,18 +259,13 @@ class _Runs:
     def _concept_file(self, request: Request) -> Path:
         return self._folder / "concepts" / f"{request.key}.pt"
 
-    def _concept_files(self, request: Request) -> dict[str, Path]:
-        """Modality -> the file of its concept for a test run."""
-        if not self._study.strength:
-            return {}
-        task = next(task for task in self._tasks if task.name == request.task.name)
-        seed = concept_seed(self._study, request.seed)
-        requests = concept_requests(self._study, task.task, task.modalities, task.digest)
-        return {one.label: self._concept_file(one) for one in requests if one.seed == seed}
+    def _files_for(self, request: Request) -> list[Path]:
+        """Of the concepts that a test run is measured with."""
+        return self._concept_files[request.task.name, request.seed]
 
     def _concepts(self, request: Request) -> Concepts | None:
         found: dict[str, Any] = {}
-        for file in self._concept_files(request).values():
+        for file in self._files_for(request):
             try:
                 found |= load_tensors(file)
             except (OSError, TypeError, ValueError) as error:

@@ -21,7 +21,7 @@ from agm.training.exports import interval, spread
 from agm.training.report import write_report
 from agm.training.strengths import concepts_of, strength_of
 from agm.training.study import measured as measuring
-from agm.training.study import read_study, run_study, running
+from agm.training.study import read_study, requests, run_study, running
 from agm.training.study.engines import Engine
 from agm.training.study.figures import holm
 from agm.training.study.pictures import draw_study, ranks_figure
@@ -381,3 +381,23 @@ def test_a_process_that_is_killed_between_two_runs(study, tmp_path, monkeypatch)
         run_study(study(), tmp_path / "out", jobs=2)
     with pytest.raises(UserError, match="--jobs to be an integer >= 1, but got 0"):
         run_study(study(), tmp_path / "out", jobs=0)
+
+
+def test_what_a_run_is_known_by_is_computed_once(study, tmp_path, monkeypatch):
+    """Not for every run that has not been done yet whenever one ends: a study has thousands."""
+    counts = {"digests": 0, "runs": 0}
+    digest = requests._digest
+
+    def counting(facts):
+        counts["digests"] += 1
+        return digest(facts)
+
+    monkeypatch.setattr(requests, "_digest", counting)
+
+    def finished(row, number, total):
+        counts["runs"] += 1
+
+    run_study(replace(study(), cost_tasks=(), strength=False), tmp_path / "out", finished=finished)
+    assert counts["runs"] == 20
+    # Once to run it, and again where the best trials are chosen and where the figures are gathered.
+    assert counts["digests"] <= 4 * counts["runs"]
