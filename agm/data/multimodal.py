@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -186,7 +186,11 @@ class MultimodalData:
         Raises:
             ValueError: none, one twice, one that is not there, or a split in which no sample has one of them.
         """
-        parts = {name: split.select(modalities) for name, split in self.splits.items()}
+        return self.map_splits(lambda _, split: split.select(modalities))
+
+    def map_splits(self, function: Callable[[str, Split], Split]) -> MultimodalData:
+        """The dataset with what `function` makes of each split, which it gets with its name."""
+        parts = {name: function(name, split) for name, split in self.splits.items()}
         return replace(self, train=parts["train"], validation=parts.get("validation"), test=parts["test"])
 
     @property

@@ -53,6 +53,12 @@ class Terminal(Console):
         """One line, however long."""
         self.print(printable(text), soft_wrap=True)
 
+    def suggest(self, commands: Sequence[tuple[str, str]]) -> None:
+        """Commands that people want next, and what for."""
+        self.say("next:")
+        for command, purpose in commands:
+            self.say(f"  {command}  # {purpose}")
+
     def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
         for segment in super().render(renderable, options):
             if segment.control or segment.text.replace("\n", "").isprintable():

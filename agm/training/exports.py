@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from agm.training.compare import Comparison
 from agm.training.config import COMPARE, Config, config_text, settings
@@ -15,7 +16,9 @@ from agm.training.unimodal_runs import APART
 from agm.training.writing import write_text
 
 __all__ = [
+    "COLUMNS",
     "command_line",
+    "comparison_row",
     "interval",
     "is_share",
     "remark",
@@ -31,16 +34,20 @@ __all__ = [
 
 TIMES = ("step_seconds", "cost")
 
+# Of a comparison in files; the value at each seed follows.
+COLUMNS = ("metric", "method", "mean", "deviation", "difference", "low", "high", "verdict")
+
+
+def comparison_row(c: Comparison) -> list[Any]:
+    """What `COLUMNS` names; None where there is no such figure."""
+    return [c.metric, c.method, c.mean, c.deviation, *(c.difference or [None] * 3), c.verdict]
+
 
 def write_csv(path: Path, comparisons: Sequence[Comparison], first_seed: int) -> None:
     """One row a fusion, metric and method: its statistics, then its value at each seed."""
     seeds = [f"seed_{first_seed + number}" for number in range(len(comparisons[0].values))]
-    head = ["fusion", "metric", "method", "mean", "deviation", "difference", "low", "high", "verdict", *seeds]
-    rows = (
-        [c.fusion, c.metric, c.method, c.mean, c.deviation, *(c.difference or [None] * 3), c.verdict, *c.values]
-        for c in comparisons
-    )
-    write_rows(path, head, rows)
+    rows = ([c.fusion, *comparison_row(c), *c.values] for c in comparisons)
+    write_rows(path, ["fusion", *COLUMNS, *seeds], rows)
 
 
 def write_markdown(path: Path, comparisons: Sequence[Comparison], command: str) -> None:

@@ -42,11 +42,12 @@ def _with_features(data: MultimodalData) -> MultimodalData:
     """The data with samples of shape (1,) where a sample is a number."""
     if all(values.dim() > 1 for values in data.train.inputs.values()):
         return data
-    parts = {}
-    for which, split in data.splits.items():
+
+    def widened(_: str, split: Split) -> Split:
         inputs = {name: values.unsqueeze(1) if values.dim() == 1 else values for name, values in split.inputs.items()}
-        parts[which] = Split(inputs, split.target, split.present)
-    return replace(data, train=parts["train"], test=parts["test"], validation=parts.get("validation"))
+        return Split(inputs, split.target, split.present)
+
+    return data.map_splits(widened)
 
 
 def chosen_modalities(config: Config) -> list[str] | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -29,8 +27,8 @@ def standardized(data: MultimodalData) -> MultimodalData:
         for place, (name, values) in enumerate(data.train.inputs.items())
         if values.is_floating_point()
     }
-    parts = {}
-    for which, split in data.splits.items():
+
+    def scaled(which: str, split: Split) -> Split:
         inputs = {}
         for name, values in split.inputs.items():
             if name in scales:
@@ -42,8 +40,9 @@ def standardized(data: MultimodalData) -> MultimodalData:
                         "and deviation it is scaled, but got values that overflow. Correct them."
                     )
             inputs[name] = values
-        parts[which] = Split(inputs, split.target, split.present)
-    return replace(data, train=parts["train"], test=parts["test"], validation=parts.get("validation"))
+        return Split(inputs, split.target, split.present)
+
+    return data.map_splits(scaled)
 
 
 def _statistics(values: Tensor, having: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ import click
 
 from agm.training.compare import Comparison
 from agm.training.console import Terminal
+from agm.training.exports import COLUMNS, comparison_row
 from agm.training.result import Result
 
 __all__ = ["AS_JSON", "comparison_values", "result_values", "terminal", "write_json"]
@@ -45,19 +46,8 @@ def result_values(result: Result) -> dict[str, Any]:
 
 def comparison_values(comparison: Comparison) -> dict[str, Any]:
     """A row of a comparison; shares as they are, not in percent."""
-    mean, low, high = comparison.difference or (None, None, None)
-    return {
-        "fusion": comparison.fusion,
-        "metric": comparison.metric,
-        "method": comparison.method,
-        "mean": comparison.mean,
-        "deviation": comparison.deviation,
-        "difference": mean,
-        "low": low,
-        "high": high,
-        "verdict": comparison.verdict,
-        "values": list(comparison.values),
-    }
+    found = dict(zip(COLUMNS, comparison_row(comparison), strict=True))
+    return {"fusion": comparison.fusion, **found, "values": list(comparison.values)}
 
 
 def _plain(value: Any) -> Any:

@@ -121,8 +121,7 @@ def compare_command(
     )
     console.print(comparison_table(comparisons))
     console.say(f"compare.csv, compare.md, compare.png, compare.toml: {folder}")
-    console.say("next:")
-    console.say(f"  agm report {shlex.quote(out)}  # one page: table, pictures, curves")
+    console.suggest([(f"agm report {shlex.quote(out)}", "one page: table, pictures, curves")])
     if as_json:
         write_json([comparison_values(comparison) for comparison in comparisons])
 

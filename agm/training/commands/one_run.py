@@ -85,9 +85,7 @@ def train_command(
     draw(result)
     console.print(result_table(result))
     console.say(f"picture, tables, checkpoint: {folder.path}")
-    console.say("next:")
-    for command, purpose in _next(result):
-        console.say(f"  {command}  # {purpose}")
+    console.suggest(_next(result))
     if as_json:
         write_json(result_values(result))
 

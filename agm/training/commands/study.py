@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,7 @@ def _show(console: Terminal, figures: StudyFigures, folder: Path, command: str) 
     pictures = ", ".join(path.name for path in draw_study(folder, figures))
     console.print(ranking_table(figures))
     console.say(f"results.md, results.csv, settings.csv, {pictures}: {folder}")
-    console.say("next:")
-    console.say(f"  agm report {shlex.quote(str(folder))}  # one page: tables, pictures, ranks")
+    console.suggest([(f"agm report {shlex.quote(str(folder))}", "one page: tables, pictures, ranks")])
 
 
 def ranking_table(figures: StudyFigures) -> Table:
@@ -67,17 +66,13 @@ def ranking_table(figures: StudyFigures) -> Table:
         table.add_column(Text(name), justify="left" if name == "method" else "right", overflow="fold")
     ranks = figures.ranking().ranks
     columns = [figures.compared(task, "accuracy") for task in figures.tasks]
-    for label in _by_rank(figures, list(ranks)):
+    for label in figures.order():
         cells = []
         for found in columns:
             one = found.get(label)
             cells.append("" if one is None else f"{spread(one)}\n{interval(one)}".rstrip())
         table.add_row(Text(label), f"{ranks[label]:.1f}" if label in ranks else "", *map(Text, cells))
     return table
-
-
-def _by_rank(figures: StudyFigures, ranked: Sequence[str]) -> list[str]:
-    return [*ranked, *(entry.label for entry in figures.study.entries if entry.label not in ranked)]
 
 
 class _Progress:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from agm.training.compare import Comparison, mean_interval, paired_comparisons
@@ -44,6 +45,7 @@ class StudyFigures:
         self._runs: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
         self._concepts: dict[str, dict[str, list[float]]] = {}
         self._timed: dict[str, list[Mapping[str, Any]]] = {}
+        self._compared: dict[str, list[Comparison]] = {}  # as far as somebody asked
         for task in tasks:
             digest, variants = digests[task.name], chosen[task.name]
             self._runs[task.name] = {
@@ -75,6 +77,11 @@ class StudyFigures:
 
     def comparisons(self, task: str) -> list[Comparison]:
         """Every method against the baseline, paired by seed."""
+        if task not in self._compared:
+            self._compared[task] = self._comparisons(task)
+        return self._compared[task]
+
+    def _comparisons(self, task: str) -> list[Comparison]:
         kept: dict[str, list[Mapping[str, float] | None]] = {
             label: [
                 None if run is None else {name: value for name, value in run.items() if name not in _NOT_COMPARED}
@@ -108,17 +115,26 @@ class StudyFigures:
                 found[label] = mean_interval(ratios)
         return found
 
-    def ranking(self, metric: str = "accuracy") -> Ranking:
-        """Of the methods that are defined for all tasks, by their mean over the seeds; a run that diverged counts as
-        the task's worst."""
+    def ranking(self) -> Ranking:
+        """Of the methods that are defined for all tasks, by their mean accuracy over the seeds; a run that diverged
+        counts as the task's worst."""
+        return self._ranking
+
+    def order(self) -> list[str]:
+        """The methods by their mean rank, and behind them those that have none."""
+        ranks = self.ranking().ranks
+        return [*ranks, *(entry.label for entry in self.study.entries if entry.label not in ranks)]
+
+    @cached_property
+    def _ranking(self) -> Ranking:
         scores: dict[str, list[float]] = {}
         for label in (entry.label for entry in self.study.entries):
             if all(label in self._runs[task] for task in self.tasks):
-                scores[label] = [self._mean(task, label, metric) for task in self.tasks]
+                scores[label] = [self._mean(task, label) for task in self.tasks]
         return rank_methods(scores)
 
-    def _mean(self, task: str, label: str, metric: str) -> float:
-        values = [math.nan if run is None else run.get(metric, math.nan) for run in self.runs(task, label)]
+    def _mean(self, task: str, label: str) -> float:
+        values = [math.nan if run is None else run.get("accuracy", math.nan) for run in self.runs(task, label)]
         return math.nan if any(map(math.isnan, values)) else statistics.fmean(values)
 
 

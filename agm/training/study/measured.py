@@ -19,7 +19,7 @@ from agm.training.compare import seconds_per_step
 from agm.training.environment import reproducible
 from agm.training.errors import DivergedError
 from agm.training.result import Result
-from agm.training.samples import hold_out, load_data, on_device
+from agm.training.samples import load_data, on_device
 from agm.training.strengths import Concepts, concepts_of, strength_of
 from agm.training.study.requests import Request
 from agm.training.trainer import train
@@ -111,7 +111,7 @@ def _concepts(result: Result, modality: str) -> Concepts:
 
 
 def _splits(result: Result) -> tuple[Split, Split]:
-    data = hold_out(load_data(result.config), result.config)
+    data = load_data(result.config)  # a task of a study has its validation split in its data
     assert data.validation is not None
     device = torch.device(result.config.device)
     return tuple(on_device(split, data.modalities, device) for split in (data.validation, data.test))  # type: ignore[return-value]

@@ -75,9 +75,7 @@ def differences_figure(figures: StudyFigures) -> Figure:
 
     The best mean rank is at the top; below those that are ranked are the methods that are not defined for every task.
     """
-    order = list(figures.ranking().ranks)
-    order += [entry.label for entry in figures.study.entries if entry.label not in order]
-    tasks = figures.tasks
+    order, tasks = figures.order(), figures.tasks
     values = np.full((len(order), len(tasks)), np.nan)
     columns = [(figures.compared(task, "accuracy"), figures.certain(task)) for task in tasks]
     for column, (found, _) in enumerate(columns):

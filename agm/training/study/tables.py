@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agm.training.compare import Comparison
-from agm.training.exports import interval, spread, title_of
+from agm.training.exports import COLUMNS, comparison_row, interval, spread, title_of
 from agm.training.printable import cell, printable
 from agm.training.run_folder import write_rows
 from agm.training.study.figures import StudyFigures
@@ -31,13 +31,8 @@ def write_tables(folder: Path, figures: StudyFigures, command: str) -> None:
         lines += ["", f"## {printable(task)}", "", *_alone(figures, task), *_task_table(figures, task)]
     write_text(folder / "results.md", "\n".join([*lines, ""]))
     seeds = [f"seed_{seed}" for seed in figures.study.seeds]
-    rows = [
-        [task, c.metric, c.method, c.mean, c.deviation, *(c.difference or [None] * 3), c.verdict, *c.values]
-        for task in figures.tasks
-        for c in figures.comparisons(task)
-    ]
-    head = ["task", "metric", "method", "mean", "deviation", "difference", "low", "high", "verdict", *seeds]
-    write_rows(folder / "results.csv", head, rows)
+    rows = [[task, *comparison_row(c), *c.values] for task in figures.tasks for c in figures.comparisons(task)]
+    write_rows(folder / "results.csv", ["task", *COLUMNS, *seeds], rows)
     chosen = [
         [task, label, variant.label, figures.epochs(task, label)]
         for task in figures.tasks
@@ -49,16 +44,14 @@ def write_tables(folder: Path, figures: StudyFigures, command: str) -> None:
 def _overview(figures: StudyFigures) -> list[str]:
     """A row a method, by rank where it has one: its accuracy on each task, and below it the difference to joint."""
     ranks = figures.ranking().ranks
-    labels = [entry.label for entry in figures.study.entries]
-    ordered = [*ranks, *(label for label in labels if label not in ranks)]
-    costs = [task for task in figures.tasks if figures.costs(task)]
+    costs = {task: found for task in figures.tasks if (found := figures.costs(task))}
     head = ["method", *figures.tasks, "mean rank", *(f"cost, {task}" for task in costs)]
     lines = [_row(head), "|---" * len(head) + "|"]
     columns = {task: (figures.compared(task, "accuracy"), figures.certain(task)) for task in figures.tasks}
-    for label in ordered:
+    for label in figures.order():
         cells = [_accuracy(columns[task][0].get(label), label in columns[task][1]) for task in figures.tasks]
         rank = f"{ranks[label]:.1f}" if label in ranks else ""
-        lines.append(_row([label, *cells, rank, *(_cost(figures.costs(task).get(label)) for task in costs)]))
+        lines.append(_row([label, *cells, rank, *(_cost(found.get(label)) for found in costs.values())]))
     return lines
 
 
