@@ -71,8 +71,8 @@ class CompetitionObserver(Observer):
         self._inner.stepped()
 
     def epoch_finished(self, row: Row) -> None:
-        if self._is_due(row["epoch"] + 1):
-            self._measure(row["epoch"] + 1)
+        if self._is_due(row["epoch"]):
+            self._measure(row["epoch"])
         self._inner.epoch_finished(row)
 
     def close(self) -> None:

@@ -133,7 +133,7 @@ class Progressing(Observer):
             self._bar.update(self._task, completed=self._done / self._steps)
 
     def epoch_finished(self, row: Mapping[str, Any]) -> None:
-        self.epochs = row["epoch"] + 1
+        self.epochs = row["epoch"]
         figures = f"loss {row['train_loss']:.3f}  {row['split']} accuracy {100 * row['accuracy']:.1f} %"
         if self._bar is not None:
             self._bar.update(self._task, completed=self.epochs, figures=figures)

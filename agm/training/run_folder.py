@@ -181,7 +181,7 @@ def read_table(
 
 
 def metric_columns(modalities: Sequence[str], further: Sequence[str] = ()) -> list[str]:
-    """Columns of metrics.csv, one row an epoch; epochs count from 0, `step` counts the steps taken so far.
+    """Columns of metrics.csv, one row an epoch; epochs count from 1, `step` counts the steps taken so far.
 
     Accuracies are shares: of samples whose class is right, of labels that are right, or of the variance of numbers that
     is explained. `further` are figures of the task's own (`agm.training.answers.FURTHER`).
@@ -199,7 +199,7 @@ def metric_columns(modalities: Sequence[str], further: Sequence[str] = ()) -> li
 
 
 def step_columns(modalities: Sequence[str]) -> list[str]:
-    """Columns of steps.csv, one row a step; steps count from 1, epochs from 0."""
+    """Columns of steps.csv, one row a step; steps and epochs count from 1."""
     return ["step", "epoch", "loss", *(f"{kind}_{name}" for kind in STATISTICS for name in modalities)]
 
 

@@ -101,7 +101,7 @@ class Trainer:
             steps.close()
         result = self.result()
         means = {name: value for name, value in self.history[-1].items() if name.startswith("coefficient_")}
-        chosen = {} if self.best is None else {"chosen_epoch": best_epoch(self.history)}
+        chosen = {} if self.best is None else {"chosen_epoch": 1 + best_epoch(self.history)}
         self.run.write_result(
             {"split": self.final, "epochs": self.epoch, "extra_epochs": result.extra_epochs, **chosen}
             | {"modalities": list(modalities), "samples": result.evaluation.samples}
@@ -168,7 +168,7 @@ class Trainer:
         evaluation = evaluate(self.method.network, self.watched_split, self.method.modalities)
         sizes = torch.tensor([len(places) for places in order], dtype=torch.float64)
         return {
-            "epoch": epoch,
+            "epoch": epoch + 1,
             "step": self.step,
             "split": self.watched_name,
             "lr": rate,
@@ -244,7 +244,7 @@ class Trainer:
 
     def _step_rows(self, losses: list[float], statistics: list[dict[str, Tensor]]) -> list[Row]:
         rows = [
-            {"step": self.step + 1 + number, "epoch": self.epoch, "loss": loss} for number, loss in enumerate(losses)
+            {"step": self.step + 1 + number, "epoch": self.epoch + 1, "loss": loss} for number, loss in enumerate(losses)
         ]
         for kind in STATISTICS:
             known = [found[kind] for found in statistics if kind in found]
@@ -272,7 +272,7 @@ class Trainer:
             return
         saved = "The last checkpoint, from before, is unharmed. " if self.run.checkpoint.exists() else ""
         raise DivergedError(
-            f"Training diverged in epoch {self.epoch}: {what}. {saved}"
+            f"Training diverged in epoch {self.epoch + 1}: {what}. {saved}"
             "Train again into another folder with a lower --lr, or with --clip-norm 1."
         )
 
@@ -337,7 +337,7 @@ def _check_progress(epoch: object, step: object, history: object, epochs: int) -
         raise TypeError("numbers of epochs and steps, and rows")
     if not 0 <= epoch <= epochs or step < 0 or len(history) != epoch:
         raise ValueError(f"{len(history)} rows of {epoch} epochs of {epochs}")
-    for number, row in enumerate(history):
+    for number, row in enumerate(history, 1):
         if row["epoch"] != number or not 0 <= row["step"] <= step:
             raise ValueError(f"row {number} is of epoch {row['epoch']} and step {row['step']}")
         for name, value in row.items():

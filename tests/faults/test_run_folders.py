@@ -115,7 +115,7 @@ def test_tables_with_damage_do_not_end_a_resumed_run(begun: Path, place: Path, a
     "change",
     [
         {"history": []},
-        {"history": [{"epoch": 0}, {"epoch": 1}]},
+        {"history": [{"epoch": 1}, {"epoch": 2}]},
         {"history": "none"},
         {"epoch": 7},
         {"epoch": -1},

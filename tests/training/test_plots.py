@@ -128,9 +128,9 @@ def test_the_command_line_loads_neither_matplotlib_nor_scipy():
 
 def test_a_run_on_numbers_shows_what_is_below_zero_by_its_name():
     shares = {"response_a": -0.4, "response_b": 0.1, "absent_a": 0.1, "absent_b": -0.3, "accuracy": -0.2}
-    row = {"epoch": 0, "step": 1, "split": "test", "train_loss": 2.0, "loss": 2.5, **shares, "mae": 1.0}
+    row = {"epoch": 1, "step": 1, "split": "test", "train_loss": 2.0, "loss": 2.5, **shares, "mae": 1.0}
     scores = {f"{kind}_{name}": -0.5 for kind in ("score", "reference_ratio") for name in ("a", "b")}
-    steps = [{"step": 1, "epoch": 0, "loss": 2.0, **scores}]
+    steps = [{"step": 1, "epoch": 1, "loss": 2.0, **scores}]
     loss, share, absent, score = (axes for axes in plots.training_figure([row], steps, "").axes if axes.get_visible())
     assert loss.get_ylabel() == "error"
     assert share.get_title(loc="left") == "test R²: joint, each response"
@@ -142,8 +142,8 @@ def test_a_run_on_numbers_shows_what_is_below_zero_by_its_name():
 
 def test_figures_that_are_not_finite_or_below_zero():
     """As of training on numbers that goes far off: the run ended, and has a picture."""
-    row = {"epoch": 0, "step": 1, "split": "test", "train_loss": 1e12, "loss": math.inf, "accuracy": -1e44}
-    figure = plots.training_figure([row], [{"step": 1, "epoch": 0, "loss": 1e12}], "run")
+    row = {"epoch": 1, "step": 1, "split": "test", "train_loss": 1e12, "loss": math.inf, "accuracy": -1e44}
+    figure = plots.training_figure([row], [{"step": 1, "epoch": 1, "loss": 1e12}], "run")
     assert figure.axes[0].get_ylim() == pytest.approx((0, 1.1e12))
     values = {name: [{"accuracy": value - 0.01 * seed} for seed in range(3)] for name, value in (("a", -3), ("b", -2))}
     low, high = plots.comparison_figure(paired_comparisons(values), "title").axes[0].get_ylim()

@@ -94,7 +94,7 @@ def test_the_best_weights_are_evaluated_also_after_an_interruption(tmp_path, mon
     whole = train(config, tmp_path / "whole")
     assert len(whole.history) == 5  # the best, and two that were not better
     written = json.loads((tmp_path / "whole" / "result.json").read_text())
-    assert written["chosen_epoch"] == 2
+    assert written["chosen_epoch"] == 3
     # The weights are those of a run that ends there.
     short = train(replace(config, choose="last", early_stopping=None, epochs=3), tmp_path / "short")
     for name, value in short.network.state_dict().items():

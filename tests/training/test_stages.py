@@ -30,7 +30,7 @@ def test_a_run_goes_on_from_any_step(settings, tmp_path, method):
     """16 steps, 4 an epoch, with dropout and batch norm; broken off in the midst and at the end of epochs."""
     config = settings(method=method, options=STAGES[method], epochs=4)
     train(config, tmp_path / "whole")
-    for stop in (StopAt(step=2), StopAt(epoch=0), StopAt(step=3), StopAt(epoch=1), StopAt(step=2)):
+    for stop in (StopAt(step=2), StopAt(epoch=1), StopAt(step=3), StopAt(epoch=2), StopAt(step=2)):
         with pytest.raises(Stop):
             run_on(config, tmp_path / "parts", observer=stop)
     run_on(config, tmp_path / "parts")

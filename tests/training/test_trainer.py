@@ -146,7 +146,7 @@ class StopAt(training_loop.Observer):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
-    "where", [{"epoch": 0}, {"step": 6}, {"step": 1}], ids=["between-epochs", "inside-an-epoch", "first-step"]
+    "where", [{"epoch": 1}, {"step": 6}, {"step": 1}], ids=["between-epochs", "inside-an-epoch", "first-step"]
 )
 def test_a_resumed_run_ends_as_an_uninterrupted_one(settings, tmp_path, method, where):
     config = settings(method=method)
@@ -170,7 +170,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(settings, tmp_path, method, 
 
 
 def test_rows_behind_the_checkpoint_are_cut(settings, tmp_path, monkeypatch):
-    """The process ends after the rows of epoch 1 were written and before its checkpoint was."""
+    """The process ends after the rows of epoch 2 were written and before its checkpoint was."""
     config = settings()
     train(config, tmp_path / "whole")
     save, calls = training_loop.save_checkpoint, []
@@ -184,10 +184,10 @@ def test_rows_behind_the_checkpoint_are_cut(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(training_loop, "save_checkpoint", failing)
     with pytest.raises(Stop):
         train(config, tmp_path / "parts")
-    assert [row["epoch"] for row in read_table(tmp_path / "parts/metrics.csv")] == [0, 1]
+    assert [row["epoch"] for row in read_table(tmp_path / "parts/metrics.csv")] == [1, 2]
     monkeypatch.undo()
     train(config, tmp_path / "parts", resume=True)
-    assert [row["epoch"] for row in read_table(tmp_path / "parts/metrics.csv")] == [0, 1, 2]
+    assert [row["epoch"] for row in read_table(tmp_path / "parts/metrics.csv")] == [1, 2, 3]
     assert (tmp_path / "whole/steps.csv").read_text() == (tmp_path / "parts/steps.csv").read_text()
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
 
@@ -205,7 +205,7 @@ def test_metrics_against_the_checkpoint_and_the_steps(settings, data, tmp_path):
     result = train(settings(), tmp_path / "run")
     rows = read_table(tmp_path / "run/metrics.csv")
     steps = read_table(tmp_path / "run/steps.csv")
-    assert [row["epoch"] for row in rows] == [0, 1, 2]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert [row["step"] for row in rows] == [4, 8, 12]
     assert {row["split"] for row in rows} == {"test"}
 
@@ -264,11 +264,11 @@ def test_only_the_window_is_modulated(settings, tmp_path):
     result = train(settings(start=1, stop=2), tmp_path / "run")
     assert ["coefficient_audio" in row for row in result.history] == [False, True, False]
     for row in read_table(tmp_path / "run/steps.csv"):
-        assert (row["coefficient_audio"] is not None) == (row["epoch"] == 1)
+        assert (row["coefficient_audio"] is not None) == (row["epoch"] == 2)
     with pytest.raises(Stop):
-        train(settings(method="joint"), tmp_path / "joint", observer=StopAt(epoch=0))
+        train(settings(method="joint"), tmp_path / "joint", observer=StopAt(epoch=1))
     with pytest.raises(Stop):
-        train(settings(start=1, stop=2), tmp_path / "agm", observer=StopAt(epoch=0))
+        train(settings(start=1, stop=2), tmp_path / "agm", observer=StopAt(epoch=1))
     joint, before = weights(tmp_path / "joint"), weights(tmp_path / "agm")
     assert all(torch.equal(value, before[f"module.{name}"]) for name, value in joint.items())
 
@@ -277,7 +277,7 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_checkpoint(settings
     rate = schedule.learning_rate
     wild = lambda config, epoch, history=(): 1e38 if epoch else rate(config, epoch)  # noqa: E731
     monkeypatch.setattr(training_loop, "learning_rate", wild)
-    with pytest.raises(DivergedError, match=r"epoch 1: the loss of step \d is (nan|inf).*unharmed.*--clip-norm"):
+    with pytest.raises(DivergedError, match=r"epoch 2: the loss of step \d is (nan|inf).*unharmed.*--clip-norm"):
         train(settings(), tmp_path / "run")
     contents = torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)
     assert contents["epoch"] == 1
@@ -297,7 +297,7 @@ def test_a_last_step_that_breaks_the_weights_is_not_saved(settings, tmp_path, mo
         return result
 
     monkeypatch.setattr(training_loop.Trainer, "_take_step", breaking)
-    with pytest.raises(DivergedError, match="epoch 0"):
+    with pytest.raises(DivergedError, match="epoch 1"):
         train(settings(batch_size=64), tmp_path / "run")
     assert not (tmp_path / "run/checkpoint.pt").exists()
 
@@ -317,7 +317,7 @@ def test_resume_refuses_other_settings_and_other_data(settings, data, dataset, t
     with pytest.raises(UserError, match=r"hold a run.*no config\.toml"):
         train(settings(), tmp_path / "run", resume=True)
     with pytest.raises(Stop):
-        train(settings(), tmp_path / "run", observer=StopAt(epoch=0))
+        train(settings(), tmp_path / "run", observer=StopAt(epoch=1))
     with pytest.raises(UserError, match=r"alpha \(2\.0, 1\.5\), lr \(0\.1, 0\.02\)"):
         train(settings(lr=0.1, alpha=2.0), tmp_path / "run", resume=True)
 

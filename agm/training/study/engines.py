@@ -66,12 +66,14 @@ class _Here(Executor):
 def _cluster(address: str) -> Iterator[Engine]:
     try:
         from distributed import Client
+        from distributed.comm.addressing import get_address_host_port
     except ModuleNotFoundError as error:
         raise UserError(
             "Expected Dask to be installed for --scheduler, but it is not. Install it with: "
             "pip install 'agm-torch[cluster]'"
         ) from error
     try:
+        get_address_host_port(address)  # a client of an address that does not parse is closed for 20 seconds
         client = Client(address, timeout=10, set_as_default=False)
     except (OSError, ValueError) as error:
         raise UserError(

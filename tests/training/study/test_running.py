@@ -22,7 +22,7 @@ from agm.training.report import write_report
 from agm.training.strengths import concepts_of, strength_of
 from agm.training.study import measured as measuring
 from agm.training.study import read_study, requests, run_study, running
-from agm.training.study.engines import Engine
+from agm.training.study.engines import Engine, engine
 from agm.training.study.figures import holm
 from agm.training.study.pictures import draw_study, ranks_figure
 from agm.training.study.requests import concept_seed
@@ -150,6 +150,16 @@ def test_workers_of_a_scheduler(done, tmp_path):
         run_study(asked, tmp_path / "nowhere", scheduler="tcp://127.0.0.1:1")
 
 
+@pytest.mark.parametrize("address", ["foo", "", "tcp://", "bar://here:8786"])
+def test_what_is_no_address_makes_no_client(address):
+    """A client that was never connected takes 20 seconds to close."""
+    distributed = pytest.importorskip("distributed")
+    known = set(distributed.Client._instances)
+    with pytest.raises(UserError, match=re.escape(f"Expected a Dask scheduler at {address!r}")), engine(1, address):
+        pass
+    assert set(distributed.Client._instances) == known
+
+
 def test_a_run_that_diverges_is_told_and_the_others_go_on(study, tmp_path):
     asked = study(**{"alpha = [0.1, 0.3]": "lr = [1e30, 1e31]"})
     asked = replace(asked, strength=False).only(["clean:ogm"])
@@ -160,7 +170,7 @@ def test_a_run_that_diverges_is_told_and_the_others_go_on(study, tmp_path):
     assert "ogm" not in found.costs("clean")
     assert all(run is not None for run in found.runs("clean", "joint"))
     rows = Rows(tmp_path / "out" / "rows.jsonl").values()
-    assert all("diverged in epoch 0" in row["diverged"] for row in rows if row["method"] == "ogm")
+    assert all("diverged in epoch 1" in row["diverged"] for row in rows if row["method"] == "ogm")
     write_tables(tmp_path / "out", found, "agm compare tiny.toml")
     assert "| ogm | diverged |" in (tmp_path / "out" / "results.md").read_text()
     draw_study(tmp_path / "out", found)
