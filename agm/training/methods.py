@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -160,7 +161,9 @@ def _strategy(kind: str, config: Config, network: FactorisedNetwork, num_classes
     try:
         strategy = strategies[kind](network, **settings)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{error} It was set for method {kind!r}, by --option or in [options].") from error
+        if any(_names(str(error), name) for name in config.options):
+            raise UserError(f"{error} It was set for method {kind!r}, by --option or in [options].") from error
+        raise UserError(f"{error} This is method {kind!r} with {config.fusion} fusion.") from error
     if config.epochs < strategy.least_epochs:
         stages = ", ".join(name for name in options_of(kind) if name.endswith("_epochs"))
         raise UserError(
@@ -214,6 +217,10 @@ def _network(config: Config, shapes: Shapes, num_classes: int, problem: Problem)
         raise UserError(str(error)) from error
     models.initialise_(network, config.init)
     return network
+
+
+def _names(message: str, setting: str) -> bool:
+    return re.search(rf"\b{re.escape(setting)}\b", message) is not None
 
 
 def _listed(names: Shapes) -> str:

@@ -244,7 +244,8 @@ class Trainer:
 
     def _step_rows(self, losses: list[float], statistics: list[dict[str, Tensor]]) -> list[Row]:
         rows = [
-            {"step": self.step + 1 + number, "epoch": self.epoch + 1, "loss": loss} for number, loss in enumerate(losses)
+            {"step": self.step + 1 + number, "epoch": self.epoch + 1, "loss": loss}
+            for number, loss in enumerate(losses)
         ]
         for kind in STATISTICS:
             known = [found[kind] for found in statistics if kind in found]

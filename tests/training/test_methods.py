@@ -123,7 +123,7 @@ def test_every_strategy_takes_a_step_under_every_fusion(settings, data, fusion):
     inputs, target = {m: x[rows] for m, x in data.train.inputs.items()}, data.train.target[rows]
     for method in strategies:
         if method == "mmcosine" and fusion != "late-sum":
-            with pytest.raises(UserError, match=r"does not split\. Use late fusion.*set for method 'mmcosine'"):
+            with pytest.raises(UserError, match=r"does not split\. Use late fusion.*This is method 'mmcosine' with"):
                 methods.build_method(settings(method=method, fusion=fusion), SHAPES, 3)
             continue
         options = ACTIVE[method] | ({"direction": 0.0} if (method, fusion) == ("cggm", "late-sum") else {})
@@ -163,6 +163,13 @@ def test_the_trainer_does_what_a_loop_by_hand_does(settings, data, tmp_path):
     rows = read_table(tmp_path / "run/steps.csv")
     assert [rows[0]["coefficient_audio"], rows[0]["coefficient_image"]] == [0.5, 1.5]
     assert [rows[-1]["coefficient_audio"], rows[-1]["coefficient_image"]] != [0.5, 1.5]
+
+
+def test_a_refusal_says_where_a_setting_was_given(settings):
+    with pytest.raises(UserError, match=r"`alpha`.* It was set for method 'ogm-ge', by --option"):
+        methods.build_method(settings(method="ogm-ge", options={"alpha": -1.0}), SHAPES, 3)
+    with pytest.raises(UserError, match=r"This is method 'mmcosine' with early fusion\.$"):
+        methods.build_method(settings(method="mmcosine", fusion="early"), SHAPES, 3)
 
 
 def test_a_share_of_the_training_split_is_held_out(settings, data, tmp_path):
