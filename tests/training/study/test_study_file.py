@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from agm.training import UserError
@@ -97,3 +99,15 @@ def test_a_value_in_the_place_of_a_table(tmp_path, table):
 def test_labels_in_any_script(study):
     found = study(**{"[methods.ogm]": '[methods."é"]\nmethod = "ogm"', '"agm, exact"': '"ü"'})
     assert [entry.label for entry in found.entries] == ["joint", "ü", "é"]
+
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "studies").iterdir()))
+def test_the_studies_of_the_project_are_read(name):
+    """Each says how it is run, and gives every method the same number of trials."""
+    found = read_study(ROOT / "studies" / name)
+    assert f"agm compare studies/{name} " in (ROOT / "studies" / name).read_text()
+    assert found.entries[0].label == "joint"
+    assert {len(entry.variants) for entry in found.entries} == {len(found.entries[0].variants)}
