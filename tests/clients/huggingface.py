@@ -1,19 +1,15 @@
 """Networks out of parts of Hugging Face's transformers, built from small configurations, as people wire them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
-import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import agm
+from .client import BATCH, Client, generator
 
-transformers = pytest.importorskip("transformers")
-
-BATCH = 4
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 VISION = {**SMALL, "image_size": 32, "patch_size": 16}
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -30,10 +26,6 @@ WAVES = {
     "mask_time_prob": 0.3,
     "mask_time_length": 3,
 }
-
-
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(3)
 
 
 def image() -> Tensor:
@@ -178,17 +170,6 @@ class Llava(nn.Module):
         return self.llava(**given, use_cache=False).logits
 
 
-@dataclass
-class Client:
-    make: Callable[[], nn.Module]
-    modalities: Any
-    encoders: dict[str, str]
-    inputs: Callable[[], dict[str, Any]]
-    absent: dict[str, Any] | None = None
-    target: Callable[[], Tensor] = lambda: torch.tensor([0, 1, 2, 3])
-    more: dict[str, Any] = field(default_factory=dict)
-
-
 def with_text(**others: Callable[[], Tensor]) -> Callable[[], dict[str, Any]]:
     def made() -> dict[str, Any]:
         ids, mask = words()
@@ -251,44 +232,3 @@ CLIENTS = {
         target=tokens(12),
     ),
 }
-
-
-@pytest.mark.parametrize("masked", ["exact", "shared"])
-@pytest.mark.parametrize("name", CLIENTS)
-def test_is_right_by_its_encoders(name: str, masked: Any) -> None:
-    client = CLIENTS[name]
-    torch.manual_seed(0)
-    model = agm.AGM(
-        client.make(), client.modalities, encoders=client.encoders, masked=masked, absent=client.absent, **client.more
-    )
-    given, target = client.inputs(), client.target()
-    found = agm.verify(model, given, target, double=True)
-    assert found.ok, str(found)
-    optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=1e-3)
-    for _ in range(2):
-        optimizer.zero_grad()
-        output = model(**given, target=target)
-        logits = output if isinstance(output, Tensor) else output.logits
-        F.cross_entropy(logits.flatten(0, -2), target.flatten()).backward()
-        optimizer.step()
-    assert logits.isfinite().all()
-    for path, _ in client.encoders.items():
-        assert model.plan().count(f"encoder `{path}`", BATCH) <= 3 * BATCH
-
-
-def test_a_decoder_with_its_cache_is_told_to_leave_it() -> None:
-    client = CLIENTS["Llama as an encoder"]
-    model = agm.AGM(Decoding(), client.modalities, encoders=client.encoders)
-    with pytest.raises(ValueError, match="use_cache=False"):
-        model(**client.inputs(), target=client.target())
-
-
-def test_similarities_of_samples_are_no_logits() -> None:
-    class Contrasting(Clip):
-        def forward(self, input_ids: Tensor, pixel_values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-            given = {"input_ids": input_ids, "pixel_values": pixel_values, "attention_mask": attention_mask}
-            return self.clip(**given).logits_per_image
-
-    model = agm.AGM(Contrasting(), GROUPED)
-    with pytest.raises(ValueError, match=r"each pair of samples.*fused_modulate"):
-        model(**CLIENTS["CLIP"].inputs(), target=torch.arange(BATCH))

@@ -1,0 +1,110 @@
+"""A network that somebody uses, in one line of `agm.AGM`, and what is measured of it."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import agm
+
+BATCH = 4
+CLASSES = 5
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(BATCH, *shape, generator=generator())
+
+
+@dataclass(frozen=True)
+class Client:
+    """A network and how it is wrapped.
+
+    Args:
+        make: the network.
+        modalities, encoders, absent: as of `agm.AGM`; `more` are its further settings.
+        inputs: the arguments of forward.
+        target: of the batch.
+        refused: words with which it is refused; None for one that works.
+        note: what else a user writes, for the table.
+        cheap: whether a test has the time for it.
+    """
+
+    make: Callable[[], nn.Module]
+    modalities: Any
+    encoders: dict[str, str] | None
+    inputs: Callable[[], dict[str, Any]]
+    absent: dict[str, Any] | None = None
+    target: Callable[[], Tensor] = lambda: torch.arange(BATCH)
+    more: dict[str, Any] = field(default_factory=dict)
+    refused: str | None = None
+    note: str = ""
+    cheap: bool = True
+
+    def wrapped(self, masked: str) -> agm.AGM:
+        """It as a user has it."""
+        torch.manual_seed(0)
+        options = {"encoders": self.encoders, "masked": masked, "absent": self.absent}
+        return agm.AGM(self.make(), self.modalities, **options, **self.more)
+
+    def loss(self, output: Any, target: Tensor) -> Tensor:
+        """Of what forward returned."""
+        logits = output if isinstance(output, Tensor) else self.logits(output)
+        if target.is_floating_point():
+            return F.mse_loss(logits, target)
+        classes = self.more.get("class_dim", -1)
+        return F.cross_entropy(logits.movedim(classes, -1).flatten(0, -2), target.flatten())
+
+    def logits(self, output: Any) -> Tensor:
+        """Where a user finds them: under the name that `output=` gives, or as `.logits`."""
+        place = self.more.get("output")
+        if place is None:
+            return output.logits
+        return output[place] if isinstance(output, (tuple, list, dict)) else getattr(output, place)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is found.
+
+    Args:
+        ok: whether the step is that of the definition, in float64.
+        worst: its largest error.
+        rows: modality -> rows through its encoder, over the batch, in a step.
+        finite: whether everything is finite after two updates.
+        report: of `agm.verify`.
+    """
+
+    ok: bool
+    worst: float
+    rows: dict[str, float]
+    finite: bool
+    report: str
+
+
+def measured(client: Client, masked: str) -> Measured:
+    """Verify a step in float64, and take two with an optimiser."""
+    model = client.wrapped(masked)
+    given, target = client.inputs(), client.target()
+    targets = {client.more.get("target", "target"): target}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # absent rows that amplify, of which `finite` tells here
+        found = agm.verify(model, given, target, double=True)
+        optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=1e-3)
+        for _ in range(2):
+            optimizer.zero_grad()
+            loss = client.loss(model(**given, **targets), target)
+            loss.backward()
+            optimizer.step()
+    plan = model.plan()
+    parts = client.encoders or {}
+    rows = {name: plan.count(f"encoder `{name}`", BATCH) / BATCH for name in parts}
+    finite = bool(loss.isfinite()) and all(bool(p.isfinite().all()) for p in model.parameters())
+    return Measured(found.ok, found.worst, rows, finite, str(found))
