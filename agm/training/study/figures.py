@@ -97,6 +97,21 @@ class StudyFigures:
         """Method -> its comparison by this metric, of the methods that have it."""
         return {found.method: found for found in self.comparisons(task) if found.metric == metric}
 
+    def differences(self, first: str, second: str) -> dict[str, tuple[float, float | None, float | None]]:
+        """Task -> (mean, low, high) of the accuracy of a method minus that of another one, paired by seed, of the tasks
+        that have both and of seeds with which neither diverged. Under "" the mean over all these tasks, whose interval
+        is again over the seeds."""
+        found, by_seed = {}, []
+        for task in self.tasks:
+            if first in self._runs[task] and second in self._runs[task]:
+                pairs = zip(self.runs(task, first), self.runs(task, second), strict=True)
+                gaps = [math.nan if a is None or b is None else a["accuracy"] - b["accuracy"] for a, b in pairs]
+                by_seed.append(gaps)
+                if known := [gap for gap in gaps if not math.isnan(gap)]:
+                    found[task] = mean_interval(known)
+        means = [statistics.fmean(gaps) for gaps in zip(*by_seed, strict=True) if not any(map(math.isnan, gaps))]
+        return {**found, **({"": mean_interval(means)} if means else {})}
+
     def certain(self, task: str, metric: str = "accuracy") -> set[str]:
         """The methods whose difference to the baseline remains after Holm's correction for the number of methods."""
         return certain_methods(self.compared(task, metric))

@@ -17,7 +17,7 @@ __all__ = ["BASELINE", "Entry", "Study", "Task", "read_study"]
 BASELINE = "joint"  # what every method is compared with
 
 _LAST_SEED = 2**32 - 1
-_STUDY = ("seeds", "trials", "tuning_seeds", "strength", "cost_tasks", "cost_rounds")
+_STUDY = ("seeds", "trials", "tuning_seeds", "strength", "cost_tasks", "cost_rounds", "pairs")
 _ENTRY = ("method", "grid", "except")
 _PER_RUN = ("method", "seed", "device", "threads", OPTIONS, "choose")  # the study's to decide
 
@@ -63,6 +63,7 @@ class Study:
         strength: whether the competition strength is measured.
         cost_tasks: names of tasks whose training times are measured, in turns and one at a time.
         cost_rounds: how often.
+        pairs: methods that are compared with each other as well, each with the one behind it.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Study:
     strength: bool = False
     cost_tasks: tuple[str, ...] = ()
     cost_rounds: int = 3
+    pairs: tuple[tuple[str, str], ...] = ()
 
     def entries_for(self, task: Task) -> list[Entry]:
         """Those that are defined for it, the baseline first."""
@@ -106,7 +108,9 @@ class Study:
             if any(task.name not in kept.excluded for task in tasks):
                 entries.append(kept)
         costs = tuple(name for name in self.cost_tasks if name in wanted)
-        return replace(self, tasks=tasks, entries=tuple(entries), cost_tasks=costs)
+        left_over = {entry.label for entry in entries}
+        pairs = tuple(pair for pair in self.pairs if left_over.issuperset(pair))
+        return replace(self, tasks=tasks, entries=tuple(entries), cost_tasks=costs, pairs=pairs)
 
 
 def read_study(path: str | Path) -> Study:
@@ -116,8 +120,9 @@ def read_study(path: str | Path) -> Study:
     >>> [task.name for task in study.tasks]  # doctest: +SKIP
     ['clipart-keywords', ...]
 
-    The file has four tables. `[study]`: seeds, trials, tuning_seeds, strength, cost_tasks, cost_rounds. `[settings]`:
-    settings of all runs (`Config`). `[tasks.NAME]`: settings of one task. `[methods.LABEL]`: `method` (the label by
+    The file has four tables. `[study]`: seeds, trials, tuning_seeds, strength, cost_tasks, cost_rounds, pairs
+    (`[["agm shared", "agm"], ...]`: differences between these methods, too). `[settings]`: settings of all runs
+    (`Config`). `[tasks.NAME]`: settings of one task. `[methods.LABEL]`: `method` (the label by
     default), `grid` (setting or option = list of values; their product has as many points as `trials`), `except` (tasks
     for which it is not defined), and settings or options that are fixed.
 
@@ -171,7 +176,22 @@ def _study(name: str, contents: Mapping[str, Any]) -> Study:
         strength,
         costs,
         _count(head, "cost_rounds", 3),
+        _pairs(head, labels),
     )
+
+
+def _pairs(head: Mapping[str, Any], labels: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    found = head.get("pairs", [])
+    if not isinstance(found, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 and pair[0] != pair[1] for pair in found
+    ):
+        raise UserError(
+            f"Expected `pairs` of [study] to be a list of pairs of methods, but got {found!r}. "
+            'Use for example [["agm shared", "agm"]].'
+        )
+    for label in itertools.chain(*found):
+        _known(label, labels, "`pairs` of [study]", "method")
+    return tuple((first, second) for first, second in found)
 
 
 def _table(tables: Mapping[str, Any], name: str, prefix: str = "") -> Mapping[str, Any]:

@@ -27,6 +27,7 @@ def write_tables(folder: Path, figures: StudyFigures, command: str) -> None:
         command: what runs it, to which `--only TASK:METHOD` is added for one cell.
     """
     lines = [*_overview(figures), "", *_remarks(figures, command)]
+    lines += _pairs(figures)
     for task in figures.tasks:
         lines += ["", f"## {printable(task)}", "", *_alone(figures, task), *_task_table(figures, task)]
     write_text(folder / "results.md", "\n".join([*lines, ""]))
@@ -68,6 +69,30 @@ def _cost(found: tuple[float, float | None, float | None] | None) -> str:
         return ""
     mean, low, high = found
     return f"{mean:.2f}" if low is None or high is None else f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _pairs(figures: StudyFigures) -> list[str]:
+    """Of methods that are compared with each other: a row a pair, a column a task."""
+    if not figures.study.pairs:
+        return []
+    head = ["pair", *figures.tasks, "all tasks"]
+    lines = ["", "## Methods against each other", "", _row(head), "|---" * len(head) + "|"]
+    for first, second in figures.study.pairs:
+        found = figures.differences(first, second)
+        cells = [_points(found[task]) if task in found else "–" for task in (*figures.tasks, "")]
+        lines.append(_row([f"{first} – {second}", *cells]))
+    return [
+        *lines,
+        "",
+        "Points of test accuracy, the first less the second, paired by seed, with 95 % t-intervals over the seeds; the "
+        "last column is of the mean over the tasks.",
+    ]
+
+
+def _points(found: tuple[float, float | None, float | None]) -> str:
+    mean, low, high = found
+    text = f"{100 * mean:+.1f}"
+    return text if low is None or high is None else f"{text} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 def _alone(figures: StudyFigures, task: str) -> list[str]:

@@ -36,6 +36,7 @@ tuning_seeds = [50]
 strength = true
 cost_tasks = ["clean"]
 cost_rounds = 2
+pairs = [["agm, exact", "joint"]]
 
 [settings]
 epochs = 1

@@ -108,6 +108,29 @@ def test_tables_and_pictures(done, tmp_path):
         assert path.read_bytes().startswith(b"\x89PNG")
 
 
+def test_methods_against_each_other(done, tmp_path):
+    found = done.figures
+    gaps = {
+        task: [
+            one["accuracy"] - other["accuracy"]
+            for one, other in zip(found.runs(task, "agm, exact"), found.runs(task, "joint"), strict=True)
+        ]
+        for task in ("clean", "noisy")
+    }
+    own = found.differences("agm, exact", "joint")
+    assert own["clean"][0] == pytest.approx(statistics.fmean(gaps["clean"]))
+    both = [statistics.fmean(seed) for seed in zip(*gaps.values(), strict=True)]
+    for task, values in {**gaps, "": both}.items():
+        mean, reach = statistics.fmean(values), stats.t.ppf(0.975, 1) * stats.sem(values)
+        assert own[task] == pytest.approx((mean, mean - reach, mean + reach))
+    assert own["clean"] == pytest.approx(found.compared("clean", "accuracy")["agm, exact"].difference)
+    assert set(found.differences("ogm", "agm, exact")) == {"clean", ""}  # ogm is left out of the other task
+    write_tables(tmp_path, found, "agm compare tiny.toml")
+    mean, low, high = (100 * value for value in own[""])
+    row = next(line for line in (tmp_path / "results.md").read_text().splitlines() if "agm, exact – joint" in line)
+    assert row.endswith(f"| {mean:+.1f} [{low:+.1f}, {high:+.1f}] |")
+
+
 def test_the_same_bits_after_an_interruption(done, tmp_path):
     asked, whole = done.study, figures_of(Rows(done.path / "rows.jsonl"))
 

@@ -35,6 +35,8 @@ def test_some_cells_with_the_baseline(study):
         ["joint", "agm, exact"],
     ]
     assert study().only([]) == study()
+    assert two.pairs == study().pairs == (("agm, exact", "joint"),)
+    assert one.pairs == ()
     for wrong in ("dirty", "clean:mlb"):
         with pytest.raises(UserError, match="--only to be among"):
             study().only([wrong])
@@ -54,6 +56,9 @@ def test_some_cells_with_the_baseline(study):
         ("[settings]", "[setings]", "to be among study, settings, tasks, methods, but got 'setings'"),
         ('cost_tasks = ["clean"]', 'cost_tasks = ["x"]', "`cost_tasks` of .study. to be among clean, noisy"),
         ("grid = {lr = [0.02, 0.1]}", "grid = {lr = 0.02}", r"`grid` of \[methods.joint\] to be a table NAME = "),
+        ('"joint"]]', '"agm"]]', "`pairs` of .study. to be among joint, agm, exact, ogm, but got 'agm'"),
+        ('"joint"]]', '"agm, exact"]]', "`pairs` of .study. to be a list of pairs of methods"),
+        ('"joint"]]', '"joint", "ogm"]]', "`pairs` of .study. to be a list of pairs of methods"),
         ("[50]", "[50, 50]", "list of different seeds up to"),
         ("[50]", "[4294967296]", "list of different seeds up to"),
         ("strength = true", 'strength = "no"', "`strength` of .study. to be true or false, but got 'no'"),
