@@ -59,7 +59,7 @@ SETS = {
     ),
     "ave": Expected(
         trees.ave,
-        {"audio": (128,), "visual": (7, 7, 8)},
+        {"audio": (128,), "visual": (49, 8)},
         {"clean": {"train": 60, "validation": 30, "test": 30}, "authors": {"train": 60, "validation": 30, "test": 30}},
         (),  # 29, looked at below
         needs=("h5py",),
@@ -316,15 +316,32 @@ def test_ave_by_segments_and_by_clips(tmp_path):
     import h5py
 
     with h5py.File(tmp_path / "visual_feature.h5") as file:
-        np.testing.assert_array_equal(segments.read(first[3])["visual"], file["avadataset"][7, 3])
+        stored = file["avadataset"][7, 3]
+    assert stored.shape == (7, 7, 8)
+    np.testing.assert_array_equal(segments.read(first[3])["visual"], stored.reshape(49, 8))
+    for form, values in (("grid", stored), ("mean", stored.reshape(49, 8).mean(0))):
+        made = open_layout(tmp_path, visual=form).read(first[3])["visual"]
+        np.testing.assert_allclose(made, values, rtol=0, atol=1e-6)
     clips = open_layout(tmp_path, unit="clips")
     assert [sample.name for sample in clips.listed()["train"]] == ["7", "0", "3", "5", "2"]
     assert [skipped.name for skipped in clips.skipped] == ["clip 11"]
     assert len(clips.class_names) == 28
-    assert clips.read(clips.samples[0])["visual"].shape == (10, 7, 7, 8)
+    assert clips.read(clips.samples[0])["visual"].shape == (490, 8)  # a second's places after those of the one before
+    np.testing.assert_array_equal(clips.read(clips.samples[0])["visual"][3 * 49 : 4 * 49], stored.reshape(49, 8))
+    assert open_layout(tmp_path, unit="clips", visual="mean").read(clips.samples[0])["visual"].shape == (10, 8)
+    assert open_layout(tmp_path, unit="clips", visual="grid").read(clips.samples[0])["visual"].shape == (10, 7, 7, 8)
     shares = event_shares(segments.segments)
     assert shares[7].tolist() == [0, 0, 0.25, 0.25, 0.25, 0.25, 0, 0, 0, 0]
     assert shares[11].tolist() == [np.float32(0.1)] * 10  # as AGM's loader has it
+
+
+def test_ave_without_places_in_frames(tmp_path):
+    pytest.importorskip("h5py")
+    trees.ave(tmp_path)
+    (tmp_path / "visual_feature.h5").unlink()
+    trees.write_h5(tmp_path / "visual_feature.h5", {"avadataset": np.zeros((12, 10, 8), np.float32)})
+    with pytest.raises(ValueError, match=r"Expected .*visual_feature\.h5 to hold features of places in frames"):
+        open_layout(tmp_path)
 
 
 def test_frames_of_ave_are_cut_to_the_event(tmp_path):
