@@ -15,6 +15,7 @@ from agm.data.layouts.convert import Conversion, convert, load_layout
 from agm.data.layouts.dataset import LayoutDataset, collate
 from agm.data.layouts.feeding import Feed, feed
 from agm.data.layouts.layout import Layout, Part, Sample, Skipped
+from agm.data.layouts.mosei import sentiment_figures
 from agm.data.layouts.pickles import load_pickle
 from agm.data.layouts.registry import LAYOUTS, Recognition, open_layout, recognise
 from agm.data.layouts.streaming import Streamed, stream_rows, stream_shards
@@ -37,6 +38,7 @@ __all__ = [
     "load_pickle",
     "open_layout",
     "recognise",
+    "sentiment_figures",
     "stream_rows",
     "stream_shards",
 ]

@@ -18,6 +18,7 @@ import torch
 
 from agm.data._files import PARTIAL, memory
 from agm.data._npz import write_npz
+from agm.data._targets import stored_target
 from agm.data.layouts.layout import Layout, Sample
 from agm.data.multimodal import MultimodalData, Split
 
@@ -79,8 +80,7 @@ def convert(
     path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         columns: dict[str, _Column] = {}
-        targets: list[int] = []
-        names: list[str] = []
+        taken: list[Sample] = []
         parts: list[str] = []
         for split, sample, values in _decoded(layout, splits, skip_bad, made, progress, total):
             if not columns:
@@ -88,8 +88,7 @@ def convert(
                 columns = {name: stack.enter_context(_column(path, value)) for name, value in values.items()}
             for name, value in values.items():
                 columns[name].append(name, sample, value)
-            targets.append(sample.label)
-            names.append(sample.name)
+            taken.append(sample)
             parts.append(split)
         made.counts = dict(Counter(parts))
         _require_splits(layout, made)
@@ -99,10 +98,10 @@ def convert(
             if name in layout.pictures:
                 mean, deviation = (np.array(part).reshape(-1, 1, 1) for part in layout.pictures[name])
                 arrays[f"{name}.scale"], arrays[f"{name}.offset"] = 1 / (255 * deviation), -mean / deviation
-        arrays["target"] = np.array(targets, dtype=np.int64)
+        arrays |= stored_target(layout.targets(taken))
         arrays["split"] = np.array(parts)
         arrays["class_names"] = np.array(layout.class_names)
-        arrays["meta.name"] = np.array(names)
+        arrays["meta.name"] = np.array([sample.name for sample in taken])
         arrays["meta.layout"] = np.array([layout.name, scheme, *(f"{k}={v}" for k, v in layout.chosen.items())])
         write_npz(path, arrays, fast=True)
     return made
@@ -118,7 +117,7 @@ def load_layout(layout: Layout, *, scheme: str = "clean", skip_bad: bool = False
     splits.pop("dep", None)
     made = Conversion(Path())
     inputs: dict[str, dict[str, list[torch.Tensor]]] = {}
-    targets: dict[str, list[int]] = {}
+    taken: dict[str, list[Sample]] = {}
     total, size = sum(map(len, splits.values())), 0
     for split, sample, values in _decoded(layout, splits, skip_bad, made, None, total):
         if not size:
@@ -132,15 +131,15 @@ def load_layout(layout: Layout, *, scheme: str = "clean", skip_bad: bool = False
                 )
         for name, value in values.items():
             inputs.setdefault(split, {}).setdefault(name, []).append(layout.finished(name, value))
-        targets.setdefault(split, []).append(sample.label)
-    made.counts = {split: len(labels) for split, labels in targets.items()}
+        taken.setdefault(split, []).append(sample)
+    made.counts = {split: len(samples) for split, samples in taken.items()}
     _require_splits(layout, made)
     parts = {
         split: Split(
             {name: torch.stack(rows) for name, rows in inputs[split].items()},
-            torch.tensor(labels, dtype=torch.int64),
+            layout.targets(samples),
         )
-        for split, labels in targets.items()
+        for split, samples in taken.items()
     }
     return MultimodalData(layout.name, parts["train"], parts["test"], parts.get("validation"), layout.class_names)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from agm.data.layouts.layout import Layout
 from agm.data.layouts.registry import LAYOUTS, recognise
+from agm.data.multimodal import Task
 
 __all__ = ["Inspection", "inspect"]
 
@@ -23,7 +24,8 @@ class Inspection:
         found: what is there, and where.
         missing: parts that are not there: what, where they were looked for, and what to do.
         splits: scheme -> split -> samples.
-        classes: names in the order of their indices, and samples.
+        classes: names in the order of their indices, and samples; of a number its name.
+        task: "classes" or "numbers".
         skipped: why samples are left out -> how many, and the first of them with its file.
         notes: facts to know.
         shapes: modality -> shape and dtype of the first sample; or why it could not be decoded.
@@ -38,6 +40,7 @@ class Inspection:
     complete: bool = True
     splits: dict[str, dict[str, int]] = field(default_factory=dict)
     classes: list[tuple[str, int]] = field(default_factory=list)
+    task: Task = "classes"
     skipped: dict[str, tuple[int, str, Path]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     shapes: dict[str, str] = field(default_factory=dict)
@@ -87,6 +90,7 @@ def inspect(
         scheme: {split: len(samples) for split, samples in layout.arrange(scheme).items()} for scheme in layout.schemes
     }
     counts = Counter(sample.label for sample in layout.samples)
+    made.task = layout.task
     made.classes = [(label, counts[index]) for index, label in enumerate(layout.class_names)]
     made.notes = layout.notes
     for skipped in layout.skipped:

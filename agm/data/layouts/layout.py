@@ -15,6 +15,7 @@ from torch import Tensor
 from agm.data.layouts.choices import Choice
 from agm.data.layouts.pictures import Scale, normalised
 from agm.data.layouts.splits import hold_out
+from agm.data.multimodal import Task
 
 __all__ = ["Layout", "Part", "Sample", "Skipped"]
 
@@ -58,11 +59,12 @@ class Sample:
     Args:
         name: of the clip or the row, one of its kind within the split.
         split: "train", "validation" or "test", by the set's own lists.
-        label: class index.
+        label: class index; 0 where a number is to be predicted.
         files: modality -> its file or folder; empty where the modality is a row of an array.
         group: the actor, speaker, video or person; samples of one group are alike. "" for none.
         row: number within the arrays of its split.
         extra: what else the reader needs, such as a text or a start in seconds.
+        number: what is to be predicted where that is a number.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Sample:
     group: str = ""
     row: int = 0
     extra: Any = None
+    number: float | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class Layout(ABC):
         samples: all that can be read, in the order of the lists.
         skipped: the others.
         notes: facts that a user of this set should know.
-        class_names: class index i is `class_names[i]`.
+        class_names: class index i is `class_names[i]`; or what the number is called that is to be predicted.
 
     Raises:
         FileNotFoundError: there is nothing at `root`.
@@ -173,6 +176,17 @@ class Layout(ABC):
         """
         values = self._read(sample, training, generator)
         return values if raw else {name: self.finished(name, value) for name, value in values.items()}
+
+    @property
+    def task(self) -> Task:
+        """ "numbers" where that is what samples have, else "classes"."""
+        return "numbers" if any(sample.number is not None for sample in self.samples[:1]) else "classes"
+
+    def targets(self, samples: Iterable[Sample]) -> Tensor:
+        """(N,) int64 class indices, or (N, 1) float32 numbers, without decoding anything."""
+        if self.task == "numbers":
+            return torch.tensor([[sample.number] for sample in samples], dtype=torch.float32)
+        return torch.tensor([sample.label for sample in samples], dtype=torch.int64)
 
     def finished(self, modality: str, values: Tensor) -> Tensor:
         """Values of `read(raw=True)`, alone or in batches, as floats."""

@@ -103,7 +103,10 @@ def convert_command(layout: str, path: str, output: str, split: str, skip_bad: b
             raise UserError(str(error).replace("`split`", "--split").replace("`path`", "--output")) from error
     counts = ", ".join(f"{number} {part}" for part, number in made.counts.items())
     console.say(f"{data.title}: {counts}")
-    console.say("classes: " + "; ".join(f"{index} {label}" for index, label in enumerate(data.class_names)))
+    if data.task == "numbers":
+        console.say(f"to predict: a number, {data.class_names[0]}")
+    else:
+        console.say("classes: " + "; ".join(f"{index} {label}" for index, label in enumerate(data.class_names)))
     if data.skipped:
         console.say(f"left out by the lists: {len(data.skipped)} (agm data inspect {shlex.quote(path)} says why)")
     if made.left_out:
@@ -140,8 +143,11 @@ def _print(console: Terminal, made: Inspection) -> None:
         raise UserError(f"Expected all parts of {made.title}, but got {len(made.missing)} that are missing.")
     for name, shape in made.shapes.items():
         console.say(f"  {name}: {shape}")
-    console.say(f"{made.samples} samples in {len(made.classes)} classes, in this order:")
-    console.say("  " + "; ".join(f"{index} {label} ({n})" for index, (label, n) in enumerate(made.classes)))
+    if made.task == "numbers":
+        console.say(f"{made.samples} samples, of each a number to predict: {made.classes[0][0]}")
+    else:
+        console.say(f"{made.samples} samples in {len(made.classes)} classes, in this order:")
+        console.say("  " + "; ".join(f"{index} {label} ({n})" for index, (label, n) in enumerate(made.classes)))
     for scheme, splits in made.splits.items():
         console.say(f"  --split {scheme}: " + ", ".join(f"{number} {split}" for split, number in splits.items()))
     console.say(f"{sum(number for number, _, _ in made.skipped.values())} samples are left out")
