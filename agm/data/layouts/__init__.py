@@ -18,6 +18,7 @@ from agm.data.layouts.layout import Layout, Part, Sample, Skipped
 from agm.data.layouts.mosei import sentiment_figures
 from agm.data.layouts.pickles import load_pickle
 from agm.data.layouts.registry import LAYOUTS, Recognition, open_layout, recognise
+from agm.data.layouts.split_lists import Listed, split_by_lists
 from agm.data.layouts.streaming import Streamed, stream_rows, stream_shards
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Feed",
     "Layout",
     "LayoutDataset",
+    "Listed",
     "Part",
     "Recognition",
     "Sample",
@@ -39,6 +41,7 @@ __all__ = [
     "open_layout",
     "recognise",
     "sentiment_figures",
+    "split_by_lists",
     "stream_rows",
     "stream_shards",
 ]

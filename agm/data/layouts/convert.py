@@ -7,7 +7,7 @@ import secrets
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +50,7 @@ def convert(
     path: str | os.PathLike[str],
     *,
     scheme: str = "clean",
+    splits: Mapping[str, Sequence[Sample]] | None = None,
     skip_bad: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
@@ -63,6 +64,7 @@ def convert(
         layout: the dataset.
         path: the file to write, ending in .npz.
         scheme: of the splits, one of `layout.schemes`.
+        splits: train, validation and test in the place of a scheme, as `split_by_lists` makes them.
         skip_bad: leave out samples that do not decode, and count them.
         progress: called with the number of samples that are done, and all.
 
@@ -74,7 +76,9 @@ def convert(
     path = Path(path)
     if path.suffix != ".npz":
         raise ValueError(f"Expected `path` to end in .npz, but got {path.name!r}. Add the ending.")
-    splits = layout.arrange(scheme)
+    if splits is not None:
+        scheme = "lists"
+    splits = dict(layout.arrange(scheme) if splits is None else splits)
     made = Conversion(path, left_out=len(splits.pop("dep", [])))
     total = sum(map(len, splits.values()))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,7 +150,7 @@ def load_layout(layout: Layout, *, scheme: str = "clean", skip_bad: bool = False
 
 def _decoded(
     layout: Layout,
-    splits: dict[str, list[Sample]],
+    splits: Mapping[str, Sequence[Sample]],
     skip_bad: bool,
     made: Conversion,
     progress: Progress | None,
