@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agm.data.layouts.downloads import hint
 from agm.data.layouts.layout import Layout
-from agm.data.layouts.registry import LAYOUTS, recognise
+from agm.data.layouts.registry import LAYOUTS, recognise, unknown
 from agm.data.multimodal import Task
 
 __all__ = ["Inspection", "inspect"]
@@ -23,6 +24,8 @@ class Inspection:
         name, title, source: of the layout.
         found: what is there, and where.
         missing: parts that are not there: what, where they were looked for, and what to do.
+        complete: whether all that is needed is there.
+        advice: what to do where it is not, by what lies there instead.
         splits: scheme -> split -> samples.
         classes: names in the order of their indices, and samples; of a number its name.
         task: "classes" or "numbers".
@@ -38,6 +41,7 @@ class Inspection:
     found: dict[str, Path] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     complete: bool = True
+    advice: str = ""
     splits: dict[str, dict[str, int]] = field(default_factory=dict)
     classes: list[tuple[str, int]] = field(default_factory=list)
     task: Task = "classes"
@@ -84,6 +88,7 @@ def inspect(
             made.missing.append(f"{part.what} ({' or '.join(part.paths)}). {part.advice}".strip())
             made.complete = False
     if not made.complete:
+        made.advice = hint(root, layout_class.name)
         return made
     layout = layout_class(path, skip_bad=True, **(options or {}))
     made.splits = {
@@ -110,10 +115,7 @@ def _class_of(path: str | Path, name: str | None) -> type[Layout]:
         return LAYOUTS[name]
     if name is not None:
         raise ValueError(f"Expected the name of a layout ({', '.join(LAYOUTS)}), but got {name!r}.")
-    raise ValueError(
-        f"Expected {path} to have the layout of one of {', '.join(LAYOUTS)}, but got another. "
-        "Name the layout with --layout to learn what is missing."
-    )
+    raise ValueError(unknown(path, "Name the layout with --layout to learn what is missing."))
 
 
 def _decode_first(layout: Layout, made: Inspection) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from agm.data.layouts.choices import Choice
+from agm.data.layouts.downloads import hint
 from agm.data.layouts.pictures import Scale, normalised
 from agm.data.layouts.splits import hold_out
 from agm.data.multimodal import Task
@@ -251,7 +252,7 @@ class Layout(ABC):
                 places = " or ".join(part.paths)
                 raise ValueError(
                     f"Expected {self.root} to hold {part.what} of {self.title} ({places}), but got nothing there. "
-                    f"{part.advice or 'Is the download complete?'}"
+                    f"{hint(self.root, self.name) or part.advice or 'Is the download complete?'}"
                 )
 
     def _checked(self, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -178,7 +178,9 @@ def _print(console: Terminal, made: Inspection) -> None:
     for what in made.missing:
         console.say(f"  missing  {what}")
     if not made.complete:
-        raise UserError(f"Expected all parts of {made.title}, but got {len(made.missing)} that are missing.")
+        raise UserError(
+            f"Expected all parts of {made.title}, but got {len(made.missing)} that are missing. {made.advice}".strip()
+        )
     for name, shape in made.shapes.items():
         console.say(f"  {name}: {shape}")
     if made.task == "numbers":
