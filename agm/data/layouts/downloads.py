@@ -1,4 +1,4 @@
-"""What is not a layout yet: videos of which nobody has cut frames, archives that are not unpacked, folders of folders."""
+"""What is not a layout yet: videos that nobody has cut into frames, archives that are not unpacked, folders of sets."""
 
 from __future__ import annotations
 

@@ -19,7 +19,15 @@ from agm.data.layouts.extras import needed
 from agm.data.layouts.layout import Layout, Part, Sample
 from agm.data.layouts.lists import read_rows
 from agm.data.layouts.splits import by_group
-from agm.data.layouts.windows import Recording, SensorWindows, by_person, read_numbers, window_options
+from agm.data.layouts.windows import (
+    Recording,
+    SensorWindows,
+    by_person,
+    order_option,
+    ordered,
+    read_numbers,
+    window_options,
+)
 
 __all__ = ["Opportunity", "Pamap2", "UciHar", "UniMib", "UscHad", "Wisdm"]
 
@@ -40,6 +48,7 @@ class UciHar(Layout):
         "clean": "the set's test persons; whole persons of train for validation",
         "authors": "the set's own train and test",
     }
+    options: ClassVar[Mapping[str, Choice]] = order_option()
     _FILES: ClassVar[Mapping[str, str]] = {"acceleration": "total_acc", "body": "body_acc", "gyroscope": "body_gyro"}
     parts: ClassVar[Mapping[str, Part]] = {
         "names": Part("names of the activities", ("activity_labels.txt", "UCI HAR Dataset/activity_labels.txt")),
@@ -81,7 +90,7 @@ class UciHar(Layout):
 
     def _read(self, sample: Sample, training: bool, generator: torch.Generator | None) -> dict[str, Tensor]:
         values = self._values[sample.split]
-        return {name: torch.from_numpy(values[name][sample.row].copy()) for name in self.modalities}
+        return {name: ordered(values[name][sample.row], self.chosen["first"]) for name in self.modalities}
 
 
 class Pamap2(SensorWindows):
@@ -241,6 +250,7 @@ class UniMib(Layout):
     source = "www.sal.disco.unimib.it/technologies/unimib-shar"
     modalities = ("x", "y", "z")
     schemes: ClassVar[Mapping[str, str]] = SensorWindows.schemes
+    options: ClassVar[Mapping[str, Choice]] = order_option()
     parts: ClassVar[Mapping[str, Part]] = {
         "values": Part("windows", ("acc_data.mat", "data/acc_data.mat", "UniMiB-SHAR/data/acc_data.mat")),
         "labels": Part("labels", ("acc_labels.mat", "data/acc_labels.mat", "UniMiB-SHAR/data/acc_labels.mat")),
@@ -269,7 +279,8 @@ class UniMib(Layout):
 
     def _read(self, sample: Sample, training: bool, generator: torch.Generator | None) -> dict[str, Tensor]:
         row = self._values[sample.row]
-        return {name: torch.from_numpy(row[axis : axis + 1].copy()) for axis, name in enumerate(self.modalities)}
+        first = self.chosen["first"]
+        return {name: ordered(row[axis : axis + 1], first) for axis, name in enumerate(self.modalities)}
 
 
 class UscHad(SensorWindows):
