@@ -116,8 +116,8 @@ class Ave(Layout):
             path = self.place(f"{short}_order")
             order = H5Rows(path, "order").all()
             for clip in order.reshape(-1).tolist():
-                if not 0 <= int(clip) < len(labels):
-                    self.skip(f"clip {clip}", "a number beyond the features", path, bad="Is it of the same set?")
+                if not (0 <= clip < len(labels) and clip == int(clip)):
+                    self.skip(f"clip {clip}", "a number of no clip of the features", path, bad="Is it of the same set?")
                     continue
                 self._add(int(clip), split, clips)
 

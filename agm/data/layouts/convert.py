@@ -121,6 +121,7 @@ def load_layout(layout: Layout, *, scheme: str = "clean", skip_bad: bool = False
     splits.pop("dep", None)
     made = Conversion(Path())
     inputs: dict[str, dict[str, list[torch.Tensor]]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     taken: dict[str, list[Sample]] = {}
     total, size = sum(map(len, splits.values())), 0
     for split, sample, values in _decoded(layout, splits, skip_bad, made, None, total):
@@ -134,6 +135,7 @@ def load_layout(layout: Layout, *, scheme: str = "clean", skip_bad: bool = False
                     "Read it by agm.data.layouts.LayoutDataset in a loop of your own."
                 )
         for name, value in values.items():
+            _require_shape(name, sample, value, shapes.setdefault(name, tuple(value.shape)))
             inputs.setdefault(split, {}).setdefault(name, []).append(layout.finished(name, value))
         taken.setdefault(split, []).append(sample)
     made.counts = {split: len(samples) for split, samples in taken.items()}
@@ -192,6 +194,14 @@ def _require_splits(layout: Layout, made: Conversion) -> None:
             )
 
 
+def _require_shape(name: str, sample: Sample, value: torch.Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(value.shape) != shape:
+        raise ValueError(
+            f"Expected `{name}` to have the shape {shape} in all samples, but got {tuple(value.shape)} in "
+            f"{sample.name!r}. Stored front ends of two kinds? Compute them alike."
+        )
+
+
 class _Column:
     """Rows of one modality, in a file that goes when they have been copied."""
 
@@ -200,11 +210,7 @@ class _Column:
         self.dtype = first.numpy().dtype
 
     def append(self, name: str, sample: Sample, value: torch.Tensor) -> None:
-        if tuple(value.shape) != self.shape:
-            raise ValueError(
-                f"Expected `{name}` to have the shape {self.shape} in all samples, but got {tuple(value.shape)} in "
-                f"{sample.name!r}. Stored front ends of two kinds? Compute them alike."
-            )
+        _require_shape(name, sample, value, self.shape)
         self.file.write(np.ascontiguousarray(value.numpy(), dtype=self.dtype).data)
         self.rows += 1
 

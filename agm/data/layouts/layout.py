@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -176,6 +177,13 @@ class Layout(ABC):
             OSError, ValueError: a file does not decode, or holds NaN; the message names it.
         """
         values = self._read(sample, training, generator)
+        for name, value in values.items():
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                place = sample.files.get(name, self.root)
+                raise ValueError(
+                    f"Expected `{name}` of {sample.name!r} in {place} to be finite, but got NaN or infinity. "
+                    "Repair it, or leave such samples out with agm data convert --skip-bad."
+                )
         return values if raw else {name: self.finished(name, value) for name, value in values.items()}
 
     @property
@@ -215,8 +223,8 @@ class Layout(ABC):
         return hold_out(made, 0.1) if scheme == "clean" else made
 
     def listed(self) -> dict[str, list[Sample]]:
-        """The samples by the set's own lists."""
-        made: dict[str, list[Sample]] = {}
+        """The samples by the set's own lists; of train and test also where they have none."""
+        made: dict[str, list[Sample]] = {"train": [], "test": []}
         for sample in self.samples:
             made.setdefault(sample.split, []).append(sample)
         return made
@@ -226,6 +234,10 @@ class Layout(ABC):
         if bad and not self.skip_bad:
             raise ValueError(f"Expected every sample of {file} to be readable, but got {name!r}: {reason}. {bad}")
         self.skipped.append(Skipped(name, reason, file))
+
+    def number_of(self, label: float, names: Sequence[str], name: str, file: Path) -> int | None:
+        """As `label_of`, of a label that is a number: NaN, infinity and fractions are none of the table."""
+        return self.label_of(whole(label), names, name, file)
 
     def label_of(self, label: str, names: Sequence[str], name: str, file: Path) -> int | None:
         """The index of a label, or None (and the sample is left out) where it is not in the table."""
@@ -261,6 +273,11 @@ class Layout(ABC):
                 offered = ", ".join(self.options) or "none"
                 raise ValueError(f"Expected options of {self.name} ({offered}), but got {name!r}. Leave it out.")
         return {name: choice.checked(name, given.get(name)) for name, choice in self.options.items()}
+
+
+def whole(value: float) -> str:
+    """A whole number without a point; another one as Python writes it."""
+    return str(int(value)) if math.isfinite(value) and value == int(value) else str(value)
 
 
 def groups_shared(splits: Mapping[str, Iterable[Sample]]) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 from agm.data._files import memory, open_ordinary, read_text
 from agm.data.layouts.choices import Choice
 from agm.data.layouts.extras import needed
-from agm.data.layouts.layout import Layout, Part, Sample
+from agm.data.layouts.layout import Layout, Part, Sample, whole
 from agm.data.layouts.lists import read_rows
 from agm.data.layouts.splits import by_group
 from agm.data.layouts.windows import (
@@ -57,7 +57,13 @@ class UciHar(Layout):
     }
 
     def _scan(self) -> None:
-        rows = sorted((int(cells[0]), cells[1]) for _, cells in read_rows(self.place("names"), " ", columns=2))
+        path = self.place("names")
+        cells = [cells for _, cells in read_rows(path, " ", columns=2)]
+        if not all(number.isdecimal() for number, *_ in cells):
+            raise ValueError(
+                f"Expected lines of {path} to be a number and a name, but got {cells[0]}. Download it again."
+            )
+        rows = sorted((int(number), name) for number, name, *_ in cells)
         self.class_names = tuple(name for _, name in rows)
         self._values: dict[str, dict[str, np.ndarray]] = {}
         for split in ("train", "test"):
@@ -75,11 +81,11 @@ class UciHar(Layout):
                     )
                 self._values[split][name] = np.stack(axes, axis=1)  # (N, 3, 128)
             for row, label in enumerate(labels.tolist()):
-                index = self.label_of(
-                    str(int(label)), [str(number) for number, _ in rows], f"{split} {row}", folder / f"y_{split}.txt"
+                index = self.number_of(
+                    label, [str(number) for number, _ in rows], f"{split} {row}", folder / f"y_{split}.txt"
                 )
                 if index is not None:
-                    self.samples.append(Sample(f"{split} {row}", split, index, group=str(int(persons[row])), row=row))
+                    self.samples.append(Sample(f"{split} {row}", split, index, group=whole(persons[row]), row=row))
 
     def _arrange(self, scheme: str) -> dict[str, list[Sample]]:
         listed = self.listed()
@@ -270,9 +276,9 @@ class UniMib(Layout):
         self.notes.append("the files number the activities 1 to 17 and do not name them")
         numbers = [str(number) for number in range(1, 18)]
         for row, (label, person, _) in enumerate(labels.tolist()):
-            index = self.label_of(str(int(label)), numbers, f"window {row}", self.place("labels"))
+            index = self.number_of(label, numbers, f"window {row}", self.place("labels"))
             if index is not None:
-                self.samples.append(Sample(f"window {row}", "train", index, group=f"person {int(person)}", row=row))
+                self.samples.append(Sample(f"window {row}", "train", index, group=f"person {whole(person)}", row=row))
 
     def _arrange(self, scheme: str) -> dict[str, list[Sample]]:
         return by_person(self.samples, scheme)

@@ -68,6 +68,9 @@ def read_numbers(path: Path, columns: int) -> np.ndarray:
     """
     with open_ordinary(path) as file:
         try:
+            if not file.read(1):
+                raise ValueError("an empty file")
+            file.seek(0)
             made = np.loadtxt(file, dtype=np.float32, ndmin=2, encoding="utf-8")
         except (UnicodeDecodeError, ValueError) as error:
             reason = str(error).split("\n")[0]
