@@ -1,5 +1,6 @@
 """Bad input of each kind, on each command: named with its file, counted by --skip-bad, nothing half-written."""
 
+import json
 import pickle
 
 import numpy as np
@@ -201,3 +202,21 @@ def test_recordings_that_are_empty(tmp_path, recwarn):
     with pytest.raises(ValueError, match=r"Expected .*\.dat to hold 54 numbers a line, but got: an empty file"):
         open_layout(tmp_path)
     assert not recwarn.list
+
+
+@pytest.mark.parametrize("key", ["splits", "_data_files"])
+def test_tables_that_lead_out_of_their_folder(key, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    for name in ("mine", "other"):
+        splits = {split: datasets.Dataset.from_dict({"x": [[1.0]], "label": [0]}) for split in ("train", "test")}
+        datasets.DatasetDict(splits).save_to_disk(tmp_path / name)
+    assert len(open_layout(tmp_path / "mine").samples) == 2
+    place = tmp_path / "mine" / ("dataset_dict.json" if key == "splits" else "train/state.json")
+    content = json.loads(place.read_text())
+    if key == "splits":
+        content[key][0] = "../other/train"
+    else:
+        content[key][0]["filename"] = "../../other/train/" + content[key][0]["filename"]
+    place.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"Expected `{key}` in .*{place.name} to name what is in its folder, but got"):
+        open_layout(tmp_path / "mine")
