@@ -3,7 +3,8 @@
 `recognise(path)` says which layout a folder has; `open_layout(path)` lists its samples, labels and splits, and what it
 leaves out and why; `LayoutDataset` decodes samples as a torch loader asks for them; `convert` makes one safe file of
 all of them. One file a set; what they share: `layout` (the interface), `lists`, `pickles`, `stored` and `h5_files`
-(reading, of which nothing is executed), `sound`, `front_ends` and `pictures` (decoding), `splits`.
+(reading, of which nothing is executed), `sound`, `front_ends` and `pictures` (decoding), `splits` and `split_lists`,
+`downloads` (what is no layout yet).
 
 Sets larger than memory have the same interface: folders that Hugging Face's `datasets` saved and WebDataset's shards.
 `stream_shards` and `stream_rows` read them from one end to the other, and `feed` makes batches ahead for a device.
