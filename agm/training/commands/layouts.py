@@ -11,7 +11,7 @@ import click
 from rich.progress import Progress
 
 from agm.training.console import Terminal
-from agm.training.errors import UserError
+from agm.training.errors import UserError, in_words
 
 if TYPE_CHECKING:
     from agm.data.layouts import Listed
@@ -71,7 +71,7 @@ def inspect_command(path: str, layout: str | None, decode: bool, settings: tuple
         try:
             made = inspect(path, layout, decode=decode, options=_options(settings), progress=_shown(bar))
         except (ImportError, OSError, ValueError) as error:
-            raise UserError(str(error)) from error
+            raise UserError(in_words(error)) from error
     _print(console, made)
 
 
@@ -126,7 +126,7 @@ def convert_command(
                 progress=_shown(bar),
             )
         except (ImportError, OSError, ValueError) as error:
-            raise UserError(str(error).replace("`split`", "--split").replace("`path`", "--output")) from error
+            raise UserError(in_words(error).replace("`split`", "--split").replace("`path`", "--output")) from error
     counts = ", ".join(f"{number} {part}" for part, number in made.counts.items())
     console.say(f"{data.title}: {counts}")
     if data.task == "numbers":

@@ -220,3 +220,20 @@ def test_tables_that_lead_out_of_their_folder(key, tmp_path):
     place.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=rf"Expected `{key}` in .*{place.name} to name what is in its folder, but got"):
         open_layout(tmp_path / "mine")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["data", "convert", "av-mnist", "set", "--output", "x.npz", "--split-file", "train=nothing.csv"],
+        ["data", "build", "mfeat", "--from", "nothing.csv", "--output", "x.npz"],
+        ["data", "build", "mfeat", "--from", "nothing.csv/x.whl", "--output", "x.npz"],
+    ],
+)
+def test_files_that_are_not_there(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trees.av_mnist(tmp_path / "set")
+    assert main(command) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "Errno" not in message
+    assert "Expected nothing.csv" in message
