@@ -54,6 +54,7 @@ def sentiment_figures(guess: Tensor, target: Tensor) -> dict[str, float]:
         mean over the two classes by how frequent they are. NaN where there is nothing to count.
 
     Example:
+        >>> import torch
         >>> sentiment_figures(torch.tensor([2.6, -0.2, 0.4]), torch.tensor([3.0, -1.0, 0.0]))["accuracy_2"]
         1.0
 
