@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-__all__ = ["LARGEST_TEXT", "PARTIAL", "memory", "open_ordinary", "read_text", "replacing", "text_of"]
+__all__ = ["LARGEST_TEXT", "PARTIAL", "known_failure", "memory", "open_ordinary", "read_text", "replacing", "text_of"]
 
 LARGEST_TEXT = 64 * 2**20  # bytes of labels, settings, results
 PARTIAL = ".partial"  # what the names of files that are being written end in
@@ -33,15 +34,27 @@ def open_ordinary(path: Path, largest: int | None = None) -> Iterator[IO[bytes]]
     """
     # Without waiting for somebody who writes into a pipe, and without taking a terminal for this process's own.
     number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | _BINARY)
+    found = os.fstat(number)
+    if not stat.S_ISREG(found.st_mode):  # before it is opened: of a folder that fails, and names the number alone
+        os.close(number)
+        raise ValueError(f"Expected {path} to be an ordinary file, but got a pipe, a device or a folder. Copy it.")
     with open(number, "rb") as file:
-        found = os.fstat(number)
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError(f"Expected {path} to be an ordinary file, but got a pipe, a device or a folder. Copy it.")
         if largest is not None and found.st_size > largest:
             raise ValueError(
                 f"Expected {path} to have {largest} bytes at most, but got {found.st_size}. Is it the right file?"
             )
         yield file
+
+
+def known_failure(head: bytes) -> str:
+    """What a file is that a download left in the place of another, by its first bytes; "" for nothing known."""
+    if not head:
+        return "an empty file: the download may have stopped halfway"
+    if head.startswith(b"version https://git-lfs"):
+        return "a pointer of git-lfs: fetch the files with git lfs pull"
+    if re.match(rb"\s*<(!doctype html|html)", head[:100], re.IGNORECASE):
+        return "a page of the web, such as a question before the download"
+    return ""
 
 
 def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:

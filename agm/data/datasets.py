@@ -94,8 +94,14 @@ def load(name_or_path: str | os.PathLike[str], modalities: Sequence[str] | None 
 
 def _layout_of(path: Path) -> MultimodalData | None:
     """The dataset of a folder that has a layout of the field (agm.data.layouts), in memory; None for other paths."""
-    if not path.is_dir() or any((path / f"target{ending}").exists() for ending in (".npy", ".pt", ".txt")):
+    arrays = path.suffix in (".npz", ".pt") or any((path / f"target{end}").exists() for end in (".npy", ".pt", ".txt"))
+    if arrays or not path.exists():
         return None
     from agm.data.layouts import load_layout, open_layout, recognise
+    from agm.data.layouts.registry import told_of, unknown
 
-    return None if recognise(path) is None else load_layout(open_layout(path))
+    if path.is_dir() and recognise(path) is not None:
+        return load_layout(open_layout(path))
+    if told_of(path):
+        raise ValueError(unknown(path, ""))
+    return None

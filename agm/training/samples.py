@@ -15,7 +15,7 @@ from torch import Tensor
 from agm import data as datasets
 from agm.data import MultimodalData, Split
 from agm.training.config import Config
-from agm.training.errors import UserError
+from agm.training.errors import UserError, in_words
 from agm.training.standardizing import standardized
 
 __all__ = ["Passes", "batches", "chosen_modalities", "cut", "fingerprint", "hold_out", "load_data", "on_device"]
@@ -25,7 +25,9 @@ def load_data(config: Config) -> MultimodalData:
     try:
         data = datasets.load(config.dataset, chosen_modalities(config))
     except (ModuleNotFoundError, OSError, TypeError, ValueError) as error:
-        message = str(error).replace("`name_or_path`", "--dataset").replace("argument `modalities`", "--modalities")
+        message = (
+            in_words(error).replace("`name_or_path`", "--dataset").replace("argument `modalities`", "--modalities")
+        )
         raise UserError(message) from error
     if len(data.train) < 2:
         raise UserError("Expected the training split to hold 2 samples or more, but got 1. Add samples.")

@@ -46,6 +46,9 @@ class AVMnist(Layout):
         self._mapped: dict[Path, np.ndarray] = {}
         for split in ("train", "test"):
             labels = map_array(self.place(f"{split}_labels")).reshape(-1)
+            if labels.dtype.kind not in "fiu":
+                path = self.place(f"{split}_labels")
+                raise ValueError(f"Expected {path} to hold numbers, but got {labels.dtype}. Is it the right file?")
             for kind, size in (("image", 28 * 28), ("audio", 112 * 112)):
                 path = self.place(f"{split}_{kind}")
                 values = map_array(path)
@@ -57,9 +60,7 @@ class AVMnist(Layout):
                 if values.dtype.kind not in "fiu":
                     raise ValueError(f"Expected {path} to hold numbers, but got {values.dtype}. Is it the right file?")
             for row, label in enumerate(labels.tolist()):
-                index = self.label_of(
-                    str(int(label)), self.class_names, f"{split} {row}", self.place(f"{split}_labels")
-                )
+                index = self.number_of(label, self.class_names, f"{split} {row}", self.place(f"{split}_labels"))
                 if index is not None:
                     self.samples.append(Sample(f"{split} {row}", split, index, row=row))
 

@@ -65,9 +65,10 @@ def event_shares(labels: np.ndarray) -> np.ndarray:
 class Ave(Layout):
     """visual_feature.h5 (N, 10, 7, 7, 512), audio_feature.h5 (N, 10, 128), labels and orders; sizes are the files'.
 
-    With `unit=segments` a sample is a second: "audio" (128,), "visual" (7, 7, 512), 29 classes, the last the
-    background. With `unit=clips` it is a clip with the class of its event: "audio" (10, 128), "visual" (10, 7, 7, 512),
-    28 classes; clips that are background throughout are left out.
+    With `unit=segments` a sample is a second: "audio" (128,), "visual" (49, 512), 29 classes, the last the background.
+    With `unit=clips` it is a clip with the class of its event: "audio" (10, 128), "visual" (490, 512), 28 classes;
+    clips that are background throughout are left out. `visual=grid` leaves features of frames as they are stored,
+    (7, 7, 512), which no network of `agm train` reads: the features come last.
     """
 
     name = "ave"
@@ -76,7 +77,10 @@ class Ave(Layout):
     modalities = ("audio", "visual")
     schemes: ClassVar[Mapping[str, str]] = {"clean": "the set's own train, validation and test", "authors": "the same"}
     options: ClassVar[Mapping[str, Choice]] = {
-        "unit": one_of("segments", "clips", help="what a sample is: a second, or a clip")
+        "unit": one_of("segments", "clips", help="what a sample is: a second, or a clip"),
+        "visual": one_of(
+            "places", "mean", "grid", help="features of a frame: steps of a sequence, their mean, or as they are stored"
+        ),
     }
     parts: ClassVar[Mapping[str, Part]] = {
         "visual": Part(
@@ -99,6 +103,11 @@ class Ave(Layout):
                     f"Expected {rows.path} to have rows (N, T, ...) and {self.place('labels')} labels (N, T, 29), "
                     f"but got {rows.shape} and {labels.shape}. Are they of one set?"
                 )
+        if len(shape := self._rows["visual"].shape) != 5:
+            raise ValueError(
+                f"Expected {self.place('visual')} to hold features of places in frames, (N, T, H, W, D), "
+                f"but got {shape}. Is it the right file?"
+            )
         self.segments = labels.argmax(axis=2)  # (N, T)
         clips = self.chosen["unit"] == "clips"
         self.class_names = EVENTS if clips else (*EVENTS, "background")
@@ -107,8 +116,8 @@ class Ave(Layout):
             path = self.place(f"{short}_order")
             order = H5Rows(path, "order").all()
             for clip in order.reshape(-1).tolist():
-                if not 0 <= int(clip) < len(labels):
-                    self.skip(f"clip {clip}", "a number beyond the features", path, bad="Is it of the same set?")
+                if not (0 <= clip < len(labels) and clip == int(clip)):
+                    self.skip(f"clip {clip}", "a number of no clip of the features", path, bad="Is it of the same set?")
                     continue
                 self._add(int(clip), split, clips)
 
@@ -133,7 +142,15 @@ class Ave(Layout):
             else:
                 clip, second = divmod(sample.row, rows.shape[1])
                 values = rows[clip, second]
+            if name == "visual":
+                values = self._placed(values)
             if not np.isfinite(values).all():
                 raise ValueError(f"Expected {rows.path} to be finite, but got NaN or infinity in clip {sample.group}.")
             made[name] = torch.from_numpy(values)
         return made
+
+    def _placed(self, values: np.ndarray) -> np.ndarray:
+        """(..., 7, 7, D), by the option: (49 ..., D) one step a place, (..., D), or unchanged."""
+        if self.chosen["visual"] == "mean":
+            return values.mean(axis=(-3, -2))
+        return values.reshape(-1, values.shape[-1]) if self.chosen["visual"] == "places" else values

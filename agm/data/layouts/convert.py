@@ -7,7 +7,7 @@ import secrets
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 
 from agm.data._files import PARTIAL, memory
 from agm.data._npz import write_npz
+from agm.data._targets import stored_target
 from agm.data.layouts.layout import Layout, Sample
 from agm.data.multimodal import MultimodalData, Split
 
@@ -49,6 +50,7 @@ def convert(
     path: str | os.PathLike[str],
     *,
     scheme: str = "clean",
+    splits: Mapping[str, Sequence[Sample]] | None = None,
     skip_bad: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
@@ -62,6 +64,7 @@ def convert(
         layout: the dataset.
         path: the file to write, ending in .npz.
         scheme: of the splits, one of `layout.schemes`.
+        splits: train, validation and test in the place of a scheme, as `split_by_lists` makes them.
         skip_bad: leave out samples that do not decode, and count them.
         progress: called with the number of samples that are done, and all.
 
@@ -73,14 +76,15 @@ def convert(
     path = Path(path)
     if path.suffix != ".npz":
         raise ValueError(f"Expected `path` to end in .npz, but got {path.name!r}. Add the ending.")
-    splits = layout.arrange(scheme)
+    if splits is not None:
+        scheme = "lists"
+    splits = dict(layout.arrange(scheme) if splits is None else splits)
     made = Conversion(path, left_out=len(splits.pop("dep", [])))
     total = sum(map(len, splits.values()))
     path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         columns: dict[str, _Column] = {}
-        targets: list[int] = []
-        names: list[str] = []
+        taken: list[Sample] = []
         parts: list[str] = []
         for split, sample, values in _decoded(layout, splits, skip_bad, made, progress, total):
             if not columns:
@@ -88,8 +92,7 @@ def convert(
                 columns = {name: stack.enter_context(_column(path, value)) for name, value in values.items()}
             for name, value in values.items():
                 columns[name].append(name, sample, value)
-            targets.append(sample.label)
-            names.append(sample.name)
+            taken.append(sample)
             parts.append(split)
         made.counts = dict(Counter(parts))
         _require_splits(layout, made)
@@ -99,10 +102,10 @@ def convert(
             if name in layout.pictures:
                 mean, deviation = (np.array(part).reshape(-1, 1, 1) for part in layout.pictures[name])
                 arrays[f"{name}.scale"], arrays[f"{name}.offset"] = 1 / (255 * deviation), -mean / deviation
-        arrays["target"] = np.array(targets, dtype=np.int64)
+        arrays |= stored_target(layout.targets(taken))
         arrays["split"] = np.array(parts)
         arrays["class_names"] = np.array(layout.class_names)
-        arrays["meta.name"] = np.array(names)
+        arrays["meta.name"] = np.array([sample.name for sample in taken])
         arrays["meta.layout"] = np.array([layout.name, scheme, *(f"{k}={v}" for k, v in layout.chosen.items())])
         write_npz(path, arrays, fast=True)
     return made
@@ -118,7 +121,8 @@ def load_layout(layout: Layout, *, scheme: str = "clean", skip_bad: bool = False
     splits.pop("dep", None)
     made = Conversion(Path())
     inputs: dict[str, dict[str, list[torch.Tensor]]] = {}
-    targets: dict[str, list[int]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    taken: dict[str, list[Sample]] = {}
     total, size = sum(map(len, splits.values())), 0
     for split, sample, values in _decoded(layout, splits, skip_bad, made, None, total):
         if not size:
@@ -131,23 +135,24 @@ def load_layout(layout: Layout, *, scheme: str = "clean", skip_bad: bool = False
                     "Read it by agm.data.layouts.LayoutDataset in a loop of your own."
                 )
         for name, value in values.items():
+            _require_shape(name, sample, value, shapes.setdefault(name, tuple(value.shape)))
             inputs.setdefault(split, {}).setdefault(name, []).append(layout.finished(name, value))
-        targets.setdefault(split, []).append(sample.label)
-    made.counts = {split: len(labels) for split, labels in targets.items()}
+        taken.setdefault(split, []).append(sample)
+    made.counts = {split: len(samples) for split, samples in taken.items()}
     _require_splits(layout, made)
     parts = {
         split: Split(
             {name: torch.stack(rows) for name, rows in inputs[split].items()},
-            torch.tensor(labels, dtype=torch.int64),
+            layout.targets(samples),
         )
-        for split, labels in targets.items()
+        for split, samples in taken.items()
     }
     return MultimodalData(layout.name, parts["train"], parts["test"], parts.get("validation"), layout.class_names)
 
 
 def _decoded(
     layout: Layout,
-    splits: dict[str, list[Sample]],
+    splits: Mapping[str, Sequence[Sample]],
     skip_bad: bool,
     made: Conversion,
     progress: Progress | None,
@@ -189,6 +194,14 @@ def _require_splits(layout: Layout, made: Conversion) -> None:
             )
 
 
+def _require_shape(name: str, sample: Sample, value: torch.Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(value.shape) != shape:
+        raise ValueError(
+            f"Expected `{name}` to have the shape {shape} in all samples, but got {tuple(value.shape)} in "
+            f"{sample.name!r}. Stored front ends of two kinds? Compute them alike."
+        )
+
+
 class _Column:
     """Rows of one modality, in a file that goes when they have been copied."""
 
@@ -197,11 +210,7 @@ class _Column:
         self.dtype = first.numpy().dtype
 
     def append(self, name: str, sample: Sample, value: torch.Tensor) -> None:
-        if tuple(value.shape) != self.shape:
-            raise ValueError(
-                f"Expected `{name}` to have the shape {self.shape} in all samples, but got {tuple(value.shape)} in "
-                f"{sample.name!r}. Stored front ends of two kinds? Compute them alike."
-            )
+        _require_shape(name, sample, value, self.shape)
         self.file.write(np.ascontiguousarray(value.numpy(), dtype=self.dtype).data)
         self.rows += 1
 

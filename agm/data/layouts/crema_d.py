@@ -92,6 +92,6 @@ class CremaD(AudioVisual):
         listed = self.listed()
         if scheme == "authors":
             return ninety_percent(listed)
-        if scheme == "actors" or "test" not in listed:
+        if scheme == "actors" or None in (self.found["train"], self.found["test"]):
             return by_group(self.samples)
         return hold_out(listed, 0.1, grouped=False)  # as in the set's own lists, actors are in all

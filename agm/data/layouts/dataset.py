@@ -14,11 +14,11 @@ from agm.data.layouts.layout import Layout, Sample
 
 __all__ = ["LayoutDataset", "collate"]
 
-Item = tuple[dict[str, Tensor], int, int]
+Item = tuple[dict[str, Tensor], "int | Tensor", int]
 
 
 class LayoutDataset(Dataset[Item | None]):
-    """Samples of one split; item i is (modality -> tensor, class index, i).
+    """Samples of one split; item i is (modality -> tensor, class index or (1,) float32 number, i).
 
     Args:
         layout: where they lie.
@@ -62,12 +62,13 @@ class LayoutDataset(Dataset[Item | None]):
                 raise
             self._bad[index] = True
             return None
-        return values, sample.label, index
+        target = sample.label if sample.number is None else torch.tensor([sample.number], dtype=torch.float32)
+        return values, target, index
 
     @property
     def targets(self) -> Tensor:
-        """(N,) int64 class indices, without decoding anything."""
-        return torch.tensor([sample.label for sample in self.samples], dtype=torch.int64)
+        """(N,) int64 class indices, or (N, 1) float32 numbers, without decoding anything."""
+        return self.layout.targets(self.samples)
 
     @property
     def bad(self) -> int:
@@ -94,7 +95,8 @@ class LayoutDataset(Dataset[Item | None]):
 
 
 def collate(items: Sequence[Item | None]) -> Any:
-    """A batch (modality -> (B, ...), (B,) int64 labels, (B,) int64 places); of bad samples nothing, None if all are.
+    """A batch (modality -> (B, ...), targets, (B,) int64 places); of bad samples nothing, None if all are. Targets are
+    (B,) int64 labels or (B, 1) float32 numbers.
 
     Raises:
         ValueError: samples of one modality differ in shape.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,7 +14,7 @@ from agm.data.layouts.choices import Choice
 from agm.data.layouts.extras import needed
 from agm.data.layouts.fields import decode_field, field_options
 from agm.data.layouts.layout import Part, Sample
-from agm.data.layouts.lists import classes_of
+from agm.data.layouts.lists import classes_of, read_json, safe_name
 from agm.data.layouts.own_splits import OwnSplits
 
 __all__ = ["HuggingFace", "RowDecoder"]
@@ -139,8 +140,26 @@ class HuggingFace(OwnSplits):
                     self.samples.append(Sample(f"{split} {row}", SPLITS.get(split, split), index, row=row, extra=split))
         self._views: dict[str, tuple[Any, Any]] = {}
 
+    def _require_inside(self) -> None:
+        """Splits and files that the description names are joined to the folder, and may not lead out of it."""
+        whole, folders = self.root / "dataset_dict.json", [self.root]
+        named = [(whole, "splits", split) for split in _named(whole, "splits")] if whole.exists() else []
+        if named:
+            folders = [self.root / split for _, _, split in named if safe_name(split)]
+        for folder in folders:
+            state = folder / "state.json"
+            if state.exists():
+                named += [(state, "_data_files", name) for name in _named(state, "_data_files")]
+        for path, key, name in named:
+            if not safe_name(name):
+                raise ValueError(
+                    f"Expected `{key}` in {path} to name what is in its folder, but got {name!r}, which leads "
+                    "out of it. Do not use this download."
+                )
+
     def _open(self) -> dict[str, Any]:
         datasets = needed("datasets")
+        self._require_inside()
         try:
             content = datasets.load_from_disk(str(self.root))
         except Exception as error:  # of Arrow's readers, which fail in many ways
@@ -200,3 +219,11 @@ def _kind(feature: Any) -> str:
 def _is_number(feature: Any) -> bool:
     dtype = str(getattr(feature, "dtype", ""))
     return type(feature).__name__ == "Value" and dtype.startswith(("float", "int", "uint", "double", "bool"))
+
+
+def _named(path: Path, key: str) -> list[str]:
+    """Names under a key of a description: of splits, or of files, which are {"filename": name}."""
+    content = read_json(path)
+    entries = content.get(key) if isinstance(content, dict) else None
+    entries = entries if isinstance(entries, list) else []
+    return [str(entry.get("filename") if isinstance(entry, dict) else entry) for entry in entries]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from agm.data.layouts.stored import map_array
 
 __all__ = ["Iemocap"]
 
+_MOST = 1000  # classes
 _LENGTHS = {"audio": 350, "vision": 50, "text": 22}
 
 
@@ -59,21 +61,42 @@ class Iemocap(Layout):
         classes = 0
         for split, short in (("train", "trn"), ("validation", "val"), ("test", "tst")):
             path = folder / f"{short}_label.npy"
-            labels = np.asarray(map_array(path))
-            labels = labels.argmax(axis=1) if labels.ndim == 2 and labels.shape[1] > 1 else labels.reshape(-1)
-            names = np.asarray(map_array(folder / f"{short}_int2name.npy")).reshape(len(labels), -1)[:, 0]
-            classes = max(classes, int(labels.max()) + 1, 4)
-            for row, name in enumerate(names.tolist()):
-                self._add(_text(name), split, row, int(labels[row]))
+            labels, names = self._labels(path), np.asarray(map_array(folder / f"{short}_int2name.npy"))
+            if len(names) != len(labels) or not names.size:
+                raise ValueError(
+                    f"Expected {path} to have a label for each of the {len(names)} names beside it, "
+                    f"but got {len(labels)}. Download them again."
+                )
+            classes = max(classes, *(label + 1 for label in labels), 4)
+            for row, name in enumerate(names.reshape(len(names), -1)[:, 0].tolist()):
+                self._add(_text(name), split, row, labels[row])
         self.class_names = tuple(f"class {label}" for label in range(classes))
         self.notes.append("the labels are numbers, which the features do not name")
+
+    def _labels(self, path: Path) -> list[int]:
+        """Class indices, of one-hot rows or numbers; -1 for what is neither."""
+        labels = np.asarray(map_array(path))
+        if labels.dtype.kind not in "fiub":
+            raise ValueError(f"Expected {path} to hold numbers, but got {labels.dtype}. Is it the right file?")
+        if labels.ndim == 2 and labels.shape[1] > 1:
+            single = np.isfinite(labels).all(axis=1) & (labels == 1).any(axis=1)
+            return [int(label) if one else -1 for label, one in zip(labels.argmax(axis=1), single, strict=True)]
+        return [
+            int(label) if np.isfinite(label) and 0 <= label < _MOST and label == int(label) else -1
+            for label in labels.reshape(-1).tolist()
+        ]
 
     def _add(self, name: str, split: str, row: int, label: int) -> None:
         missing = [modality for modality, table in self._tables.items() if name not in table]
         if missing:
             self.skip(name, f"no {' and no '.join(missing)}", self.place(missing[0]))
         elif label < 0:
-            self.skip(name, f"label {label}", self.place("target"), bad="Correct it.")
+            self.skip(
+                name,
+                f"a label that is no class, in row {row} of {split}",
+                self.place("target"),
+                bad="Correct it, or leave such samples out with agm data convert --skip-bad.",
+            )
         else:
             self.samples.append(Sample(name, split, label, group=name[:5], row=row))  # Ses01: two actors
 

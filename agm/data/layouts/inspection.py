@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agm.data.layouts.downloads import hint
 from agm.data.layouts.layout import Layout
-from agm.data.layouts.registry import LAYOUTS, recognise
+from agm.data.layouts.registry import LAYOUTS, recognise, unknown
+from agm.data.multimodal import Task
 
 __all__ = ["Inspection", "inspect"]
 
@@ -22,8 +24,11 @@ class Inspection:
         name, title, source: of the layout.
         found: what is there, and where.
         missing: parts that are not there: what, where they were looked for, and what to do.
+        complete: whether all that is needed is there.
+        advice: what to do where it is not, by what lies there instead.
         splits: scheme -> split -> samples.
-        classes: names in the order of their indices, and samples.
+        classes: names in the order of their indices, and samples; of a number its name.
+        task: "classes" or "numbers".
         skipped: why samples are left out -> how many, and the first of them with its file.
         notes: facts to know.
         shapes: modality -> shape and dtype of the first sample; or why it could not be decoded.
@@ -36,8 +41,10 @@ class Inspection:
     found: dict[str, Path] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     complete: bool = True
+    advice: str = ""
     splits: dict[str, dict[str, int]] = field(default_factory=dict)
     classes: list[tuple[str, int]] = field(default_factory=list)
+    task: Task = "classes"
     skipped: dict[str, tuple[int, str, Path]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     shapes: dict[str, str] = field(default_factory=dict)
@@ -81,12 +88,14 @@ def inspect(
             made.missing.append(f"{part.what} ({' or '.join(part.paths)}). {part.advice}".strip())
             made.complete = False
     if not made.complete:
+        made.advice = hint(root, layout_class.name)
         return made
     layout = layout_class(path, skip_bad=True, **(options or {}))
     made.splits = {
         scheme: {split: len(samples) for split, samples in layout.arrange(scheme).items()} for scheme in layout.schemes
     }
     counts = Counter(sample.label for sample in layout.samples)
+    made.task = layout.task
     made.classes = [(label, counts[index]) for index, label in enumerate(layout.class_names)]
     made.notes = layout.notes
     for skipped in layout.skipped:
@@ -106,10 +115,7 @@ def _class_of(path: str | Path, name: str | None) -> type[Layout]:
         return LAYOUTS[name]
     if name is not None:
         raise ValueError(f"Expected the name of a layout ({', '.join(LAYOUTS)}), but got {name!r}.")
-    raise ValueError(
-        f"Expected {path} to have the layout of one of {', '.join(LAYOUTS)}, but got another. "
-        "Name the layout with --layout to learn what is missing."
-    )
+    raise ValueError(unknown(path, "Name the layout with --layout to learn what is missing."))
 
 
 def _decode_first(layout: Layout, made: Inspection) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor
 
 from agm.data.layouts.choices import Choice
+from agm.data.layouts.downloads import hint
 from agm.data.layouts.pictures import Scale, normalised
 from agm.data.layouts.splits import hold_out
+from agm.data.multimodal import Task
 
 __all__ = ["Layout", "Part", "Sample", "Skipped"]
 
@@ -58,11 +61,12 @@ class Sample:
     Args:
         name: of the clip or the row, one of its kind within the split.
         split: "train", "validation" or "test", by the set's own lists.
-        label: class index.
+        label: class index; 0 where a number is to be predicted.
         files: modality -> its file or folder; empty where the modality is a row of an array.
         group: the actor, speaker, video or person; samples of one group are alike. "" for none.
         row: number within the arrays of its split.
         extra: what else the reader needs, such as a text or a start in seconds.
+        number: what is to be predicted where that is a number.
     """
 
     name: str
@@ -72,6 +76,7 @@ class Sample:
     group: str = ""
     row: int = 0
     extra: Any = None
+    number: float | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ class Layout(ABC):
         samples: all that can be read, in the order of the lists.
         skipped: the others.
         notes: facts that a user of this set should know.
-        class_names: class index i is `class_names[i]`.
+        class_names: class index i is `class_names[i]`; or what the number is called that is to be predicted.
 
     Raises:
         FileNotFoundError: there is nothing at `root`.
@@ -172,7 +177,25 @@ class Layout(ABC):
             OSError, ValueError: a file does not decode, or holds NaN; the message names it.
         """
         values = self._read(sample, training, generator)
+        for name, value in values.items():
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                place = sample.files.get(name, self.root)
+                raise ValueError(
+                    f"Expected `{name}` of {sample.name!r} in {place} to be finite, but got NaN or infinity. "
+                    "Repair it, or leave such samples out with agm data convert --skip-bad."
+                )
         return values if raw else {name: self.finished(name, value) for name, value in values.items()}
+
+    @property
+    def task(self) -> Task:
+        """ "numbers" where that is what samples have, else "classes"."""
+        return "numbers" if any(sample.number is not None for sample in self.samples[:1]) else "classes"
+
+    def targets(self, samples: Iterable[Sample]) -> Tensor:
+        """(N,) int64 class indices, or (N, 1) float32 numbers, without decoding anything."""
+        if self.task == "numbers":
+            return torch.tensor([[sample.number] for sample in samples], dtype=torch.float32)
+        return torch.tensor([sample.label for sample in samples], dtype=torch.int64)
 
     def finished(self, modality: str, values: Tensor) -> Tensor:
         """Values of `read(raw=True)`, alone or in batches, as floats."""
@@ -200,8 +223,8 @@ class Layout(ABC):
         return hold_out(made, 0.1) if scheme == "clean" else made
 
     def listed(self) -> dict[str, list[Sample]]:
-        """The samples by the set's own lists."""
-        made: dict[str, list[Sample]] = {}
+        """The samples by the set's own lists; of train and test also where they have none."""
+        made: dict[str, list[Sample]] = {"train": [], "test": []}
         for sample in self.samples:
             made.setdefault(sample.split, []).append(sample)
         return made
@@ -211,6 +234,10 @@ class Layout(ABC):
         if bad and not self.skip_bad:
             raise ValueError(f"Expected every sample of {file} to be readable, but got {name!r}: {reason}. {bad}")
         self.skipped.append(Skipped(name, reason, file))
+
+    def number_of(self, label: float, names: Sequence[str], name: str, file: Path) -> int | None:
+        """As `label_of`, of a label that is a number: NaN, infinity and fractions are none of the table."""
+        return self.label_of(whole(label), names, name, file)
 
     def label_of(self, label: str, names: Sequence[str], name: str, file: Path) -> int | None:
         """The index of a label, or None (and the sample is left out) where it is not in the table."""
@@ -237,7 +264,7 @@ class Layout(ABC):
                 places = " or ".join(part.paths)
                 raise ValueError(
                     f"Expected {self.root} to hold {part.what} of {self.title} ({places}), but got nothing there. "
-                    f"{part.advice or 'Is the download complete?'}"
+                    f"{hint(self.root, self.name) or part.advice or 'Is the download complete?'}"
                 )
 
     def _checked(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -246,6 +273,11 @@ class Layout(ABC):
                 offered = ", ".join(self.options) or "none"
                 raise ValueError(f"Expected options of {self.name} ({offered}), but got {name!r}. Leave it out.")
         return {name: choice.checked(name, given.get(name)) for name, choice in self.options.items()}
+
+
+def whole(value: float) -> str:
+    """A whole number without a point; another one as Python writes it."""
+    return str(int(value)) if math.isfinite(value) and value == int(value) else str(value)
 
 
 def groups_shared(splits: Mapping[str, Iterable[Sample]]) -> int:

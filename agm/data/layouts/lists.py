@@ -83,9 +83,11 @@ def safe_name(name: str) -> bool:
 
 
 def names_in(folder: Path) -> frozenset[str]:
-    """Names of the entries of a folder, read once; none where it does not exist."""
+    """Names of the entries of a folder, read once; none where it does not exist. Not those of hidden files, which
+    desktops leave everywhere.
+    """
     try:
         with os.scandir(folder) as entries:
-            return frozenset(entry.name for entry in entries)
+            return frozenset(entry.name for entry in entries if not entry.name.startswith("."))
     except (FileNotFoundError, NotADirectoryError):
         return frozenset()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from agm.data.layouts.choices import Choice, one_of
 from agm.data.layouts.layout import Layout, Part, Sample
+from agm.data.layouts.mosei import SCORE
 from agm.data.layouts.pickles import load_pickle
 from agm.data.layouts.stored import map_array
 
@@ -54,7 +55,12 @@ class MoseiWords(Layout):
     modalities = ("text", "audio")
     schemes: ClassVar[Mapping[str, str]] = {"clean": "the set's own train, validation and test", "authors": "the same"}
     options: ClassVar[Mapping[str, Choice]] = {
-        "labels": one_of("binary", "seven", help="below 0 or not; or between whole numbers, with 0 by itself"),
+        "labels": one_of(
+            "binary",
+            "seven",
+            SCORE,
+            help="below 0 or not; between whole numbers, with 0 by itself; the number itself",
+        ),
         "text": one_of("tokens", "glove", help="token ids, or their vectors of train_glove.npy"),
     }
     parts: ClassVar[Mapping[str, Part]] = {
@@ -70,7 +76,7 @@ class MoseiWords(Layout):
     def _scan(self) -> None:
         rule = self.chosen["labels"]
         seven = ("below -2", "-2 to -1", "-1 to 0", "0", "0 to 1", "1 to 2", "above 2")
-        self.class_names = ("negative", "not negative") if rule == "binary" else seven
+        self.class_names = {"binary": ("negative", "not negative"), "seven": seven, SCORE: ("sentiment",)}[rule]
         self._words: dict[str, dict[str, list[str]]] = {}
         self._mels: dict[str, dict[str, np.ndarray]] = {}
         for split, short in _SPLITS.items():
@@ -104,8 +110,11 @@ class MoseiWords(Layout):
             return
         self._words[split][key] = [word for word in words if word]
         self._mels[split][key] = sound
-        label = sentiment_of(value, self.chosen["labels"])
-        self.samples.append(Sample(key, split, label, group=key.split("[")[0], row=row))
+        rule, group = self.chosen["labels"], key.split("[")[0]
+        if rule == SCORE:
+            self.samples.append(Sample(key, split, 0, group=group, row=row, number=value))
+        else:
+            self.samples.append(Sample(key, split, sentiment_of(value, rule), group=group, row=row))
 
     def _table(self, short: str, kind: str) -> dict[Any, Any]:
         path = self.place(f"{short}_{kind}")

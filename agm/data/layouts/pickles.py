@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from agm.data._files import memory, open_ordinary
+from agm.data._files import known_failure, memory, open_ordinary
 from agm.data._reading import Refused
 
 __all__ = ["load_pickle"]
@@ -44,8 +44,10 @@ def load_pickle(path: Path) -> Any:
             file.seek(0)
             return _resolved(_Unpickler(_Exact(file), encoding="latin1").load())
     except Refused as error:
+        with open_ordinary(path) as file:
+            reason = known_failure(file.read(200)) or str(error)
         raise ValueError(
-            f"Expected {path} to be a pickle of numpy arrays, dicts, lists, texts and numbers, but got: {error}. "
+            f"Expected {path} to be a pickle of numpy arrays, dicts, lists, texts and numbers, but got: {reason}. "
             "Nothing in it was run. Download it again, or save its arrays with numpy.savez where you trust it."
         ) from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 from functools import cache
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agm.data._files import open_ordinary
+from agm.data._files import known_failure, open_ordinary
 from agm.data.layouts.extras import needed
 
 __all__ = [
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")
-_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "MPO")
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")  # MPO is read as JPEG
 Scale = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation of each channel
 IMAGENET: Scale = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 UNIT: Scale = ((0.0,), (1.0,))  # 0 to 1
@@ -61,7 +62,7 @@ def decode_image(path_or_bytes: Path | bytes, mode: str = "RGB", name: str | Non
     except Exception as error:  # decoders fail in many ways on damaged files
         if isinstance(error, MemoryError):
             raise
-        reason = " ".join(str(error).split()).replace(repr(content), "")
+        reason = known_failure(content) or re.sub(r"<_io\.[^>]*>", "the file", " ".join(str(error).split()))
         raise ValueError(
             f"Expected {name} to be an image that opens, but got: {reason[:200]}. "
             "Download it again, or leave such files out with agm data convert --skip-bad."
@@ -149,7 +150,8 @@ def list_frames(folder: Path) -> list[Path]:
     """The image files of a clip's folder in the order of their names; none where there is no folder."""
     try:
         with os.scandir(folder) as entries:
-            return sorted(folder / entry.name for entry in entries if entry.name.lower().endswith(IMAGES))
+            names = [entry.name for entry in entries if entry.name.lower().endswith(IMAGES)]
+            return sorted(folder / name for name in names if not name.startswith("."))  # ._ files of macOS
     except (FileNotFoundError, NotADirectoryError):
         return []
 

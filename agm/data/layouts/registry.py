@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from agm.data.layouts.ave import Ave
 from agm.data.layouts.ave_clips import AveClips
 from agm.data.layouts.balanced_av import BalancedAV
 from agm.data.layouts.crema_d import CremaD
+from agm.data.layouts.downloads import hint
 from agm.data.layouts.food101 import Food101, Food101Json
 from agm.data.layouts.hugging_face import HuggingFace
 from agm.data.layouts.iemocap import Iemocap
@@ -61,6 +63,9 @@ LAYOUTS: dict[str, type[Layout]] = {
 }
 
 
+_LOOKED_AT = 50  # folders in one that has no layout
+
+
 @dataclass(frozen=True)
 class Recognition:
     """What a folder looks like: the layout, its parts that are there, and those that are needed and missing."""
@@ -104,6 +109,26 @@ def recognise(path: str | Path) -> Recognition | None:
     return best
 
 
+def unknown(path: str | Path, advice: str) -> str:
+    """The message about a path that has no layout: what lies there, where that is known, else `advice`."""
+    if told := told_of(path):
+        return f"Expected {path} to have the layout of a dataset (agm data layouts), but got another. {told}"
+    return f"Expected {path} to have the layout of one of {', '.join(LAYOUTS)}, but got another. {advice}"
+
+
+def told_of(path: str | Path) -> str:
+    """What lies at a path that has no layout, and what to do about it; "" where nothing is known."""
+    path = Path(path)
+    inside = [
+        f"{folder.name} ({found.name})"
+        for folder in (sorted(islice(path.iterdir(), _LOOKED_AT)) if path.is_dir() else ())
+        if folder.is_dir() and (found := recognise(folder)) is not None and not found.missing
+    ]
+    if inside:
+        return f"Folders in it have one: {', '.join(inside[:5])}. Give one of them."
+    return hint(path)
+
+
 def open_layout(path: str | Path, name: str | None = None, *, skip_bad: bool = False, **options: Any) -> Layout:
     """Open a dataset in the layout in which it lies on the disk.
 
@@ -125,10 +150,7 @@ def open_layout(path: str | Path, name: str | None = None, *, skip_bad: bool = F
     if name is None:
         recognised = recognise(path)
         if recognised is None:
-            raise ValueError(
-                f"Expected {path} to have the layout of one of {', '.join(LAYOUTS)}, but got another. "
-                "Give the layout's name to learn what is missing."
-            )
+            raise ValueError(unknown(path, "Give the layout's name to learn what is missing."))
         name = recognised.name
     if name not in LAYOUTS:
         raise ValueError(f"Expected the name of a layout ({', '.join(LAYOUTS)}), but got {name!r}.")

@@ -16,10 +16,18 @@ from torch import Tensor
 from agm.data._files import memory, open_ordinary, read_text
 from agm.data.layouts.choices import Choice
 from agm.data.layouts.extras import needed
-from agm.data.layouts.layout import Layout, Part, Sample
+from agm.data.layouts.layout import Layout, Part, Sample, whole
 from agm.data.layouts.lists import read_rows
 from agm.data.layouts.splits import by_group
-from agm.data.layouts.windows import Recording, SensorWindows, by_person, read_numbers, window_options
+from agm.data.layouts.windows import (
+    Recording,
+    SensorWindows,
+    by_person,
+    order_option,
+    ordered,
+    read_numbers,
+    window_options,
+)
 
 __all__ = ["Opportunity", "Pamap2", "UciHar", "UniMib", "UscHad", "Wisdm"]
 
@@ -40,6 +48,7 @@ class UciHar(Layout):
         "clean": "the set's test persons; whole persons of train for validation",
         "authors": "the set's own train and test",
     }
+    options: ClassVar[Mapping[str, Choice]] = order_option()
     _FILES: ClassVar[Mapping[str, str]] = {"acceleration": "total_acc", "body": "body_acc", "gyroscope": "body_gyro"}
     parts: ClassVar[Mapping[str, Part]] = {
         "names": Part("names of the activities", ("activity_labels.txt", "UCI HAR Dataset/activity_labels.txt")),
@@ -48,7 +57,13 @@ class UciHar(Layout):
     }
 
     def _scan(self) -> None:
-        rows = sorted((int(cells[0]), cells[1]) for _, cells in read_rows(self.place("names"), " ", columns=2))
+        path = self.place("names")
+        cells = [cells for _, cells in read_rows(path, " ", columns=2)]
+        if not all(number.isdecimal() for number, *_ in cells):
+            raise ValueError(
+                f"Expected lines of {path} to be a number and a name, but got {cells[0]}. Download it again."
+            )
+        rows = sorted((int(number), name) for number, name, *_ in cells)
         self.class_names = tuple(name for _, name in rows)
         self._values: dict[str, dict[str, np.ndarray]] = {}
         for split in ("train", "test"):
@@ -66,11 +81,11 @@ class UciHar(Layout):
                     )
                 self._values[split][name] = np.stack(axes, axis=1)  # (N, 3, 128)
             for row, label in enumerate(labels.tolist()):
-                index = self.label_of(
-                    str(int(label)), [str(number) for number, _ in rows], f"{split} {row}", folder / f"y_{split}.txt"
+                index = self.number_of(
+                    label, [str(number) for number, _ in rows], f"{split} {row}", folder / f"y_{split}.txt"
                 )
                 if index is not None:
-                    self.samples.append(Sample(f"{split} {row}", split, index, group=str(int(persons[row])), row=row))
+                    self.samples.append(Sample(f"{split} {row}", split, index, group=whole(persons[row]), row=row))
 
     def _arrange(self, scheme: str) -> dict[str, list[Sample]]:
         listed = self.listed()
@@ -81,7 +96,7 @@ class UciHar(Layout):
 
     def _read(self, sample: Sample, training: bool, generator: torch.Generator | None) -> dict[str, Tensor]:
         values = self._values[sample.split]
-        return {name: torch.from_numpy(values[name][sample.row].copy()) for name in self.modalities}
+        return {name: ordered(values[name][sample.row], self.chosen["first"]) for name in self.modalities}
 
 
 class Pamap2(SensorWindows):
@@ -241,6 +256,7 @@ class UniMib(Layout):
     source = "www.sal.disco.unimib.it/technologies/unimib-shar"
     modalities = ("x", "y", "z")
     schemes: ClassVar[Mapping[str, str]] = SensorWindows.schemes
+    options: ClassVar[Mapping[str, Choice]] = order_option()
     parts: ClassVar[Mapping[str, Part]] = {
         "values": Part("windows", ("acc_data.mat", "data/acc_data.mat", "UniMiB-SHAR/data/acc_data.mat")),
         "labels": Part("labels", ("acc_labels.mat", "data/acc_labels.mat", "UniMiB-SHAR/data/acc_labels.mat")),
@@ -260,16 +276,17 @@ class UniMib(Layout):
         self.notes.append("the files number the activities 1 to 17 and do not name them")
         numbers = [str(number) for number in range(1, 18)]
         for row, (label, person, _) in enumerate(labels.tolist()):
-            index = self.label_of(str(int(label)), numbers, f"window {row}", self.place("labels"))
+            index = self.number_of(label, numbers, f"window {row}", self.place("labels"))
             if index is not None:
-                self.samples.append(Sample(f"window {row}", "train", index, group=f"person {int(person)}", row=row))
+                self.samples.append(Sample(f"window {row}", "train", index, group=f"person {whole(person)}", row=row))
 
     def _arrange(self, scheme: str) -> dict[str, list[Sample]]:
         return by_person(self.samples, scheme)
 
     def _read(self, sample: Sample, training: bool, generator: torch.Generator | None) -> dict[str, Tensor]:
         row = self._values[sample.row]
-        return {name: torch.from_numpy(row[axis : axis + 1].copy()) for axis, name in enumerate(self.modalities)}
+        first = self.chosen["first"]
+        return {name: ordered(row[axis : axis + 1], first) for axis, name in enumerate(self.modalities)}
 
 
 class UscHad(SensorWindows):

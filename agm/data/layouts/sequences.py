@@ -56,6 +56,10 @@ class SequencePickle(Layout):
     def _label(self, value: float) -> tuple[int, str]:
         """The class index of a stored label and "", or -1 and why the sample is left out."""
 
+    def _number(self, value: float) -> float | None:
+        """The number to be predicted; None where it is a class."""
+        return None
+
     @abstractmethod
     def _names(self) -> tuple[str, ...]:
         """One name a class."""
@@ -138,7 +142,8 @@ class SequencePickle(Layout):
         if index < 0:
             self.skip(name, reason, path)
             return
-        self.samples.append(Sample(name, split, index, group=name.split(" ")[0] if " " in name else "", row=row))
+        group = name.split(" ")[0] if " " in name else ""
+        self.samples.append(Sample(name, split, index, group=group, row=row, number=self._number(value)))
 
     def _read(self, sample: Sample, training: bool, generator: torch.Generator | None) -> dict[str, Tensor]:
         rows = {name: values[sample.row].astype(np.float32) for name, values in self._arrays[sample.split].items()}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 
-from agm.data._files import open_ordinary
+from agm.data._files import known_failure, open_ordinary
 from agm.data.layouts.extras import needed
 from agm.data.layouts.front_ends import FRONT_ENDS, Padding
 from agm.data.layouts.stored import read_stored
@@ -54,8 +55,10 @@ def read_wave(
                     raise ValueError(f"{sound.frames} samples")
                 channels = sound.read(dtype="float32", always_2d=True)
         except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
+            file.seek(0)
+            told = re.sub(r"^Error opening .*?: |\.$", "", " ".join(str(error).split()))
             raise ValueError(
-                f"Expected {name} to be a sound file that decodes, but got: {' '.join(str(error).split())}. "
+                f"Expected {name} to be a sound file that decodes, but got: {known_failure(file.read(200)) or told}. "
                 "Download it again, or leave such files out with agm data convert --skip-bad."
             ) from None
     wave = channels[:, 0] if channels.shape[1] == 1 else channels.mean(axis=1)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from agm.data._files import memory, open_ordinary
+from agm.data._files import known_failure, memory, open_ordinary
 from agm.data._reading import HEADER, Refused, check_header, load_tensors
 from agm.data.layouts.extras import needed
 from agm.data.layouts.pickles import load_pickle
@@ -30,8 +30,10 @@ def map_array(path: Path) -> np.ndarray:
         with open_ordinary(path) as file:
             check_header(file, file.seek(0, 2))
     except Refused as error:
+        with open_ordinary(path) as file:
+            reason = known_failure(file.read(200)) or str(error)
         raise ValueError(
-            f"Expected {path} to be an array of numpy (.npy), but got: {error}. "
+            f"Expected {path} to be an array of numpy (.npy), but got: {reason}. "
             "Download it again: it may have stopped halfway."
         ) from None
     return np.load(path, mmap_mode="r", allow_pickle=False, max_header_size=HEADER)
@@ -73,7 +75,8 @@ def open_h5(path: Path) -> Iterator[Any]:
         try:
             file = h5py.File(raw, "r")
         except (OSError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())
+            raw.seek(0)
+            reason = known_failure(raw.read(200)) or " ".join(str(error).split())
             raise ValueError(
                 f"Expected {path} to be an HDF5 file, but got: {reason}. Download it again: did it stop halfway?"
             ) from None

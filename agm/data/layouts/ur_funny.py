@@ -39,5 +39,5 @@ class UrFunny(SequencePickle):
     def _arrange(self, scheme: str) -> dict[str, list[Sample]]:
         listed = self.listed()
         if scheme == "authors":
-            return {"train": listed["train"], "test": listed["validation"], "dep": listed["test"]}
+            return {"train": listed["train"], "test": listed.get("validation", []), "dep": listed["test"]}
         return listed

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from agm.data._files import open_ordinary
-from agm.data.layouts.choices import Choice, number
+from agm.data.layouts.choices import Choice, number, one_of
 from agm.data.layouts.layout import Layout, Sample
 from agm.data.layouts.splits import by_group
 
-__all__ = ["Recording", "SensorWindows", "by_person", "read_numbers", "window_options"]
+__all__ = ["Recording", "SensorWindows", "by_person", "order_option", "ordered", "read_numbers", "window_options"]
 
 
 @dataclass
@@ -42,7 +42,21 @@ def window_options(window: int, step: int) -> dict[str, Choice]:
     return {
         "window": number(window, 2, 10_000, "steps of a sample"),
         "step": number(step, 1, 10_000, "steps from one sample to the next"),
+        **order_option(),
     }
+
+
+def order_option() -> dict[str, Choice]:
+    return {
+        "first": one_of(
+            "channels", "steps", help="(D, T), as networks for activities read it; or (T, D), a sequence for agm train"
+        )
+    }
+
+
+def ordered(channels: np.ndarray, first: str) -> Tensor:
+    """(D, T) values in the order of the option `first`, in memory of their own."""
+    return torch.from_numpy(np.array(channels.T if first == "steps" else channels, dtype=np.float32, order="C"))
 
 
 def read_numbers(path: Path, columns: int) -> np.ndarray:
@@ -54,6 +68,9 @@ def read_numbers(path: Path, columns: int) -> np.ndarray:
     """
     with open_ordinary(path) as file:
         try:
+            if not file.read(1):
+                raise ValueError("an empty file")
+            file.seek(0)
             made = np.loadtxt(file, dtype=np.float32, ndmin=2, encoding="utf-8")
         except (UnicodeDecodeError, ValueError) as error:
             reason = str(error).split("\n")[0]
@@ -118,8 +135,7 @@ class SensorWindows(Layout):
     def _read(self, sample: Sample, training: bool, generator: torch.Generator | None) -> dict[str, Tensor]:
         values = self._windows[sample.row]
         return {
-            name: torch.from_numpy(np.array(values[:, list(columns)].T, dtype=np.float32, order="C"))
-            for name, columns in self.channels.items()
+            name: ordered(values[:, list(columns)].T, self.chosen["first"]) for name, columns in self.channels.items()
         }
 
 

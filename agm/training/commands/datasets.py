@@ -8,7 +8,7 @@ from rich.progress import Progress
 from agm.training.commands.layouts import convert_command, inspect_command, layouts_command
 from agm.training.commands.packages import BUILDS, require_new, wrote
 from agm.training.console import Terminal
-from agm.training.errors import UserError
+from agm.training.errors import UserError, in_words
 
 __all__ = ["data_group"]
 
@@ -62,7 +62,7 @@ def build_av_digits_command(image_noise: float, snr: tuple[float, float], seed: 
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         except (ImportError, OSError, RuntimeError, ValueError) as error:
-            raise UserError(str(error)) from error
+            raise UserError(in_words(error)) from error
     wrote(console, path)
 
 
@@ -83,7 +83,7 @@ def build_avt_digits_command(av_digits: str | None, typos: float, seed: int, out
     try:
         path = build_avt_digits(output, av_digits=av_digits, typos=typos, seed=seed)
     except (OSError, ValueError) as error:
-        raise UserError(str(error).replace("`av_digits`", "--av-digits")) from error
+        raise UserError(in_words(error).replace("`av_digits`", "--av-digits")) from error
     wrote(Terminal(), path)
 
 

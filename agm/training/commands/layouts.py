@@ -11,9 +11,10 @@ import click
 from rich.progress import Progress
 
 from agm.training.console import Terminal
-from agm.training.errors import UserError
+from agm.training.errors import UserError, in_words
 
 if TYPE_CHECKING:
+    from agm.data.layouts import Listed
     from agm.data.layouts.inspection import Inspection
 
 __all__ = ["convert_command", "inspect_command", "layouts_command"]
@@ -70,7 +71,7 @@ def inspect_command(path: str, layout: str | None, decode: bool, settings: tuple
         try:
             made = inspect(path, layout, decode=decode, options=_options(settings), progress=_shown(bar))
         except (ImportError, OSError, ValueError) as error:
-            raise UserError(str(error)) from error
+            raise UserError(in_words(error)) from error
     _print(console, made)
 
 
@@ -78,10 +79,25 @@ def inspect_command(path: str, layout: str | None, decode: bool, settings: tuple
 @click.argument("layout", metavar="LAYOUT")
 @click.argument("path")
 @click.option("--output", required=True, metavar="FILE.npz", help="The file to write; train with --dataset FILE.npz.")
-@click.option("--split", default="clean", show_default=True, help="How to split: clean, authors, actors ...")
+@click.option("--split", metavar="NAME", help="How to split: clean, authors, actors ...  [default: clean]")
+@click.option(
+    "--split-file",
+    "lists",
+    multiple=True,
+    metavar="SPLIT=FILE",
+    help="Split by lists of names: train=FILE, validation=FILE, test=FILE; or one FILE with all.",
+)
 @click.option("--skip-bad", is_flag=True, help="Leave out and count samples that cannot be used.")
 @_SETTING
-def convert_command(layout: str, path: str, output: str, split: str, skip_bad: bool, settings: tuple[str, ...]) -> None:
+def convert_command(
+    layout: str,
+    path: str,
+    output: str,
+    split: str | None,
+    lists: tuple[str, ...],
+    skip_bad: bool,
+    settings: tuple[str, ...],
+) -> None:
     """Decode a dataset of the field once, into one file that holds arrays alone.
 
     LAYOUT is its name (crema-d, av-mnist, ur-funny ...), or auto to recognise it at PATH.
@@ -89,8 +105,10 @@ def convert_command(layout: str, path: str, output: str, split: str, skip_bad: b
     \b
     agm data convert crema-d /data/CREMA-D --output crema-d.npz
     """
-    from agm.data.layouts import convert, open_layout
+    from agm.data.layouts import convert, open_layout, split_by_lists
 
+    if split is not None and lists:
+        raise UserError("Expected one of --split and --split-file, but got both. Leave one out.")
     if Path(output).exists():
         raise UserError(f"Expected --output to be a new file, but got {output!r}, which exists. Choose another.")
     console = Terminal()
@@ -98,14 +116,27 @@ def convert_command(layout: str, path: str, output: str, split: str, skip_bad: b
         try:
             name = None if layout == "auto" else layout
             data = open_layout(path, name, skip_bad=skip_bad, **_options(settings))
-            made = convert(data, output, scheme=split, skip_bad=skip_bad, progress=_shown(bar))
+            listed = split_by_lists(data, lists, skip_bad=skip_bad) if lists else None
+            made = convert(
+                data,
+                output,
+                scheme=split or "clean",
+                splits=None if listed is None else listed.splits,
+                skip_bad=skip_bad,
+                progress=_shown(bar),
+            )
         except (ImportError, OSError, ValueError) as error:
-            raise UserError(str(error).replace("`split`", "--split").replace("`path`", "--output")) from error
+            raise UserError(in_words(error).replace("`split`", "--split").replace("`path`", "--output")) from error
     counts = ", ".join(f"{number} {part}" for part, number in made.counts.items())
     console.say(f"{data.title}: {counts}")
-    console.say("classes: " + "; ".join(f"{index} {label}" for index, label in enumerate(data.class_names)))
+    if data.task == "numbers":
+        console.say(f"to predict: a number, {data.class_names[0]}")
+    else:
+        console.say("classes: " + "; ".join(f"{index} {label}" for index, label in enumerate(data.class_names)))
     if data.skipped:
         console.say(f"left out by the lists: {len(data.skipped)} (agm data inspect {shlex.quote(path)} says why)")
+    if listed is not None:
+        _print_lists(console, listed)
     if made.left_out:
         console.say(f"left out, which the authors hold out for competition strength: {made.left_out}")
     if made.bad:
@@ -113,6 +144,16 @@ def convert_command(layout: str, path: str, output: str, split: str, skip_bad: b
         for _, reason in made.bad[:_SHOWN]:
             console.say(f"  {reason}")
     console.say(f"wrote {made.path}: agm train --dataset {shlex.quote(str(made.path))}")
+
+
+def _print_lists(console: Terminal, listed: Listed) -> None:
+    console.say(f"left out, which no list names: {listed.unlisted}")
+    if listed.absent:
+        console.say(f"listed, but without files: {len(listed.absent)}, such as {listed.absent[0]}")
+    if listed.unknown:
+        console.say(f"listed, but no samples of this set: {len(listed.unknown)}")
+        for text, where in listed.unknown[:_SHOWN]:
+            console.say(f"  {text[:80]!r} in {where}")
 
 
 def _options(settings: tuple[str, ...]) -> dict[str, str | bool]:
@@ -137,11 +178,16 @@ def _print(console: Terminal, made: Inspection) -> None:
     for what in made.missing:
         console.say(f"  missing  {what}")
     if not made.complete:
-        raise UserError(f"Expected all parts of {made.title}, but got {len(made.missing)} that are missing.")
+        raise UserError(
+            f"Expected all parts of {made.title}, but got {len(made.missing)} that are missing. {made.advice}".strip()
+        )
     for name, shape in made.shapes.items():
         console.say(f"  {name}: {shape}")
-    console.say(f"{made.samples} samples in {len(made.classes)} classes, in this order:")
-    console.say("  " + "; ".join(f"{index} {label} ({n})" for index, (label, n) in enumerate(made.classes)))
+    if made.task == "numbers":
+        console.say(f"{made.samples} samples, of each a number to predict: {made.classes[0][0]}")
+    else:
+        console.say(f"{made.samples} samples in {len(made.classes)} classes, in this order:")
+        console.say("  " + "; ".join(f"{index} {label} ({n})" for index, (label, n) in enumerate(made.classes)))
     for scheme, splits in made.splits.items():
         console.say(f"  --split {scheme}: " + ", ".join(f"{number} {split}" for split, number in splits.items()))
     console.say(f"{sum(number for number, _, _ in made.skipped.values())} samples are left out")

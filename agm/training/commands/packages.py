@@ -11,7 +11,7 @@ import click
 
 from agm.data import builders
 from agm.training.console import Terminal
-from agm.training.errors import UserError
+from agm.training.errors import UserError, in_words
 
 __all__ = ["BUILDS", "require_new", "wrote"]
 
@@ -46,7 +46,7 @@ def _command(
         try:
             path = build(output, sources, **settings)
         except (ImportError, OSError, ValueError) as error:
-            message = str(error).replace("`sources`", "--from").replace("`language`", "--language")
+            message = in_words(error).replace("`sources`", "--from").replace("`language`", "--language")
             raise UserError(message) from error
         wrote(Terminal(), path)
 

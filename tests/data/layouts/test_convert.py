@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import agm.data
-from agm.data.layouts import LAYOUTS, convert, load_layout, open_layout
+from agm.data.layouts import LAYOUTS, convert, load_layout, open_layout, sentiment_figures
+from agm.training import load_run
 from agm.training.__main__ import main
 
 from . import trees
@@ -90,6 +91,25 @@ def test_a_converted_set_trains(tmp_path, capsys, monkeypatch):
         "run",
     ]
     assert main(arguments) == 0
+
+
+def test_converted_sentiments_are_learnt_as_numbers(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trees.mult(tmp_path / "mosei")
+    assert main(["data", "inspect", "mosei", "--set", "labels=score"]) == 0
+    assert "16 samples, of each a number to predict: sentiment" in said(capsys)
+    assert main(["data", "convert", "mosei", "mosei", "--set", "labels=score", "--output", "x.npz"]) == 0
+    assert "to predict: a number, sentiment" in said(capsys)
+    arguments = ["--dataset", "x.npz", "--epochs", "1", "--width", "8", "--threads", "1", "--error", "absolute"]
+    assert main(["train", *arguments, "--out", "run"]) == 0
+    output = said(capsys)
+    assert "to predict: numbers (1 a sample) (sentiment)" in output
+    result = load_run("run")
+    test = agm.data.load("x.npz").test
+    with torch.no_grad():
+        figures = sentiment_figures(result.network.eval()(**test.inputs), test.target)
+    for name in ("mae", "correlation"):
+        assert figures[name] == pytest.approx(result.evaluation.further[name], abs=1e-5)
 
 
 def test_inspect_says_what_is_there_and_what_is_left_out(crema_d, tmp_path, capsys):

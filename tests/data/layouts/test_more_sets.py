@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from agm.data.layouts import LAYOUTS, load_layout, open_layout, recognise
+import agm.data
+from agm.data.layouts import LAYOUTS, convert, load_layout, open_layout, recognise
 from agm.data.layouts.text import clean_title, encode_text
 from agm.data.layouts.windows import read_numbers
+from agm.models import TextEncoder
+from agm.training import Config, train
 
 from . import trees, trees_more
 from .test_sets import SETS, Expected
@@ -135,6 +138,37 @@ def test_a_set_is_recognised_and_read(name, tmp_path):
     if "random" in expected.splits:  # whole persons
         assert sum(map(len, groups)) == len(set.union(*groups)) >= 3
     assert load_layout(layout).class_names == layout.class_names
+
+
+HAR = ["uci-har", "pamap2", "wisdm", "opportunity", "unimib-shar", "usc-had"]
+
+
+@pytest.mark.parametrize("name", HAR)
+def test_windows_with_steps_first(name, tmp_path):
+    channels = opened(name, tmp_path)
+    steps = open_layout(tmp_path, first="steps")
+    for place in (0, -1):
+        one, other = channels.read(channels.samples[place]), steps.read(steps.samples[place])
+        assert one.keys() == other.keys()
+        for modality, values in one.items():
+            assert other[modality].shape[0] > values.shape[0]
+            assert torch.equal(other[modality], values.T)
+            assert other[modality].is_contiguous()
+
+
+@pytest.mark.parametrize("name", ["food-101", "food-101-json", "twitter-15", "sarcasm"])
+def test_texts_of_a_converted_set_are_read_by_the_text_encoder(name, tmp_path):
+    layout = opened(name, tmp_path / "set", size=16)
+    convert(layout, tmp_path / "x.npz")
+    given = {"epochs": 1, "batch_size": 2, "width": 8, "threads": 1, "device": "cpu"}
+    result = train(Config(dataset=str(tmp_path / "x.npz"), **given), tmp_path / "run")
+    encoder = result.network.encoders["text"]
+    assert isinstance(encoder, TextEncoder)
+    data = agm.data.load(tmp_path / "x.npz")
+    ids = torch.cat([split.inputs["text"] for split in data.splits.values()])
+    assert encoder.embedding.num_embeddings == int(ids.max()) + 1
+    longer = torch.cat([ids[:1], torch.zeros_like(ids[:1])], dim=1)  # padding influences nothing
+    torch.testing.assert_close(encoder(longer), encoder(ids[:1]))
 
 
 def test_every_layout_has_a_fixture():

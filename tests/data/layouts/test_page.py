@@ -21,7 +21,7 @@ def test_the_page_names_every_layout_and_its_splits():
         for scheme in set(layout.schemes) & {"actors", "random"}:
             assert f"`{scheme}`" in rows[name]
         named = {option for option in layout.options if f"`{option}`" in rows[name]}
-        assert bool(named) == bool(layout.options) or name == "unimib-shar"  # shares a row
+        assert bool(named) == bool(layout.options)
 
 
 def test_the_page_names_every_front_end():

@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from agm.data.layouts import LayoutDataset, collate, open_layout, recognise
-from agm.data.layouts.ave import event_shares
+from agm.data.layouts import (
+    LayoutDataset,
+    collate,
+    open_layout,
+    recognise,
+)
 from agm.data.layouts.mosei import sentiment_class
 from agm.data.layouts.mosei_words import clean_word, sentiment_of
 
@@ -59,7 +63,7 @@ SETS = {
     ),
     "ave": Expected(
         trees.ave,
-        {"audio": (128,), "visual": (7, 7, 8)},
+        {"audio": (128,), "visual": (49, 8)},
         {"clean": {"train": 60, "validation": 30, "test": 30}, "authors": {"train": 60, "validation": 30, "test": 30}},
         (),  # 29, looked at below
         needs=("h5py",),
@@ -305,26 +309,6 @@ def test_words_are_numbered_as_the_authors_number_them(tmp_path):
     made = again.read(again.samples[0])["text"]
     assert made.shape == (60, 300)
     assert made[:4, 0].tolist() == [300, 300, 2700, 0]
-
-
-def test_ave_by_segments_and_by_clips(tmp_path):
-    segments = opened("ave", tmp_path)
-    assert len(segments.class_names) == 29
-    assert segments.class_names[28] == "background"
-    first = segments.listed()["train"][:10]  # clip 7: event 2 in seconds 2 to 5
-    assert [sample.label for sample in first] == [28, 28, 2, 2, 2, 2, 28, 28, 28, 28]
-    import h5py
-
-    with h5py.File(tmp_path / "visual_feature.h5") as file:
-        np.testing.assert_array_equal(segments.read(first[3])["visual"], file["avadataset"][7, 3])
-    clips = open_layout(tmp_path, unit="clips")
-    assert [sample.name for sample in clips.listed()["train"]] == ["7", "0", "3", "5", "2"]
-    assert [skipped.name for skipped in clips.skipped] == ["clip 11"]
-    assert len(clips.class_names) == 28
-    assert clips.read(clips.samples[0])["visual"].shape == (10, 7, 7, 8)
-    shares = event_shares(segments.segments)
-    assert shares[7].tolist() == [0, 0, 0.25, 0.25, 0.25, 0.25, 0, 0, 0, 0]
-    assert shares[11].tolist() == [np.float32(0.1)] * 10  # as AGM's loader has it
 
 
 def test_frames_of_ave_are_cut_to_the_event(tmp_path):
