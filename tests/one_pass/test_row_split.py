@@ -57,6 +57,12 @@ def trained(norm: nn.Module) -> nn.Module:
     return norm
 
 
+def without_bias(norm: nn.Module) -> nn.Module:
+    """As `bias=False` makes it where torch has that: 2.11 does not."""
+    norm.register_parameter("bias", None)
+    return norm
+
+
 NORMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "1d": (lambda: nn.BatchNorm1d(4), (4,)),
     "1d of sequences": (lambda: nn.BatchNorm1d(4), (4, 5)),
@@ -65,7 +71,7 @@ NORMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "synchronised, by itself": (lambda: nn.SyncBatchNorm(4), (4, 3)),
     "cumulative": (lambda: nn.BatchNorm1d(4, momentum=None), (4,)),
     "without parameters": (lambda: nn.BatchNorm2d(4, affine=False), (4, 3, 2)),
-    "without bias": (lambda: nn.BatchNorm2d(4, bias=False), (4, 3, 2)),
+    "without bias": (lambda: without_bias(nn.BatchNorm2d(4)), (4, 3, 2)),
     "without statistics": (lambda: nn.BatchNorm1d(4, track_running_stats=False), (4,)),
     "momentum 1": (lambda: nn.BatchNorm1d(4, momentum=1.0), (4,)),
     "of samples 1d": (lambda: nn.InstanceNorm1d(4), (4, 5)),
