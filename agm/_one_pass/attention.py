@@ -22,13 +22,13 @@ __all__ = ["attend", "attend_packed"]
 
 def _empty(like: Tensor) -> Callable[[], Tensor]:
     """Makes tensors of the same shape, whose dimensions lie in memory in the same order."""
-    shape, strides, options = like.shape, like.stride(), {"dtype": like.dtype, "device": like.device}
+    shape, strides, dtype, device = like.shape, like.stride(), like.dtype, like.device
     order = list(range(len(shape)))
     if 0 not in strides:
         order.sort(key=strides.__getitem__, reverse=True)
 
     def make() -> Tensor:
-        made = torch.empty([shape[dim] for dim in order], **options)
+        made = torch.empty([shape[dim] for dim in order], dtype=dtype, device=device)
         return made.permute([order.index(dim) for dim in range(len(shape))])
 
     return make
