@@ -122,10 +122,8 @@ def kernels(text: str) -> Iterator[Kernel]:
         if found is None or found[2] == "d":  # float64 is not made to be fast
             continue
         name, dtype, modalities, width, loss = found.groups()
-        instructions = [(int(at, 16), _PREDICATE.sub("", code.strip())) for at, code in _INSTRUCTION.findall(body)]
-        loop = class_loop(instructions, 2 ** int(modalities) - 1)
+        loop = class_loop(instructions(body), 2 ** int(modalities) - 1)
         operations = Counter(code.split()[0].split(".")[0] for code in loop)
-        wide = sum(code.startswith(("I2F.F64", "DFMA", "DADD", "DMUL", "MUFU.RCP64H")) for code in loop)
         yield Kernel(
             name,
             _DTYPES[dtype],
@@ -135,8 +133,36 @@ def kernels(text: str) -> Iterator[Kernel]:
             int(registers[symbol.strip()]),
             len(loop) / int(width),
             operations["MUFU"] / int(width),
-            wide,
+            wide(loop),
         )
+
+
+def instructions(body: str) -> list[tuple[int, str]]:
+    """(address, code) of the instructions of a kernel, without the predicates under which they run."""
+    return [(int(at, 16), _PREDICATE.sub("", code.strip())) for at, code in _INSTRUCTION.findall(body)]
+
+
+def wide(loop: list[str]) -> int:
+    """Conversions, products and reciprocals of float64."""
+    names = ("I2F.F64", "F2F.F32.F64", "F2F.F64", "DFMA", "DADD", "DMUL", "MUFU.RCP64H")
+    return sum(code.startswith(names) for code in loop)
+
+
+def least_seconds(per_class: float, size: int, modalities: int, batch: int, classes: int, gpu: Gpu) -> float:
+    """What a kernel that scores takes at least: to move its bytes or to issue its instructions, whichever is longer.
+
+    A prediction, of large batches; small ones wait for memory and for the host, and more so where a launch is made in
+    Python.
+
+    Args:
+        per_class: instructions for one class of one sample.
+        size: bytes of a logit.
+        modalities, batch, classes: of the masked logits.
+        gpu: where.
+    """
+    slots = EFFICIENCY * 128 * gpu.multiprocessors * gpu.clock
+    moved = (2**modalities - 1) * batch * classes * size
+    return max(moved / gpu.bandwidth, batch * classes * per_class / slots)
 
 
 def class_loop(instructions: list[tuple[int, str]], loads: int) -> list[str]:

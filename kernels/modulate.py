@@ -22,7 +22,7 @@ from agm.kernels.launching import (
     device_guard,
     unit_class_stride,
 )
-from agm.kernels.scoring import _score, _score_shares
+from agm.kernels.scoring import RESPONSE_SCALE, _score, _score_shares
 from torch import Tensor
 
 __all__ = ["MAX_MODALITIES", "Loss", "launch_step", "modulate", "modulate_backward", "subset_weights"]
@@ -55,6 +55,12 @@ def subset_weights(modalities: int, device: torch.device) -> Tensor:
             else:
                 table[subset - 1, m] = -1 / ((modalities - size) * ways)
     return table.to(device)
+
+
+@cache
+def response_weights(modalities: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The same over the scale of responses, in the dtype of these: the loop over the classes converts nothing."""
+    return (subset_weights(modalities, device) / RESPONSE_SCALE).to(dtype)
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,7 @@ def launch_step(
     weights = subset_weights(modalities, logits.device)
     cap = bits(-math.log(floor) if floor > 0 else math.inf)
     wide, dtype = accumulation_dtype(logits.dtype)
+    of_responses = response_weights(modalities, logits.device, wide)
     padded = triton.next_power_of_2(modalities)
     tile = _TILE[modalities]
     block = min(tile, triton.next_power_of_2(max(classes, 1)))
@@ -116,7 +123,7 @@ def launch_step(
             beaten_by = logits.new_empty((shares, 2 * padded, batch), dtype=torch.int32)
             joint_found = None if loss is None else logits.new_empty((4, shares, batch), dtype=torch.float64)
             _score_shares[(batch, shares)](
-                *(logits, labels, weights, found, beaten_by, batch, classes, share),
+                *(logits, labels, of_responses, found, beaten_by, batch, classes, share),
                 *(logits.stride(0), logits.stride(1), ignore_index, class_weight, joint_found),
                 ROWS=rows,
                 ALIGNED=are_aligned(*logits.stride()[:2]),
@@ -143,7 +150,7 @@ def launch_step(
         hits = logits.new_empty((programs, 2 * padded), dtype=torch.int64)
         losses = None if loss is None else logits.new_empty((programs, 4), dtype=torch.float64)
         _score[(programs,)](
-            *(logits, labels, weights, costs, hits, batch, classes),
+            *(logits, labels, of_responses, costs, hits, batch, classes),
             *(logits.stride(0), logits.stride(1), ignore_index, cap, class_weight, normalizer, losses),
             ROWS=rows,
             ALIGNED=are_aligned(*logits.stride()[:2]),

@@ -8,7 +8,8 @@ import triton.language as tl
 from agm.kernels.launching import aligned, float64
 from agm.kernels.responses import _add_tile, _beats, _cost, _possible, _shift, _unscale, _without
 
-_SCALE = tl.constexpr(4.0)  # responses are kept divided by it
+RESPONSE_SCALE = 4.0  # responses are kept divided by it
+_SCALE = tl.constexpr(RESPONSE_SCALE)
 
 # What varies with the size of the last batch is not compiled in.
 _BY_BATCH = ["batch", "row_stride", "batch_stride"]
@@ -18,7 +19,7 @@ _BY_BATCH = ["batch", "row_stride", "batch_stride"]
 def _look(
     logits,  # (samples,) pointers to the first class of each sample
     row_stride,
-    weights,  # (ROWS, PADDED) float64
+    weights,  # (ROWS, PADDED) of DTYPE, over _SCALE
     label,  # (samples,)
     known,  # (samples,) whether the label exists and is not ignored
     begin,
@@ -42,7 +43,7 @@ def _look(
     joint_target = tl.zeros([SAMPLES], DTYPE)
     impossible_target = tl.zeros([SAMPLES], tl.int1)
     for row in range(ROWS):
-        weight = (tl.load(weights + row * PADDED + modality) / _SCALE).to(DTYPE)
+        weight = tl.load(weights + row * PADDED + modality)
         joint_target = tl.load(logits + row * row_stride + label, mask=known, other=0.0).to(DTYPE)
         own, impossible_target = _possible(joint_target, impossible_target)
         # An explicit fused operation here and below: equal logits must give equal responses, or ties break.
@@ -68,7 +69,7 @@ def _look(
         joint = tl.zeros([SAMPLES, CLASSES], DTYPE)
         impossible = tl.zeros([SAMPLES, CLASSES], tl.int1)
         for row in range(ROWS):
-            weight = (tl.load(weights + row * PADDED + modality) / _SCALE).to(DTYPE)
+            weight = tl.load(weights + row * PADDED + modality)
             joint = tl.load(at + row * row_stride, mask=inside, other=0.0).to(DTYPE)
             own, impossible = _possible(joint, impossible)
             response = tl.fma(

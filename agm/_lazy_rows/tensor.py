@@ -297,7 +297,9 @@ def _write(rows: Rows, content: Content) -> Tensor:
 
 
 def _parted(rows: Rows, terms: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    return [few[: rows.batch] for few in terms], [few[rows.batch :] for few in terms]
+    # Not two slices: their gradients would be written in four operations, and added.
+    parts = [few.split((rows.batch, few.shape[0] - rows.batch)) for few in terms]
+    return [present for present, _ in parts], [absent for _, absent in parts]
 
 
 # What is said of the rows by the look of the tensor alone.

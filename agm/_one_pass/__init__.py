@@ -5,7 +5,8 @@ it. What goes out: the features of both, or `Unsplit` with a reason in words, an
 
 `row_split` is a mode of torch's functions that follows the rows through the pass; `layouts` says where they lie in a
 tensor. Each function has a rule: `layer_rules` for those that compute, `shape_rules` for those that move elements,
-`mode_rules` and `heads` for those that do something else in eval mode. A function without a rule ends the pass.
+`mode_rules`, `heads` and `attention` for those that do something else in eval mode. A function without a rule ends the
+pass.
 `records` tells what runs, and where each tensor comes from; `own_modes` finds modes that are read unseen.
 `split_pass` runs an encoder so and puts back what a pass that was ended had changed; `joint_call` stands in for an
 encoder's forward and remembers what could not be one pass; `choice` decides before a batch and says why.

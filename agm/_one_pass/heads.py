@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from agm._one_pass.attention import attend, attend_packed
 from agm._one_pass.layouts import Layout, Unsplit
 from agm._one_pass.rules import meet, put_together, tensors_in
 from agm.ops.dropout_rows import dropout_rows
@@ -18,7 +19,7 @@ from agm.ops.dropout_rows import dropout_rows
 if TYPE_CHECKING:
     from agm._one_pass.row_split import RowSplit
 
-__all__ = ["OF_HEADS", "attend", "heads"]
+__all__ = ["OF_HEADS", "heads"]
 
 _PARAMETERS = inspect.signature(F.multi_head_attention_forward).parameters
 OF_HEADS = tuple(_PARAMETERS)  # names of the arguments, in their order
@@ -108,32 +109,40 @@ def _attention(
         padding = _added(key_padding_mask, query).view(rows, 1, 1, source)
         padding = padding.expand(-1, num_heads, -1, -1).reshape(rows * num_heads, 1, source)
         mask = padding if mask is None else mask + padding
-    if use_separate_proj_weight:
+    if mask is not None and not need_weights:
+        mask = mask.unsqueeze(0) if mask.shape[0] == 1 else mask.view(rows, num_heads, -1, source)
+    packed = None
+    if query is key and key is value and in_proj_weight is not None and not use_separate_proj_weight:
+        packed = F.linear(query, in_proj_weight, in_proj_bias)
+    if packed is not None and not need_weights:
+        attended = attend_packed(split, packed, num_heads, mask, dropout_p, is_causal=hint)
+        return _out(attended, out_proj_weight, out_proj_bias), None
+    if packed is not None:
+        projected = packed.unflatten(-1, (3, width)).permute(2, 0, 1, 3).contiguous().unbind(0)
+    elif use_separate_proj_weight:
         biases = (None,) * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
         weights = (q_proj_weight, k_proj_weight, v_proj_weight)
         projected = F._in_projection(query, key, value, *weights, *biases)  # type: ignore[attr-defined]
     else:
         projected = F._in_projection_packed(query, key, value, in_proj_weight, in_proj_bias)  # type: ignore[attr-defined]
     q, k, v = (one.view(one.shape[0], rows * num_heads, size).transpose(0, 1) for one in projected)
-    if need_weights:
-        scaled = q * math.sqrt(1.0 / float(size))
-        scores = (
-            torch.bmm(scaled, k.transpose(-2, -1)) if mask is None else torch.baddbmm(mask, scaled, k.transpose(-2, -1))
-        )
-        attention = dropout_rows(F.softmax(scores, dim=-1), dropout_p, split.sizes(scores.shape[0])[0])
-        attended = torch.bmm(attention, v).transpose(0, 1).contiguous().view(length * rows, width)
-    else:
-        attention = None
-        if mask is not None:
-            mask = mask.unsqueeze(0) if mask.shape[0] == 1 else mask.view(rows, num_heads, -1, source)
+    if not need_weights:
         q, k, v = (one.view(rows, num_heads, -1, size) for one in (q, k, v))
-        attended = attend(split, (q, k, v, mask), dropout_p, is_causal=hint)
-        attended = attended.permute(2, 0, 1, 3).contiguous().view(rows * length, width)
-    output = F.linear(attended, out_proj_weight, out_proj_bias).view(length, rows, width)
-    if attention is None:
-        return output, None
+        return _out(attend(split, (q, k, v, mask), dropout_p, is_causal=hint), out_proj_weight, out_proj_bias), None
+    scaled = q * math.sqrt(1.0 / float(size))
+    scores = (
+        torch.bmm(scaled, k.transpose(-2, -1)) if mask is None else torch.baddbmm(mask, scaled, k.transpose(-2, -1))
+    )
+    attention = dropout_rows(F.softmax(scores, dim=-1), dropout_p, split.sizes(scores.shape[0])[0])
+    attended = torch.bmm(attention, v).view(rows, num_heads, length, size)
     attention = attention.view(rows, num_heads, length, source)
+    output = _out(attended, out_proj_weight, out_proj_bias)
     return output, attention.mean(dim=1) if average_attn_weights else attention
+
+
+def _out(attended: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The last product, of (rows, heads, length, width / heads): (length, rows, width)."""
+    return F.linear(attended.permute(2, 0, 1, 3).flatten(2), weight, bias)
 
 
 def _added(mask: Tensor, query: Tensor) -> Tensor:
@@ -141,16 +150,3 @@ def _added(mask: Tensor, query: Tensor) -> Tensor:
     if mask.is_floating_point():
         return mask
     return torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask, float("-inf"))
-
-
-def attend(split: RowSplit, tensors: Sequence[Tensor | None], dropout_p: float, **options: Any) -> Tensor:
-    """`scaled_dot_product_attention` of query, key, value and mask (rows, heads, length, width), with a dropout."""
-    query = tensors[0]
-    assert query is not None
-    sizes = split.sizes(query.shape[0])
-    parted = (
-        one.split(sizes) if one is not None and one.dim() == query.dim() and one.shape[0] == sum(sizes) else (one, one)
-        for one in tensors
-    )
-    parts = zip(*parted, (dropout_p, 0.0), strict=True)
-    return put_together([F.scaled_dot_product_attention(*part, **options) for part in parts])

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from agm._one_pass.heads import attend, heads
+from agm._one_pass.attention import attend
+from agm._one_pass.heads import heads
 from agm._one_pass.layouts import Layout, Unsplit
 from agm._one_pass.rules import Rule, argument, as_it_is, first_of, meet, name_of, put_together, rows_first
 from agm.ops.batch_norm_rows import batch_norm_rows

@@ -395,11 +395,15 @@ def _parted(name: str, features: Any, batch: int) -> tuple[Any, Any]:
 def _written_leaf(rows: Rows, bit: int, present: Any, absent: Any) -> Any:
     if not is_rows(present):
         return present
-    absent = absent[: rows.batch]
-    return combine(present[: rows.batch], absent, blocks(bit, rows.subsets), rows.part)
+    return combine(_at_most(present, rows), _at_most(absent, rows), blocks(bit, rows.subsets), rows.part)
 
 
 def _deferred_leaf(rows: Rows, bit: int, present: Any, absent: Any) -> Any:
     if not is_rows(present):
         return present
-    return Deferred.of(rows, bit, torch.cat([present[: rows.batch], absent[: rows.batch]]))
+    return Deferred.of(rows, bit, torch.cat([_at_most(present, rows), _at_most(absent, rows)]))
+
+
+def _at_most(leaf: Tensor, rows: Rows) -> Tensor:
+    """As many rows as there are samples; a slice of all would still be an operation of the backward."""
+    return leaf if leaf.shape[0] <= rows.batch else leaf[: rows.batch]

@@ -349,6 +349,9 @@ def _summands(joint: Tensor, terms: Mapping[int, Tensor], rows: Rows) -> Additiv
     _check_logits(joint, rows.batch)
     for few in terms.values():
         _check_logits(few, rows.batch + 1, joint.shape[1:])
-    nothing = joint.new_zeros(rows.batch + 1, *joint.shape[1:])
-    ordered = [terms[bit].to(joint.dtype) if bit in terms else nothing for bit in range(rows.modalities)]
-    return AdditiveLogits([few[:-1] for few in ordered], [few[-1:] for few in ordered], joint)
+    size = (rows.batch + 1, *joint.shape[1:])
+    bits = range(rows.modalities)
+    ordered = [terms[bit].to(joint.dtype) if bit in terms else joint.new_zeros(size) for bit in bits]
+    # Not two slices: their gradients would be written in four operations, and added.
+    parts = [few.split((few.shape[0] - 1, 1)) for few in ordered]
+    return AdditiveLogits([present for present, _ in parts], [absent for _, absent in parts], joint)

@@ -90,7 +90,8 @@ def _register_triton(op: str) -> str | None:
 
 
 # In the order in which "auto" asks them. On a CPU that is the order of speed at every size in
-# bench/results/head-cpu.jsonl, which a test compares; the order of the two for GPUs has not been measured yet.
+# bench/results/head-cpu.jsonl, which a test compares. The two for GPUs were not measured yet: read from machine code,
+# `triton` is predicted to be faster at no size (tests/ops/test_spills.py), and each of its launches is made in Python.
 BACKENDS: Mapping[str, Backend] = {
     "cuda": Backend("default", _native("cuda", "CUDA")),
     "triton": Backend("triton", _triton_why_not),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import agm.models
@@ -56,6 +57,12 @@ def trained(norm: nn.Module) -> nn.Module:
     return norm
 
 
+def without_bias(norm: nn.Module) -> nn.Module:
+    """As `bias=False` makes it where torch has that: 2.11 does not."""
+    norm.register_parameter("bias", None)
+    return norm
+
+
 NORMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "1d": (lambda: nn.BatchNorm1d(4), (4,)),
     "1d of sequences": (lambda: nn.BatchNorm1d(4), (4, 5)),
@@ -64,7 +71,7 @@ NORMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "synchronised, by itself": (lambda: nn.SyncBatchNorm(4), (4, 3)),
     "cumulative": (lambda: nn.BatchNorm1d(4, momentum=None), (4,)),
     "without parameters": (lambda: nn.BatchNorm2d(4, affine=False), (4, 3, 2)),
-    "without bias": (lambda: nn.BatchNorm2d(4, bias=False), (4, 3, 2)),
+    "without bias": (lambda: without_bias(nn.BatchNorm2d(4)), (4, 3, 2)),
     "without statistics": (lambda: nn.BatchNorm1d(4, track_running_stats=False), (4,)),
     "momentum 1": (lambda: nn.BatchNorm1d(4, momentum=1.0), (4,)),
     "of samples 1d": (lambda: nn.InstanceNorm1d(4), (4, 5)),
@@ -190,6 +197,34 @@ ATTENTIONS: dict[str, Callable[[], nn.Module]] = {
 def test_attention(kind: str) -> None:
     """The projections of all rows are one product, so that their numbers are those of two passes to rounding."""
     assert_same(ATTENTIONS[kind](), rows(BATCH, 5, 4), rows(REST, 5, 4, seed=1), exact=False)
+
+
+class Kernel(nn.Module):
+    """Torch's kernel by itself, of query, key and value that one function makes of the input."""
+
+    def __init__(self, inputs: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]], p: float = 0.4) -> None:
+        super().__init__()
+        self.inputs, self.p = inputs, p
+        self.scale = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.inputs(x * self.scale)
+        p = self.p if self.training else 0.0
+        return F.scaled_dot_product_attention(query, key, value, dropout_p=p) * self.scale
+
+
+KERNELS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]] = {
+    "one input": lambda x: (x[:, None],) * 3,
+    "without heads": lambda x: (x, x + 1, x - 1),
+    "cut from one": lambda x: tuple(torch.cat([x, x * 2, x * 3], -1)[:, :, None].transpose(1, 2).chunk(3, -1)),
+    "a key without a gradient": lambda x: (x[:, None], x.detach()[:, None], x[:, None] * 2),
+    "only a value with a gradient": lambda x: (x.detach()[:, None], x.detach()[:, None], x[:, None]),
+}
+
+
+@pytest.mark.parametrize("kind", [*KERNELS])
+def test_the_kernel_of_attention(kind: str) -> None:
+    assert_same(Kernel(KERNELS[kind]), rows(BATCH, 5, 4), rows(REST, 5, 4, seed=1), exact=False)
 
 
 def test_one_train_row_is_the_error_that_it_is_in_two_passes() -> None:

@@ -122,8 +122,8 @@ def compilations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
         flags = ["-std=c++20", "-O3", "-DUSE_CUDA", "-Xptxas=-v", "-gencode=arch=compute_90,code=sm_90"]
         includes = [f"-I{path}" for path in include_paths()]
         for source in CUDA_SOURCES:
-            made = tmp_path_factory.mktemp("cuda") / "object.o"
-            commands[source.name] = ["nvcc", *flags, *includes, "-c", source, "-o", made]
+            made = tmp_path_factory.mktemp("cuda") / "kernels.cubin"
+            commands[source.name] = ["nvcc", *flags, *includes, "-cubin", source, "-o", made]
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
     environment.pop("TRITON_INTERPRET", None)
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}

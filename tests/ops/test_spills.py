@@ -96,3 +96,50 @@ def test_triton_compiles_without_spills(target: str, compilations: dict[str, sub
     # Integers that Triton looks at to compile anew: an odd last batch is to change none of them.
     found = {(report["kernel"], name) for report in reports for name in BY_BATCH & set(report["specialised"])}
     assert found == {("_reduce", "row_stride")}  # of features: their width
+
+
+BYTES = {"fp32": ("float", 4), "bf16": ("BFloat16", 2)}
+SIZES = ((64, 10), (64, 309), (4096, 309), (65536, 10), (2048, 32768))  # (B, C)
+
+
+def test_triton_is_predicted_to_be_faster_at_no_size(compilations: dict[str, subprocess.Popen[str]]) -> None:
+    """The order in which "auto" asks the two for GPUs: CUDA's kernel on rows that are not aligned, where it is slowest,
+    against Triton's on tiles that the classes fill."""
+    process = compilations.get("modulate.cu")
+    output_of(process, "nvcc")
+    log = output_of(compilations.get("sm_90"), "triton")
+    if sass.tool("cuobjdump") is None:
+        pytest.skip("there is no cuobjdump")
+    slowest: dict[tuple[str, int], float] = {}
+    for kernel in sass.kernels(sass.disassembled(Path(process.args[-1]))):
+        key = (kernel.dtype, kernel.modalities)
+        slowest[key] = max(slowest.get(key, 0.0), kernel.per_class)
+    compared = set()
+    for report in (json.loads(line) for line in log.splitlines() if line.startswith("{")):
+        if "per_class" not in report:
+            continue
+        if report["constants"]["LOSS"] == "True":  # which sums in float64
+            continue
+        assert report["wide"] == 0, report  # no weight is converted in the loop
+        name, size = BYTES[report["dtype"]]
+        for shape in [(size, 2, *each, gpu) for each in SIZES for gpu in sass.GPUS.values()]:
+            cuda = sass.least_seconds(slowest[name, 2], *shape)
+            assert cuda <= sass.least_seconds(report["per_class"], *shape), (report, shape)
+        compared.add((name, report["kernel"]))
+    assert compared == {("float", "_score"), ("float", "_score_shares"), ("BFloat16", "_score")}
+
+
+def test_more_modalities_wait_for_memory(compilations: dict[str, subprocess.Popen[str]]) -> None:
+    """There no other kernel could be predicted to be faster by more than a median may be off (bench/test_choice.py)."""
+    process = compilations.get("modulate.cu")
+    output_of(process, "nvcc")
+    if sass.tool("cuobjdump") is None:
+        pytest.skip("there is no cuobjdump")
+    kernels = list(sass.kernels(sass.disassembled(Path(process.args[-1]))))
+    assert {kernel.modalities for kernel in kernels} == set(range(2, 7))
+    for kernel in kernels:
+        if kernel.modalities == 2:
+            continue
+        for gpu in sass.GPUS.values():
+            shape = (sass.SIZES[kernel.dtype], kernel.modalities, 4096, 309, gpu)
+            assert sass.least_seconds(kernel.per_class, *shape) <= 1.25 * sass.least_seconds(0, *shape), kernel

@@ -24,6 +24,18 @@ def clean_environment(**variables: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
+def quick_compiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A C++ compiler that optimises nothing and copies no function for newer processors, whatever it is told.
+
+    What a wheel holds does not depend on that; the library that these tests load elsewhere was built as it is shipped.
+    """
+    path = tmp_path_factory.mktemp("compiler") / "c++"
+    path.write_text('#!/bin/sh\nexec c++ "$@" -O0 -U__gnu_linux__\n')
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture(scope="session")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
     """Makes a copy of the sources: what a build leaves behind stays in it."""
 

@@ -125,10 +125,10 @@ def test_installs_without_a_compiler_and_says_so(installed: Install, variables: 
         assert why_not_cpp.startswith(f"agm._C is not built: {reason}")
 
 
-def test_native_wheel(build: Build, installed: Install) -> None:
+def test_native_wheel(build: Build, installed: Install, quick_compiler: Path) -> None:
     if shutil.which("c++") is None:
         pytest.skip("there is no C++ compiler")
-    variables = {"AGM_BUILD": "1", "AGM_CUDA": "0"}
+    variables = {"AGM_BUILD": "1", "AGM_CUDA": "0", "CXX": str(quick_compiler)}
     files = wheel_files(build("--wheel", **variables))
     (library,) = [file for file in files if "/_C." in file]
     assert library.startswith("agm/_C.")

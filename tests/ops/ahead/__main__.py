@@ -5,6 +5,7 @@ Run by test_spills.py in a process of its own, since triton interprets or compil
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -20,26 +21,46 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+runpy.run_path(str(Path(__file__).parents[3] / "bench" / "__main__.py"))["load"]()
+from bench import sass  # noqa: E402
+
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+SCORING = ("_score", "_score_shares")
+THREADS = 128  # four warps, which is what triton takes
 ROOMS = (modulate, modulate_additive, expand_subsets, batch_norm_rows)
 
 
-def cubin_report(cubin: bytes) -> dict[str, int]:
-    """Of a kernel that has no arrays of its own, so that its stack holds nothing but spilt registers."""
+def cubin_report(cubin: bytes, scored: dict[str, int] | None) -> dict[str, float]:
+    """Of a kernel that has no arrays of its own, so that its stack holds nothing but spilt registers.
+
+    Args:
+        cubin: the kernel.
+        scored: the constants of one that scores: then also the instructions of its loop over the classes, for one
+            class of one sample, and those of them that compute in float64.
+    """
     import triton.backends.nvidia
 
     tool = next(Path(triton.backends.nvidia.__file__).parent.glob("bin/cuobjdump*"))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        log = subprocess.run([tool, "-res-usage", file.name], check=True, capture_output=True, text=True).stdout
-    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", log).groups()
-    return {"registers": int(registers), "spills": int(stack)}
+
+        def dumped(option: str) -> str:
+            command = [tool, option, file.name]
+            return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+        registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", dumped("-res-usage")).groups()
+        report = {"registers": int(registers), "spills": int(stack)}
+        if scored is not None:
+            loop = sass.class_loop(sass.instructions(dumped("-sass")), scored["ROWS"])
+            classes = scored.get("SAMPLES", 1) * scored["CLASSES"] / THREADS  # of a thread
+            report |= {"per_class": len(loop) / classes, "wide": sass.wide(loop)}
+    return report
 
 
 def amdgcn_report(assembly: str) -> dict[str, int]:
@@ -60,7 +81,10 @@ def main(architecture: str, *dtypes: str) -> None:
             source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
             binary = triton.compile(source, target=target, options=options)
             if target.backend == "cuda":
-                report = cubin_report(binary.asm["cubin"])
+                scores = architecture == "sm_90" and dtype != "fp64" and kernel.__name__ in SCORING
+                # With more modalities the loop over the subsets is one, and its instructions are run many times.
+                scores = scores and constants["ROWS"] == 3
+                report = cubin_report(binary.asm["cubin"], constants if scores else None)
             else:
                 report = amdgcn_report(binary.asm["amdgcn"])
             constants = {name: str(constant) for name, constant in constants.items()}

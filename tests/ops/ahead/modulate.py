@@ -31,7 +31,7 @@ def step_cases(dtype: str, wide: str, dtypes: dict[str, Any], modalities: int, l
     """(kernel, signature without constants, constants, options) as the launchers use them."""
     strides = {"row_stride": "i64", "batch_stride": "i64", "ignore_index": "i32"}
     found = {"found": f"*{wide}", "beaten_by": "*i32"}
-    inputs = {"logits": f"*{dtype}", "labels": "*i64", "weights": "*fp64"}
+    inputs = {"logits": f"*{dtype}", "labels": "*i64", "weights": f"*{wide}"}
 
     def only_with_loss(**signature: str) -> tuple[dict[str, str], dict[str, Any]]:
         """The arguments of the loss: their types, or the constant None."""
