@@ -108,11 +108,13 @@ class Answer:
         self.examples: list[tuple[str, list[Any], list[Any]]] = []  # features of present rows and of an absent one
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.deferred and reentrant_checkpoint() is not None:
+        if self.deferred and not torch.is_grad_enabled() and reentrant_checkpoint() is not None:
             raise CannotDefer("an encoder is called by a reentrant checkpoint")
         if not self.pending:
             raise self._refusal("is called more often in the masked pass than in the joint pass")
         call = self.pending.pop()
+        if self.deferred and len(args) == 1 and not kwargs and (few := self._at_once(call, args[0])) is not None:
+            return few
         leaves, structure = self._leaves("takes", (args, kwargs))
         if len(leaves) != len(call.input_sizes):
             raise self._refusal("takes other arguments in the masked pass than in the joint pass")
@@ -130,6 +132,49 @@ class Answer:
         if bits - own - {EVERYWHERE}:
             return self._all(call, leaves, structure, bit)
         return self._few(call, leaves, structure, sources, bit)
+
+    def _at_once(self, call: Call, given: Any) -> Any:
+        """Deferred features that are known from the joint pass, of a call with a modality's deferred input as it is.
+
+        None, where there is more to be seen to.
+        """
+        if self.check or self.here is not None or self.extra_rows or self.origins is not None:
+            return None
+        found = self.handed.find(given)
+        if found is None or found[0] != call.direct or len(self.recorder.calls) != 1:
+            return None
+        (bit, few), name = found, self.target.names.get(found[0])
+        if name is None or few is None or name in self.other_rows or bit not in self.shares:
+            return None
+        if not (self.recorder.shared or call.is_whole):
+            return None
+        with torch._C.DisableTorchFunction():  # of plain tensors, which no watch around the pass need see
+            features = self._features(name, call, few)
+            if features is None:
+                return None
+            self.order.append(name)
+            return Deferred.of(self.rows, bit, features)
+
+    def _features(self, name: str, call: Call, few: Tensor) -> Tensor | None:
+        """Those of the joint pass, and behind them those of one absent row; None: they are something else."""
+        batch, kept = self.rows.batch, self.absent_features
+        if batch < 2 or few.shape[0] != batch + 1:
+            return None
+        features = call.few
+        if features is None:
+            absent = kept.find(name, [few[batch:]]) if self.recorder.shared else None
+            if type(absent) is not Tensor or type(call.output) is not Tensor or not absent.dim():
+                return None
+            if absent.shape[0] != 1 or call.output.shape != (batch, *absent.shape[1:]):
+                return None
+            return torch.cat([call.output, absent])
+        if type(features) is not Tensor or features.shape[0] != batch + 1:
+            return None
+        if kept.gradient:
+            return features
+        if self.recorder.shared:
+            kept.keep(name, [few[batch:]], features[batch:])
+        return torch.cat([features[:batch], features[batch:].detach()])
 
     def _as_known(
         self, known: Sequence[KnownCall], call: Call, leaves: list[Any], structure: Any, sources: Sequence["_Source"]
@@ -161,7 +206,7 @@ class Answer:
         as_given = direct and call.direct == bit  # in both passes it is given what forward was, and nothing else
         shares = bit in self.shares and (self.recorder.shared or (as_given and call.is_whole))
         if shares and self.recorder.shared and not self.handed.is_compiled:
-            check_not_reentrant(str(self.target))
+            check_not_reentrant(self.target)
         batch = self.rows.batch
         own = any(source.few is not None and source.few.shape[0] == 2 * batch * source.fold for source in sources)
         foreign = self.extra_rows and any(source.grows and source.few is None for source in sources)
