@@ -428,9 +428,8 @@ class AGM(nn.Module):
                 "Expected argument `target` to hold the batch's targets in training mode, but got None. "
                 "Call model(..., target=y), or model.eval() for inference."
             )
-        leaves = leaves_of(inputs)
-        first = leaves[0] if isinstance(leaves[0], Tensor) else next(filter(torch.is_tensor, leaves), None)
-        device = None if first is None else first.device
+        devices = [leaf.device for leaf in leaves_of(inputs) if isinstance(leaf, Tensor)]
+        device = devices[0] if devices else None
         state = self.modulator.state.values
         if device != state.device:
             raise ValueError(

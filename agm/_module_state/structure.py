@@ -85,7 +85,7 @@ def _looks(modules: list[nn.Module]) -> list[tuple[Any, ...]]:
             bool(own["_forward_hooks"] or own["_forward_pre_hooks"]),
             bool(own["_backward_hooks"] or own["_backward_pre_hooks"]),
             len(module._buffers),
-            [*map(id, module._modules.values())] if module._modules else None,
+            [*module._modules, *map(id, module._modules.values())] if module._modules else None,
             own.get("forward"),
         )
         for module in modules
@@ -93,19 +93,25 @@ def _looks(modules: list[nn.Module]) -> list[tuple[Any, ...]]:
 
 
 class Structures:
-    """Structures of the modules of a network, each found anew where it has changed."""
+    """Structures of networks, each found anew where it has changed; the two last ones are known.
+
+    A step may go to and fro between two, as one does whose head is replaced for a part of it.
+    """
 
     def __init__(self) -> None:
-        self._found: dict[nn.Module, Structure] = {}
+        self._found: dict[nn.Module, list[Structure]] = {}
 
     def of(self, root: nn.Module) -> Structure | None:
         """The structure as it is now; None where a step is compiled, whose graph all that is known would guard."""
         if torch.compiler.is_compiling():
             return None
-        found = self._found.get(root)
-        if found is None or not found.is_current():
-            found = self._found[root] = Structure(root)
-        return found
+        known = self._found.setdefault(root, [])
+        for structure in known:
+            if structure.is_current():
+                return structure
+        known.insert(0, Structure(root))
+        del known[2:]
+        return known[0]
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_found": {}}  # a copy looks for itself

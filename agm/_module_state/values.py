@@ -30,7 +30,7 @@ def kept_values(network: Structure, modulation: Iterable[nn.Module], state: Iter
         own += [buffer for buffer in every if buffer.dim() == 0 and not buffer.is_floating_point()]
     own += state
     for module in modulation:
-        own += module._buffers.values()  # type: ignore[arg-type]
+        own += [buffer for buffer in module._buffers.values() if buffer is not None] if module._buffers else []
     own = list({id(buffer): buffer for buffer in own}.values())
     copies = _copies(own)
 

@@ -9,7 +9,7 @@ and answer with the features put in place for every row.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +97,19 @@ class InterceptedPasses:
 
     def _targets(self, structure: Structure | None = None) -> list[Target]:
         find = partial(find_targets, self.network, self.paths, self.modalities)
-        return find() if structure is None else structure.chosen("targets", find)
+        return structure.chosen("targets", find) if self._are_fixed(structure) else find()
+
+    def _are_fixed(self, structure: Structure | None) -> TypeGuard[Structure]:
+        """Whether the paths lead where they do as long as a structure stays: a property may lead elsewhere by then."""
+        return structure is not None and structure.chosen("paths are fixed", self._are_registered)
+
+    def _are_registered(self) -> bool:
+        registered = dict(self.network.named_modules(remove_duplicate=False))
+        for path in self.paths.values():
+            owner, _, method = path.rpartition(".")
+            if path not in registered and not callable(getattr(type(registered.get(owner)), method, None)):
+                return False
+        return True
 
     def encoders(self) -> dict[str, nn.Module]:
         """Modality -> its encoder, or the module whose method it is, of those that are named."""
@@ -131,7 +143,7 @@ class InterceptedPasses:
         self, targets: Sequence[Target], device: torch.device, structure: Structure | None
     ) -> dict[int, Choice]:
         """`_choose`, once for all batches in which it is the same: it goes by the modules and by nothing of a batch."""
-        if structure is None or structure.exchanges:  # whether it does so is not for the structure to tell
+        if not self._are_fixed(structure) or structure.exchanges:  # how many processes there are no structure tells
             return self._choose(targets, device)
         known = self.record
         state = (structure.depending(), structure.mixes_samples(), any(GLOBAL_HOOKS))
@@ -346,8 +358,8 @@ class InterceptedPasses:
                 )
         keeps = any([choices[bit].how in ("shared", "joined") for bit in target.names])
         recorder = Recorder(target, calls, keeps, handed, self.shared, without, around)
-        counts = not calls and structure is not None and target.method == "forward" and self.absent_features.are_kept
-        if counts and has_counters(structure.part(target.owner).buffered):
+        kept = not calls and target.method == "forward" and self.absent_features.are_kept
+        if kept and structure is not None and has_counters(structure.part(target.owner).buffered):
             recorder.function = CountingTogether(target.owner)
         return recorder
 

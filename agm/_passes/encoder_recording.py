@@ -65,8 +65,11 @@ class Call:
     @property
     def output(self) -> Any:
         """The copy."""
-        (size,) = self.output_sizes if self.few is not None else (None,)
-        return self.kept if self.few is None or size is None else self.few[: size[0]]
+        if self.few is None:
+            return self.kept
+        (size,) = self.output_sizes
+        assert size is not None
+        return self.few[: size[0]]
 
 
 @dataclass

@@ -32,6 +32,9 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     "other layers in another order": lambda net: nested(net).__setattr__(
         "_modules", {"0": nested(net)[1], "1": nested(net)[0]}
     ),
+    "the same layers under other names": lambda net: nested(net).__setattr__(
+        "_modules", {"1": nested(net)[0], "0": nested(net)[1]}
+    ),
     "a kind": lambda net: setattr(net[0], "__class__", nn.Bilinear),
     "a forward hook": lambda net: net[0].register_forward_hook(lambda *given: None),
     "a backward hook": lambda net: net[0].register_full_backward_hook(lambda *given: None),

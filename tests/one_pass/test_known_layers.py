@@ -283,3 +283,29 @@ def test_a_network_that_changes_between_batches_is_chosen_for_anew(
             change(net)
         made.append(step(model if passes == "auto" else later, net))
     torch.testing.assert_close(made[0], made[1])
+
+
+class Switching(Net):
+    """The encoder of the sound is another one in another batch, behind the same path."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Sequential(nn.Linear(6, 5), nn.ReLU()).double()
+        self.others = False
+
+    @property
+    def sound(self) -> nn.Module:
+        return self.other if self.others else self.audio
+
+    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+        return self.head(torch.cat([self.sound(audio), self.visual(visual)], 1))
+
+
+def test_a_path_that_leads_elsewhere_later() -> None:
+    net = Switching()
+    model = agm.AGM(net, ("audio", "visual"), encoders={"audio": "sound", "visual": "visual"})
+    for others in (False, False, True, True, False):
+        net.others = others
+        _, gradients = step(model, net)
+        assert (gradients["other.0.weight"] is not None) == others
+        assert (gradients["audio.0.weight"] is not None) != others
