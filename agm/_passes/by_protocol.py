@@ -9,20 +9,19 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from agm._inputs.absent import device_of, is_rows
+from agm._inputs.absent import device_of
 from agm._inputs.arguments import Arguments, Binding
-from agm._inputs.rows import aligned, blocks, combine, copied, lacking, masked_arguments, stacked
+from agm._inputs.rows import aligned, copied, lacking, masked_arguments, stacked
 from agm._inputs.samples import has_samples, unwrap
 from agm._inputs.trees import leaves_of, mapped
 from agm._lazy_rows.decision import Deferral, declares_sum, deferral
-from agm._lazy_rows.tensor import CannotDefer, Deferred, Rows, current, outcome, written
+from agm._lazy_rows.tensor import CannotDefer, Rows, current, outcome, written
 from agm._module_state.compiled import is_compiled
 from agm._module_state.eval_mode import evaluation, mixes_samples
 from agm._module_state.hooks import ForwardHooks
 from agm._module_state.modules import submodules
 from agm._module_state.replace_forward import answering
 from agm._module_state.structure import Structure, Structures
-from agm._module_state.untouched import untouched
 from agm._one_pass.choice import GLOBAL_HOOKS, Choice, apart, check_apart, choose, in_common
 from agm._one_pass.counters import CountingTogether, has_counters
 from agm._one_pass.joint_call import JointCall, in_the_way, versions
@@ -32,6 +31,7 @@ from agm._passes.chunks import Chunks
 from agm._passes.joint_pass import Joint, answer, joint_pass, refusal
 from agm._passes.options import MaskedOptions
 from agm._passes.outputs import Outputs
+from agm._passes.parted_features import deferred_leaf, in_two, parted_features, written_leaf
 from agm._passes.plan import Line, encoder_lines, fusion_line
 from agm._passes.record import Record
 from agm.distributed import Peers, is_sharded
@@ -244,7 +244,7 @@ class FactorisedPasses:
         features = {}
         for bit, name in enumerate(self.modalities):
             present, absent = parted[name]
-            place = partial(_deferred_leaf if deferred else _written_leaf, rows, bit)
+            place = partial(deferred_leaf if deferred else written_leaf, rows, bit)
             features[name] = mapped(place, present, absent)
         output = self.network.fuse(features) if forward is None else forward(features, rows)
         return self.outputs.logits(output)
@@ -390,7 +390,7 @@ class FactorisedPasses:
             if given is None and call.chosen.how == "joined":
                 return found.features[name] if self.shared else call.present, call.more
             if given is None:
-                return _parted(name, call.more, batch)
+                return parted_features(name, call.more, batch)
         # Absent rows by themselves need no graph if they are to have no gradient.
         constant = self.shared and not self.absent_features.gradient
         with ExitStack() as stack:
@@ -400,48 +400,6 @@ class FactorisedPasses:
                 stack.enter_context(torch.no_grad())
             encoder = self.network.encoders[name]
             if not self.shared and name in self.record.one_pass.mixes and not has_samples(given):
-                return _in_two(encoder, given, batch)
+                return in_two(encoder, given, batch)
             features = encoder(unwrap(given))
-        return (found.features[name], features) if self.shared else _parted(name, features, batch)
-
-
-def _in_two(encoder: nn.Module, given: Any, batch: int) -> tuple[Any, Any]:
-    """What an encoder in which rows may meet makes of present rows, and of absent ones, each by themselves."""
-    features = []
-    for part in _two(given, batch):
-        with untouched(encoder, part):  # each finds what the joint pass has left
-            features.append(encoder(unwrap(part)))
-    return features[0], features[1]
-
-
-def _two(given: Any, batch: int) -> tuple[Any, Any]:
-    """Present rows and absent ones."""
-    present = mapped(lambda leaf: leaf[:batch] if is_rows(leaf) else leaf, given)
-    return present, mapped(lambda leaf: leaf[batch:] if is_rows(leaf) else leaf, given)
-
-
-def _parted(name: str, features: Any, batch: int) -> tuple[Any, Any]:
-    for leaf in leaves_of(features):
-        if is_rows(leaf) and leaf.shape[0] not in (batch + 1, 2 * batch):
-            raise ValueError(
-                f"Expected encoder `{name}` to return features with the samples in the first dimension, but for "
-                f"{batch} samples and one absent row it returned {tuple(leaf.shape)}."
-            )
-    return _two(features, batch)
-
-
-def _written_leaf(rows: Rows, bit: int, present: Any, absent: Any) -> Any:
-    if not is_rows(present):
-        return present
-    absent = absent[: rows.batch]
-    return combine(present[: rows.batch], absent, blocks(bit, rows.subsets), rows.part)
-
-
-def _deferred_leaf(rows: Rows, bit: int, present: Any, absent: Any) -> Any:
-    if type(present) is Tensor and type(absent) is Tensor:  # a pass around may watch, and need not see this
-        with torch._C.DisableTorchFunction():
-            few = [present[: rows.batch], absent[: rows.batch]]
-            return Deferred.of(rows, bit, torch.cat(few)) if present.dim() else present
-    if not is_rows(present):
-        return present
-    return Deferred.of(rows, bit, torch.cat([present[: rows.batch], absent[: rows.batch]]))
+        return (found.features[name], features) if self.shared else parted_features(name, features, batch)
