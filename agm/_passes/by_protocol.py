@@ -309,7 +309,7 @@ class FactorisedPasses:
         parts = [] if structure is None else [structure.part(encoder) for encoder in encoders.values()]
         if structure is None or any([part.exchanges for part in parts]):
             return choose()
-        state = tuple([(id(part), part.depending(), part.mixes_samples()) for part in parts])
+        state = tuple([(part, part.depending(), part.mixes_samples()) for part in parts])
         key = ("choices", *devices.values(), len(self.record.one_pass.depends), any(GLOBAL_HOOKS), state)
         return structure.chosen(key, choose)
 
