@@ -10,16 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._pytree import tree_leaves
 
 from agm._inputs.absent import Absent, batch_size
 from agm._inputs.arguments import Arguments, Modalities
-from agm._inputs.explained import explained
+from agm._inputs.explained import Explained
 from agm._inputs.learnt_absent import LearntAbsent
 from agm._inputs.target_name import check_target_name
+from agm._inputs.trees import leaves_of
 from agm._module_state.capture import check_captured
+from agm._module_state.generators import kept_generators
+from agm._module_state.modules import submodules
+from agm._module_state.structure import Structure
 from agm._module_state.undo import all_or_nothing
-from agm._module_state.values import kept_generators, kept_surroundings, kept_values
+from agm._module_state.values import kept_surroundings, kept_values
 from agm._one_pass.choice import Passes
 from agm._passes.absent_features import AbsentFeaturesState
 from agm._passes.head_loss import HeadLoss
@@ -277,7 +280,7 @@ class AGM(nn.Module):
             if target is not None:  # the network's own
                 kwargs["target"] = target
             target = kwargs.pop(self._target_name, None)
-        modulates = self.modulator.active and self.training
+        modulates = self.training and self.modulator.active
         if torch.compiler.is_compiling():
             return self._call(args, kwargs, target, present, modulates)
         with self._alone():
@@ -317,13 +320,22 @@ class AGM(nn.Module):
         if torch.compiler.is_compiling():
             return self._modulated(arguments, target, present, items)
         check_captured(None if self.sampler is None else self.sampler.subsets, self._has_stepped)
-        before = self._as_before()
-        with all_or_nothing(kept_surroundings()), all_or_nothing(*before), explained(arguments.inputs):
-            output = self._modulated(arguments, target, present, items)
-        self._has_stepped = True
+        structure = self._passes.structure()
+        before = self._as_before(structure)
+        with all_or_nothing(kept_surroundings()), all_or_nothing(*before), Explained(arguments.inputs):
+            output = self._modulated(arguments, target, present, items, structure)
+        if not self._has_stepped:
+            self._has_stepped = True
         return output
 
-    def _modulated(self, arguments: Arguments, target: Any, present: Tensor | None, items: Any) -> Any:
+    def _modulated(
+        self,
+        arguments: Arguments,
+        target: Any,
+        present: Tensor | None,
+        items: Any,
+        structure: Structure | None = None,
+    ) -> Any:
         if self._loss is not None:
             if present is not None:
                 raise ValueError(
@@ -333,7 +345,7 @@ class AGM(nn.Module):
                 )
             return self._loss.step(self._passes, self.modulator, arguments, target, items)
         sample = None if self.sampler is None else self.sampler()
-        output, masked, rows = self._passes.step(arguments, present, sample)
+        output, masked, rows = self._passes.step(arguments, present, sample, structure)
         joint = self._passes.outputs.logits(output)
         if joint.dim() > 2:
             self._passes.outputs.warn_of_classes(joint, target)
@@ -361,7 +373,7 @@ class AGM(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_lock"}
 
-    def _as_before(self) -> list[Callable[[], None]]:
+    def _as_before(self, structure: Structure | None) -> list[Callable[[], None]]:
         """What puts back all that a failed step may have moved: statistics, generators, and the state."""
         sampler, draws = self.sampler, 0 if self.sampler is None else self.sampler.draws
         features = self._passes.absent_features
@@ -372,10 +384,12 @@ class AGM(nn.Module):
             if sampler is not None:
                 sampler.draws = draws
 
-        state = self.modulator.state
-        own = [state.values, state.counts, state.seen, *self.modulator.buffers()]
+        modulator = self.modulator
+        state = modulator.state
+        own = [state.values, state.counts, state.seen]
+        assert structure is not None
         generators = kept_generators(state.values.device)
-        return [put_back_own, kept_values(self.module, own), generators]
+        return [put_back_own, kept_values(structure, submodules(modulator), own), generators]
 
     def plan(self) -> Plan:
         """What a training step computes: which rows go through which part of the network, in which mode, and why.
@@ -414,7 +428,8 @@ class AGM(nn.Module):
                 "Expected argument `target` to hold the batch's targets in training mode, but got None. "
                 "Call model(..., target=y), or model.eval() for inference."
             )
-        device = next((leaf.device for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)), None)
+        devices = [leaf.device for leaf in leaves_of(inputs) if isinstance(leaf, Tensor)]
+        device = devices[0] if devices else None
         state = self.modulator.state.values
         if device != state.device:
             raise ValueError(

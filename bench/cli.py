@@ -16,6 +16,7 @@ from bench import (
     launches,
     linear,
     loading,
+    overhead,
     profiling,
     report,
     running,
@@ -52,6 +53,7 @@ other commands:
   check     measures what bench/thresholds.toml bounds; fails where a bound is broken
   profile   where the time of a step goes
   launches  operations that a step sends to the device, over a joint one; counted, not timed
+  overhead  Python calls of a step of a tiny network, and its time over three naive passes
   sass      instructions a class of the CUDA kernels, read from their machine code; needs nvcc, no GPU
 """
 
@@ -64,7 +66,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     result.add_argument(
-        "command", choices=(*SUITES, "report", "check", "profile", "launches", "sass", "worker"), metavar="COMMAND"
+        "command",
+        choices=(*SUITES, "report", "check", "profile", "launches", "overhead", "sass", "worker"),
+        metavar="COMMAND",
     )
     result.add_argument("--rounds", type=int, default=7, help="measurements of each variant, 2 or more (default 7)")
     result.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -112,6 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(profiling.table(options))
     elif given.command == "launches":
         raise SystemExit(launches.main(options, _keeper(given.json, options)))
+    elif given.command == "overhead":
+        raise SystemExit(overhead.main(options, _keeper(given.json, options)))
     elif given.command == "sass":
         raise SystemExit(sass.main())
     elif given.command == "worker":

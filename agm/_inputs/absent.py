@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from agm._inputs.samples import Samples
 from agm._inputs.trees import flattened, leaves_of, unflattened
 
-__all__ = ["Absent", "absent_group", "absent_input", "batch_size", "check_absent", "is_opaque", "is_rows"]
+__all__ = ["Absent", "absent_group", "absent_input", "batch_size", "check_absent", "device_of", "is_opaque", "is_rows"]
 
 Absent = float | Tensor | Callable[[Any], Any] | Any
 """What an absent input is: a number, one row, a callable of the input, or a pytree of these; None is the default."""
@@ -41,6 +41,8 @@ def batch_size(inputs: Mapping[str, Any]) -> int:
     Raises:
         ValueError: they do not, or an input has no tensor.
     """
+    if (size := _common_size(inputs)) is not None:
+        return size
     sizes = {}
     for name, value in inputs.items():
         leaves = leaves_of(value, is_leaf=is_opaque)
@@ -71,6 +73,28 @@ def batch_size(inputs: Mapping[str, Any]) -> int:
     if any(size != batch for size in sizes.values()):
         raise ValueError(f"Expected all inputs to have the same number of samples, but got {sizes}.")
     return batch
+
+
+def _common_size(inputs: Mapping[str, Any]) -> int | None:
+    """The number of samples where each input is a dense tensor with rows, as nearly always."""
+    size = None
+    for value in inputs.values():
+        if type(value) not in _TENSORS or value.dim() == 0 or value.is_nested or value.is_quantized:
+            return None
+        if value.layout is not torch.strided or (size is not None and size != value.shape[0]):
+            return None
+        size = value.shape[0]
+    return size
+
+
+def device_of(value: Any) -> torch.device:
+    """Where the first tensor with rows of a pytree is."""
+    if is_rows(value):
+        return value.device
+    return next(leaf.device for leaf in leaves_of(value) if is_rows(leaf))
+
+
+_TENSORS = (Tensor, nn.Parameter)
 
 
 def _has_no_rows(leaf: Tensor) -> bool:
@@ -110,8 +134,7 @@ def absent_input(name: str, present: Any, absent: Absent) -> Any:
             )
         return result
     leaves, structure = flattened(present)
-    alone = len(leaves) == 1 and leaves[0] is present
-    if alone:
+    if len(leaves) == 1 and leaves[0] is present:
         return _filled(name, present, 0 if absent is None else absent)
     if absent is None or isinstance(absent, (int, float, Tensor)):
         return unflattened(_defaults(name, leaves, absent), structure)

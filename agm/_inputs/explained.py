@@ -1,7 +1,6 @@
 """Errors of a network that its masked rows cause, said with the modality and the remedy."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,21 +8,26 @@ from torch import Tensor
 
 from agm._inputs.trees import leaves_of
 
-__all__ = ["explained"]
+__all__ = ["Explained"]
 
 
-@contextmanager
-def explained(inputs: Mapping[str, Any]) -> Iterator[None]:
+class Explained:
     """Inside, the network runs on rows made of these inputs, in another order and number than they have.
 
     Raises:
         ValueError: a recurrent layer wants its sequences sorted by length.
     """
-    try:
-        yield
-    except RuntimeError as error:
-        if "enforce_sorted" not in str(error):
-            raise
+
+    def __init__(self, inputs: Mapping[str, Any]) -> None:
+        self._inputs = inputs
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        if not isinstance(error, RuntimeError) or "enforce_sorted" not in str(error):
+            return
+        inputs = self._inputs
         names = [name for name, value in inputs.items() if any(map(_may_be_lengths, leaves_of(value)))]
         raise ValueError(
             f"Expected the sequences of {_listed(names or list(inputs))} to be taken in any order of their lengths, "

@@ -41,6 +41,8 @@ class LearntAbsent(nn.Module):
 
     def items(self) -> list[tuple[str, Any]]:
         """Modality -> its absent input, as it is now: loading may put another in its place."""
+        if not self._modalities:
+            return []
         return [(self._modalities[name], value) for name, value in (*self._parameters.items(), *self._modules.items())]
 
 

@@ -48,6 +48,8 @@ def tile(absent: Tensor, rows: int, dim: int = 0) -> Tensor:
 
 def aligned(absent: Any) -> Any:
     """Absent rows as the encoder gets them: all, if a leaf keeps those of its samples (a padding mask), else one."""
+    if isinstance(absent, Tensor):
+        return absent
     leaves = leaves_of(absent)
     own = [len(leaf) for leaf in leaves if isinstance(leaf, Samples)]
     count = max([1, *own, *(leaf.shape[0] for leaf in leaves if is_rows(leaf))])
@@ -76,6 +78,8 @@ def doubled(tree: Any) -> tuple[Any, Any]:
     What is handed on is a view, so that a hook on one of its tensors sees the gradient of that one alone; where there
     is none it is the tensor itself, since a view that was made without gradients could not be written to with them.
     """
+    if isinstance(tree, Tensor):
+        return tree.view_as(tree) if tree.requires_grad else tree, tree.clone()
     handed = mapped(lambda leaf: leaf.view_as(leaf) if isinstance(leaf, Tensor) and leaf.requires_grad else leaf, tree)
     return handed, copied(tree)
 

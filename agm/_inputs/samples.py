@@ -53,9 +53,13 @@ def is_listed(value: Any) -> bool:
 
 def has_samples(*trees: Any) -> bool:
     """Whether pytrees hold values of Python that are one a sample."""
-    if all(isinstance(tree, Tensor) for tree in trees):
-        return False
-    return any(isinstance(leaf, Samples) for leaf in leaves_of(trees))
+    for tree in trees:
+        if isinstance(tree, Tensor):
+            continue
+        for leaf in leaves_of(tree):
+            if isinstance(leaf, Samples):
+                return True
+    return False
 
 
 def wrapped(arguments: "Arguments") -> "Arguments":
@@ -84,7 +88,7 @@ def _are_tensors(arguments: "Arguments") -> bool:
     """Whether there is nothing but a tensor a modality, as nearly always."""
     if arguments.others or arguments.rest:
         return False
-    return all(isinstance(value, Tensor) for value in arguments.inputs.values())
+    return all([isinstance(value, Tensor) for value in arguments.inputs.values()])
 
 
 def unwrap(value: Any) -> Any:

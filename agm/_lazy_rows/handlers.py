@@ -62,11 +62,12 @@ def _linear(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     content = _content(x)
     if content is None or isinstance(weight, Deferred) or isinstance(bias, Deferred):
         return None
-    if len(x.shape) < 2 or weight.dim() < 2:
+    ndim = content.ndim
+    if ndim < 2 or weight.dim() < 2:
         return None
     if content.dim is None:
         weights = [weight] * len(content.terms)
-    elif content.dim == len(x.shape) - 1:
+    elif content.dim == ndim - 1:
         weights = weight.split([few.shape[-1] for few in content.terms.values()], dim=1)
     else:
         return None
@@ -115,25 +116,19 @@ def _cat(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     tensors, dim = _bound(("tensors", "dim"), args, kwargs, dim=0)
     if "out" in kwargs or not isinstance(tensors, (list, tuple)) or not all(map(_is_deferred, tensors)):
         return None
-    ndim, dtype = len(tensors[0].shape), tensors[0].dtype
-    if any(len(one.shape) != ndim or one.dtype != dtype for one in tensors):
-        return None
-    dim = dim % ndim
     contents = [one.content for one in tensors]
-    fold = contents[0].fold
-    if any(one.fold != fold for one in contents):
+    first = contents[0]
+    if len({(one.ndim, one.dtype, one.fold) for one in contents}) > 1:
         return None
-    modalities = [m for one in contents for m in one.terms]
-    joins = all(one.is_one or one.dim == dim for one in contents)
-    if dim == 0 or not joins or len(set(modalities)) < len(modalities) or not _alike(tensors, dim):
+    dim = dim % first.ndim
+    terms: dict[int, Tensor] = {}
+    for one in contents:
+        if one.is_sum or one.dim not in (None, dim) or not terms.keys().isdisjoint(one.terms):
+            return None
+        terms.update(one.terms)
+    if dim == 0 or len({(*few.shape[1:dim], *few.shape[dim + 1 :]) for few in terms.values()}) > 1:
         return None
-    terms = {m: few for one in contents for m, few in one.terms.items()}
-    return make_deferred(tensors[0].rows, Content(terms, dim, fold=fold))
-
-
-def _alike(tensors: Sequence[Tensor], dim: int) -> bool:
-    sizes = [[size for d, size in enumerate(one.shape) if d != dim] for one in tensors]
-    return all(size == sizes[0] for size in sizes)
+    return make_deferred(tensors[0].rows, Content(terms, dim, fold=first.fold))
 
 
 def _add(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

@@ -23,9 +23,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from agm._inputs.rows import EVERYWHERE, blocks, combine
+from agm._inputs.trees import leaves_of, mapped
 from agm.modulation.expand_subsets import expand_subsets
 from agm.shapley.weights import proper_subsets
 
@@ -112,6 +112,10 @@ class Content:
     def is_one(self) -> bool:
         return self.dim is None and not self.is_sum
 
+    @property
+    def ndim(self) -> int:
+        return next(iter(self.terms.values())).dim()
+
     def each(self, function: Callable[[Tensor], Tensor]) -> Content:
         """The function of every modality's rows by themselves."""
         return replace(self, terms={m: function(few) for m, few in self.terms.items()})
@@ -119,9 +123,9 @@ class Content:
     def shape(self, rows: Rows) -> torch.Size:
         few = list(self.terms.values())
         size = list(few[0].shape)
-        size[0] = len(rows) * self.fold
+        size[0] = self.fold * (rows.batch * len(rows.subsets) if rows.part is None else len(rows.part))
         if self.dim is not None:
-            size[self.dim] = sum(one.shape[self.dim] for one in few)
+            size[self.dim] = sum([one.shape[self.dim] for one in few])
         return torch.Size(size)
 
 
@@ -144,6 +148,7 @@ class Deferred(Tensor):
     """A tensor of shape (rows, ...), by its look and to Python; see above. Made by `Deferred.of`."""
 
     rows: Rows
+    dims: int  # how many it has
     content: Content | None  # None once it is written out
     plain: Tensor
     memory: _Memory
@@ -165,12 +170,12 @@ class Deferred(Tensor):
     def summands(self) -> Mapping[int, Tensor] | None:
         """Modality -> (B + 1, ..., C), where logits (rows, ..., C) are a sum of these; None where they are not."""
         content = self.content
-        if content is None or content.dim is not None or content.fold > 1 or len(self.shape) < 2:
+        if content is None or content.dim is not None or content.fold > 1 or self.dims < 2:
             return None
-        if EVERYWHERE in content.terms:  # which is no modality's
+        if EVERYWHERE in content.terms or not content.dtype.is_floating_point:  # which is no modality's
             return None
-        one_absent = all(few.shape[0] == self.rows.batch + 1 for few in content.terms.values())
-        return content.terms if one_absent and self.is_floating_point() else None
+        one_absent = {few.shape[0] for few in content.terms.values()} == {self.rows.batch + 1}
+        return content.terms if one_absent else None
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -184,16 +189,20 @@ class Deferred(Tensor):
             return any(one.requires_grad for one in few)
         if func in _ON_GRADIENTS:
             raise CannotDefer(f"{func} wants the gradients of all rows")
-        for leaf in pytree.tree_leaves((args, kwargs)):
-            if isinstance(leaf, Deferred) and leaf.has_gradients and not torch.is_grad_enabled() and _in_function():
+        off = not torch.is_grad_enabled()
+        for leaf in leaves_of((args, kwargs) if kwargs else args):
+            if not isinstance(leaf, Deferred):
+                continue
+            if off and leaf.has_gradients and _in_function():
                 raise CannotDefer(f"{func} was called inside an autograd function, whose backward is not known")
-            current(leaf)
+            if leaf.memory.copies:
+                current(leaf)
         handler = HANDLERS.get(func)
         if handler is not None and args:  # none is written for an input that is named
             result = handler(func, args, kwargs)
             if result is not None:
                 return result
-        args, kwargs = pytree.tree_map(written, (args, kwargs))
+        args, kwargs = mapped(written, (args, kwargs))
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
 
@@ -209,10 +218,11 @@ def make_deferred(rows: Rows, content: Content, memory: _Memory | None = None) -
     if not torch.is_grad_enabled():  # what joins rows takes them over with the graph that they have
         content = content.each(Tensor.detach)
     few = next(iter(content.terms.values()))
-    with torch._C.DisableTorchFunctionSubclass():
+    with torch._C.DisableTorchFunction():
         made: Deferred = Tensor._make_wrapper_subclass(
             Deferred, content.shape(rows), dtype=few.dtype, device=few.device
         )
+        made.dims = few.dim()
     made.rows = rows
     made.content = content
     made.memory = _Memory() if memory is None else memory
@@ -252,7 +262,9 @@ def current(value: Any) -> Any:
     """
     if isinstance(value, Deferred):
         own = None if value.content is not None else value.plain
-        if any(copy is not own and copy._version != version for copy, version in value.memory.copies):
+        if value.memory.copies and any(
+            copy is not own and copy._version != version for copy, version in value.memory.copies
+        ):
             raise CannotDefer("a tensor was written to, and one that shares its memory was used")
     return value
 

@@ -38,13 +38,13 @@ def reentrant_checkpoint() -> Any:
     return None if frame is None else frame.f_locals["ctx"]
 
 
-def check_not_reentrant(encoder: str) -> None:
+def check_not_reentrant(encoder: object) -> None:
     """That an encoder whose features are used twice is not called by a reentrant checkpoint.
 
     Raises:
         ValueError: it is; its features would come without their gradient.
     """
-    if reentrant_checkpoint() is not None:
+    if not torch.is_grad_enabled() and reentrant_checkpoint() is not None:
         raise ValueError(
             f"Expected {encoder} not to be called by a reentrant checkpoint, whose output has no gradient that the "
             "masked passes could use. Call torch.utils.checkpoint.checkpoint(..., use_reentrant=False), or checkpoint "
@@ -67,17 +67,21 @@ class CheckpointedRegions:
 
     Args:
         as_here: enters the modes and buffers of the masked pass, for what is recomputed later.
+
+    Attributes:
+        open: what they have left on this thread. Where nothing is open, no hooks pack what autograd saves, and
+            gradients are on, there is nothing to heed.
     """
 
     def __init__(self, as_here: Callable[[], AbstractContextManager[object]]) -> None:
         self._as_here = as_here
         # Of checkpoints around the pass, which recompute all of it.
         self._outside = (packing_hook(), reentrant_checkpoint())
-        self._open: list[Any] = []  # generators of torch's that end with their regions
+        self.open: list[Any] = []  # generators of torch's that end with their regions
 
     def settle(self) -> None:
         """Called before every function of the pass: heeds checkpoints that have begun or ended since."""
-        while self._open and self._open[-1].gi_frame is None:
+        while self.open and self.open[-1].gi_frame is None:
             self._leave()
         pack, context = packing_hook(), reentrant_checkpoint()
         if pack is not self._outside[0] and getattr(pack, "__qualname__", "").startswith(_OWN):
@@ -92,7 +96,7 @@ class CheckpointedRegions:
         if frame is not None:
             # Above the checkpoint's own pair, which its end takes for its own and removes.
             torch._C._autograd._push_saved_tensors_default_hooks(_kept, _kept)
-            self._open.append(frame.f_locals["gen"])
+            self.open.append(frame.f_locals["gen"])
             return
         cells = dict(zip(pack.__code__.co_freevars, pack.__closure__, strict=True))  # begun by a hook of a module
         region = cells["frame"].cell_contents
@@ -100,14 +104,14 @@ class CheckpointedRegions:
             region.recompute_fn = _AsThere(region.recompute_fn, self._as_here)
 
     def _leave(self) -> None:
-        self._open.pop()
+        self.open.pop()
         torch._C._autograd._pop_saved_tensors_default_hooks()
 
     def close(self) -> None:
         """Leaves this thread's hooks as they were before the pass, also after an error inside a checkpoint."""
-        while self._open:
-            if self._open[-1].gi_frame is not None:
-                self._open[-1].close()  # removes one pair
+        while self.open:
+            if self.open[-1].gi_frame is not None:
+                self.open[-1].close()  # removes one pair
             self._leave()
 
 

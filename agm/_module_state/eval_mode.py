@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -9,13 +11,17 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from agm._module_state.hooks import ForwardHooks
 from agm._module_state.modules import submodules
-from agm._module_state.traces import untraced
+from agm._module_state.traces import Traces
 from agm._module_state.undo import Contexts, putting_back
+
+if TYPE_CHECKING:
+    from agm._module_state.structure import Structure
 
 __all__ = [
     "Evaluation",
     "depends_on_mode",
     "evaluation",
+    "may_depend_on_mode",
     "mixes_samples",
     "mode_dependent_layers",
     "unfrozen",
@@ -27,10 +33,12 @@ _ALIKE = frozenset((nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.GELU, nn.LayerNorm, nn.L
 _STATISTICS = ("running_mean", "running_var")  # torch's batch norm writes to them without counting it as a version
 
 
-def evaluation(network: nn.Module, hooks: ForwardHooks | None = None) -> AbstractContextManager[object]:
+def evaluation(
+    network: nn.Module, hooks: ForwardHooks | None = None, structure: "Structure | None" = None
+) -> AbstractContextManager[object]:
     """Eval mode for a forward pass with gradients that leaves no trace, also on errors.
 
-    Every submodule's mode is as before afterwards, and so is all that forward stores or writes to (`untraced`).
+    Every submodule's mode is as before afterwards, and so is all that forward stores or writes to (`Traces`).
 
     The flags are set directly: a network that overrides `train()` (to keep a frozen part in eval, to merge
     adapters) is left alone. Buffers that training passes write to are copied, since the backward of this pass reads
@@ -41,8 +49,9 @@ def evaluation(network: nn.Module, hooks: ForwardHooks | None = None) -> Abstrac
     Args:
         network: the module.
         hooks: those of its modules, of which observers are left out inside.
+        structure: that of the network as it is now, if it is known.
     """
-    return Evaluation(network, hooks).entered()
+    return Evaluation(network, hooks, structure).entered()
 
 
 class Evaluation:
@@ -52,51 +61,60 @@ class Evaluation:
     `eval()` or `train()` did to the network since; afterwards they are again what they were before.
     """
 
-    def __init__(self, network: nn.Module, hooks: ForwardHooks | None = None) -> None:
-        modules = submodules(network)
-        training = [module for module in modules if module.training]
+    def __init__(
+        self, network: nn.Module, hooks: ForwardHooks | None = None, structure: "Structure | None" = None
+    ) -> None:
+        modules = submodules(network) if structure is None else structure.modules
         # Not subclasses, which may read their mode for more than dropout.
-        self._recurrent = [m for m in training if isinstance(m, nn.RNNBase) and type(m) in _RECURRENT]
         self._modes = [(m, m.training and type(m) in _RECURRENT) for m in modules]
+        self._recurrent: list[Any] = [m for m, stays in self._modes if stays]
         self._modules = modules
+        self._structure = structure
         self._hooks = hooks
-        changed = [m for m in training if type(m) not in _RECURRENT]
-        written = written_buffers(changed) if torch.is_grad_enabled() else []
         self._buffers: list[tuple[nn.Module, str, Tensor]] = []
-        if written:
-            with torch.no_grad():
-                copies = torch._foreach_mul([buffer for _, _, buffer in written], 1.0)
-            self._buffers = [(m, name, copy) for (m, name, _), copy in zip(written, copies, strict=True)]
+        if torch.is_grad_enabled():
+            buffered = modules if structure is None else structure.buffered
+            buffered = [m for m in buffered if m.training and type(m) not in _RECURRENT]
+            if buffered and (written := written_buffers(buffered)):
+                with torch.no_grad():
+                    copies = torch._foreach_mul([buffer for _, _, buffer in written], 1.0)
+                self._buffers = [(m, name, copy) for (m, name, _), copy in zip(written, copies, strict=True)]
 
     def entered(self) -> AbstractContextManager[object]:
         """In the modes and with the running statistics of the masked passes."""
         modes = [(module, mode) for module, mode in self._modes if module.training != mode]
         dropouts = [(rnn, rnn.dropout) for rnn in self._recurrent]
         buffers = [(module, name, module._buffers[name]) for module, name, _ in self._buffers]
+        traces = None
+        if self._structure is not None or not torch.compiler.is_compiling():  # what a graph changes is part of it
+            traces = Traces(self._modules, self.entered, self._structure)
 
         def put_back() -> None:
+            if traces is not None:
+                traces.put_back()
             for module, name, buffer in buffers:
                 module._buffers[name] = buffer
-            _set_modes([(module, not mode) for module, mode in modes])
+            _set_modes([(module, not mode) for module, mode in modes], traces is None)
             for rnn, dropout in dropouts:
                 rnn.dropout = dropout
 
         def begin() -> None:
-            _set_modes(modes)
+            _set_modes(modes, traces is None)
             for rnn, _ in dropouts:
                 rnn.dropout = 0.0
             for module, name, copy in self._buffers:
                 module._buffers[name] = copy
+            if traces is not None:
+                traces.begin()
 
-        if torch.compiler.is_compiling():  # what a graph changes is part of it
+        if traces is None:
             return putting_back(put_back, begin)
-        hooks = [self._hooks.acting_alone] if self._hooks is not None else []
-        return Contexts(lambda: putting_back(put_back, begin), lambda: untraced(self._modules, self.entered), *hooks)
+        hooks = [self._hooks.acting_alone] if self._hooks is not None and self._hooks.are_there else []
+        return Contexts(partial(putting_back, put_back, begin, True), lambda: traces, *hooks)
 
 
-def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:
+def _set_modes(modes: list[tuple[nn.Module, bool]], compiling: bool) -> None:
     """The flags alone. As plain attributes they are set past `nn.Module`, which takes longer than all the rest here."""
-    compiling = torch.compiler.is_compiling()
     plain: dict[type, bool] = {}
     for module, training in modes:
         kind = type(module)
@@ -157,6 +175,15 @@ def _names(network: nn.Module, which: Callable[[nn.Module], bool]) -> list[str]:
     if not any(map(which, submodules(network))):
         return []
     return [name or type(module).__name__ for name, module in network.named_modules() if which(module)]
+
+
+_RANDOM = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
+_MODED = (_NormBase, nn.RNNBase, nn.MultiheadAttention, *_RANDOM)
+
+
+def may_depend_on_mode(module: nn.Module) -> bool:
+    """Whether it is one of torch's own layers that depend on the mode, with some of their settings."""
+    return isinstance(module, _MODED)
 
 
 def depends_on_mode(module: nn.Module) -> bool:

@@ -10,9 +10,9 @@ from torch.utils import _pytree as pytree
 
 from agm._module_state.undo import putting_back
 
-__all__ = ["ForwardHooks"]
+__all__ = ["KINDS", "ForwardHooks"]
 
-_KINDS = ("_forward_pre_hooks", "_forward_hooks")
+KINDS = ("_forward_pre_hooks", "_forward_hooks")
 
 
 # Models of these packages make their own outputs of what hooks of theirs capture.
@@ -31,10 +31,15 @@ class ForwardHooks:
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
-        found = [(module, kind) for module in modules for kind in _KINDS if module.__dict__[kind]]
+        found = [(module, kind) for module in modules for kind in KINDS if module.__dict__[kind]]
         self._hooked = found
         self._observers: set[tuple[int, str, int]] = set()
         self._acting: set[tuple[int, str, int]] = set()
+
+    @property
+    def are_there(self) -> bool:
+        """Whether there are any."""
+        return bool(self._hooked)
 
     def watched(self) -> AbstractContextManager[None]:
         """Finds out, while the joint pass runs inside, what each hook does."""
@@ -55,7 +60,7 @@ class ForwardHooks:
             for module, kind, _ in own:
                 module.__dict__[kind] = hooks(module, kind)
 
-        return putting_back(put_back, replace)
+        return putting_back(put_back, replace, True)
 
     def _watch(self, module: nn.Module, kind: str) -> "OrderedDict[int, Any]":
         own = module.__dict__[kind]

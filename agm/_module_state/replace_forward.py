@@ -1,6 +1,6 @@
 """Another forward for some modules while a network runs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from agm._module_state.undo import putting_back
 
-__all__ = ["answering", "called_function"]
+__all__ = ["answering", "answering_methods", "called_function"]
 
 _MISSING = object()
 _COMPILED = "_compiled_call_impl"  # where `module.compile()` leaves what calls of the module go to
@@ -27,21 +27,30 @@ def called_function(module: nn.Module, method: str = "forward") -> Callable[...,
 
 def answering(answers: Mapping[nn.Module, Callable[..., Any]], method: str = "forward") -> AbstractContextManager[None]:
     """Replaces a method of modules: an attribute of the instance, so hooks and state dict stay as they are."""
-    places = {module: _place(module, method) for module in answers}
-    own = [(module, place, module.__dict__.get(place, _MISSING)) for module, place in places.items()]
+    return answering_methods([(module, method, answer) for module, answer in answers.items()])
+
+
+def answering_methods(
+    answers: Iterable[tuple[nn.Module, str, Callable[..., Any]]], eager: bool = False
+) -> AbstractContextManager[None]:
+    """As `answering`, of a method for each module; `eager` where nothing is compiled, as far as the caller knows."""
+    own = []
+    for module, method, answer in answers:
+        place = _place(module, method)
+        own.append((module.__dict__, place, answer, module.__dict__.get(place, _MISSING)))
 
     def put_back() -> None:
-        for module, place, value in own:
+        for attributes, place, _, value in own:
             if value is _MISSING:
-                module.__dict__.pop(place, None)
+                attributes.pop(place, None)
             else:
-                module.__dict__[place] = value
+                attributes[place] = value
 
     def replace() -> None:
-        for module, answer in answers.items():
-            module.__dict__[places[module]] = answer
+        for attributes, place, answer, _ in own:
+            attributes[place] = answer
 
-    return putting_back(put_back, replace)
+    return putting_back(put_back, replace, eager)
 
 
 def _place(module: nn.Module, method: str) -> str:

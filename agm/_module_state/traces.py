@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from copy import copy
 from types import FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,12 @@ from agm._module_state.checkpoints import CheckpointedRegions
 from agm._module_state.compiled import is_compiled
 from agm._module_state.undo import Contexts, putting_back
 
-__all__ = ["Attributes", "contents", "is_own", "refill", "untraced"]
+if TYPE_CHECKING:
+    from agm._module_state.structure import Structure
 
+__all__ = ["Attributes", "Traces", "contents", "is_own", "refill", "untraced"]
+
+_PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None), Tensor, nn.Parameter))
 _CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict)
 _LARGE = 1000
 _REGISTERED = ("_parameters", "_buffers", "_modules")
@@ -28,30 +32,62 @@ _OF_MODULES = frozenset(vars(nn.Module()))
 def untraced(
     modules: Iterable[nn.Module], again: Callable[[], AbstractContextManager[object]]
 ) -> AbstractContextManager[object]:
-    """Puts back what a forward pass changes in modules: attributes, containers, parameters and buffers.
+    """`Traces` by itself, of a pass in whatever modes."""
+    traces = Traces(list(modules), again)
+    return Contexts(lambda: putting_back(traces.put_back, traces.begin), lambda: traces)
+
+
+class Traces:
+    """What a forward pass changes in modules, which is put back: attributes, containers, parameters and buffers.
 
     Attributes are put back as they were, with the content of the lists, dicts, sets and plain objects that they hold.
     A parameter, a buffer or a tensor in an attribute that is written to gets its values back; it is copied when the
     write comes, so that a pass which writes to nothing copies nothing. In a network with compiled parts such writes
     are not seen, and stay.
 
+    It begins before the pass, is entered for the pass, and puts back behind it.
+
     Args:
         modules: those of the network.
         again: enters the modes of this pass, see `CheckpointedRegions`.
+        structure: of the network, if it is known.
     """
-    modules = list(modules)
-    attributes = Attributes(modules)
-    watch = _Watch(modules, attributes.kept, again)
 
-    def restore() -> None:
-        watch.restore()
-        attributes.put_back()
+    def __init__(
+        self,
+        modules: list[nn.Module],
+        again: Callable[[], AbstractContextManager[object]],
+        structure: "Structure | None" = None,
+    ) -> None:
+        self._modules = modules
+        self._again = again
+        self._structure = structure
+        self._attributes: Attributes | None = None
+        self._watch: _Watch | None = None
 
-    # In a compiled part graphs would break at every function that is watched.
-    compiled = any(map(is_compiled, modules)) or any(_has_graph(kept) for _, kept in attributes.kept)
-    if compiled:
-        return putting_back(restore)
-    return Contexts(lambda: putting_back(restore), lambda: watch)
+    def begin(self) -> None:
+        """Notes what is there."""
+        known = self._structure
+        self._attributes = attributes = Attributes(self._modules if known is None else known.own, known is not None)
+        # In a compiled part graphs would break at every function that is watched.
+        compiled = any(map(is_compiled, self._modules)) if known is None else known.is_compiled
+        if not compiled and not _have_graph(attributes.kept):
+            self._watch = _Watch(self._modules, attributes.kept, self._again)
+
+    def put_back(self) -> None:
+        """Leaves everything as it was noted."""
+        if self._watch is not None:
+            self._watch.restore()
+        if self._attributes is not None:
+            self._attributes.put_back()
+
+    def __enter__(self) -> None:
+        if self._watch is not None:
+            self._watch.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        if self._watch is not None:
+            self._watch.__exit__(*error)
 
 
 class Attributes:
@@ -61,11 +97,12 @@ class Attributes:
 
     Args:
         modules: those of a network.
+        are_own: whether all of them are such modules.
     """
 
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self.kept = [(vars(module), dict(vars(module))) for module in modules if is_own(module)]
-        self._held = list(contents(kept for _, kept in self.kept))
+    def __init__(self, modules: Iterable[nn.Module], are_own: bool = False) -> None:
+        self.kept = [(vars(module), dict(vars(module))) for module in modules if are_own or is_own(module)]
+        self._held = contents([kept for _, kept in self.kept])
 
     def have_changed(self) -> bool:
         """Whether an attribute is another one, or a container holds something else."""
@@ -84,9 +121,9 @@ class Attributes:
 
 
 def _differ(current: dict[str, Any], kept: dict[str, Any]) -> bool:
-    return len(current) != len(kept) or any(
-        current.get(name, kept) is not value for name, value in kept.items() if name != "training"
-    )
+    if len(current) != len(kept):
+        return True
+    return any([current.get(name, kept) is not value and name != "training" for name, value in kept.items()])
 
 
 def is_own(module: nn.Module) -> bool:
@@ -98,38 +135,42 @@ def is_own(module: nn.Module) -> bool:
     return forward is not None and getattr(forward, "__func__", None) is not kind.forward
 
 
-def _has_graph(attributes: dict[str, Any]) -> bool:
-    """Whether a compiled function is among them."""
-    return any(
-        isinstance(value, FunctionType) and hasattr(value, "_torchdynamo_orig_callable")
-        for value in attributes.values()
-    )
+def _have_graph(kept: list[tuple[dict[str, Any], dict[str, Any]]]) -> bool:
+    """Whether a compiled function is among attributes."""
+    for _, attributes in kept:
+        for value in attributes.values():
+            if isinstance(value, FunctionType) and hasattr(value, "_torchdynamo_orig_callable"):
+                return True
+    return False
 
 
-def contents(attributes: Iterable[dict[str, Any]]) -> Iterator[tuple[Any, Any]]:
+def contents(attributes: list[dict[str, Any]]) -> list[tuple[Any, Any]]:
     """Containers that attributes hold, and those inside them, each with a copy of what it contains.
 
     An object of the user's own (a meter, a cache) is taken for the dict of its attributes. Of a container that is too
     large to copy in every step (a vocabulary) only its length comes back.
     """
-    attributes = list(attributes)
     pending = [(kept[name], False) for kept in attributes for name in _REGISTERED if kept.get(name)]
     pending += [(value, True) for kept in attributes for name, value in kept.items() if name not in _OF_MODULES]
+    found: list[tuple[Any, Any]] = []
     seen: set[int] = set()
     while pending:
         value, may_be_object = pending.pop()
-        if type(value) not in _CONTAINERS:
-            if not (may_be_object and _is_users(value)):
+        kind = type(value)
+        if kind not in _CONTAINERS:
+            if kind in _PLAIN or not (may_be_object and _is_users(value)):
                 continue
-            value, may_be_object = vars(value), False
+            value, may_be_object, kind = vars(value), False, dict
         if id(value) in seen:
             continue
         seen.add(id(value))
         if len(value) > _LARGE:
-            yield value, len(value)
+            found.append((value, len(value)))
             continue
-        yield value, copy(value)
-        pending.extend((inner, may_be_object) for inner in (value.values() if isinstance(value, dict) else value))
+        found.append((value, value.copy() if kind is dict or kind is list else copy(value)))
+        if value:
+            pending += [(inner, may_be_object) for inner in (value.values() if isinstance(value, dict) else value)]
+    return found
 
 
 def _is_users(value: Any) -> bool:
@@ -145,7 +186,7 @@ def _is_same(container: Any, content: Any) -> bool:
     if len(container) != len(content):
         return False
     if isinstance(container, dict):
-        return all(container.get(key, content) is value for key, value in content.items())
+        return all([container.get(key, content) is value for key, value in content.items()])
     return all(value in content for value in container) if isinstance(container, set) else _are_same(container, content)
 
 
@@ -183,7 +224,9 @@ class _Watch(TorchFunctionMode):
         self._data: list[tuple[Tensor, Tensor]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self._regions.settle()
+        regions = self._regions
+        if regions.open or _saved_hooks(True) is not None or not torch.is_grad_enabled():
+            regions.settle()
         kind = _WRITES.get(func)
         if kind is None:
             kind = _WRITES[func] = _kind_of(func)
@@ -228,6 +271,8 @@ class _Watch(TorchFunctionMode):
 
     def restore(self) -> None:
         self._regions.close()
+        if not self._copies and not self._data:
+            return
         with torch.no_grad(), torch._C.DisableTorchFunction():  # a mode may be left on by an interrupt
             for owner, values in self._copies.values():
                 owner.data.copy_(values)  # no new version: a graph of before may have saved it
@@ -235,6 +280,7 @@ class _Watch(TorchFunctionMode):
             owner.data = data
 
 
+_saved_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 _WRITES: dict[Any, str] = {}  # function -> "" if it writes to nothing, "first", "norm" or "data"
 _IN_PLACE = re.compile(r"__(setitem|i(add|sub|mul|truediv|floordiv|mod|pow|and|or|xor|lshift|rshift))__|\w*[^_]_")
 

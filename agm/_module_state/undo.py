@@ -19,13 +19,14 @@ _open = _Open()
 
 class _PuttingBack:
     # No generator: one that an interrupt passes over would put back when it is collected, long afterwards.
-    def __init__(self, put_back: Callable[[], None], begin: Callable[[], None] | None) -> None:
+    def __init__(self, put_back: Callable[[], None], begin: Callable[[], None] | None, eager: bool) -> None:
         self._put_back = put_back
         self._begin = begin
+        self._eager = eager
         self._undos: list[Callable[[], None]] | None = None
 
     def __enter__(self) -> None:
-        self._undos = None if torch.compiler.is_compiling() else _open.undos
+        self._undos = _open.undos if self._eager or not torch.compiler.is_compiling() else None
         if self._undos is not None:
             self._undos.append(self._put_back)
         if self._begin is not None:
@@ -45,7 +46,9 @@ class _PuttingBack:
             undos.pop()
 
 
-def putting_back(put_back: Callable[[], None], begin: Callable[[], None] | None = None) -> AbstractContextManager[None]:
+def putting_back(
+    put_back: Callable[[], None], begin: Callable[[], None] | None = None, eager: bool = False
+) -> AbstractContextManager[None]:
     """Calls `begin` first and `put_back` in the end, also on errors.
 
     An interrupt (Ctrl-C) may arrive in the very lines that put things back. When the step around it (`all_or_nothing`)
@@ -55,8 +58,9 @@ def putting_back(put_back: Callable[[], None], begin: Callable[[], None] | None 
     Args:
         put_back: undoes what has been changed inside.
         begin: changes something; what is changed inside may also be changed behind.
+        eager: whether the caller knows that nothing is compiled.
     """
-    return _PuttingBack(put_back, begin)
+    return _PuttingBack(put_back, begin, eager)
 
 
 class Contexts:

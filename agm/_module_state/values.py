@@ -1,11 +1,7 @@
-"""What a failed step must not have moved: statistics, the state of the modulation, generators, a thread's modes."""
+"""What a failed step must not have moved: statistics, the state of the modulation, a thread's modes."""
 
-import random
 from collections.abc import Callable, Iterable
-from functools import partial
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import _len_torch_function_stack, _pop_mode  # type: ignore[attr-defined]
@@ -13,21 +9,30 @@ from torch.overrides import _len_torch_function_stack, _pop_mode  # type: ignore
 from agm._module_state.capture import is_capturing
 from agm._module_state.checkpoints import packing_hook
 from agm._module_state.eval_mode import written_buffers
-from agm._module_state.modules import submodules
+from agm._module_state.structure import Structure
 
-__all__ = ["kept_generators", "kept_surroundings", "kept_values"]
+__all__ = ["kept_surroundings", "kept_values"]
 
 
-def kept_values(network: nn.Module, state: Iterable[Tensor]) -> Callable[[], None]:
-    """Copies the buffers and the state that a step writes to; the callable puts their values back."""
-    modules = [module for module in submodules(network) if module.training]
-    own = [buffer for _, _, buffer in written_buffers(modules)]
-    every = [buffer for module in modules for buffer in module._buffers.values() if buffer is not None]
-    own += [buffer for buffer in every if buffer.dim() == 0 and not buffer.is_floating_point()]  # numbers of batches
+def kept_values(network: Structure, modulation: Iterable[nn.Module], state: Iterable[Tensor]) -> Callable[[], None]:
+    """Copies what a step writes to; the callable puts the values back.
+
+    Args:
+        network: whose running statistics and numbers of batches are among it.
+        modulation: modules whose buffers are.
+        state: of the modulation.
+    """
+    own: list[Tensor] = []
+    if network.buffered:
+        modules = [module for module in network.buffered if module.training]
+        own += [buffer for _, _, buffer in written_buffers(modules)]
+        every = [buffer for module in modules for buffer in module._buffers.values() if buffer is not None]
+        own += [buffer for buffer in every if buffer.dim() == 0 and not buffer.is_floating_point()]
     own += state
+    for module in modulation:
+        own += [buffer for buffer in module._buffers.values() if buffer is not None] if module._buffers else []
     own = list({id(buffer): buffer for buffer in own}.values())
-    with torch.no_grad():
-        copies = _copies(own)
+    copies = _copies(own)
 
     def put_back() -> None:
         if is_capturing():  # nothing has run
@@ -42,35 +47,25 @@ def kept_values(network: nn.Module, state: Iterable[Tensor]) -> Callable[[], Non
 
 def _copies(tensors: list[Tensor]) -> list[Tensor]:
     """Copies of floating tensors in one operation, of whole numbers in another, and of what is neither."""
-    copies: dict[int, Tensor] = {}
-    for kind in (torch.Tensor.is_floating_point, _is_whole):
-        alike = [tensor for tensor in tensors if kind(tensor)]
-        made = torch._foreach_mul(alike, 1) if alike else ()
-        copies.update((id(tensor), copy) for tensor, copy in zip(alike, made, strict=True))
-    return [copies[id(tensor)] if id(tensor) in copies else tensor.clone() for tensor in tensors]
+    copies: list[Tensor] = []
+    alike: tuple[dict[int, Tensor], dict[int, Tensor]] = {}, {}
+    for place, tensor in enumerate(tensors):
+        own = tensor.detach() if tensor.requires_grad else tensor
+        copies.append(own)
+        if tensor.is_floating_point():
+            alike[0][place] = own
+        elif tensor.dtype in _WHOLE:
+            alike[1][place] = own
+        else:
+            copies[place] = own.clone()
+    for kind in alike:
+        if kind:
+            for place, copy in zip(kind, torch._foreach_mul(list(kind.values()), 1), strict=True):
+                copies[place] = copy
+    return copies
 
 
-def _is_whole(tensor: Tensor) -> bool:
-    return tensor.dtype in (torch.int64, torch.int32)
-
-
-def kept_generators(*devices: torch.device) -> Callable[[], None]:
-    """The states of the generators of the host and of these devices; the callable puts them back."""
-    states: list[tuple[Callable[[Any], object], Any]] = [
-        (torch.set_rng_state, torch.get_rng_state()),
-        (np.random.set_state, np.random.get_state()),
-        (random.setstate, random.getstate()),
-    ]
-    for device in devices:
-        if device.type == "cuda" and not is_capturing():
-            states.append((partial(torch.cuda.set_rng_state, device=device), torch.cuda.get_rng_state(device)))
-
-    def put_back() -> None:
-        for set_state, state in states:
-            set_state(state)
-
-    return put_back
-
+_WHOLE = (torch.int64, torch.int32)
 
 _entered: list[object] = []
 

@@ -8,6 +8,8 @@ tensor. Each function has a rule: `layer_rules` for those that compute, `shape_r
 `mode_rules`, `heads` and `attention` for those that do something else in eval mode. A function without a rule ends the
 pass.
 `records` tells what runs, and where each tensor comes from; `own_modes` finds modes that are read unseen.
+An encoder that is a chain of torch's own layers needs none of this: `known_layers` asks before each batch whether it
+still is one, and it runs as it is.
 `split_pass` runs an encoder so and puts back what a pass that was ended had changed; `joint_call` stands in for an
 encoder's forward and remembers what could not be one pass; `choice` decides before a batch and says why.
 """

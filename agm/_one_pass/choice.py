@@ -14,6 +14,7 @@ from agm._module_state.eval_mode import depends_on_mode
 from agm._module_state.modules import path_of, submodules
 
 __all__ = [
+    "GLOBAL_HOOKS",
     "Choice",
     "Choices",
     "Passes",
@@ -60,8 +61,7 @@ class Choices:
         return self._found.get((name, chosen), chosen)
 
     def note(self, name: str, chosen: Choice, found: Choice) -> None:
-        if not torch.compiler.is_compiling():  # a graph would be guarded by all that was noted
-            self._found[name, chosen] = found
+        self._found[name, chosen] = found
 
 
 def check_passes(passes: object) -> None:
@@ -170,7 +170,7 @@ def _why_not(encoder: nn.Module, modules: Sequence[nn.Module], device: torch.dev
         return "torch.compile traces two passes"
     if device.type == "meta":
         return "without numbers nothing can be verified"
-    if any(_GLOBAL_HOOKS):
+    if any(GLOBAL_HOOKS):
         return "hooks on all modules would see train rows and eval rows as one batch"
     for layer in modules:
         reason = _against(layer)
@@ -182,7 +182,7 @@ def _why_not(encoder: nn.Module, modules: Sequence[nn.Module], device: torch.dev
 
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-_GLOBAL_HOOKS = tuple(getattr(torch_module, f"_global{name}") for name in _HOOKS)
+GLOBAL_HOOKS = tuple(getattr(torch_module, f"_global{name}") for name in _HOOKS)
 
 
 def _against(layer: nn.Module) -> str | None:

@@ -13,9 +13,11 @@ from agm._inputs.samples import has_samples
 from agm._inputs.trees import leaves_of
 from agm._module_state.modules import submodules
 from agm._module_state.replace_forward import answering
-from agm._one_pass.choice import Choice, Passes, refused, why_split
+from agm._one_pass.choice import GLOBAL_HOOKS, Choice, Passes, refused, why_split
+from agm._one_pass.known_layers import KnownLayers
 from agm._one_pass.layouts import Meeting, Unsplit
 from agm._one_pass.row_split import DEPENDS, READS
+from agm._one_pass.rules import put_together
 from agm._one_pass.split_pass import Given, split_pass, what_runs
 
 __all__ = ["JointCall", "Known", "autocasts", "in_the_way", "surroundings", "versions"]
@@ -27,6 +29,8 @@ _PLAIN = (Tensor, nn.Parameter)
 
 def in_the_way(inputs: Any) -> str | None:
     """What about a modality's input stands against one pass."""
+    if type(inputs) in _PLAIN:
+        return None
     if has_samples(inputs):
         return "its input holds values of Python"
     strange = [type(x) for x in leaves_of(inputs) if isinstance(x, Tensor) and type(x) not in _PLAIN]
@@ -85,13 +89,16 @@ class JointCall:
         unsplit: tells why train rows and eval rows cannot be one batch in this network, if so.
         passes: what the user asks for.
         known: of earlier batches.
+        layers: of an encoder that is a chain of known layers; None: it is not.
+        around: the surroundings of the joint pass; None: those of now.
 
     Attributes:
         planned: the choice as given.
         chosen: that, or "split" where "joined" was found to depend on the mode.
         reason: why it was no single pass; None: it was, or nobody has called.
         present: features of the present rows for the masked passes, if these are "joined" and not kept.
-        more: those of the rows that went with it: "joined": the absent ones; "split": the present and the absent ones.
+        few: a copy of the features of the present rows, and of those that went with them behind, if known layers have
+            made them.
         rows: set if a second pass must follow: what it takes.
     """
 
@@ -108,6 +115,8 @@ class JointCall:
         unsplit: Callable[[], str | None],
         passes: Passes,
         known: Known,
+        layers: KnownLayers | None = None,
+        around: tuple[Any, ...] | None = None,
     ) -> None:
         self.name = name
         self.encoder = encoder
@@ -116,23 +125,33 @@ class JointCall:
         self.shared = shared
         self.keeps = keeps
         self.inputs = inputs
-        self.absent_rows = aligned(absent)
         self.unsplit = unsplit
         self.passes = passes
         self.known = known
-        self.before = (surroundings(), versions(inputs))
-        own = [leaf for leaf in leaves_of(inputs) if is_rows(leaf)]
-        self.batch = own[0].shape[0]
-        self.absent = next(leaf.shape[0] for leaf in leaves_of(self.absent_rows) if is_rows(leaf))
-        self._with = dict(zip(map(id, own), (x for x in leaves_of(self.absent_rows) if is_rows(x)), strict=True))
+        self.layers = layers
+        self.before = (surroundings() if around is None else around, versions(inputs))
+        if type(inputs) in _PLAIN:
+            self.absent_rows, own, more = absent, [inputs], [absent]
+        else:
+            self.absent_rows = aligned(absent)
+            own = [leaf for leaf in leaves_of(inputs) if is_rows(leaf)]
+            more = [leaf for leaf in leaves_of(self.absent_rows) if is_rows(leaf)]
+        self.batch: int = own[0].shape[0]
+        self.absent: int = more[0].shape[0]
+        self._with = dict(zip(map(id, own), more, strict=True))
         self._own = {id(leaf): leaf for leaf in own}
         self.is_done = False
         self.reason: str | None = None
         self.present: Any = None
-        self.more: Any = None
+        self._went_with: Any = None
+        self.few: Tensor | None = None
         self.rows: Any = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.layers is not None and len(args) == 1 and not kwargs and self._is_direct(args, kwargs):
+            known = self.of_known_layers(args[0])
+            if known is not None:
+                return known
         with answering({self.encoder: self.forward}):
             features = _NOT_YET
             if not self.is_done:
@@ -148,6 +167,29 @@ class JointCall:
                 return features
             handed, self.present = doubled(features)
             return handed
+
+    def of_known_layers(self, x: Any) -> Tensor | None:
+        """Features of the joint pass, of an encoder in which no function need be followed; None: it is another one.
+
+        Args:
+            x: the modality's input, which nobody has written to, in the surroundings of the joint pass.
+        """
+        if self.layers is None or self.is_done or self.chosen.how != "joined" or any(GLOBAL_HOOKS):
+            return None
+        if x is not self.inputs or not self.layers.treat_apart(x.dim()):
+            return None
+        try:
+            features = self.forward(put_together([x, self.absent_rows]))
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception:  # two passes will raise it for the rows that the user knows
+            return None
+        self.is_done, self.reason = True, None
+        self.few = features.clone()
+        if not self.keeps:
+            self.present = self.few[: self.batch]
+        first: Tensor = features.narrow(0, 0, self.batch)
+        return first
 
     def _in_one(self, given: Given) -> Any:
         """Features of the joint pass, with those of the other rows; nothing, where a pass of their own must follow.
@@ -195,7 +237,9 @@ class JointCall:
         serves = self.chosen.how == "joined" and not self.shared
         expected = self.known.runs.get(self._sized(kind))
         rows, count = self._more(), self._count()
-        features, self.more = split_pass(self.encoder, given, rows, self.batch, count, serves=serves, expected=expected)
+        features, self._went_with = split_pass(
+            self.encoder, given, rows, self.batch, count, serves=serves, expected=expected
+        )
         self.known.passed.add(kind)
         return features
 
@@ -220,11 +264,19 @@ class JointCall:
 
     def _is_direct(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Whether it is given the modality's input, which nobody has written to."""
-        given = leaves_of((args, kwargs))
-        tensors = [leaf for leaf in given if is_rows(leaf)]
-        if not tensors or any(id(leaf) not in self._own for leaf in tensors):
-            return False
+        if len(args) != 1 or kwargs or args[0] is not self.inputs or type(args[0]) not in _PLAIN:
+            tensors = [leaf for leaf in leaves_of((args, kwargs)) if is_rows(leaf)]
+            if not tensors or any(id(leaf) not in self._own for leaf in tensors):
+                return False
         return (surroundings(), versions(self.inputs)) == self.before
+
+    @property
+    def more(self) -> Any:
+        """Features of the rows that went with it: "joined": the absent ones; "split": the present ones and these."""
+        if self._went_with is None and self.few is not None:
+            with torch._C.DisableTorchFunction():  # a pass around may watch, and need not see this
+                self._went_with = self.few[self.batch :]
+        return self._went_with
 
     def second_pass(self) -> Any:
         """The rows that the encoder has yet to see, in eval mode, if their features are not known; else None."""
@@ -247,17 +299,19 @@ _NOT_YET = object()
 
 def versions(inputs: Any) -> list[tuple[int, int | None]]:
     """What is another one once a tensor of a pytree has been replaced or written to."""
-    leaves = [leaf for leaf in leaves_of(inputs) if isinstance(leaf, Tensor)]
-    return [(id(leaf), None if leaf.is_inference() else leaf._version) for leaf in leaves]
+    if type(inputs) in _PLAIN:
+        return [(id(inputs), None if inputs.is_inference() else inputs._version)]
+    leaves = leaves_of(inputs)
+    return [(id(x), None if x.is_inference() else x._version) for x in leaves if isinstance(x, Tensor)]
 
 
-def surroundings() -> tuple[Any, ...]:
-    """What a checkpoint, a `no_grad` or an autocast inside the network changes."""
-    compiling = torch.compiler.is_compiling()  # a graph has its checkpoints as operations
+def surroundings(compiling: bool = False) -> tuple[Any, ...]:
+    """What a checkpoint, a `no_grad` or an autocast in the network changes; a graph has checkpoints as operations."""
     hooks = None if compiling else torch._C._autograd._top_saved_tensors_default_hooks(True)
     return torch.is_grad_enabled(), hooks, autocasts()
 
 
 def autocasts() -> list[tuple[str, bool, torch.dtype]]:
     """Of each kind of device whether autocast is on, and its dtype."""
-    return [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")]
+    on, dtype = torch.is_autocast_enabled, torch.get_autocast_dtype
+    return [("cpu", on("cpu"), dtype("cpu")), ("cuda", on("cuda"), dtype("cuda"))]

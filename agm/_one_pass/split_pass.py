@@ -58,6 +58,8 @@ def split_pass(
         Unsplit: it cannot be told whether that is the same as two passes; everything is as before.
     """
     modules = submodules(encoder)
+    if _have_hooks(modules):  # which forward has registered since the pass was chosen
+        raise Unsplit("it has hooks, which would see train rows and eval rows as one batch")
     own = [module for module in modules if is_own(module)]
     attributes = Attributes(own)
     drawn = _drawn(own) if own else None
@@ -77,7 +79,7 @@ def split_pass(
     try:
         features, structure = _run(encoder, modules, args, kwargs, split)
         split.finish(features, structure)
-        if any(module._forward_hooks or module._forward_pre_hooks for module in modules):
+        if _have_hooks(modules):
             raise Unsplit("it registers hooks")
         if attributes.have_changed():
             raise Unsplit("it keeps something in its attributes")
@@ -99,6 +101,10 @@ def split_pass(
         raise split.failed or Unsplit(f"one pass raises {type(error).__name__}: {error}") from error
     split.commit()
     return parted
+
+
+def _have_hooks(modules: Sequence[nn.Module]) -> bool:
+    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
 
 def _without_hooks(modules: Sequence[nn.Module]) -> None:
@@ -181,15 +187,14 @@ class _Modes:
 
 def _drawn(own: Sequence[nn.Module]) -> tuple[Any, ...]:
     """What another draw of Python's or NumPy's generators would change, also of those that modules keep."""
-    kind, keys, *rest = np.random.get_state()
     kept = [pickle.dumps(generator) for generator in _generators(own)]
-    return random.getstate(), kept, kind, np.asarray(keys).tobytes(), *rest
+    return random.getstate(), kept, pickle.dumps(np.random.get_state(legacy=False))
 
 
 def _draw_again(state: tuple[Any, ...], own: Sequence[nn.Module]) -> None:
-    python, kept, kind, keys, *rest = state
+    python, kept, numpy = state
     random.setstate(python)
-    np.random.set_state((kind, np.frombuffer(keys, dtype=np.uint32), *rest))
+    np.random.set_state(pickle.loads(numpy))
     for generator, before in zip(_generators(own), kept, strict=True):
         then = pickle.loads(before)
         if isinstance(generator, np.random.Generator):

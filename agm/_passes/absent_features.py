@@ -51,20 +51,21 @@ class AbsentFeatures:
     @property
     def are_kept(self) -> bool:
         """Whether there are any from an earlier step."""
-        return bool(self._kept) and not is_recorded()
+        return self._refresh > 1 and bool(self._kept) and not is_recorded()
 
     def find(self, name: str, absent: Any) -> Any:
         """Features that were kept of a modality, of an absent input like this one; None if there are none."""
-        if is_recorded():
+        if self._refresh == 1 or is_recorded():
             return None
         kept = self._kept.get(name)
         return kept[1] if kept is not None and kept[0] == _kind(absent) else None
 
     def keep(self, name: str, absent: Any, features: Any) -> None:
         """Keeps features for the next steps, if an absent input is one row that no sample changes."""
+        if self._refresh == 1 or self.gradient or is_recorded():
+            return
         rows = [leaf for leaf in leaves_of(absent) if is_rows(leaf)]
-        constant = rows and all(leaf.shape[0] == 1 and not leaf.requires_grad for leaf in rows)
-        if self._refresh > 1 and not self.gradient and constant and not is_recorded():
+        if rows and all(leaf.shape[0] == 1 and not leaf.requires_grad for leaf in rows):
             self._kept[name] = (_kind(absent), detached(features))
 
     def state(self) -> dict[str, Any]:
@@ -95,8 +96,7 @@ class AbsentFeaturesState(nn.Module):
 
 
 def _kind(absent: Any) -> list[object]:
-    leaves = [leaf for leaf in leaves_of(absent) if isinstance(leaf, Tensor)]
-    return [(tuple(leaf.shape), leaf.dtype, leaf.device) for leaf in leaves]
+    return [(tuple(leaf.shape), leaf.dtype, leaf.device) for leaf in leaves_of(absent) if isinstance(leaf, Tensor)]
 
 
 def detached(tree: Any) -> Any:

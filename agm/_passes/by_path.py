@@ -7,15 +7,14 @@ and answer with the features put in place for every row.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
 
-from agm._inputs.absent import batch_size, is_rows
+from agm._inputs.absent import batch_size, device_of
 from agm._inputs.arguments import Arguments, Binding
 from agm._inputs.rows import check_others, copied
 from agm._inputs.trees import leaves_of
@@ -24,11 +23,12 @@ from agm._lazy_rows.tensor import CannotDefer, Rows, current, outcome
 from agm._module_state.compiled import compiled_part, in_one_piece, is_compiled
 from agm._module_state.eval_mode import mixes_samples
 from agm._module_state.hooks import ForwardHooks
-from agm._module_state.modules import submodules
+from agm._module_state.structure import Structure, Structures
 from agm._module_state.untouched import untouched
-from agm._one_pass.choice import Choice, apart, choose, in_common
+from agm._one_pass.choice import GLOBAL_HOOKS, Choice, apart, choose, in_common
 from agm._one_pass.counters import CountingTogether, has_counters
-from agm._one_pass.joint_call import JointCall, in_the_way
+from agm._one_pass.joint_call import JointCall, in_the_way, surroundings
+from agm._one_pass.known_layers import known_layers
 from agm._passes.absent_features import AbsentFeatures
 from agm._passes.encoder_paths import find_targets
 from agm._passes.encoder_recording import Handed, Recorder, Target
@@ -62,6 +62,7 @@ class InterceptedPasses:
         peers: the processes that take every step together.
         record: what is known of the network.
         absent_features: of rows in which a modality is absent.
+        structures: of the network's modules.
 
     Raises:
         ValueError: a path leads nowhere, or encoders have modules in common.
@@ -77,6 +78,7 @@ class InterceptedPasses:
         peers: Peers,
         record: Record,
         absent_features: AbsentFeatures,
+        structures: Structures,
     ) -> None:
         assert options.encoders is not None
         self.network = network
@@ -89,11 +91,25 @@ class InterceptedPasses:
         self.peers = peers
         self.record = record
         self.absent_features = absent_features
+        self.structures = structures
         self.head = None if options.summing_head is None else outputs.head
         self._targets()
 
-    def _targets(self) -> list[Target]:
-        return find_targets(self.network, self.paths, self.modalities)
+    def _targets(self, structure: Structure | None = None) -> list[Target]:
+        find = partial(find_targets, self.network, self.paths, self.modalities)
+        return structure.chosen("targets", find) if self._are_fixed(structure) else find()
+
+    def _are_fixed(self, structure: Structure | None) -> TypeGuard[Structure]:
+        """Whether the paths lead where they do as long as a structure stays: a property may lead elsewhere by then."""
+        return structure is not None and structure.chosen("paths are fixed", self._are_registered)
+
+    def _are_registered(self) -> bool:
+        registered = dict(self.network.named_modules(remove_duplicate=False))
+        for path in self.paths.values():
+            owner, _, method = path.rpartition(".")
+            if path not in registered and not callable(getattr(type(registered.get(owner)), method, None)):
+                return False
+        return True
 
     def encoders(self) -> dict[str, nn.Module]:
         """Modality -> its encoder, or the module whose method it is, of those that are named."""
@@ -123,6 +139,17 @@ class InterceptedPasses:
         part, head = "rest of the network", None if self.head is None else self.head.path
         return [*lines, *fusion_line(part, self.modalities, self.network, note, subsets, found, head)]
 
+    def _chosen(
+        self, targets: Sequence[Target], device: torch.device, structure: Structure | None
+    ) -> dict[int, Choice]:
+        """`_choose`, once for all batches in which it is the same: it goes by the modules and by nothing of a batch."""
+        if not self._are_fixed(structure) or structure.exchanges:  # how many processes there are no structure tells
+            return self._choose(targets, device)
+        known = self.record
+        state = (structure.depending(), structure.mixes_samples(), any(GLOBAL_HOOKS))
+        key = ("choices", device, len(known.one_pass.depends), len(known.other_rows), state)
+        return structure.chosen(key, partial(self._choose, targets, device))
+
     def _choose(self, targets: Sequence[Target], device: torch.device) -> dict[int, Choice]:
         """Bit -> how many passes the encoder of a modality takes."""
         if is_compiled(self.network):
@@ -148,8 +175,11 @@ class InterceptedPasses:
         return found
 
     def _unsplit(self, targets: Sequence[Target], name: str) -> Callable[[], str | None]:
-        encoders = {own: target.owner for target in targets for own in target.names.values()}
-        return partial(in_common, self.network, encoders, name)
+        def unsplit() -> str | None:
+            encoders = {own: target.owner for target in targets for own in target.names.values()}
+            return in_common(self.network, encoders, name)
+
+        return unsplit
 
     def _check_apart(self, targets: Sequence[Target]) -> None:
         """That no layer puts rows of several subsets together; shared encoders see nothing but absent rows.
@@ -177,23 +207,25 @@ class InterceptedPasses:
         absent: Mapping[str, Any],
         here: Mapping[str, Tensor] | None = None,
         hooks: ForwardHooks | None = None,
+        structure: Structure | None = None,
     ) -> tuple[Any, Tensor | Mapping[int, Tensor]]:
         """The joint pass's output and masked logits, as `FactorisedPasses` returns them."""
-        check_others(arguments, rows.batch)
-        device = next(leaf.device for leaf in leaves_of(arguments.inputs) if is_rows(leaf))
-        targets = self._targets()
-        choices = self._choose(targets, device)
+        if arguments.others or arguments.rest:
+            check_others(arguments, rows.batch)
+        device = device_of(next(iter(arguments.inputs.values())))
+        targets = self._targets(structure)
+        choices = self._chosen(targets, device, structure)
         # Copies, since the network may write to its inputs in the joint pass.
         few = {name: few_rows(x, absent[name]) for name, x in arguments.inputs.items()}
-        kept = Arguments(few, copied(arguments.others), copied(arguments.rest), arguments.placed)
-        output, recorders = self._joint(targets, arguments, absent, choices, hooks)
-        shares = frozenset(bit for bit in choices if self._may_share(bit, recorders))
+        kept = Arguments(few, *_copied(arguments.others, arguments.rest), arguments.placed)
+        output, recorders = self._joint(targets, arguments, absent, choices, hooks, structure)
+        shares = frozenset([bit for bit in choices if self._may_share(bit, recorders)])
         given = MaskedRun(self, kept, device, here, recorders, shares, hooks)
-        if torch.compiler.is_compiling():
+        if structure is None:
             return output, cast(Tensor, given.logits(rows, deferred=False))
-        before = set(self.record.other_rows)
+        before = len(self.record.other_rows)
         masked = self._masked(given, rows)
-        if self.record.other_rows - before:
+        if len(self.record.other_rows) > before:
             choices = self._choose(targets, device)
         for recorder in recorders:
             for bit, name in recorder.target.names.items():
@@ -204,8 +236,11 @@ class InterceptedPasses:
         """Whether joint features of a modality may serve its present rows."""
         if self.shared:
             return True
-        calls = [recorder.calls_with.get(bit) for recorder in recorders]
-        return any(call is not None and call.is_done and call.chosen.how == "joined" for call in calls)
+        for recorder in recorders:
+            call = recorder.calls_with.get(bit)
+            if call is not None and call.is_done and call.chosen.how == "joined":
+                return True
+        return False
 
     def _masked(self, given: "MaskedRun", rows: Rows) -> Tensor | Mapping[int, Tensor]:
         """The masked logits of all rows, after a first batch has shown on some of them what they may come from."""
@@ -261,16 +296,22 @@ class InterceptedPasses:
         absent: Mapping[str, Any],
         choices: Mapping[int, Choice],
         hooks: ForwardHooks | None,
+        structure: Structure | None,
     ) -> tuple[Any, list[Recorder]]:
         """The joint pass as it is, and what each encoder was called with."""
-        handed = Handed(is_compiled=torch.compiler.is_compiling())
+        handed, batch = Handed(is_compiled=structure is None), batch_size(arguments.inputs)
         if not handed.is_compiled:
             for bit, value in enumerate(arguments.inputs.values()):
                 for leaf in leaves_of(value):
                     handed.add(leaf, bit)
-        recorders = [self._recorder(target, targets, choices, arguments, absent, handed) for target in targets]
-        watched = nullcontext() if hooks is None else hooks.watched()
-        with watched, called_instead(recorders):
+        around = surroundings(handed.is_compiled)
+        recorders = [
+            self._recorder(target, targets, choices, arguments, absent, handed, structure, around, batch)
+            for target in targets
+        ]
+        with called_instead(
+            recorders, structure is not None, *([hooks.watched] if hooks is not None and hooks.are_there else [])
+        ):
             output = self.binding.call(arguments)
             self.outputs.logits(output)  # refused here, where it is the joint pass's
         for recorder in recorders:
@@ -289,16 +330,18 @@ class InterceptedPasses:
         arguments: Arguments,
         absent: Mapping[str, Any],
         handed: Handed,
+        structure: Structure | None,
+        around: tuple[Any, ...],
+        batch: int,
     ) -> Recorder:
         calls: dict[int, JointCall] = {}
         without: dict[int, str] = {}
         for bit, name in target.names.items():
             inputs, rows, choice = arguments.inputs[name], absent[name], choices[bit]
-            kept = self.shared and self.absent_features.find(name, leaves_of(rows)) is not None
-            reason = _ONE_SAMPLE if batch_size({name: inputs}) < 2 else in_the_way(inputs)
+            reason = _ONE_SAMPLE if batch < 2 else in_the_way(inputs)
             if reason is not None:
                 without[bit] = reason
-            elif choice.is_one and not kept:
+            elif choice.is_one and not (self.shared and self.absent_features.find(name, leaves_of(rows)) is not None):
                 calls[bit] = JointCall(
                     name,
                     target.owner,
@@ -310,13 +353,16 @@ class InterceptedPasses:
                     unsplit=self._unsplit(targets, name),
                     passes=self.passes,
                     known=self.record.one_pass,
+                    layers=None if structure is None else known_layers(structure.part(target.owner)),
+                    around=around,
                 )
-        keeps = any(choices[bit].how in ("shared", "joined") for bit in target.names)
-        recorder = Recorder(target, calls, keeps, handed, self.shared, without)
-        if not calls and target.method == "forward" and self.absent_features.are_kept and _counts(target.owner):
+        keeps = any([choices[bit].how in ("shared", "joined") for bit in target.names])
+        recorder = Recorder(target, calls, keeps, handed, self.shared, without, around)
+        kept = not calls and target.method == "forward" and self.absent_features.are_kept
+        if kept and structure is not None and has_counters(structure.part(target.owner).buffered):
             recorder.function = CountingTogether(target.owner)
         return recorder
 
 
-def _counts(module: nn.Module) -> bool:
-    return not torch.compiler.is_compiling() and has_counters(submodules(module))
+def _copied(others: list[Any], rest: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    return (copied(others), copied(rest)) if others or rest else (others, rest)

@@ -9,27 +9,29 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from agm._inputs.absent import is_rows
+from agm._inputs.absent import device_of
 from agm._inputs.arguments import Arguments, Binding
-from agm._inputs.rows import aligned, blocks, combine, copied, lacking, masked_arguments, stacked
+from agm._inputs.rows import aligned, copied, lacking, masked_arguments, stacked
 from agm._inputs.samples import has_samples, unwrap
 from agm._inputs.trees import leaves_of, mapped
 from agm._lazy_rows.decision import Deferral, declares_sum, deferral
-from agm._lazy_rows.tensor import CannotDefer, Deferred, Rows, current, outcome, written
+from agm._lazy_rows.tensor import CannotDefer, Rows, current, outcome, written
 from agm._module_state.compiled import is_compiled
 from agm._module_state.eval_mode import evaluation, mixes_samples
 from agm._module_state.hooks import ForwardHooks
 from agm._module_state.modules import submodules
 from agm._module_state.replace_forward import answering
-from agm._module_state.untouched import untouched
-from agm._one_pass.choice import Choice, apart, check_apart, choose, in_common
+from agm._module_state.structure import Structure, Structures
+from agm._one_pass.choice import GLOBAL_HOOKS, Choice, apart, check_apart, choose, in_common
 from agm._one_pass.counters import CountingTogether, has_counters
 from agm._one_pass.joint_call import JointCall, in_the_way, versions
+from agm._one_pass.known_layers import known_layers
 from agm._passes.absent_features import AbsentFeatures, detached, looking, warn_if_amplified
 from agm._passes.chunks import Chunks
 from agm._passes.joint_pass import Joint, answer, joint_pass, refusal
 from agm._passes.options import MaskedOptions
 from agm._passes.outputs import Outputs
+from agm._passes.parted_features import deferred_leaf, in_two, parted_features, written_leaf
 from agm._passes.plan import Line, encoder_lines, fusion_line
 from agm._passes.record import Record
 from agm.distributed import Peers, is_sharded
@@ -58,8 +60,10 @@ class FactorisedPasses:
         peers: Peers,
         record: Record,
         absent_features: AbsentFeatures,
+        structures: Structures,
     ) -> None:
         self.network: Any = network
+        self.structures = structures
         self.binding = binding
         self.outputs = outputs
         self.modalities = binding.modalities
@@ -79,6 +83,7 @@ class FactorisedPasses:
         absent: Mapping[str, Any],
         here: Mapping[str, Tensor] | None = None,
         hooks: ForwardHooks | None = None,
+        structure: Structure | None = None,
     ) -> tuple[Any, Tensor | Mapping[int, Tensor]]:
         """The joint pass's output in the network's mode, and the masked logits.
 
@@ -88,12 +93,13 @@ class FactorisedPasses:
             absent: modality -> its absent input, one row or B.
             here: modality -> (B,), which samples have it; in the inputs of the others it is absent already.
             hooks: of the network's modules.
+            structure: of the network as it is before the joint pass; None: the step is compiled.
 
         Returns:
             that output, and the masked ones (len(rows), C), or where they are a sum what each modality adds to
             them: its bit -> (B + 1, C), that of its absent row last.
         """
-        output, masked, parted = self._run(arguments, rows, absent, here, hooks)
+        output, masked, parted = self._run(arguments, rows, absent, here, hooks, structure)
         # Behind the passes, since a checkpoint of the joint one would recompute with what it had.
         self._look_at_absent_rows(parted, rows.batch, hooks)
         return output, masked
@@ -105,10 +111,13 @@ class FactorisedPasses:
         absent: Mapping[str, Any],
         here: Mapping[str, Tensor] | None,
         hooks: ForwardHooks | None,
+        structure: Structure | None,
     ) -> tuple[Any, Tensor | Mapping[int, Tensor], Mapping[str, tuple[Any, Any]]]:
         """As a call, and the features as the encoders gave them: modality -> of present rows, and of absent ones."""
         self._check(arguments)
         inputs = arguments.inputs
+        encoders = self.encoders()
+        choices = self._chosen(encoders, inputs, structure)
         before = self._before_joint_pass(arguments)
         # Before the joint pass, since an encoder may write to its input.
         given, kept = {}, {}
@@ -118,21 +127,25 @@ class FactorisedPasses:
             absent_rows = aligned(absent[name])
             if self.shared and (features := self.absent_features.find(name, absent_rows)) is not None:
                 kept[name] = features
-                if has_counters(submodules(encoder := self.network.encoders[name])):
+                encoder = encoders[name]
+                if has_counters(submodules(encoder) if structure is None else structure.part(encoder).buffered):
                     counting[encoder] = CountingTogether(encoder)
-            elif call := self._joint_call(name, inputs[name], absent_rows, rows.batch):
+            elif call := self._joint_call(
+                name, encoders[name], choices[name], inputs[name], absent_rows, rows.batch, structure
+            ):
                 calls[name] = call
             else:
                 given[name] = copied(absent_rows) if self.shared else stacked(inputs[name], absent_rows)
-        watched = nullcontext() if hooks is None else hooks.watched()
+        watched = nullcontext() if hooks is None or not hooks.are_there else hooks.watched()
         with watched, answering({**{call.encoder: call for call in calls.values()}, **counting}):
-            found = joint_pass(self.network, self.encoders(), unwrap(inputs), self.shared, self.outputs, self.record)
+            found = joint_pass(self.network, encoders, unwrap(inputs), self.shared, self.outputs, self.record)
         joint = found.output
         device = found.logits.device
         forward = None  # in the place of `fuse`
         if self.record.by_path and not torch.compiler.is_compiling():
             forward = partial(self._by_forward, before(), absent)
-        with evaluation(self.network, hooks):
+        structure = self.structures.of(self.network)  # as the joint pass has left it
+        with evaluation(self.network, hooks, structure):
             parted = made = {
                 name: self._features(name, given.get(name), kept.get(name), found, calls.get(name), rows.batch)
                 for name in self.modalities
@@ -156,7 +169,8 @@ class FactorisedPasses:
                 how = self._how(parted, rows, device)
             if how.how == "sum":
                 return joint, outcome(self._deferred(parted, rows)), made
-            if not self.chunks and not mixes_samples(self.network):
+            mixes = mixes_samples(self.network) if structure is None else structure.mixes_samples()
+            if not self.chunks and not mixes:
                 return joint, self._written(parted, rows, how, forward), made
         parts = self.chunks.parts(self.network, rows.batch, len(rows.subsets))
 
@@ -230,7 +244,7 @@ class FactorisedPasses:
         features = {}
         for bit, name in enumerate(self.modalities):
             present, absent = parted[name]
-            place = partial(_deferred_leaf if deferred else _written_leaf, rows, bit)
+            place = partial(deferred_leaf if deferred else written_leaf, rows, bit)
             features[name] = mapped(place, present, absent)
         output = self.network.fuse(features) if forward is None else forward(features, rows)
         return self.outputs.logits(output)
@@ -283,6 +297,22 @@ class FactorisedPasses:
         found, head = self.record.deferral, None if self.head is None else self.head.path
         return [*lines, *fusion_line("fusion", self.modalities, self.network, note, subsets, found, head)]
 
+    def _chosen(
+        self, encoders: Mapping[str, nn.Module], inputs: Mapping[str, Any], structure: Structure | None
+    ) -> Mapping[str, Choice]:
+        """`_choose`, once for all batches in which it is the same: it goes by the modules and by nothing of a batch."""
+        devices = {name: device_of(x) for name, x in inputs.items()}
+
+        def choose() -> dict[str, Choice]:
+            return {name: self._choose(name, device) for name, device in devices.items()}
+
+        parts = [] if structure is None else [structure.part(encoder) for encoder in encoders.values()]
+        if structure is None or any([part.exchanges for part in parts]):
+            return choose()
+        state = tuple([(part, part.depending(), part.mixes_samples()) for part in parts])
+        key = ("choices", *devices.values(), len(self.record.one_pass.depends), any(GLOBAL_HOOKS), state)
+        return structure.chosen(key, choose)
+
     def _choose(self, name: str, device: torch.device) -> Choice:
         if self.shared and torch.compiler.is_compiling():  # at once: a graph would be guarded by all that is looked at
             return Choice("shared", "masked='shared'")
@@ -297,10 +327,17 @@ class FactorisedPasses:
             name, encoders[name], self.passes, device, self._unsplit(name), shared=self.shared, depends=depends
         )
 
-    def _joint_call(self, name: str, inputs: Any, absent: Any, batch: int) -> JointCall | None:
+    def _joint_call(
+        self,
+        name: str,
+        encoder: nn.Module,
+        chosen: Choice,
+        inputs: Any,
+        absent: Any,
+        batch: int,
+        structure: Structure | None,
+    ) -> JointCall | None:
         """What runs in the place of an encoder whose rows all go through it in the joint pass."""
-        device = next(leaf.device for leaf in leaves_of(inputs) if is_rows(leaf))
-        chosen = self._choose(name, device)
         if not batch or not chosen.is_one:
             return None
         if (reason := in_the_way(inputs)) is not None:
@@ -308,7 +345,7 @@ class FactorisedPasses:
             return None
         return JointCall(
             name,
-            self.network.encoders[name],
+            encoder,
             chosen,
             inputs,
             absent,
@@ -317,10 +354,11 @@ class FactorisedPasses:
             unsplit=self._unsplit(name),
             passes=self.passes,
             known=self.record.one_pass,
+            layers=None if structure is None or batch < 2 else known_layers(structure.part(encoder)),
         )
 
     def _unsplit(self, name: str) -> Callable[[], str | None]:
-        return partial(in_common, self.network, self.encoders(), name)
+        return lambda: in_common(self.network, self.encoders(), name)
 
     def _features(
         self, name: str, given: Any, kept: Any, found: Joint, call: JointCall | None, batch: int
@@ -352,7 +390,7 @@ class FactorisedPasses:
             if given is None and call.chosen.how == "joined":
                 return found.features[name] if self.shared else call.present, call.more
             if given is None:
-                return _parted(name, call.more, batch)
+                return parted_features(name, call.more, batch)
         # Absent rows by themselves need no graph if they are to have no gradient.
         constant = self.shared and not self.absent_features.gradient
         with ExitStack() as stack:
@@ -362,48 +400,6 @@ class FactorisedPasses:
                 stack.enter_context(torch.no_grad())
             encoder = self.network.encoders[name]
             if not self.shared and name in self.record.one_pass.mixes and not has_samples(given):
-                return _in_two(encoder, given, batch)
+                return in_two(encoder, given, batch)
             features = encoder(unwrap(given))
-        return (found.features[name], features) if self.shared else _parted(name, features, batch)
-
-
-def _in_two(encoder: nn.Module, given: Any, batch: int) -> tuple[Any, Any]:
-    """What an encoder in which rows may meet makes of present rows, and of absent ones, each by themselves."""
-    features = []
-    for part in _two(given, batch):
-        with untouched(encoder, part):  # each finds what the joint pass has left
-            features.append(encoder(unwrap(part)))
-    return features[0], features[1]
-
-
-def _two(given: Any, batch: int) -> tuple[Any, Any]:
-    """Present rows and absent ones."""
-    present = mapped(lambda leaf: leaf[:batch] if is_rows(leaf) else leaf, given)
-    return present, mapped(lambda leaf: leaf[batch:] if is_rows(leaf) else leaf, given)
-
-
-def _parted(name: str, features: Any, batch: int) -> tuple[Any, Any]:
-    for leaf in leaves_of(features):
-        if is_rows(leaf) and leaf.shape[0] not in (batch + 1, 2 * batch):
-            raise ValueError(
-                f"Expected encoder `{name}` to return features with the samples in the first dimension, but for "
-                f"{batch} samples and one absent row it returned {tuple(leaf.shape)}."
-            )
-    return _two(features, batch)
-
-
-def _written_leaf(rows: Rows, bit: int, present: Any, absent: Any) -> Any:
-    if not is_rows(present):
-        return present
-    return combine(_at_most(present, rows), _at_most(absent, rows), blocks(bit, rows.subsets), rows.part)
-
-
-def _deferred_leaf(rows: Rows, bit: int, present: Any, absent: Any) -> Any:
-    if not is_rows(present):
-        return present
-    return Deferred.of(rows, bit, torch.cat([_at_most(present, rows), _at_most(absent, rows)]))
-
-
-def _at_most(leaf: Tensor, rows: Rows) -> Tensor:
-    """As many rows as there are samples; a slice of all would still be an operation of the backward."""
-    return leaf if leaf.shape[0] <= rows.batch else leaf[: rows.batch]
+        return (found.features[name], features) if self.shared else parted_features(name, features, batch)

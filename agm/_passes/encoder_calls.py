@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -17,10 +17,10 @@ from agm._inputs.trees import flattened, leaves_of, mapped, unflattened
 from agm._lazy_rows.tensor import CannotDefer, Deferred, Rows, written
 from agm._module_state.checkpoints import check_not_reentrant, reentrant_checkpoint
 from agm._module_state.untouched import untouched
-from agm._one_pass.joint_call import JointCall
 from agm._passes.absent_features import AbsentFeatures
 from agm._passes.encoder_recording import Call, Handed, Recorder
-from agm._passes.encoder_rows import EncoderRows, along, changed_dims
+from agm._passes.encoder_rows import EncoderRows
+from agm._passes.encoder_sources import Source, behind, dim_of, known_features, mixed
 from agm._passes.origins import Origins
 
 __all__ = ["Answer", "KnownCall", "NeedsOrigins"]
@@ -108,15 +108,17 @@ class Answer:
         self.examples: list[tuple[str, list[Any], list[Any]]] = []  # features of present rows and of an absent one
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.deferred and reentrant_checkpoint() is not None:
+        if self.deferred and not torch.is_grad_enabled() and reentrant_checkpoint() is not None:
             raise CannotDefer("an encoder is called by a reentrant checkpoint")
         if not self.pending:
             raise self._refusal("is called more often in the masked pass than in the joint pass")
         call = self.pending.pop()
+        if self.deferred and len(args) == 1 and not kwargs and (few := self._at_once(call, args[0])) is not None:
+            return few
         leaves, structure = self._leaves("takes", (args, kwargs))
         if len(leaves) != len(call.input_sizes):
             raise self._refusal("takes other arguments in the masked pass than in the joint pass")
-        sources = [_Source.of(leaf, size, self.handed) for leaf, size in zip(leaves, call.input_sizes, strict=True)]
+        sources = [Source.of(leaf, size, self.handed) for leaf, size in zip(leaves, call.input_sizes, strict=True)]
         if self.known or (self.known is not None and any(source.is_unknown for source in sources)):
             return self._as_known(self.known, call, leaves, structure, sources)
         bits = self._bits(leaves, sources)
@@ -131,8 +133,51 @@ class Answer:
             return self._all(call, leaves, structure, bit)
         return self._few(call, leaves, structure, sources, bit)
 
+    def _at_once(self, call: Call, given: Any) -> Any:
+        """Deferred features that are known from the joint pass, of a call with a modality's deferred input as it is.
+
+        None, where there is more to be seen to.
+        """
+        if self.check or self.here is not None or self.extra_rows or self.origins is not None:
+            return None
+        found = self.handed.find(given)
+        if found is None or found[0] != call.direct or len(self.recorder.calls) != 1:
+            return None
+        (bit, few), name = found, self.target.names.get(found[0])
+        if name is None or few is None or name in self.other_rows or bit not in self.shares:
+            return None
+        if not (self.recorder.shared or call.is_whole):
+            return None
+        with torch._C.DisableTorchFunction():  # of plain tensors, which no watch around the pass need see
+            features = self._features(name, call, few)
+            if features is None:
+                return None
+            self.order.append(name)
+            return Deferred.of(self.rows, bit, features)
+
+    def _features(self, name: str, call: Call, few: Tensor) -> Tensor | None:
+        """Those of the joint pass, and behind them those of one absent row; None: they are something else."""
+        batch, kept = self.rows.batch, self.absent_features
+        if batch < 2 or few.shape[0] != batch + 1:
+            return None
+        features = call.few
+        if features is None:
+            absent = kept.find(name, [few[batch:]]) if self.recorder.shared else None
+            if type(absent) is not Tensor or type(call.output) is not Tensor or not absent.dim():
+                return None
+            if absent.shape[0] != 1 or call.output.shape != (batch, *absent.shape[1:]):
+                return None
+            return torch.cat([call.output, absent])
+        if type(features) is not Tensor or features.shape[0] != batch + 1:
+            return None
+        if kept.gradient:
+            return features
+        if self.recorder.shared:
+            kept.keep(name, [few[batch:]], features[batch:])
+        return torch.cat([features[:batch], features[batch:].detach()])
+
     def _as_known(
-        self, known: Sequence[KnownCall], call: Call, leaves: list[Any], structure: Any, sources: Sequence["_Source"]
+        self, known: Sequence[KnownCall], call: Call, leaves: list[Any], structure: Any, sources: Sequence["Source"]
     ) -> Any:
         """Answers a compiled call: by what an eager step has found out, since a graph does not show what rows are."""
         index = len(self.recorder.calls) - len(self.pending) - 1
@@ -149,7 +194,7 @@ class Answer:
             return self._all(call, leaves, structure, bit)
         return self._few(call, leaves, structure, sources, bit)
 
-    def _few(self, call: Call, leaves: list[Any], structure: Any, sources: Sequence["_Source"], bit: int) -> Any:
+    def _few(self, call: Call, leaves: list[Any], structure: Any, sources: Sequence["Source"], bit: int) -> Any:
         name = self.target.names[bit]
         if self.check and not self._are_as_handed(leaves, sources, bit):
             self.other_rows.add(name)
@@ -161,7 +206,7 @@ class Answer:
         as_given = direct and call.direct == bit  # in both passes it is given what forward was, and nothing else
         shares = bit in self.shares and (self.recorder.shared or (as_given and call.is_whole))
         if shares and self.recorder.shared and not self.handed.is_compiled:
-            check_not_reentrant(str(self.target))
+            check_not_reentrant(self.target)
         batch = self.rows.batch
         own = any(source.few is not None and source.few.shape[0] == 2 * batch * source.fold for source in sources)
         foreign = self.extra_rows and any(source.grows and source.few is None for source in sources)
@@ -170,7 +215,7 @@ class Answer:
         here = None if self.here is None else self.here[name]
         rows = EncoderRows(name, bit, self.rows, per_sample, shares, here, per_sample and self.mixes)
         single = as_given and len(self.recorder.calls) == 1
-        output = _known(self.recorder.calls_with.get(bit), rows) if single else None
+        output = known_features(self.recorder.calls_with.get(bit), rows) if single else None
         keeps = self.recorder.shared and shares and single and rows.absent == 1
         absent = [source.few[-source.fold :] for source in sources if source.few is not None] if keeps else None
         if output is None and keeps:
@@ -182,7 +227,7 @@ class Answer:
             constant = rows.present == 0 and not self.absent_features.gradient
             with torch.no_grad() if constant else nullcontext():
                 if rows.present and name in self.meeting and not any(source.is_listed for source in sources):
-                    output = self._in_two(picked, [_dim(*one, rows) for one in found], structure, rows)
+                    output = self._in_two(picked, [dim_of(*one, rows) for one in found], structure, rows)
                 else:
                     args, kwargs = unflattened(picked, structure)
                     output = self.recorder.function(*args, **kwargs)
@@ -202,9 +247,9 @@ class Answer:
             args, kwargs = unflattened(parts, structure)
             with untouched(self.target.owner, parts):  # each finds what the joint pass has left
                 outputs.append(self.recorder.function(*args, **kwargs))
-        return mapped(_behind, *outputs)
+        return mapped(behind, *outputs)
 
-    def _are_as_handed(self, leaves: Sequence[Any], sources: Sequence["_Source"], bit: int) -> bool:
+    def _are_as_handed(self, leaves: Sequence[Any], sources: Sequence["Source"], bit: int) -> bool:
         """Whether the rows are those that forward was given: who writes past autograd leaves no version."""
         for leaf, source in zip(leaves, sources, strict=True):
             if source.few is None or source.bit != bit or isinstance(leaf, Deferred):
@@ -213,7 +258,7 @@ class Answer:
                 return False
         return True
 
-    def _picked(self, leaf: Any, source: "_Source", size: torch.Size | None, rows: EncoderRows) -> Any:
+    def _picked(self, leaf: Any, source: "Source", size: torch.Size | None, rows: EncoderRows) -> Any:
         if not source.grows:
             return written(leaf)
         if source.is_listed:
@@ -248,7 +293,7 @@ class Answer:
         outputs, made = self._leaves("returns", output)
         shared = leaves_of(call.output) if self.recorder.shared else [None] * len(outputs)
         placed = [
-            _mixed(leaf, size, own, rows.is_present, here, gradient)
+            mixed(leaf, size, own, rows.is_present, here, gradient)
             for leaf, size, own in zip(outputs, call.output_sizes, shared, strict=True)
         ]
         return unflattened(placed, made)
@@ -266,7 +311,7 @@ class Answer:
             self.origins.note(expanded, frozenset((rows.bit,)))
         return unflattened(expanded, structure)
 
-    def _bits(self, leaves: list[Any], sources: Sequence["_Source"]) -> frozenset[int]:
+    def _bits(self, leaves: list[Any], sources: Sequence["Source"]) -> frozenset[int]:
         """The modalities that what grows with the batch was computed from."""
         bits = _NO_BITS
         for leaf, source in zip(leaves, sources, strict=True):
@@ -303,86 +348,3 @@ class Answer:
         """
         if self.pending:
             raise self._refusal("is called less often in the masked pass than in the joint pass")
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Where one argument of an encoder comes from.
-
-    Attributes:
-        grows: whether it has rows of the masked pass.
-        bit: of the one modality whose rows it holds, where that is plain to see.
-        few: these rows, where it is present and where it is absent, if they are known.
-        fold: how many there are a sample.
-        is_direct: whether it is what forward was given, or has no rows.
-        is_listed: whether it holds values of Python.
-    """
-
-    grows: bool
-    bit: int | None = None
-    few: Tensor | None = None
-    fold: int = 1
-    is_direct: bool = False
-    is_listed: bool = False
-
-    @property
-    def is_unknown(self) -> bool:
-        """Whether nothing shows what its rows were computed from."""
-        return self.grows and self.bit is None and not self.is_listed
-
-    @staticmethod
-    def of(leaf: Any, joint: torch.Size | None, handed: Handed) -> "_Source":
-        if is_listed(leaf):
-            return _Source(joint is not None and len(leaf) != joint[0], is_listed=True, is_direct=False)
-        if not is_rows(leaf) or (joint is not None and not isinstance(leaf, Deferred) and leaf.shape == joint):
-            return _Source(False, is_direct=True)
-        if (found := handed.find(leaf)) is not None:
-            bit, few = found
-            return _Source(True, bit, few, is_direct=few is not None)
-        if isinstance(leaf, Deferred) and leaf.content is not None and leaf.content.is_one:
-            bit, few = next(iter(leaf.content.terms.items()))
-            return _Source(True, bit, few, leaf.content.fold)
-        return _Source(True)
-
-
-def _dim(leaf: Any, source: _Source, size: torch.Size | None, rows: EncoderRows) -> int | None:
-    """The dimension of the samples in what is picked of a leaf; None: it has none."""
-    if not source.grows:
-        return None
-    return 0 if source.few is not None else rows.find(written(leaf), size)[0]
-
-
-def _behind(present: Any, absent: Any) -> Any:
-    """Features of present rows, and behind them those of absent ones."""
-    if not is_rows(present):
-        return present
-    dims = changed_dims(present.shape, absent.shape)
-    return torch.cat([present, absent], dims[0] if dims else 0)
-
-
-def _known(call: JointCall | None, rows: EncoderRows) -> Any:
-    """Features of `rows`, if they came with the joint pass's."""
-    if call is None or not call.is_done:
-        return None
-    present = 0 if call.chosen.how == "joined" else rows.batch
-    return call.more if (rows.present, rows.absent, rows.spare) == (present, call.absent, 0) else None
-
-
-def _mixed(
-    leaf: Any, joint: torch.Size | None, shared: Any, is_present: list[bool], here: Tensor | None, gradient: bool
-) -> Any:
-    """Features of all rows: shared ones where the modality is present, and without a gradient where it is not."""
-    if joint is None or not is_rows(leaf) or leaf.shape == joint:
-        return leaf
-    (dim,) = changed_dims(leaf.shape, joint)
-    blocks = list(leaf.split(joint[dim], dim))
-    if not gradient:
-        blocks = [own if one else own.detach() for one, own in zip(is_present, blocks, strict=True)]
-    if shared is None:
-        return torch.cat(blocks, dim)
-    mask = None if here is None else along(leaf, dim, here, joint[dim] // len(here))
-
-    def present(own: Tensor) -> Tensor:
-        return shared if mask is None else torch.where(mask, shared, own)
-
-    return torch.cat([present(own) if one else own for one, own in zip(is_present, blocks, strict=True)], dim)

@@ -13,8 +13,8 @@ from agm._inputs.trees import flattened, leaves_of
 from agm._module_state.checkpoints import check_not_reentrant, reentrant_checkpoint
 from agm._module_state.compiled import is_compiled
 from agm._module_state.eval_mode import evaluation
-from agm._module_state.replace_forward import answering, called_function
-from agm._one_pass.joint_call import autocasts
+from agm._module_state.replace_forward import answering, answering_methods, called_function
+from agm._one_pass.joint_call import JointCall, autocasts
 from agm._passes.outputs import Outputs
 from agm._passes.record import Record
 
@@ -90,11 +90,14 @@ def joint_pass(
     watched = [name for name, encoder in encoders.items() if not (calls_fuse and is_compiled(encoder))]
     encoded = {name: _Encoded(encoders[name], keeps) for name in watched}
     fused = _Fused(network, encoders.keys() - encoded.keys() if keeps else ())
-    with answering({one.encoder: one for one in encoded.values()}), answering({network: fused}, "fuse"):
+    instead: list[tuple[nn.Module, str, Callable[..., Any]]] = [(network, "fuse", fused)]
+    instead += [(one.encoder, "forward", one) for one in encoded.values()]
+    with answering_methods(instead):
         output = network(**inputs)
     logits = outputs.logits(output)
-    if not all(one.has_encoded(inputs[name]) for name, one in encoded.items()):
-        raise refusal(network, encoders)
+    for name, one in encoded.items():
+        if not one.has_encoded(inputs[name]):
+            raise refusal(network, encoders)
     features = {name: one.calls[0][1] for name, one in encoded.items()}
     if not fused.is_all(features, output):
         # Equal numbers say so for this batch alone, and not for gradients: forward itself runs for masked rows.
@@ -164,13 +167,20 @@ class _Encoded:
         self.is_frozen = not torch.is_grad_enabled() and reentrant_checkpoint() is None
         self.autocast = autocasts()
         if self.keeps:
-            output, self.kept = doubled(output)
+            few = self.forward.few if isinstance(self.forward, JointCall) else None
+            if few is None:
+                output, self.kept = doubled(output)
+            else:  # of which there is a copy, and what is handed on is a view
+                self.kept = few[: len(output)]
         self.calls.append(((args, kwargs), output))
         return output
 
     def has_encoded(self, inputs: Any) -> bool:
         """Whether it was called once, with a modality's input as it is."""
-        return len(self.calls) == 1 and _identical(self.calls[0][0], ((inputs,), {}))
+        if len(self.calls) != 1:
+            return False
+        args, kwargs = self.calls[0][0]
+        return len(args) == 1 and not kwargs and (args[0] is inputs or _identical(args[0], inputs))
 
 
 class _Fused:
@@ -222,6 +232,8 @@ class _Fused:
 
 
 def _requires_grad(tree: Any) -> bool:
+    if isinstance(tree, Tensor):
+        return tree.requires_grad
     return any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves_of(tree))
 
 
@@ -256,6 +268,8 @@ def refusal(network: nn.Module, encoders: Mapping[str, nn.Module]) -> ValueError
 
 
 def _identical(left: Any, right: Any) -> bool:
+    if isinstance(left, Tensor) and isinstance(right, Tensor):
+        return _are_one(left, right)
     leaves, structure = flattened(left)
     others, other = flattened(right)
     return structure == other and all(map(_are_one, leaves, others))

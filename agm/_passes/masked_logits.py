@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from agm._inputs.absent import Absent
-from agm._inputs.explained import explained
+from agm._inputs.explained import Explained
 from agm._one_pass.choice import Passes
 from agm._passes.masked_passes import MaskedPasses
 from agm._passes.options import Masked, MaskedOptions
@@ -92,7 +92,9 @@ def masked_logits(
     The proof is made anew in every step: the rows are followed through all functions of torch that the encoder calls,
     and those that are known to treat rows alike may pass. A function that is not known, or puts rows together, ends the
     pass; so do hooks, an activation checkpoint inside, random numbers that eval mode draws too, and state that the
-    encoder keeps. What it had changed is put back, two passes follow, and `agm.AGM.plan` says why. Where the code of
+    encoder keeps. What it had changed is put back, two passes follow, and `agm.AGM.plan` says why. In a chain of
+    torch's own layers (nn.Sequential of linear layers, convolutions, activations ...), without hooks or subclasses and
+    none of which depends on the mode, it is known what runs, and nothing is followed. Where the code of
     an encoder asks for its mode or for the number of rows (`if self.training`), a first batch shows whether the same
     functions run in eval mode, and later ones whether they still do. `passes` says what to do with it. An encoder in
     which rows may meet has its present rows and its absent ones by themselves.
@@ -173,5 +175,5 @@ def masked_logits(
             f"{sample.modalities}."
         )
     given = run.binding.split((), {**inputs, **(arguments or {})})
-    with nullcontext() if torch.compiler.is_compiling() else explained(given.inputs):
+    with nullcontext() if torch.compiler.is_compiling() else Explained(given.inputs):
         return run.stacked(given, present, sample)

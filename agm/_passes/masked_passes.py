@@ -16,7 +16,7 @@ from agm._lazy_rows.tensor import Rows
 from agm._module_state.compiled import is_compiled
 from agm._module_state.eval_mode import evaluation, mixes_samples, mode_dependent_layers, unfrozen
 from agm._module_state.hooks import ForwardHooks
-from agm._module_state.modules import submodules
+from agm._module_state.structure import Structure, Structures
 from agm._one_pass.choice import refused
 from agm._passes.absent_features import AbsentFeatures
 from agm._passes.by_path import InterceptedPasses
@@ -94,6 +94,7 @@ class MaskedPasses:
         if absent_features is None:
             absent_features = AbsentFeatures(options.absent_gradient, options.absent_refresh)
         self.absent_features = absent_features
+        self._structures = Structures()
         self._parted: InterceptedPasses | FactorisedPasses | None = None  # None: the network is one piece
         if encoders:
             if self.chunks:
@@ -103,11 +104,19 @@ class MaskedPasses:
                     "`fuse`, whose fusion then runs in chunks."
                 )
             self._parted = InterceptedPasses(
-                network, self.binding, self.outputs, options, peers, record, self.absent_features
+                network, self.binding, self.outputs, options, peers, record, self.absent_features, self._structures
             )
         elif own:
             self._parted = FactorisedPasses(
-                network, self.binding, self.outputs, options, self.chunks, peers, record, self.absent_features
+                network,
+                self.binding,
+                self.outputs,
+                options,
+                self.chunks,
+                peers,
+                record,
+                self.absent_features,
+                self._structures,
             )
         elif not options.absent_gradient:
             raise ValueError(
@@ -144,9 +153,18 @@ class MaskedPasses:
         return self.outputs.logits(output), masked, rows
 
     def step(
-        self, arguments: Arguments, present: Tensor | None = None, sample: SubsetSample | None = None
+        self,
+        arguments: Arguments,
+        present: Tensor | None = None,
+        sample: SubsetSample | None = None,
+        structure: Structure | None = None,
     ) -> tuple[Any, Tensor | Mapping[int, Tensor], Rows]:
-        """As `apart`, with the joint pass's output as the network returned it."""
+        """As `apart`, with the joint pass's output as the network returned it.
+
+        Args:
+            arguments, present, sample: as there.
+            structure: of the network as it is now, if that has been looked for.
+        """
         batch = batch_size(arguments.inputs)
         modalities = len(self.modalities)
         self.absent_features.begin()
@@ -159,9 +177,14 @@ class MaskedPasses:
         if self.record.by_path and isinstance(self._parted, FactorisedPasses):
             self._parted = self._as_paths(self._parted)
         run = self._parted or self._whole
-        hooks = None if torch.compiler.is_compiling() else ForwardHooks(submodules(self.network))
-        output, masked = run(arguments, rows, absent, here, hooks)
+        structure = structure or self.structure()
+        hooks = None if structure is None else ForwardHooks(structure.hooked)
+        output, masked = run(arguments, rows, absent, here, hooks, structure)
         return output, masked, rows
+
+    def structure(self) -> Structure | None:
+        """That of the network as it is now; None in a step that is compiled."""
+        return self._structures.of(self.network)
 
     def _as_paths(self, parted: FactorisedPasses) -> InterceptedPasses | FactorisedPasses:
         """The passes of a network whose forward is not quite its encoders and `fuse`: its encoders named by path."""
@@ -170,7 +193,7 @@ class MaskedPasses:
         if self.chunks or not all(found.values()) or is_compiled(self.network):
             return parted
         options = replace(self.options, encoders=found)
-        known = (parted.peers, self.record, self.absent_features)
+        known = (parted.peers, self.record, self.absent_features, self._structures)
         return InterceptedPasses(self.network, self.binding, self.outputs, options, *known)
 
     @staticmethod
@@ -276,6 +299,7 @@ class MaskedPasses:
         absent: Mapping[str, Any],
         here: Mapping[str, Tensor] | None = None,
         hooks: ForwardHooks | None = None,
+        structure: Structure | None = None,
     ) -> tuple[Any, Tensor]:
         batch, subsets = rows.batch, rows.subsets
         if self.shared and (layers := mode_dependent_layers(self.network)):
@@ -285,7 +309,7 @@ class MaskedPasses:
                 "use masked='exact'."
             )
         check_others(arguments, batch)
-        if self.chunks or mixes_samples(self.network):
+        if self.chunks or (mixes_samples(self.network) if structure is None else structure.mixes_samples()):
             parts = self.chunks.parts(self.network, batch, len(subsets))
             # Copies, since the network may write to its inputs in the joint pass, after which the chunks are built.
             inputs, others, rest = copied(tuple(arguments[:3]))
@@ -299,11 +323,11 @@ class MaskedPasses:
             return joint, self.chunks.run(self.network, call, parts, hooks)
         masked = masked_arguments(arguments, absent, subsets)
         joint = self._joint(arguments, hooks)
-        with evaluation(self.network, hooks):
+        with evaluation(self.network, hooks, self.structure()):
             return joint, self.outputs.logits(self.binding.call(masked))
 
     def _joint(self, arguments: Arguments, hooks: ForwardHooks | None) -> Any:
-        with nullcontext() if hooks is None else hooks.watched():
+        with nullcontext() if hooks is None or not hooks.are_there else hooks.watched():
             output = self.binding.call(arguments)
         self.outputs.logits(output)  # refused here, where it is the joint pass's
         return output

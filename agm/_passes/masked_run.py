@@ -1,8 +1,7 @@
 """The masked pass of a network whose encoders are named by path."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +15,7 @@ from agm._inputs.trees import leaves_of, mapped
 from agm._lazy_rows.tensor import Deferred, Rows
 from agm._module_state.eval_mode import evaluation, mixes_samples
 from agm._module_state.hooks import ForwardHooks
-from agm._module_state.replace_forward import answering
+from agm._module_state.replace_forward import answering_methods
 from agm._module_state.undo import Contexts
 from agm._passes.absent_features import looking, warn_if_amplified
 from agm._passes.encoder_calls import Answer, KnownCall, NeedsOrigins
@@ -29,12 +28,12 @@ if TYPE_CHECKING:
 __all__ = ["MaskedRun", "called_instead", "few_rows"]
 
 
-def called_instead(functions: Sequence[Recorder] | Sequence[Answer]) -> AbstractContextManager[None]:
-    """Each encoder is called as one of these, its own."""
-    methods: dict[str, dict[nn.Module, Callable[..., Any]]] = {}
-    for function in functions:
-        methods.setdefault(function.target.method, {})[function.target.owner] = function
-    return Contexts(*(partial(answering, answers, method) for method, answers in methods.items()))
+def called_instead(
+    functions: Sequence[Recorder] | Sequence[Answer], eager: bool, *around: Callable[[], AbstractContextManager[Any]]
+) -> AbstractContextManager[None]:
+    """Each encoder is called as one of these, its own, inside of other contexts; `eager` where no pass is compiled."""
+    instead = answering_methods([(one.target.owner, one.target.method, one) for one in functions], eager)
+    return Contexts(*around, lambda: instead) if around else instead
 
 
 class MaskedRun:
@@ -68,7 +67,8 @@ class MaskedRun:
         self.shares = shares
         self.hooks = hooks
         # Arguments beside the modalities can reach an encoder, and then every absent row is another one.
-        self.extra_rows = _has_rows(arguments.others, arguments.rest)
+        self.extra_rows = bool(arguments.others or arguments.rest) and _has_rows(arguments.others, arguments.rest)
+        self.structure = passes.structures.of(passes.network)  # as the joint pass has left it
 
     def logits(self, rows: Rows, *, deferred: bool, check: bool = False) -> Any:
         """What the network makes of the masked rows, its encoders answering for them.
@@ -79,7 +79,7 @@ class MaskedRun:
             check: whether to look at the rows that encoders pick.
         """
         record = self.passes.record
-        if torch.compiler.is_compiling():
+        if self.structure is None:
             return self._run(rows, deferred, check, None)
         if not record.follows:
             try:
@@ -89,7 +89,7 @@ class MaskedRun:
         return self._run(rows, deferred, check, Origins())
 
     def _run(self, rows: Rows, deferred: bool, check: bool, origins: Origins | None) -> Any:
-        compiling = torch.compiler.is_compiling()
+        compiling = self.structure is None
         handed = Handed(is_compiled=compiling)
         place = _deferred if deferred else _written
 
@@ -118,7 +118,7 @@ class MaskedRun:
                 handed,
                 self.here,
                 self.shares,
-                mixes=self.passes.shared and bool(mixes_samples(recorder.target.owner)),
+                mixes=self.passes.shared and self._mixes(recorder.target.owner),
                 extra_rows=self.extra_rows,
                 origins=origins,
                 other_rows=() if compiling else self.passes.record.other_rows,
@@ -131,13 +131,11 @@ class MaskedRun:
             for recorder in self.recorders
         ]
         network = self.passes.network
-        with ExitStack() as stack:
-            stack.enter_context(evaluation(network, self.hooks))
-            stack.enter_context(called_instead(answers))
-            if origins is not None:
-                for tensor, _, bit, _ in handed.of.values():
-                    origins.note(tensor, frozenset((bit,)))
-                stack.enter_context(origins)
+        if origins is not None:
+            for tensor, _, bit, _ in handed.of.values():
+                origins.note(tensor, frozenset((bit,)))
+        within = called_instead(answers, not compiling)
+        with evaluation(network, self.hooks, self.structure), within, nullcontext() if origins is None else origins:
             output = self.passes.binding.call(Arguments(inputs, others, rest, placed))
             logits = self.passes.outputs.logits(output)
         for answer in answers:
@@ -154,6 +152,11 @@ class MaskedRun:
             record.other_rows.update(answer.other_rows)
             record.order[str(answer.target)] = answer.order
         return logits
+
+    def _mixes(self, encoder: nn.Module) -> bool:
+        if self.structure is None:
+            return bool(mixes_samples(encoder))
+        return self.structure.mixes_samples() and self.structure.part(encoder).mixes_samples()
 
     def _known_calls(self, recorder: Recorder) -> Sequence[KnownCall]:
         """What an eager step has found out about each call of an encoder; none, if there was none that could."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from agm._inputs.structures import entries, parse_path, read, replaced, where
+from agm._lazy_rows.tensor import Deferred
 from agm._passes.declared_head import DeclaredHead
 
 __all__ = ["Output", "Outputs", "check_no_loss"]
@@ -68,6 +69,8 @@ class Outputs:
     def _logits(self, output: Any) -> Tensor:
         if type(output) is Tensor and self.output is None and self.class_dim is None and output.dim() > 1:
             return output  # at once: most networks return them alone
+        if isinstance(output, Deferred) and self.output is None and self.class_dim is None and output.dims > 1:
+            return output
         found = self._leaf(output)
         if self.class_dim is not None:
             if not -found.dim() <= self.class_dim < found.dim():

@@ -71,7 +71,7 @@ def check_present(present: Tensor | Sequence[Tensor], modalities: int) -> Tensor
     """
     if not isinstance(present, Tensor):
         parts = _check_parts("present", present)
-        if parts[0].dim() < 2 or any(part.shape != parts[0].shape for part in parts):
+        if parts[0].dim() < 2 or any([part.shape != parts[0].shape for part in parts]):
             raise ValueError(
                 "Expected argument `present` to hold tensors of one shape (batch, ..., classes), "
                 f"but got {[tuple(part.shape) for part in parts]}."
@@ -79,7 +79,7 @@ def check_present(present: Tensor | Sequence[Tensor], modalities: int) -> Tensor
         for part in parts:
             _check_logits("present", part)
             _check_device("present", part, parts[0].device)
-        if any(part.dtype != parts[0].dtype for part in parts):
+        if any([part.dtype != parts[0].dtype for part in parts]):
             raise TypeError(
                 f"Expected argument `present` to hold tensors of one dtype, but got {[part.dtype for part in parts]}. "
                 "Cast them with .to(dtype)."
@@ -110,7 +110,7 @@ def check_absent(absent: Tensor | Sequence[Tensor], modalities: int, present: Te
     if isinstance(absent, Tensor):
         right = absent.shape == (modalities, *rest) or absent.shape == (modalities, 1, *rest)
     else:
-        right = len(parts) == modalities and all(part.shape in (rest, (1, *rest)) for part in parts)
+        right = len(parts) == modalities and all([part.shape in (rest, (1, *rest)) for part in parts])
     if not right:
         got = [tuple(part.shape) for part in parts]
         raise ValueError(
@@ -156,7 +156,7 @@ def check_joint_logits(joint_logits: Tensor, present: Tensor) -> None:
 
 
 def _check_parts(name: str, parts: Sequence[Tensor]) -> list[Tensor]:
-    if not isinstance(parts, (list, tuple)) or not parts or not all(isinstance(part, Tensor) for part in parts):
+    if not isinstance(parts, (list, tuple)) or not parts or not all([isinstance(part, Tensor) for part in parts]):
         raise TypeError(
             f"Expected argument `{name}` to be a tensor, or a list or tuple with a tensor for each modality, "
             f"but got {type(parts).__name__}."

@@ -7,8 +7,8 @@ from copy import copy
 import torch
 from torch import Tensor, nn
 
+from agm._module_state.generators import kept_generators
 from agm._module_state.traces import contents, refill
-from agm._module_state.values import kept_generators
 
 __all__ = ["preserved"]
 
@@ -24,7 +24,7 @@ def preserved(root: nn.Module) -> Iterator[Callable[[], None]]:
     """
     modules = list(root.modules())
     attributes = [(vars(module), dict(vars(module))) for module in modules]
-    containers = list(contents(kept for _, kept in attributes))
+    containers = contents([kept for _, kept in attributes])
     # Hooks too, which a network may register on itself in its first forward.
     hooks = [(value, copy(value)) for _, kept in attributes for name, value in kept.items() if name.endswith("_hooks")]
     tensors = {id(tensor): (tensor, tensor.detach().clone()) for tensor in _tensors(modules)}

@@ -11,8 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import agm
 from agm._module_state.capture import is_capturing, is_recorded
+from agm._module_state.generators import kept_generators
+from agm._module_state.structure import Structure
 from agm._module_state.untouched import untouched
-from agm._module_state.values import kept_generators, kept_values
+from agm._module_state.values import kept_values
 from agm._one_pass.records import Origins
 from agm._one_pass.row_split import RowSplit
 from agm.shapley.weights import weights_on
@@ -197,7 +199,7 @@ def test_a_captured_step_that_fails_reads_nothing(captures: Callable[[], None]) 
     norm = nn.BatchNorm1d(2)
     captures()
     with Capture():
-        put_back = kept_values(norm, [])
+        put_back = kept_values(Structure(norm), [], [])
         put_back()
 
 

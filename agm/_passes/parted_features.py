@@ -1,0 +1,61 @@
+"""Features of the present rows and of the absent ones, of an encoder that is called by itself."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agm._inputs.absent import is_rows
+from agm._inputs.rows import blocks, combine
+from agm._inputs.samples import unwrap
+from agm._inputs.trees import leaves_of, mapped
+from agm._lazy_rows.tensor import Deferred, Rows
+from agm._module_state.untouched import untouched
+
+__all__ = ["deferred_leaf", "in_two", "parted_features", "written_leaf"]
+
+
+def in_two(encoder: nn.Module, given: Any, batch: int) -> tuple[Any, Any]:
+    """What an encoder in which rows may meet makes of present rows, and of absent ones, each by themselves."""
+    features = []
+    for part in _two(given, batch):
+        with untouched(encoder, part):  # each finds what the joint pass has left
+            features.append(encoder(unwrap(part)))
+    return features[0], features[1]
+
+
+def _two(given: Any, batch: int) -> tuple[Any, Any]:
+    """Present rows and absent ones."""
+    present = mapped(lambda leaf: leaf[:batch] if is_rows(leaf) else leaf, given)
+    return present, mapped(lambda leaf: leaf[batch:] if is_rows(leaf) else leaf, given)
+
+
+def parted_features(name: str, features: Any, batch: int) -> tuple[Any, Any]:
+    for leaf in leaves_of(features):
+        if is_rows(leaf) and leaf.shape[0] not in (batch + 1, 2 * batch):
+            raise ValueError(
+                f"Expected encoder `{name}` to return features with the samples in the first dimension, but for "
+                f"{batch} samples and one absent row it returned {tuple(leaf.shape)}."
+            )
+    return _two(features, batch)
+
+
+def written_leaf(rows: Rows, bit: int, present: Any, absent: Any) -> Any:
+    if not is_rows(present):
+        return present
+    return combine(_at_most(present, rows), _at_most(absent, rows), blocks(bit, rows.subsets), rows.part)
+
+
+def deferred_leaf(rows: Rows, bit: int, present: Any, absent: Any) -> Any:
+    if type(present) is Tensor and type(absent) is Tensor:  # a pass around may watch, and need not see this
+        with torch._C.DisableTorchFunction():
+            few = [_at_most(present, rows), _at_most(absent, rows)] if present.dim() else []
+            return Deferred.of(rows, bit, torch.cat(few)) if few else present
+    if not is_rows(present):
+        return present
+    return Deferred.of(rows, bit, torch.cat([_at_most(present, rows), _at_most(absent, rows)]))
+
+
+def _at_most(leaf: Tensor, rows: Rows) -> Tensor:
+    """As many rows as there are samples; a slice of all would still be an operation of the backward."""
+    return leaf if leaf.shape[0] <= rows.batch else leaf[: rows.batch]
