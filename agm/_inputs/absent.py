@@ -33,6 +33,10 @@ _PADDING = (
     " Of a sequence for each sample make one tensor, torch.nn.utils.rnn.pad_sequence(..., batch_first=True), and give "
     "their lengths or a mask beside it."
 )
+_PACKED = (
+    " Where its rows are nodes or items of several samples one behind another, make a dense batch of them, with a mask "
+    "beside it (torch_geometric.utils.to_dense_batch, torch.nn.utils.rnn.pad_packed_sequence)."
+)
 
 
 def batch_size(inputs: Mapping[str, Any]) -> int:
@@ -48,10 +52,11 @@ def batch_size(inputs: Mapping[str, Any]) -> int:
         leaves = leaves_of(value, is_leaf=is_opaque)
         opaque = next((leaf for leaf in leaves if is_opaque(leaf)), None)
         if opaque is not None:
+            advice = _PACKED if _is_graphs(opaque) else ""
             raise ValueError(
                 f"Expected argument `{name}` to be made of tensors in tuples, lists and dicts, but got a "
                 f"{type(opaque).__name__}. Take it apart, build it inside the network from tensors, or say where in it "
-                "the modality lies, with `inputs=`."
+                f"the modality lies, with `inputs=`.{advice}"
             )
         odd = next((leaf for leaf in leaves if isinstance(leaf, Tensor) and _has_no_rows(leaf)), None)
         if odd is not None:
@@ -71,8 +76,12 @@ def batch_size(inputs: Mapping[str, Any]) -> int:
         sizes[name] = rows[0]
     batch: int = next(iter(sizes.values()))
     if any(size != batch for size in sizes.values()):
-        raise ValueError(f"Expected all inputs to have the same number of samples, but got {sizes}.")
+        raise ValueError(f"Expected all inputs to have the same number of samples, but got {sizes}." + _PACKED)
     return batch
+
+
+def _is_graphs(value: object) -> bool:
+    return type(value).__module__.startswith("torch_geometric.")
 
 
 def _common_size(inputs: Mapping[str, Any]) -> int | None:
