@@ -28,7 +28,8 @@ FLAGS_OF = {
     ".cu": ("-xc++", "-DAGM_CUDA_KEY=CPU", "-ftls-model=local-dynamic"),
 }
 # Without the macro csrc/cpu/vector.h makes no copies of functions for newer processors, which take half of the time.
-SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g1", "-U__gnu_linux__")
+# Nor are they optimised, which would take longer than they run.
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g1", "-O0", "-U__gnu_linux__")
 
 _pool = ThreadPoolExecutor(os.cpu_count())
 

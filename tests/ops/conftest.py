@@ -31,11 +31,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 _LARGE = 60
-_EVERY = 3  # coprime to the numbers of dtypes, rooms and layouts, so that some cells of each are left
+_EVERY = 7  # coprime to the numbers of dtypes, rooms and layouts, so that some cells of each are left
 
 
 def _fewer(items: list[pytest.Item]) -> list[pytest.Item]:
-    """One in three cells of large tables: under the sanitizers a call takes ten times as long."""
+    """One in seven cells of large tables: under the sanitizers a call takes ten times as long."""
     tables: dict[str, list[pytest.Item]] = {}
     for item in items:
         tables.setdefault(item.nodeid.partition("[")[0], []).append(item)
