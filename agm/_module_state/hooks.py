@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from agm._module_state.undo import putting_back
 
-__all__ = ["KINDS", "ForwardHooks"]
+__all__ = ["KINDS", "ForwardHooks", "kept_hooks"]
 
 KINDS = ("_forward_pre_hooks", "_forward_hooks")
 
@@ -21,6 +21,20 @@ _CAPTURING = ("transformers.",)
 
 def _is_of_the_network(hook: Callable[..., Any]) -> bool:
     return (getattr(hook, "__module__", None) or "").startswith(_CAPTURING)
+
+
+def kept_hooks(modules: Sequence[nn.Module]) -> Callable[[], None]:
+    """The forward hooks that modules have; the callable leaves these, and takes away those that came since."""
+    known = {(id(module), kind): set(hooks) for module in modules for kind in KINDS if (hooks := module.__dict__[kind])}
+
+    def put_back() -> None:
+        for module in modules:
+            for kind in KINDS:
+                hooks = module.__dict__[kind]
+                for key in [key for key in hooks if key not in known.get((id(module), kind), ())]:
+                    del hooks[key]
+
+    return put_back
 
 
 class ForwardHooks:

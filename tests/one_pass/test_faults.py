@@ -66,3 +66,40 @@ def test_memory_that_runs_out_in_the_first_batch(error: type[BaseException], mon
         found = gradients(model)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7, msg=f"product {number}")
     assert 5 < number < 39  # every product of the step failed once
+
+
+class Capturing(nn.Module):
+    """As models of transformers: hooks are registered once, in the first call, and make a part of the output."""
+
+    registered = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 12), nn.Linear(12, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.registered:
+
+            def capture(module: nn.Module, args: Any, output: Tensor) -> None:
+                self.seen.append(output)
+
+            capture.__module__ = "transformers.utils"  # by which it is known to be the network's own
+            self.first.register_forward_hook(capture)
+            self.registered = True
+        self.seen: list[Tensor] = []
+        hidden = self.last(torch.relu(self.first(x)))
+        if self.training:  # it reads its mode
+            hidden = hidden * 1
+        (captured,), self.seen = self.seen, []
+        return hidden + captured[:, :6]
+
+
+@pytest.mark.parametrize("masked", ["exact", "shared"])
+def test_hooks_that_forward_registers_once_are_there_once(masked: str) -> None:
+    torch.manual_seed(0)
+    net = Net()
+    net.e = Capturing()
+    model = agm.AGM(net, ("a", "b"), encoders={"a": "e", "b": "f"}, masked=masked)
+    for _ in range(2):
+        F.cross_entropy(model(**X, target=Y), Y).backward()
+        assert len(net.e.first._forward_hooks) == 1

@@ -1,6 +1,6 @@
 """Whether the competition strength of joint training tells where AGM helps, from the results.csv of a study.
 
-    python docs/results/field/strength.py docs/results/field/results.csv "agm shared"
+python docs/results/field/strength.py docs/results/field/results.csv "agm shared"
 """
 
 import csv
@@ -26,5 +26,6 @@ for task in dict.fromkeys(task for task, _ in found):
         gains.append(other[f"response_{name}"] - joint[f"response_{name}"])
         print(f"    {name}: strength {strengths[-1]:.2f}, response {100 * gains[-1]:+.1f} points")
 result = stats.spearmanr(strengths, gains)
-print(f"strength against gain of response, {len(gains)} modalities: rank correlation {result.statistic:.2f}, p {result.pvalue:.2f}")
+print(f"strength against gain of response, {len(gains)} modalities: rank correlation {result.statistic:.2f}", end=", ")
+print(f"p {result.pvalue:.2f}")
 print(f"mean gain {100 * statistics.fmean(gains):+.1f} points")
