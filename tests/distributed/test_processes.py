@@ -23,7 +23,7 @@ def _check(outcomes: Callable[[int], dict[str, list[str]]], size: int, check: st
 
 
 @pytest.mark.parametrize("check", [name for name in CHECKS if not name.endswith("gpu")])
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [4])
 def test_processes(outcomes: Callable[[int], dict[str, list[str]]], size: int, check: str) -> None:
     _check(outcomes, size, check)
 
