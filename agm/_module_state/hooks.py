@@ -10,9 +10,10 @@ from torch.utils import _pytree as pytree
 
 from agm._module_state.undo import putting_back
 
-__all__ = ["KINDS", "ForwardHooks", "kept_hooks"]
+__all__ = ["ALL_KINDS", "KINDS", "ForwardHooks"]
 
 KINDS = ("_forward_pre_hooks", "_forward_hooks")
+ALL_KINDS = (*KINDS, "_backward_pre_hooks", "_backward_hooks")
 
 
 # Models of these packages make their own outputs of what hooks of theirs capture.
@@ -21,20 +22,6 @@ _CAPTURING = ("transformers.",)
 
 def _is_of_the_network(hook: Callable[..., Any]) -> bool:
     return (getattr(hook, "__module__", None) or "").startswith(_CAPTURING)
-
-
-def kept_hooks(modules: Sequence[nn.Module]) -> Callable[[], None]:
-    """The forward hooks that modules have; the callable leaves these, and takes away those that came since."""
-    known = {(id(module), kind): set(hooks) for module in modules for kind in KINDS if (hooks := module.__dict__[kind])}
-
-    def put_back() -> None:
-        for module in modules:
-            for kind in KINDS:
-                hooks = module.__dict__[kind]
-                for key in [key for key in hooks if key not in known.get((id(module), kind), ())]:
-                    del hooks[key]
-
-    return put_back
 
 
 class ForwardHooks:

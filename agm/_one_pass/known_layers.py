@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from agm._module_state.hooks import ALL_KINDS
 from agm._module_state.structure import Structure
 
 __all__ = ["KnownLayers", "known_layers"]
@@ -117,7 +118,7 @@ def _chain(structure: Structure) -> KnownLayers | None:
         if type(module) is not nn.Sequential and type(module) not in _LAYERS:
             return None
         own = vars(module)
-        hooks = any(own[name] for name in _HOOKS)
+        hooks = any(own[name] for name in ALL_KINDS)
         if hooks or "forward" in own or own.get("_compiled_call_impl") is not None:
             return None
         if type(module) is nn.Sequential:
@@ -125,6 +126,3 @@ def _chain(structure: Structure) -> KnownLayers | None:
         else:
             found.append(module)
     return KnownLayers(structure, found)
-
-
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")

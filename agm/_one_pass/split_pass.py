@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from agm._inputs.absent import is_opaque
 from agm._inputs.trees import flattened, leaves_of, mapped, unflattened
 from agm._module_state.eval_mode import evaluation
-from agm._module_state.hooks import kept_hooks
 from agm._module_state.modules import submodules
 from agm._module_state.traces import Attributes, is_own
 from agm._module_state.undo import Contexts, putting_back
@@ -62,7 +61,7 @@ def split_pass(
     if _have_hooks(modules):  # which forward has registered since the pass was chosen
         raise Unsplit("it has hooks, which would see train rows and eval rows as one batch")
     own = [module for module in modules if is_own(module)]
-    attributes, put_back_hooks = Attributes(own), kept_hooks(modules)
+    attributes = Attributes(own)
     drawn = _drawn(own) if own else None
     origins = Origins(modules, leaves_of(given))
     split = RowSplit(batch, batch + more, origins, serves=serves, expected=expected)
@@ -91,7 +90,7 @@ def split_pass(
             if both._version:  # what the encoder has written to its input is seen by others too
                 leaf.copy_(both[:batch])
     except BaseException as error:
-        put_back_hooks()
+        _without_hooks(modules)  # as they were
         attributes.put_back()
         split.undo()
         if drawn is not None:
@@ -106,6 +105,12 @@ def split_pass(
 
 def _have_hooks(modules: Sequence[nn.Module]) -> bool:
     return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+
+
+def _without_hooks(modules: Sequence[nn.Module]) -> None:
+    for module in modules:
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            hooks.clear()
 
 
 def _run(
@@ -216,12 +221,11 @@ def what_runs(encoder: nn.Module, given: Given, rows: Mapping[int, Tensor], batc
     if batch < 2:
         raise Unsplit(f"{READS}, and of one sample nothing can be told")
     modules, runs = submodules(encoder), []
-    # A model that registers hooks once notes it in its attributes: both are put back, or neither.
-    put_back_hooks = kept_hooks(modules)
+    # A model that registers hooks once notes it in its attributes: both are as before, without any, or neither.
     with (
         untouched(encoder, list(rows.values())),
         putting_back(Attributes(modules).put_back),
-        putting_back(put_back_hooks),
+        putting_back(partial(_without_hooks, modules)),
     ):
         for train, count in ((batch, batch), (0, max(more, 2))):
             split = RowSplit(train, count, Origins(modules, leaves_of(given)), records=True)

@@ -13,6 +13,7 @@ from agm._inputs.trees import leaves_of
 from agm._lazy_rows.decision import Deferral
 from agm._lazy_rows.tensor import METADATA, Deferred
 from agm._module_state.compiled import is_compiled
+from agm._module_state.hooks import ALL_KINDS
 from agm._module_state.replace_forward import answering
 from agm._module_state.undo import Contexts, putting_back
 from agm.distributed import is_sharded
@@ -78,7 +79,7 @@ class DeclaredHead:
             why = "computes its weight anew in each call (a parametrization)"
         elif any(is_sharded(part) for part in self._around()):
             why = "is in a part that is sharded by itself, and not with the model: fully_shard(agm.AGM(...))"
-        elif any(getattr(found, hooks) for hooks in _HOOKS):
+        elif any(getattr(found, hooks) for hooks in ALL_KINDS):
             why = "has hooks, which would be called with logits that are not made"
         elif any(getattr(part, hooks) for part in self._around() for hooks in _HOOKS_ON_OUTPUTS):
             why = "is in a module with hooks on its output, which would hold logits that are not made"
@@ -230,4 +231,3 @@ class _Watched:
 
 _ELSE = "the logits are not what it returns, but come from it or from something else"
 _HOOKS_ON_OUTPUTS = ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
-_HOOKS = (*_HOOKS_ON_OUTPUTS, "_forward_pre_hooks")

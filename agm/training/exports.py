@@ -19,6 +19,7 @@ __all__ = [
     "COLUMNS",
     "command_line",
     "comparison_row",
+    "difference_text",
     "interval",
     "is_share",
     "remark",
@@ -144,8 +145,13 @@ def interval(comparison: Comparison) -> str:
     """Paired difference and its interval; of accuracies in percentage points."""
     if comparison.difference is None:
         return ""
-    scale, digits = _scale(comparison.metric)
-    mean, low, high = comparison.difference
+    return difference_text(comparison.difference, comparison.metric)
+
+
+def difference_text(difference: tuple[float, float | None, float | None], metric: str) -> str:
+    """A difference by a metric, (mean, low, high), and its interval where it has one."""
+    scale, digits = _scale(metric)
+    mean, low, high = difference
     text = f"{scale * mean:+.{digits}f}"
     if low is None or high is None:
         return text

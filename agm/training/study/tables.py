@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agm.training.compare import Comparison
-from agm.training.exports import COLUMNS, comparison_row, interval, spread, title_of
+from agm.training.exports import COLUMNS, comparison_row, difference_text, interval, spread, title_of
 from agm.training.printable import cell, printable
 from agm.training.run_folder import write_rows
 from agm.training.study.figures import StudyFigures
@@ -79,7 +79,7 @@ def _pairs(figures: StudyFigures) -> list[str]:
     lines = ["", "## Methods against each other", "", _row(head), "|---" * len(head) + "|"]
     for first, second in figures.study.pairs:
         found = figures.differences(first, second)
-        cells = [_points(found[task]) if task in found else "–" for task in (*figures.tasks, "")]
+        cells = [difference_text(found[task], "accuracy") if task in found else "–" for task in (*figures.tasks, "")]
         lines.append(_row([f"{first} – {second}", *cells]))
     return [
         *lines,
@@ -87,12 +87,6 @@ def _pairs(figures: StudyFigures) -> list[str]:
         "Points of test accuracy, the first less the second, paired by seed, with 95 % t-intervals over the seeds; the "
         "last column is of the mean over the tasks.",
     ]
-
-
-def _points(found: tuple[float, float | None, float | None]) -> str:
-    mean, low, high = found
-    text = f"{100 * mean:+.1f}"
-    return text if low is None or high is None else f"{text} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 def _alone(figures: StudyFigures, task: str) -> list[str]:
