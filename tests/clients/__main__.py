@@ -27,7 +27,7 @@ def line(name: str, client: Client) -> str:
     found = {masked: measured(client, masked) for masked in ("exact", "shared")}
     verdict = "right" if all(one.ok and one.finite for one in found.values()) else "WRONG"
     worst = max(one.worst for one in found.values())
-    note = f"{verdict}; {client.note}" if client.note else verdict
+    note = f"{verdict}; {client.written}" if client.written else verdict
     return f"| {name} | {rows_of(found['exact'].rows)} | {rows_of(found['shared'].rows)} | {worst:.0e} | {note} |"
 
 

@@ -33,7 +33,7 @@ class Client:
         inputs: the arguments of forward.
         target: of the batch.
         refused: words with which it is refused; None for one that works.
-        note: what else a user writes, for the table.
+        inside: what the network itself must be written with.
         cheap: whether a test has the time for it.
     """
 
@@ -45,8 +45,16 @@ class Client:
     target: Callable[[], Tensor] = lambda: torch.arange(BATCH)
     more: dict[str, Any] = field(default_factory=dict)
     refused: str | None = None
-    note: str = ""
+    inside: str = ""
     cheap: bool = True
+
+    @property
+    def written(self) -> str:
+        """What else a user writes, beside modalities and encoders; of long values the name alone."""
+        settings = {"absent": self.absent, **self.more} if self.absent is not None else self.more
+        shown = {name: f'"{value}"' if isinstance(value, str) else str(value) for name, value in settings.items()}
+        words = [f"{name}={text}" if len(text) < 20 else f"{name}=" for name, text in shown.items()]
+        return ", ".join(f"`{word}`" for word in [*words, *([self.inside] if self.inside else [])])
 
     def wrapped(self, masked: str) -> agm.AGM:
         """It as a user has it."""

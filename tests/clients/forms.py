@@ -388,7 +388,6 @@ CLIENTS = {
         {"x_l": "project.l", "x_a": "project.a", "x_v": "project.v"},
         lambda: {"x_l": normal(7, 20), "x_a": normal(7, 8), "x_v": normal(7, 12)},
         more={"output": 0},
-        note="`output=0`",
     ),
     "TFN": Client(TensorFusion, TRIMODAL, {name: name for name in TRIMODAL}, three),
     "LMF": Client(LowRankFusion, TRIMODAL, {name: name for name in TRIMODAL}, three),
@@ -406,7 +405,6 @@ CLIENTS = {
         BY_NAME,
         lambda: {"batch": audio_and_visual()},
         more={"inputs": {"audio": "audio", "visual": "visual"}},
-        note="`inputs=`",
     ),
     "forward(inputs), a list": Client(
         OfList,
@@ -414,12 +412,9 @@ CLIENTS = {
         BY_NAME,
         lambda: {"inputs": list(audio_and_visual().values())},
         more={"inputs": {"audio": 0, "visual": 1}},
-        note="`inputs=`",
     ),
-    "returns (a, v, logits)": Client(Tupled, PAIR, BY_NAME, audio_and_visual, more={"output": 2}, note="`output=2`"),
-    "returns a dataclass": Client(
-        AsDataclass, PAIR, BY_NAME, audio_and_visual, more={"output": "scores"}, note='`output="scores"`'
-    ),
+    "returns (a, v, logits)": Client(Tupled, PAIR, BY_NAME, audio_and_visual, more={"output": 2}),
+    "returns a dataclass": Client(AsDataclass, PAIR, BY_NAME, audio_and_visual, more={"output": "scores"}),
     "losses in attributes": pair(Keeping),
     "mixture of experts": pair(Experts),
     "momentum encoder, queue": pair(Momentum),
@@ -430,11 +425,8 @@ CLIENTS = {
         audio_and_visual,
         target=lambda: normal(),
         more={"score": "squared_error"},
-        note='`score="squared_error"`',
     ),
-    "a parameter named target": Client(
-        WithTarget, PAIR, BY_NAME, audio_and_visual, more={"target": "labels"}, note='`target="labels"`'
-    ),
+    "a parameter named target": Client(WithTarget, PAIR, BY_NAME, audio_and_visual, more={"target": "labels"}),
     "segmentation, (B, C, H, W)": Client(
         Segmenting,
         ("colour", "depth"),
@@ -442,7 +434,6 @@ CLIENTS = {
         lambda: {"colour": normal(3, 8, 8), "depth": normal(1, 8, 8)},
         target=lambda: torch.randint(0, CLASSES, (BATCH, 8, 8), generator=generator()),
         more={"class_dim": 1},
-        note="`class_dim=1`",
     ),
     "transformer with a padding mask": Client(
         Padded,

@@ -152,7 +152,7 @@ def _reading(text: str, text_settings: dict[str, Any], image: str, image_setting
         _GROUPED,
         _BY_NAME,
         WORDS_AND_IMAGE,
-        note="`use_cache=False`" if call else "`absent_gradient=False`" if image == "PvtV2" else "",
+        inside="use_cache=False" if call else "",
         # Zeros in its layer norms, one behind another: in float32 their gradient overflows, of which AGM warns.
         more={"absent_gradient": False} if image == "PvtV2" else {},
     )
