@@ -8,10 +8,13 @@ sys.path[:0] = [str(Path(__file__).parents[2])]
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
-from tests.clients import forms, huggingface, pairs  # noqa: E402
+from tests.clients import forms, huggingface, pairs, published  # noqa: E402
 from tests.clients.client import BATCH, Client, measured  # noqa: E402
 
-SOURCES = {"forms of the field": forms.CLIENTS, "transformers": {**huggingface.CLIENTS, **pairs.CLIENTS}}
+SOURCES = {
+    "forms of the field": {**published.CLIENTS, **forms.CLIENTS},
+    "transformers": {**huggingface.CLIENTS, **pairs.CLIENTS},
+}
 
 
 def rows_of(rows: dict[str, float]) -> str:

@@ -9,14 +9,14 @@ from torch import Tensor
 
 import agm
 
-from . import forms
+from . import forms, published
 from .client import BATCH, measured
 
 transformers = pytest.importorskip("transformers")
 
 from . import huggingface, pairs  # noqa: E402
 
-CLIENTS = {**forms.CLIENTS, **huggingface.CLIENTS, **pairs.CLIENTS}
+CLIENTS = {**published.CLIENTS, **forms.CLIENTS, **huggingface.CLIENTS, **pairs.CLIENTS}
 # `python tests/clients` measures both modes of each; a test takes them in turns.
 WORKING = [name for name, client in CLIENTS.items() if client.cheap and client.refused is None]
 MODES = [(name, ("exact", "shared")[number % 2]) for number, name in enumerate(WORKING)]
