@@ -22,7 +22,7 @@ def _scaled(scale, number):
 def _scale_and_sum(
     grad,  # (batch, classes)
     scales,  # (rows,) float64
-    out,  # (rows, batch, classes)
+    out,  # (rows, batch + 1, classes)
     sums,  # (shares, classes) float64
     rows,
     batch,
@@ -35,7 +35,7 @@ def _scale_and_sum(
     index = tl.program_id(0) * CLASSES + tl.arange(0, CLASSES)
     begin = tl.program_id(1) * share
     end = tl.minimum(begin + share, batch)
-    size = tl.cast(batch, tl.int64) * classes
+    size = (tl.cast(batch, tl.int64) + 1) * classes
     column = tl.zeros([CLASSES], tl.float64)
     for first in range(begin, end, SAMPLES):
         sample = first + tl.arange(0, SAMPLES)
@@ -53,13 +53,15 @@ def _scale_and_sum(
     tl.store(sums + tl.program_id(1).to(tl.int64) * classes + index, column, mask=index < classes)
 
 
-@triton.jit(do_not_specialize=["shares"])
+@triton.jit(do_not_specialize=["shares", "batch", "last"])
 def _scale_columns(
     sums,  # (shares, classes) float64
     scales,  # (rows,) float64
-    out,  # (rows, classes)
-    rows,
+    out,  # (last + 1, classes): each sum behind the rows that it is of, that of b the last
+    parts,
     shares,
+    batch,
+    last,
     classes,
     SHARES: tl.constexpr,
     CLASSES: tl.constexpr,
@@ -72,8 +74,9 @@ def _scale_columns(
         inside = (share < shares)[:, None] & (index < classes)[None, :]
         total += tl.load(sums + share.to(tl.int64)[:, None] * classes + index[None, :], mask=inside, other=0.0)
     column = tl.sum(total, 0).to(DTYPE)
-    for row in range(rows):
-        scale = tl.load(scales + row).to(DTYPE)
+    for part in range(parts):
+        scale = tl.load(scales + part).to(DTYPE)
+        row = tl.minimum(tl.cast(part, tl.int64) * (batch + 1) + batch, last)
         at = out + row * classes + index
         tl.store(at, _scaled(scale, column).to(out.dtype.element_ty), mask=index < classes)
 
@@ -82,8 +85,8 @@ def modulate_additive_backward(
     grad: Tensor,  # (B, C)
     scales: Tensor,  # (2, M + 1) float64
     given_joint: bool,
-) -> tuple[Tensor, Tensor]:
-    """The gradients of p_m and of given joint logits, and those of q_m and b, in two launches.
+) -> Tensor:
+    """The gradients of p_m, each with that of q_m behind it, of given joint logits, and of b, in two launches.
 
     The batch is shared out by its size alone and summed in order: the same bits every time.
     """
@@ -91,10 +94,10 @@ def modulate_additive_backward(
     batch, classes = grad.shape
     parts = scales.shape[1]
     rows = parts if given_joint else parts - 1
-    grad_rows = grad.new_empty((rows, batch, classes))
-    grad_columns = grad.new_empty((parts, classes))
+    length = (parts - 1) * (batch + 1) + (batch if given_joint else 0) + 1
+    out = grad.new_empty((length, classes))
     if classes == 0:
-        return grad_rows, grad_columns
+        return out
     block = min(_MAX_CLASSES, triton.next_power_of_2(classes))
     blocks = triton.cdiv(classes, block)
     samples = min(_BLOCK // block, triton.next_power_of_2(max(batch, 1)))
@@ -103,16 +106,16 @@ def modulate_additive_backward(
     sums = grad.new_empty((shares, classes), dtype=torch.float64)
     with device_guard(grad):
         _scale_and_sum[(blocks, shares)](
-            *(grad, scales[0], grad_rows, sums, rows, batch, classes, share),
+            *(grad, scales[0], out, sums, rows, batch, classes, share),
             SAMPLES=samples,
             CLASSES=block,
             enable_fp_fusion=True,
         )
         _scale_columns[(blocks,)](
-            *(sums, scales[1], grad_columns, parts, shares, classes),
+            *(sums, scales[1], out, parts, shares, batch, length - 1, classes),
             SHARES=min(_SHARES, triton.next_power_of_2(shares)),
             CLASSES=block,
             DTYPE=accumulation_dtype(grad.dtype)[1],
             enable_fp_fusion=True,
         )
-    return grad_rows, grad_columns
+    return out

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from agm._lazy_rows.joined_linear import joined_linear
 from agm._lazy_rows.tensor import HANDLERS, Content, Deferred, Handler, make_deferred
 
 __all__: list[str] = []
@@ -65,17 +66,14 @@ def _linear(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     ndim = content.ndim
     if ndim < 2 or weight.dim() < 2:
         return None
-    if content.dim is None:
-        weights = [weight] * len(content.terms)
-    elif content.dim == ndim - 1:
-        weights = weight.split([few.shape[-1] for few in content.terms.values()], dim=1)
+    if content.dim == ndim - 1:
+        terms = joined_linear(content.terms, weight, bias)
+    elif content.dim is None:
+        # The bias goes with the first modality, present or absent; it is in every row.
+        biases = [bias] + [None] * (len(content.terms) - 1)
+        terms = {m: F.linear(few, weight, term) for (m, few), term in zip(content.terms.items(), biases, strict=True)}
     else:
         return None
-    # The bias goes with the first modality, present or absent; it is in every row.
-    biases = [bias] + [None] * (len(weights) - 1)
-    terms = {
-        m: F.linear(few, own, term) for (m, few), own, term in zip(content.terms.items(), weights, biases, strict=True)
-    }
     return make_deferred(x.rows, Content(terms, is_sum=not content.is_one, fold=content.fold))
 
 

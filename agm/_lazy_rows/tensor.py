@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from types import CodeType, FrameType, FunctionType
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from agm._inputs.rows import EVERYWHERE, blocks, combine
 from agm._inputs.trees import leaves_of, mapped
+from agm._lazy_rows.joined_linear import Stacked
 from agm.modulation.expand_subsets import expand_subsets
 from agm.shapley.weights import proper_subsets
 
@@ -104,9 +106,20 @@ class Content:
     is_sum: bool = False
     fold: int = 1
 
+    @cached_property
+    def first(self) -> Tensor:
+        """The few rows of one modality, for their look alone."""
+        return self.terms.first if type(self.terms) is Stacked else next(iter(self.terms.values()))
+
     @property
     def dtype(self) -> torch.dtype:
-        return next(iter(self.terms.values())).dtype
+        return self.first.dtype
+
+    @property
+    def requires_grad(self) -> bool:
+        if type(self.terms) is Stacked:
+            return self.terms.stacked.requires_grad
+        return any([few.requires_grad for few in self.terms.values()])
 
     @property
     def is_one(self) -> bool:
@@ -114,18 +127,17 @@ class Content:
 
     @property
     def ndim(self) -> int:
-        return next(iter(self.terms.values())).dim()
+        return self.first.dim()
 
     def each(self, function: Callable[[Tensor], Tensor]) -> Content:
         """The function of every modality's rows by themselves."""
         return replace(self, terms={m: function(few) for m, few in self.terms.items()})
 
     def shape(self, rows: Rows) -> torch.Size:
-        few = list(self.terms.values())
-        size = list(few[0].shape)
+        size = list(self.first.shape)
         size[0] = self.fold * (rows.batch * len(rows.subsets) if rows.part is None else len(rows.part))
         if self.dim is not None:
-            size[self.dim] = sum([one.shape[self.dim] for one in few])
+            size[self.dim] = sum([few.shape[self.dim] for few in self.terms.values()])
         return torch.Size(size)
 
 
@@ -174,6 +186,8 @@ class Deferred(Tensor):
             return None
         if EVERYWHERE in content.terms or not content.dtype.is_floating_point:  # which is no modality's
             return None
+        if type(content.terms) is Stacked:
+            return content.terms if content.first.shape[0] == self.rows.batch + 1 else None
         one_absent = {few.shape[0] for few in content.terms.values()} == {self.rows.batch + 1}
         return content.terms if one_absent else None
 
@@ -185,8 +199,7 @@ class Deferred(Tensor):
                 return func(*args, **kwargs)
         if func == Tensor.requires_grad.__get__:  # type: ignore[attr-defined]
             deferred = args[0]
-            few = [deferred.plain] if deferred.content is None else deferred.content.terms.values()
-            return any(one.requires_grad for one in few)
+            return deferred.plain.requires_grad if deferred.content is None else deferred.content.requires_grad
         if func in _ON_GRADIENTS:
             raise CannotDefer(f"{func} wants the gradients of all rows")
         off = not torch.is_grad_enabled()
@@ -217,7 +230,7 @@ def make_deferred(rows: Rows, content: Content, memory: _Memory | None = None) -
     """Rows of their own, or a view of those of `memory`."""
     if not torch.is_grad_enabled():  # what joins rows takes them over with the graph that they have
         content = content.each(Tensor.detach)
-    few = next(iter(content.terms.values()))
+    few = content.first
     with torch._C.DisableTorchFunction():
         made: Deferred = Tensor._make_wrapper_subclass(
             Deferred, content.shape(rows), dtype=few.dtype, device=few.device

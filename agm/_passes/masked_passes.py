@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from agm._inputs.absent import absent_group, absent_input, batch_size, check_absent
 from agm._inputs.arguments import Arguments, Binding, names_of
 from agm._inputs.rows import check_others, copied, lacking, masked_arguments
+from agm._lazy_rows.joined_linear import Stacked
 from agm._lazy_rows.tensor import Rows
 from agm._module_state.compiled import is_compiled
 from agm._module_state.eval_mode import evaluation, mixes_samples, mode_dependent_layers, unfrozen
@@ -371,11 +372,12 @@ def _stack(joint: Tensor, masked: Tensor, rows: Rows) -> Tensor:
 def _summands(joint: Tensor, terms: Mapping[int, Tensor], rows: Rows) -> AdditiveLogits:
     """Of the terms (B + 1, ..., C) of a sum those of the present rows, and those of the absent ones."""
     _check_logits(joint, rows.batch)
+    if type(terms) is Stacked and terms.modalities == tuple(range(rows.modalities)):
+        _check_logits(terms.first, rows.batch + 1, joint.shape[1:])
+        return AdditiveLogits(terms.stacked.to(joint.dtype), joint)
     for few in terms.values():
         _check_logits(few, rows.batch + 1, joint.shape[1:])
     size = (rows.batch + 1, *joint.shape[1:])
     bits = range(rows.modalities)
     ordered = [terms[bit].to(joint.dtype) if bit in terms else joint.new_zeros(size) for bit in bits]
-    # Not two slices: their gradients would be written in four operations, and added.
-    parts = [few.split((few.shape[0] - 1, 1)) for few in ordered]
-    return AdditiveLogits([present for present, _ in parts], [absent for _, absent in parts], joint)
+    return AdditiveLogits(torch.stack(ordered), joint)

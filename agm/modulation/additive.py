@@ -21,7 +21,7 @@ from agm.ops.reference import accumulation_dtype
 from agm.shapley.sampling import SubsetSample
 from agm.shapley.weights import proper_subsets
 
-__all__ = ["AdditiveLogits", "fused_modulate_additive", "scale_additive"]
+__all__ = ["AdditiveLogits", "fused_modulate_additive", "modulate_summands", "scale_additive"]
 
 
 class AdditiveLogits(NamedTuple):
@@ -31,20 +31,36 @@ class AdditiveLogits(NamedTuple):
     masked logits.
 
     Attributes:
-        present: p_m (B, ..., C), one a modality.
-        absent: q_m (1, ..., C), one a modality.
+        few: (M, B + 1, ..., C), of each modality p_m (B, ..., C) and behind it q_m.
         joint: (B, ..., C), the joint logits.
     """
 
-    present: list[Tensor]
-    absent: list[Tensor]
+    few: Tensor
     joint: Tensor
+
+    @property
+    def present(self) -> Tensor:
+        """p_m (M, B, ..., C)."""
+        return self.few[:, :-1]
+
+    @property
+    def absent(self) -> Tensor:
+        """q_m (M, ..., C)."""
+        return self.few[:, -1]
+
+    def detach(self) -> "AdditiveLogits":
+        """The same without a graph."""
+        return AdditiveLogits(self.few.detach(), self.joint.detach())
 
     def stacked(self, sample: SubsetSample | None = None) -> Tensor:
         """(2**M - 1, B, ..., C), as `agm.masked_logits` returns it; (R, B, ..., C) of a sample of subsets."""
-        subsets = proper_subsets(len(self.present)) if sample is None else sample.subsets[:-1]
-        pairs = list(enumerate(zip(self.present, self.absent, strict=True)))
-        rows = [reduce(torch.add, (one if subset >> m & 1 else none for m, (one, none) in pairs)) for subset in subsets]
+        subsets = proper_subsets(len(self.few)) if sample is None else sample.subsets[:-1]
+        # Not two slices: their gradients would be written in four operations, and added.
+        pairs = [few.split((few.shape[0] - 1, 1)) for few in self.few]
+        rows = [
+            reduce(torch.add, (one if subset >> m & 1 else none for m, (one, none) in enumerate(pairs)))
+            for subset in subsets
+        ]
         return torch.stack([*rows, self.joint])
 
 
@@ -70,18 +86,34 @@ class _ScaleParts(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (scales,) = ctx.saved_tensors
-        rows, columns = ops.modulate_additive_backward(grad, scales, given_joint=ctx.given_joint, backend=ctx.backend)
-        modalities = columns.shape[0] - 1
+        found = ops.modulate_additive_backward(grad, scales, given_joint=ctx.given_joint, backend=ctx.backend)
         present, absent, bias, joint_logits = ctx.needs_input_grad[:4]
         return (
-            rows[:modalities] if present else None,
-            columns[:modalities] if absent else None,
-            columns[modalities] if bias else None,
-            rows[modalities] if joint_logits else None,
+            found.few[:, :-1] if present else None,
+            found.few[:, -1] if absent else None,
+            found.bias if bias else None,
+            found.joint if joint_logits else None,
             None,
             None,
             None,
         )
+
+
+class _ScaleFew(torch.autograd.Function):
+    """As `_ScaleParts`, of `AdditiveLogits`."""
+
+    @staticmethod
+    def forward(ctx: Any, few: Tensor, joint: Tensor, scales: Tensor, backend: str) -> Tensor:
+        ctx.save_for_backward(scales)
+        ctx.backend = backend
+        return joint.view_as(joint)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (scales,) = ctx.saved_tensors
+        found = ops.modulate_additive_backward(grad, scales, given_joint=True, backend=ctx.backend)
+        return found.few, found.joint, None, None
 
 
 def fused_modulate_additive(
@@ -163,7 +195,7 @@ def fused_modulate_additive(
     if joint_logits is not None:
         _checks.check_joint_logits(joint_logits, first)
     scored = find_score(score)
-    check_step(target, state, first, ignore_index, scored)
+    check_step(target, state, first.shape[1:], first.device, ignore_index, scored)
     if not scored.served:
         check_backend(backend, "score")
     if first.dim() > 3:
@@ -182,21 +214,78 @@ def fused_modulate_additive(
         own, joint = _available_responses(stacked, rows, bias, joint_logits, available)
         return unfused.modulate_responses(own, joint, target, state, settings, scored, available, process_group)
 
-    def step(values: Tensor, counts: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
-        given = (stacked, rows, bias, joint_logits, target.long())
-        return ops.modulate_additive(*given, values, counts, **settings._asdict(), backend=backend)
-
-    if process_group is None:
-        computed, scales = step(state.values, state.counts, settings)
-    else:
-        coefficients, local = unfused.shared_step(step, state.values, state.counts, settings, process_group)
-        computed, scales = local[0], reference.additive_scales(coefficients, joint_logits is not None)
-    logits = computed if joint_logits is None else joint_logits.detach()
     parts = (stacked, rows, bias, joint_logits)
+    computed, scales = _step(parts, target, state, settings, process_group, backend)
+    logits = computed if joint_logits is None else joint_logits.detach()
     if not (torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in parts)):
         return logits
     result: Tensor = _ScaleParts.apply(*parts, logits, scales, backend)
     return result
+
+
+def modulate_summands(
+    logits: AdditiveLogits,
+    target: Tensor,
+    state: ModulationState,
+    *,
+    alpha: float,
+    max_gap: float | None,
+    floor: float,
+    ignore_index: int,
+    score: ScoreName,
+    available: Tensor | None,
+    process_group: ProcessGroup | None,
+    backend: str,
+) -> Tensor:
+    """`fused_modulate_additive` of the parts of a sum beside joint logits, whose gradients are written once.
+
+    Args:
+        logits: the parts, whose shapes fit.
+        target, state, alpha, max_gap, floor, ignore_index, score, available, process_group, backend: as there.
+
+    Raises:
+        ValueError, RuntimeError: as there.
+    """
+    max_gap = _checks.check_modulation(alpha, max_gap, floor)
+    _checks.check_ignore_index(ignore_index)
+    few, joint = logits
+    scored = find_score(score)
+    check_step(target, state, joint.shape, joint.device, ignore_index, scored)
+    settings = Settings(float(alpha), max_gap, float(floor), ignore_index, True)
+    if available is not None or not scored.served or few.dim() > 3:
+        name = "score" if not scored.served else "available" if available is not None else "(M, B, ..., C)"
+        check_backend(backend, name)
+        if available is not None:
+            check_presence("available", available, joint.shape[0], len(few), joint.device)
+        responses, joint = _available_responses(logits.present, logits.absent, None, joint, available)
+        return unfused.modulate_responses(responses, joint, target, state, settings, scored, available, process_group)
+    apart = few.detach()
+    parts = (apart[:, :-1], apart[:, -1], None, joint)
+    _, scales = _step(parts, target, state, settings, process_group, backend)
+    if not (torch.is_grad_enabled() and (few.requires_grad or joint.requires_grad)):
+        return joint.detach()
+    result: Tensor = _ScaleFew.apply(few, joint, scales, backend)
+    return result
+
+
+def _step(
+    parts: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+    target: Tensor,
+    state: ModulationState,
+    settings: Settings,
+    process_group: ProcessGroup | None,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """One step of p_m, q_m, b and given joint logits: the joint logits, if not given, and the scales (2, M + 1)."""
+    labels = target.long()
+
+    def step(values: Tensor, counts: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
+        return ops.modulate_additive(*parts, labels, values, counts, **settings._asdict(), backend=backend)
+
+    if process_group is None:
+        return step(state.values, state.counts, settings)
+    coefficients, local = unfused.shared_step(step, state.values, state.counts, settings, process_group)
+    return local[0], reference.additive_scales(coefficients, parts[3] is not None)
 
 
 def scale_additive(logits: AdditiveLogits, coefficients: Tensor, available: Tensor | None, backend: str) -> Tensor:
@@ -208,13 +297,10 @@ def scale_additive(logits: AdditiveLogits, coefficients: Tensor, available: Tens
         available: (B, M) bool, which samples have which modalities; None: all have all.
         backend: as there.
     """
-    present = torch.stack(logits.present)
-    absent = torch.stack([row.view(present.shape[2:]) for row in logits.absent]).to(present.dtype)
-    if available is not None or present.dim() > 3:
-        responses, joint = _available_responses(present, absent, None, logits.joint, available)
+    if available is not None or logits.few.dim() > 3:
+        responses, joint = _available_responses(logits.present, logits.absent, None, logits.joint, available)
         return unfused.scale_responses(responses, joint, coefficients)
-    scales = reference.additive_scales(coefficients, True)
-    result: Tensor = _ScaleParts.apply(present, absent, None, logits.joint, logits.joint.detach(), scales, backend)
+    result: Tensor = _ScaleFew.apply(*logits, reference.additive_scales(coefficients, True), backend)
     return result
 
 

@@ -1,5 +1,7 @@
 """Checks of what the functions of one step are given, beside the logits."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,12 +20,19 @@ def check_state(state: ModulationState) -> None:
     check_surroundings()
 
 
-def check_step(target: Tensor, state: ModulationState, logits: Tensor, ignore_index: int, score: Score) -> None:
-    """The target and the state beside logits (R, B, ..., C)."""
-    score.check(target, logits.shape[1:], logits.device, ignore_index)
-    if state.values.device != logits.device:
+def check_step(
+    target: Tensor,
+    state: ModulationState,
+    shape: Sequence[int],
+    device: torch.device,
+    ignore_index: int,
+    score: Score,
+) -> None:
+    """The target and the state beside logits of a shape (B, ..., C)."""
+    score.check(target, shape, device, ignore_index)
+    if state.values.device != device:
         raise ValueError(
-            f"Expected argument `state` to be on {logits.device}, where the logits are, but it is on "
+            f"Expected argument `state` to be on {device}, where the logits are, but it is on "
             f"{state.values.device}. Move it with state.to(logits.device)."
         )
 

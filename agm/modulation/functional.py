@@ -84,7 +84,7 @@ def _check(
     else:
         check_sample(sample, masked_logits, state.num_modalities)
         check_backend(backend, "sample")
-    check_step(target, state, masked_logits, ignore_index, score)
+    check_step(target, state, masked_logits.shape[1:], masked_logits.device, ignore_index, score)
     if not score.served:
         check_backend(backend, "score")
     if present is not None:

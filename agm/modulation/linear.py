@@ -105,8 +105,8 @@ def fused_modulate_linear_cross_entropy(
     check_group(process_group)
     _check_hidden(hidden, state.num_modalities)
     _check_head(hidden, weight, bias)
-    shape = (*hidden.shape[:-1], weight.shape[0])
-    check_step(target, state, hidden[..., :1].expand(shape), ignore_index, find_score("cross_entropy"))
+    shape = (*hidden.shape[1:-1], weight.shape[0])
+    check_step(target, state, shape, hidden.device, ignore_index, find_score("cross_entropy"))
     if chunk_rows is not None and (not isinstance(chunk_rows, int) or chunk_rows < 1):
         raise ValueError(
             f"Expected argument `chunk_rows` to be a number of samples, 1 or more, but got {chunk_rows!r}."

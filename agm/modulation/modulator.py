@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from agm.distributed import Peers, summed
 from agm.modulation import order
-from agm.modulation.additive import AdditiveLogits, fused_modulate_additive
+from agm.modulation.additive import AdditiveLogits, modulate_summands
 from agm.modulation.checks import check_backend
 from agm.modulation.functional import fused_modulate
 from agm.modulation.given import modulate_by
@@ -275,10 +275,7 @@ class Modulator(nn.Module):
         settings: dict[str, Any],
     ) -> Tensor:
         if isinstance(masked_logits, AdditiveLogits):
-            parts, absent, joint = masked_logits
-            return fused_modulate_additive(
-                parts, absent, target, self.state, joint_logits=joint, available=present, **settings
-            )
+            return modulate_summands(masked_logits, target, self.state, available=present, **settings)
         return fused_modulate(masked_logits, target, self.state, present=present, sample=sample, **settings)
 
     def _group(self) -> ProcessGroup | None:

@@ -43,9 +43,7 @@ _SIGNATURES = {
         "(Tensor present, Tensor absent, Tensor? bias, Tensor? joint_logits, " + _STEP.format("") + "bool update)"
         " -> (Tensor logits, Tensor scales)"
     ),
-    "modulate_additive_backward": (
-        "(Tensor grad, Tensor scales, bool given_joint) -> (Tensor grad_rows, Tensor grad_columns)"
-    ),
+    "modulate_additive_backward": "(Tensor grad, Tensor scales, bool given_joint) -> Tensor",
     "expand_subsets": "(Tensor[] present, Tensor[] absent, bool concatenate) -> Tensor",
     "expand_subsets_backward": (
         "(Tensor grad, SymInt[] widths, SymInt batch, bool concatenate) -> (Tensor grad_present, Tensor grad_absent)"
@@ -127,9 +125,9 @@ def _fake_modulate_additive(
     return logits, present.new_empty((2, modalities + 1), dtype=torch.float64)
 
 
-def _fake_modulate_additive_backward(grad: Tensor, scales: Tensor, given_joint: bool) -> tuple[Tensor, Tensor]:
-    rows = scales.shape[1]
-    return grad.new_empty((rows if given_joint else rows - 1, *grad.shape)), grad.new_empty((rows, grad.shape[1]))
+def _fake_modulate_additive_backward(grad: Tensor, scales: Tensor, given_joint: bool) -> Tensor:
+    batch, classes = grad.shape
+    return grad.new_empty(((scales.shape[1] - 1) * (batch + 1) + (batch if given_joint else 0) + 1, classes))
 
 
 def _fake_expand_subsets(present: list[Tensor], absent: list[Tensor], concatenate: bool) -> Tensor:

@@ -1,10 +1,27 @@
 """The modulation of additive fusions and its backward: the front door of both ops to the API."""
 
-from typing import cast
+from typing import NamedTuple, cast
 
 from torch import Tensor
 
 from agm.ops._backends import select
+
+
+class AdditiveGradients(NamedTuple):
+    """The gradients of p_m with that of q_m behind them, (M, B + 1, C); of joint logits (B, C), if given; of b (C,)."""
+
+    few: Tensor
+    joint: Tensor | None
+    bias: Tensor
+
+    @staticmethod
+    def of(rows: Tensor, batch: int, given_joint: bool) -> "AdditiveGradients":
+        """What `modulate_additive_backward` returns, taken apart."""
+        end = rows.shape[0] - 1
+        start = end - batch if given_joint else end
+        return AdditiveGradients(
+            rows[:start].unflatten(0, (-1, batch + 1)), rows[start:end] if given_joint else None, rows[end]
+        )
 
 
 def modulate_additive(
@@ -39,7 +56,7 @@ def modulate_additive_backward(
     *,
     given_joint: bool,
     backend: str = "auto",
-) -> tuple[Tensor, Tensor]:
-    """The gradients of p_m and of given joint logits, (M or M + 1, B, C), and those of q_m and b, (M + 1, C)."""
+) -> AdditiveGradients:
+    """The gradients of what the joint logits are a sum of, views of one tensor."""
     op = select("modulate_additive_backward", grad.device, backend)
-    return cast(tuple[Tensor, Tensor], op(grad, scales, given_joint))
+    return AdditiveGradients.of(op(grad, scales, given_joint), grad.shape[0], given_joint)

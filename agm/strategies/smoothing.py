@@ -50,17 +50,10 @@ class SmoothedModulator(Modulator):
         """Joint logits (B, ..., C), as `agm.Modulator`."""
         if not self.active:
             return super().forward(masked_logits, target, present=present, sample=sample)
-        super().forward(_detached(masked_logits), target, present=present, sample=sample)
+        super().forward(masked_logits.detach(), target, present=present, sample=sample)
         if self.held is None:
             with torch.no_grad():
                 self.smoothed.lerp_(self.state.coefficients, 1 - self.smoothing)
         coefficients = self.smoothed.clone()  # the next step writes to it, perhaps before this one's backward
         count = len(self.modalities)
         return modulate_by(coefficients, masked_logits, count, present=present, sample=sample, backend=self.backend)
-
-
-def _detached(logits: Tensor | AdditiveLogits) -> Tensor | AdditiveLogits:
-    if isinstance(logits, Tensor):
-        return logits.detach()
-    present, absent, joint = logits
-    return AdditiveLogits([part.detach() for part in present], [part.detach() for part in absent], joint.detach())

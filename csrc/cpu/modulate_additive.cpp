@@ -232,7 +232,7 @@ template <typename T>
 struct Gradient {
   const T* grad;         // (B, C)
   const double* scales;  // (rows,)
-  T* out;                // (rows, B, C)
+  T* out;                // (rows, B + 1, C), of which the last row is that of the columns
   int64_t rows, batch, classes;
 };
 
@@ -249,7 +249,7 @@ AGM_HOST_DEVICE void scale_block_body(const Gradient<T>& of, int64_t first, int6
     for (int64_t piece = 0; piece < pieces; ++piece) {
       const int64_t at = (first + piece) * of.classes + start;
       const T* grad = of.grad + at;
-      T* out = of.out + row * of.batch * of.classes + at;
+      T* out = of.out + row * (of.batch + 1) * of.classes + at;
       for (int64_t i = 0; i < length; ++i) out[i] = narrow<T>(scale_gradient<A>(scale, widen(grad[i])));
     }
   }
@@ -289,9 +289,10 @@ std::vector<accumulate_t<T>> scale_rows(const Gradient<T>& of, const Blocks& blo
   return sums;
 }
 
+// The columns' sums behind the rows that they are of: those of b, of which there are no rows, are the last.
 template <typename T>
 void scale_columns(const std::vector<accumulate_t<T>>& sums, const Blocks& blocks, const double* scales,
-                   int64_t rows, T* out) {
+                   int64_t parts, int64_t last, T* out) {
   using A = accumulate_t<T>;
   torch::stable::parallel_for(0, blocks.classes, kGrain, [&](int64_t begin, int64_t end) {
     std::vector<double> total(static_cast<size_t>(end - begin));
@@ -299,8 +300,9 @@ void scale_columns(const std::vector<accumulate_t<T>>& sums, const Blocks& block
       const A* from = sums.data() + down * blocks.classes + begin;
       for (int64_t i = 0; i < end - begin; ++i) total[static_cast<size_t>(i)] += static_cast<double>(from[i]);
     }
-    for (int64_t row = 0; row < rows; ++row) {
-      const A scale = static_cast<A>(scales[row]);
+    for (int64_t part = 0; part < parts; ++part) {
+      const A scale = static_cast<A>(scales[part]);
+      const int64_t row = std::min(part * (blocks.batch + 1) + blocks.batch, last);
       for (int64_t i = 0; i < end - begin; ++i) {
         const A column = static_cast<A>(total[static_cast<size_t>(i)]);
         out[row * blocks.classes + begin + i] = narrow<T>(scale_gradient<A>(scale, column));
@@ -309,28 +311,26 @@ void scale_columns(const std::vector<accumulate_t<T>>& sums, const Blocks& block
   });
 }
 
-std::tuple<Tensor, Tensor> modulate_additive_backward(const Tensor& grad, const Tensor& scales,
-                                                      bool given_joint) {
+Tensor modulate_additive_backward(const Tensor& grad, const Tensor& scales, bool given_joint) {
   const Tensor source = torch::stable::contiguous(grad);  // (B, C)
   const Tensor own_scales = torch::stable::contiguous(scales);
   const int64_t parts = own_scales.size(1), rows = given_joint ? parts : parts - 1;
   const int64_t batch = source.size(0), classes = source.size(1);
-  Tensor grad_rows = torch::stable::new_empty(source, {rows, batch, classes});
-  Tensor grad_columns = torch::stable::new_empty(source, {parts, classes});
-  if (classes == 0) return {grad_rows, grad_columns};
+  const int64_t length = (parts - 1) * (batch + 1) + (given_joint ? batch : 0) + 1;
+  Tensor out = torch::stable::new_empty(source, {length, classes});
+  if (classes == 0) return out;
   AGM_DISPATCH_FLOATING(source.scalar_type(), "agm::modulate_additive_backward", [&] {
     const auto* scale = own_scales.const_data_ptr<double>();
     const Gradient<scalar_t> of{static_cast<const scalar_t*>(source.const_data_ptr()),
                                 scale,
-                                static_cast<scalar_t*>(grad_rows.mutable_data_ptr()),
+                                static_cast<scalar_t*>(out.mutable_data_ptr()),
                                 rows,
                                 batch,
                                 classes};
     const Blocks blocks{batch, classes};
-    scale_columns(scale_rows(of, blocks), blocks, scale + parts, parts,
-                  static_cast<scalar_t*>(grad_columns.mutable_data_ptr()));
+    scale_columns(scale_rows(of, blocks), blocks, scale + parts, parts, length - 1, of.out);
   });
-  return {grad_rows, grad_columns};
+  return out;
 }
 
 STABLE_TORCH_LIBRARY_IMPL(AGM_LIBRARY, CPU, m) {

@@ -113,17 +113,15 @@ def test_what_stays_scales_every_form(form: str, smoothing: float | None) -> Non
     present = torch.rand(5, 3, generator=draw) < 0.6 if "present" in form else None
     target = torch.randint(4, (5, *rest), generator=draw)
     if "sum" in form:
-        parts = [torch.randn(5, *rest, 4, generator=draw, dtype=torch.float64) for _ in range(3)]
-        absent = [torch.randn(1, *rest, 4, generator=draw, dtype=torch.float64) for _ in range(3)]
-        joint = torch.randn(5, *rest, 4, generator=draw, dtype=torch.float64)
-        leaves = [*parts, *absent, joint]
+        few = torch.randn(3, 6, *rest, 4, generator=draw, dtype=torch.float64)
+        leaves = [few, torch.randn(5, *rest, 4, generator=draw, dtype=torch.float64)]
     else:
         sample = sample_subsets(3, 4, draw) if form == "sample" else None
         count = 7 if sample is None else len(sample.subsets)
         leaves = [torch.randn(count, 5, *rest, 4, generator=draw, dtype=torch.float64)]
 
     def logits(leaves: list[Tensor]) -> Tensor | AdditiveLogits:
-        return AdditiveLogits(leaves[:3], leaves[3:6], leaves[6]) if "sum" in form else leaves[0]
+        return AdditiveLogits(leaves[0], leaves[1]) if "sum" in form else leaves[0]
 
     settings: dict[str, Any] = {"alpha": 2.0, "stop": 1, "outside": "published"}
     names = ("a", "b", "c")

@@ -22,12 +22,21 @@ def scales_of(modalities: int, device: str) -> Tensor:
     return scales
 
 
+def parts_of(room: Room, grad: Tensor, scales: Tensor, given_joint: bool) -> tuple[Tensor, Tensor]:
+    """The gradients with a row for each sample, (M or M + 1, B, C), and those with one for all, (M + 1, C)."""
+    out = room.op("modulate_additive_backward")(grad, scales, given_joint)
+    assert out.is_contiguous()
+    assert out.dtype == grad.dtype
+    batch, few = grad.shape[0], (scales.shape[1] - 1) * (grad.shape[0] + 1)
+    apart = out[:few].unflatten(0, (-1, batch + 1))
+    rows = [*apart[:, :-1], *([out[few:-1]] if given_joint else [])]
+    assert len(out) == few + 1 + (batch if given_joint else 0)
+    return torch.stack(rows), torch.cat([apart[:, -1], out[-1:]])
+
+
 def check(room: Room, grad: Tensor, scales: Tensor, given_joint: bool) -> None:
     """The rows to the last bit; the sums of the columns to their rounding."""
-    rows, columns = room.op("modulate_additive_backward")(grad, scales, given_joint)
-    assert rows.is_contiguous()
-    assert columns.is_contiguous()
-    assert rows.dtype == columns.dtype == grad.dtype
+    rows, columns = parts_of(room, grad, scales, given_joint)
     wide = reference.accumulation_dtype(grad.dtype)
     scales = scales.cpu().to(wide).double()
     own = scales[0] if given_joint else scales[0, :-1]
@@ -71,7 +80,7 @@ def test_expanded_gradient(room: Room) -> None:
 @pytest.mark.parametrize(("batch", "classes"), [(0, 0), (0, 7), (7, 0)])
 def test_empty(room: Room, batch: int, classes: int, given_joint: bool) -> None:
     grad = torch.empty(batch, classes, device=room.device)
-    rows, columns = room.op("modulate_additive_backward")(grad, scales_of(2, room.device), given_joint)
+    rows, columns = parts_of(room, grad, scales_of(2, room.device), given_joint)
     assert rows.shape == (3 if given_joint else 2, batch, classes)
     assert columns.shape == (3, classes)
     assert not columns.any()
@@ -81,7 +90,7 @@ def test_long_columns(room: Room) -> None:
     """Summed one after the other in float32, 65,536 numbers near 1 would be off by a hundred times as much."""
     grad = 1 + 0.1 * logits(65536, 3, dtype=torch.float32, device=room.device)
     scales = torch.ones(2, 3, dtype=torch.float64, device=room.device)
-    columns = room.op("modulate_additive_backward")(grad, scales, False)[1]
+    columns = parts_of(room, grad, scales, False)[1]
     torch.testing.assert_close(columns.cpu().double(), grad.cpu().double().sum(0).expand(3, 3), rtol=5e-7, atol=0)
 
 
@@ -95,7 +104,7 @@ def test_many_samples_of_many_classes(room: Room) -> None:
 def test_a_scale_of_zero_stops_what_is_not_finite(room: Room, poison: float, dtype: torch.dtype) -> None:
     grad = torch.full((3, 5), poison, dtype=dtype, device=room.device)
     scales = torch.tensor([[0.0, -0.0, 1.0], [0.0, -0.0, 1.0]], dtype=torch.float64, device=room.device)
-    rows, columns = room.op("modulate_additive_backward")(grad, scales, True)
+    rows, columns = parts_of(room, grad, scales, True)
     assert not rows[:2].any()
     assert not columns[:2].any()
     torch.testing.assert_close(rows[2], grad, equal_nan=True)
@@ -119,7 +128,7 @@ def test_every_element_is_written(
 @pytest.mark.parametrize("shape", [(2100, 31), (3, 9000)], ids=str)
 def test_same_bits_every_time(room: Room, shape: tuple[int, int]) -> None:
     grad, scales = logits(*shape, dtype=torch.float32, device=room.device), scales_of(2, room.device)
-    results = [room.op("modulate_additive_backward")(grad, scales, False)[1] for _ in range(3)]
+    results = [room.op("modulate_additive_backward")(grad, scales, False) for _ in range(3)]
     assert torch.equal(results[1], results[0])
     assert torch.equal(results[2], results[0])
 
@@ -132,7 +141,7 @@ def test_same_bits_with_any_number_of_threads() -> None:
     try:
         for number in (1, 2, 3):
             torch.set_num_threads(number)
-            results.append(op(grad, scales, True)[1])
+            results.append(op(grad, scales, True))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(results[1], results[0])

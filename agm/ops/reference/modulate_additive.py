@@ -68,10 +68,15 @@ def additive_scales(coefficients: Tensor, given_joint: bool) -> Tensor:
     return torch.stack([torch.cat([own, (mean + 1).view(1)]), torch.cat([mean - excess, (mean + 1).view(1)])])
 
 
-def modulate_additive_backward(grad: Tensor, scales: Tensor, given_joint: bool) -> tuple[Tensor, Tensor]:
-    """(B, C), (2, M + 1) float64 -> the gradients of p_m and of given joint logits, (M or M + 1, B, C), and those of
-    q_m and b, (M + 1, C), all of grad's dtype. What has a scale of exactly 0 is 0, whatever the gradient holds.
+def modulate_additive_backward(grad: Tensor, scales: Tensor, given_joint: bool) -> Tensor:
+    """(B, C), (2, M + 1) float64 -> the gradients of p_m (B, C), each with that of q_m (1, C) behind it, of given joint
+    logits (B, C), and of b (1, C), one behind the other in a tensor of grad's dtype. What has a scale of exactly 0 is
+    0, whatever the gradient holds.
     """
     rows = scales[0] if given_joint else scales[0, :-1]
     columns = grad.sum(0, dtype=accumulation_dtype(grad.dtype))
-    return modulate_backward(grad, rows), modulate_backward(columns.view(1, -1), scales[1]).squeeze(1).to(grad.dtype)
+    sums = modulate_backward(columns.view(1, -1), scales[1]).to(grad.dtype)  # (M + 1, 1, C)
+    own = modulate_backward(grad, rows)
+    if given_joint:
+        return torch.cat([own, sums], 1).flatten(0, 1)
+    return torch.cat([torch.cat([own, sums[:-1]], 1).flatten(0, 1), sums[-1]])

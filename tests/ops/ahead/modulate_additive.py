@@ -59,9 +59,10 @@ def cases(dtype: str, wide: str, dtypes: dict[str, Any]) -> Iterator[Case]:
             {"SAMPLES": additive_gradients._BLOCK // classes, "CLASSES": classes},
             OPTIONS,
         )
+    columns = {name: kind for name, kind in gradient.items() if name not in ("grad", "rows")}
     yield (
         additive_gradients._scale_columns,
-        {**{name: kind for name, kind in gradient.items() if name not in ("grad", "batch")}, "shares": "i32"},
+        {**columns, **dict.fromkeys(("parts", "shares", "last"), "i32")},
         {"SHARES": additive_gradients._SHARES, "CLASSES": additive_gradients._MAX_CLASSES, **dtypes},
         OPTIONS,
     )
