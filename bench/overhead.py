@@ -1,4 +1,4 @@
-"""What a step costs in Python: calls, which are counted, and the time of a network too small for anything else."""
+"""What a step costs beside arithmetic: Python calls, counted, and the time of a network too small for anything else."""
 
 import gc
 import sys
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import agm
 from bench.cases import Options
+from bench.rivals import Sequential, Vectorised
 from bench.rows import Row
 
 WARM_UP = 4  # the first batch looks at numbers, the second at what has become of that
@@ -32,6 +33,14 @@ FORMS: Mapping[str, tuple[bool, dict[str, Any]]] = {
     "protocol, exact": (True, {}),
     "protocol, shared": (True, {"masked": "shared"}),
 }
+
+
+# Compiled as a whole, which torch does once; the first step looks at numbers and is not.
+COMPILED = ("joint", "one piece", "paths, exact", "paths, shared", "protocol, shared")
+_COMPILED = "compiled: "
+
+# What people write instead: three passes one after the other, and the modulation.
+RIVALS: Mapping[str, Any] = {"published loop": Sequential, "published, vectorised": Vectorised}
 
 
 class Paths(nn.Module):
@@ -75,7 +84,11 @@ class Overhead:
 
 
 def step_of(variant: str, device: torch.device) -> Callable[[], None]:
-    """A training step, steady: "joint", "naive" (a joint pass and two masked ones, summed), or one of `FORMS`."""
+    """A training step, steady: "joint", "naive" (a joint pass and two masked ones, summed), one of `RIVALS` or `FORMS`.
+
+    "compiled: " before one says that the model is compiled, in one graph; zeroing, loss and backward are not.
+    """
+    compiles, variant = variant.startswith(_COMPILED), variant.removeprefix(_COMPILED)
     torch.manual_seed(0)
     protocol, options = FORMS.get(variant, (False, {}))
     network = (Protocol() if protocol else Paths()).to(device)
@@ -90,16 +103,25 @@ def step_of(variant: str, device: torch.device) -> Callable[[], None]:
         return joint + masked
 
     if variant in FORMS:
-        model = agm.AGM(network, ("audio", "visual"), **options).to(device)
+        model: Any = agm.AGM(network, ("audio", "visual"), **options).to(device)
+        if compiles:
+            F.cross_entropy(model(audio=audio, visual=visual, target=target), target).backward()
+            model = torch.compile(model, fullgraph=True)
 
         def forward() -> Any:
             return model(audio=audio, visual=visual, target=target)
     elif variant == "naive":
         forward = naive
-    else:
+    elif variant in RIVALS:
+        rival = RIVALS[variant](network, ("audio", "visual"), alpha=1.0)
 
         def forward() -> Any:
-            return network(audio, visual)
+            return rival(target, audio=audio, visual=visual)
+    else:
+        joint = torch.compile(network, fullgraph=True) if compiles else network
+
+        def forward() -> Any:
+            return joint(audio, visual)
 
     def step() -> None:
         network.zero_grad()
@@ -135,10 +157,11 @@ def overhead(device: torch.device, variants: Collection[str] = (), rounds: int =
 
     Args:
         device: where.
-        variants: those of `FORMS` beside the joint step and the naive one; empty: all.
+        variants: those beside the joint step and the naive one; empty: all.
         rounds: how many.
     """
-    steps = {name: step_of(name, device) for name in ("joint", "naive", *(variants or FORMS))}
+    every = (*RIVALS, *FORMS, *(_COMPILED + name for name in COMPILED))
+    steps = {name: step_of(name, device) for name in ("joint", "naive", *(variants or every))}
     counts = {name: calls(step) for name, step in steps.items()}
     least = dict.fromkeys(steps, float("inf"))
     for _ in range(rounds):
@@ -159,6 +182,6 @@ def main(options: Options, keep: Callable[[Row], object]) -> int:
         f"two encoders of a layer, M=2 B={BATCH}: Python calls of a step, us, time over three naive passes", flush=True
     )
     for row in overhead(options.device, options.variants):
-        print(f"  {row.variant:20} {row.calls:6d} {1e6 * row.seconds:8.0f} {row.of_naive:7.2f}", flush=True)
+        print(f"  {row.variant:26} {row.calls:6d} {1e6 * row.seconds:8.0f} {row.of_naive:7.2f}", flush=True)
         keep({"suite": "overhead", "variant": row.variant, "calls": row.calls, "seconds": row.seconds})
     return 0
