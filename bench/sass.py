@@ -42,8 +42,10 @@ class Kernel:
     Attributes:
         name: the kernel's, without namespaces.
         dtype, modalities, width, loss: what it was compiled for; `width` classes are loaded at once.
+        peeled: whether rows need not be aligned: it loads what lies before the first pack and behind the last by itself.
         registers: a thread's.
         per_class: instructions of the loop over the classes, for one class.
+        loads: those of them that read the global memory.
         exponentials: those of them that the unit for special functions executes.
         divisions: conversions, products and reciprocals of float64 in that loop.
     """
@@ -53,8 +55,10 @@ class Kernel:
     modalities: int
     width: int
     loss: bool
+    peeled: bool
     registers: int
     per_class: float
+    loads: tuple[str, ...]
     exponentials: float
     divisions: int
 
@@ -108,8 +112,8 @@ def disassembled(path: Path) -> str:
 
 _INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+([^;]*);")
 _PREDICATE = re.compile(r"^@!?U?P\w+ ")
-# score_by_warps<float, 2, 4, false>, mangled
-_NAME = re.compile(r"(score_by_warps|score_by_blocks)I(f|d|N3c104HalfE|N3c108BFloat16E)Li(\d)ELi(\d)ELb(\d)E")
+# score_by_warps<float, 2, 4, false, false>, mangled
+_NAME = re.compile(r"(score_by_warps|score_by_blocks)I(f|d|N3c104HalfE|N3c108BFloat16E)Li(\d)ELi(\d)ELb(\d)ELb(\d)E")
 _DTYPES = {"f": "float", "N3c104HalfE": "Half", "N3c108BFloat16E": "BFloat16"}
 
 
@@ -121,7 +125,7 @@ def kernels(text: str) -> Iterator[Kernel]:
         found = _NAME.search(symbol)
         if found is None or found[2] == "d":  # float64 is not made to be fast
             continue
-        name, dtype, modalities, width, loss = found.groups()
+        name, dtype, modalities, width, loss, peeled = found.groups()
         loop = class_loop(instructions(body), 2 ** int(modalities) - 1)
         operations = Counter(code.split()[0].split(".")[0] for code in loop)
         yield Kernel(
@@ -130,8 +134,10 @@ def kernels(text: str) -> Iterator[Kernel]:
             int(modalities),
             int(width),
             loss == "1",
+            peeled == "1",
             int(registers[symbol.strip()]),
             len(loop) / int(width),
+            tuple(load for load in (each.split()[0] for each in loop) if load.startswith("LDG")),
             operations["MUFU"] / int(width),
             wide(loop),
         )
@@ -166,9 +172,9 @@ def least_seconds(per_class: float, size: int, modalities: int, batch: int, clas
 
 
 def class_loop(instructions: list[tuple[int, str]], loads: int) -> list[str]:
-    """The first innermost loop that loads from every subset and computes exponentials.
+    """The innermost loop that loads from every subset and computes most exponentials, or the first of such.
 
-    The one for what is no number does that too, and comes behind it in the code.
+    The one for what is no number computes some too, and comes last in the code; that of single classes computes fewer.
     """
     index = {at: i for i, (at, _) in enumerate(instructions)}
     loops = []
@@ -179,12 +185,16 @@ def class_loop(instructions: list[tuple[int, str]], loads: int) -> list[str]:
         names = [each.split()[0] for _, each in instructions[begin : end + 1]]
         if sum(name.startswith("LDG") for name in names) >= loads and "MUFU.EX2" in names:
             loops.append((begin, end))
+
+    def exponentials(loop: tuple[int, int]) -> int:
+        return sum("MUFU.EX2" in code for _, code in instructions[loop[0] : loop[1] + 1])
+
     innermost = [
         (begin, end)
         for begin, end in loops
         if not any((begin, end) != other and begin <= other[0] and other[1] <= end for other in loops)
     ]
-    begin, end = min(innermost)
+    begin, end = max(innermost, key=lambda loop: (exponentials(loop), -loop[0]))
     return [code for _, code in instructions[begin : end + 1]]
 
 
@@ -198,10 +208,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for source in SOURCES:
             for kernel in kernels(disassembled(compiled(source, Path(folder)))):
-                if kernel.width == 1 and kernel.modalities < 5:  # of rows that are not aligned
-                    continue
                 name = f"{kernel.name.removeprefix('score_')} {kernel.dtype} M={kernel.modalities}"
                 name += " with the loss" if kernel.loss else ""
+                name += " peeled" if kernel.peeled else ""
                 shares = " ".join(f"{kernel.share(gpu):>15.0%} " for gpu in GPUS.values())
                 print(f"{name:40} {kernel.registers:9} {kernel.blocks:6} {kernel.per_class:20.1f} {shares}")
     print(f"of a copy: at most, computed for {EFFICIENCY:.0%} of the issue slots; not measured")

@@ -23,7 +23,7 @@ from agm.kernels.launching import (
     unit_class_stride,
 )
 from agm.kernels.modulate import _MAX_PROGRAMS, _PROGRAMS, _SAMPLES
-from agm.kernels.responses import _add_tile, _beats, _cost, _possible, _unscale, _without
+from agm.kernels.responses import _add_tile, _beaten_by, _cost, _is_odd, _possible, _unscale, _without
 from agm.kernels.scoring import _leave, _leave_share
 from torch import Tensor
 
@@ -61,8 +61,12 @@ def _responses(
     MODALITIES: tl.constexpr,
     PADDED: tl.constexpr,
     DTYPE: tl.constexpr,
+    EXACT: tl.constexpr,
 ):
-    """The joint logits, and the responses p_m - q_m + (z_full - sum_j (p_j - q_j)) / M, divided by _SCALE."""
+    """The joint logits, and the responses p_m - q_m + (z_full - sum_j (p_j - q_j)) / M, divided by _SCALE.
+
+    With EXACT, a class of which a logit is -inf has responses of -inf; without, some that are NaN or infinitely large.
+    """
     # One modality after the other: the order of a sum over a dimension would depend on the other dimensions, and
     # equal logits must give equal responses, or ties break. p_m is read once more below, from the cache.
     joint = tl.zeros(present.shape, DTYPE)
@@ -72,27 +76,89 @@ def _responses(
         own = tl.load(present + m * row_stride, mask=needed, other=0.0).to(DTYPE)
         other = tl.load(absent + m * absent_stride, mask=inside, other=0.0).to(DTYPE)
         joint += own
-        own, impossible = _possible(own, impossible)
-        other, impossible = _possible(tl.broadcast_to(other, present.shape), impossible)
+        if EXACT:
+            own, impossible = _possible(own, impossible)
+            other, impossible = _possible(tl.broadcast_to(other, present.shape), impossible)
         rest += own * _INVERSE - other * _INVERSE
     if joint_logits is not None:
         joint = tl.load(joint_logits, mask=needed, other=0.0).to(DTYPE)
     elif bias is not None:
         joint += tl.load(bias, mask=inside, other=0.0).to(DTYPE)
-    together, impossible = _possible(joint, impossible)
+    together = joint
+    if EXACT:
+        together, impossible = _possible(joint, impossible)
     rest = together * _INVERSE - rest
 
     modality = tl.arange(0, PADDED)[:, None, None]
     real = modality < MODALITIES
     owns = tl.load(present[None, :, :] + modality * row_stride, mask=real & needed[None, :, :], other=0.0)
     others = tl.load(absent[None, :, :] + modality * absent_stride, mask=real & inside[None, :, :], other=0.0)
-    owns, _ = _possible(owns.to(DTYPE), impossible[None, :, :])
-    others, _ = _possible(tl.broadcast_to(others.to(DTYPE), owns.shape), impossible[None, :, :])
+    owns, others = owns.to(DTYPE), tl.broadcast_to(others.to(DTYPE), owns.shape)
+    if EXACT:
+        owns, _ = _possible(owns, impossible[None, :, :])
+        others, _ = _possible(others, impossible[None, :, :])
     difference = owns * _INVERSE - others * _INVERSE
     inverse = tl.full(difference.shape, 1.0, DTYPE) / MODALITIES
     # Fused by name, since the compiler may fuse in one place and not in another.
     response = tl.fma(tl.broadcast_to(rest[None, :, :], difference.shape), inverse, difference)
-    return joint, _without(response, impossible[None, :, :])
+    if EXACT:
+        response = _without(response, impossible[None, :, :])
+    return joint, response
+
+
+@triton.jit
+def _look_at_classes(
+    present,  # as in `_look`, as what is not described below
+    absent,
+    bias,
+    joint_logits,
+    out,
+    row_stride,
+    absent_stride,
+    label,
+    exists,
+    known,
+    target,  # (PADDED, samples)
+    joint_target,  # (samples,)
+    begin,
+    end,
+    MODALITIES: tl.constexpr,
+    PADDED: tl.constexpr,
+    SAMPLES: tl.constexpr,
+    CLASSES: tl.constexpr,
+    DTYPE: tl.constexpr,
+    EXACT: tl.constexpr,  # with the rules for what is no number; what is found without is wrong where a sum is NaN
+):
+    largest = tl.full([PADDED, SAMPLES], float("-inf"), DTYPE)
+    total = tl.zeros([PADDED, SAMPLES], DTYPE)
+    beaten = tl.zeros([PADDED, SAMPLES], tl.int32)
+    joint_beaten = tl.zeros([SAMPLES], tl.int32)
+    for start in range(begin, end, CLASSES):
+        index = start + tl.arange(0, CLASSES)
+        here = exists[:, None] & (index < end)[None, :]
+        inside = here & known[:, None]
+        joint, response = _responses(
+            present[:, None] + index[None, :],
+            (absent + index)[None, :],
+            None if bias is None else (bias + index)[None, :],
+            None if joint_logits is None else joint_logits[:, None] + index[None, :],
+            row_stride,
+            absent_stride,
+            here if joint_logits is None else inside,  # samples without a class have joint logits as well
+            (index < end)[None, :],
+            MODALITIES,
+            PADDED,
+            DTYPE,
+            EXACT,
+        )
+        if joint_logits is None and not EXACT:
+            tl.store(out[:, None] + index[None, :], joint.to(out.dtype.element_ty), mask=here)
+        worse, _ = _beaten_by(joint, index[None, :], inside, joint_target, label, start, EXACT)
+        joint_beaten = joint_beaten | worse
+        largest, total, beaten = _add_tile(
+            *(response, index, inside, target, label, start, largest, total, beaten, _SCALE, EXACT)
+        )
+    return largest, total, beaten, joint_beaten
 
 
 @triton.jit
@@ -130,36 +196,20 @@ def _look(
         MODALITIES,
         PADDED,
         DTYPE,
+        True,
     )
     joint_target = tl.reshape(joint_target, [SAMPLES])
     target = tl.reshape(target, [PADDED, SAMPLES])
 
-    largest = tl.full([PADDED, SAMPLES], float("-inf"), DTYPE)
-    total = tl.zeros([PADDED, SAMPLES], DTYPE)
-    beaten = tl.zeros([PADDED, SAMPLES], tl.int32)
-    joint_beaten = tl.zeros([SAMPLES], tl.int32)
-    for start in range(begin, end, CLASSES):
-        index = start + tl.arange(0, CLASSES)
-        here = exists[:, None] & (index < end)[None, :]
-        inside = here & known[:, None]
-        joint, response = _responses(
-            present[:, None] + index[None, :],
-            (absent + index)[None, :],
-            None if bias is None else (bias + index)[None, :],
-            None if joint_logits is None else joint_logits[:, None] + index[None, :],
-            row_stride,
-            absent_stride,
-            here if joint_logits is None else inside,  # samples without a class have joint logits as well
-            (index < end)[None, :],
-            MODALITIES,
-            PADDED,
-            DTYPE,
+    largest, total, beaten, joint_beaten = _look_at_classes(
+        *(present, absent, bias, joint_logits, out, row_stride, absent_stride, label, exists, known),
+        *(target, joint_target, begin, end, MODALITIES, PADDED, SAMPLES, CLASSES, DTYPE, False),
+    )
+    if _is_odd(total):
+        largest, total, beaten, joint_beaten = _look_at_classes(
+            *(present, absent, bias, joint_logits, out, row_stride, absent_stride, label, exists, known),
+            *(target, joint_target, begin, end, MODALITIES, PADDED, SAMPLES, CLASSES, DTYPE, True),
         )
-        if joint_logits is None:
-            tl.store(out[:, None] + index[None, :], joint.to(out.dtype.element_ty), mask=here)
-        worse = _beats(joint, index[None, :], joint_target[:, None], label[:, None]) & inside
-        joint_beaten = joint_beaten | tl.max(worse.to(tl.int32), 1)
-        largest, total, beaten = _add_tile(response, index, inside, target, label, largest, total, beaten, _SCALE)
     largest, total, target = _unscale(largest, total, target, _SCALE)
     return largest, total, target, beaten, joint_beaten
 

@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+_LOG2E = tl.constexpr(1.4426950408889634)
+
 
 @triton.jit
 def _shift(largest):
@@ -47,24 +49,59 @@ def _unscale(largest, total, target, SCALE: tl.constexpr):
 
 
 @triton.jit
+def _beaten_by(
+    logit,  # (samples, classes) or (PADDED, samples, classes)
+    index,  # (1, classes) or (1, 1, classes)
+    inside,
+    target,  # as `logit`, but for the classes, as the result
+    label,  # (samples,) or (1, samples)
+    begin,  # the first class
+    EXACT: tl.constexpr,
+):
+    """Whether some class keeps argmax from being the label, as int32, and the largest logit of all classes.
+
+    Numbers need no comparison of each: one beats the label if it is larger, or as large and before it. So the largest of
+    all and the largest before the label tell. With EXACT what is no number is compared as well, as argmax does.
+    """
+    numbers = tl.where(inside, logit, float("-inf"))
+    axis: tl.constexpr = len(logit.shape) - 1
+    largest = tl.max(numbers, axis)
+    if EXACT:
+        worse = _beats(logit, index, tl.expand_dims(target, axis), tl.expand_dims(label, axis)) & inside
+        return tl.max(worse.to(tl.int32), axis), largest
+    before = tl.max(tl.where(index < tl.expand_dims(label, axis), numbers, float("-inf")), axis)
+    return ((largest > target) | ((before >= target) & (label > begin))).to(tl.int32), largest
+
+
+@triton.jit
 def _add_tile(
     response,  # (PADDED, SAMPLES, CLASSES), divided by SCALE: no sum of logits overflows on the way
     index,  # (CLASSES,)
     inside,  # (SAMPLES, CLASSES)
     target,  # (PADDED, SAMPLES)
     label,  # (SAMPLES,)
+    begin,  # the first class of the tile
     largest,  # (PADDED, SAMPLES), as the two below
     total,
     beaten,
     SCALE: tl.constexpr,
+    EXACT: tl.constexpr,
 ):
-    worse = _beats(response, index[None, None, :], target[:, :, None], label[None, :, None]) & inside[None, :, :]
-    beaten = beaten | tl.max(worse.to(tl.int32), 2)
-    response = tl.where(inside[None, :, :], response, float("-inf"))
-    new = tl.maximum(largest, tl.max(response, 2))
+    every = inside[None, :, :]
+    worse, own = _beaten_by(response, index[None, None, :], every, target, label[None, :], begin, EXACT)
+    new = tl.maximum(largest, own)
     shift = _shift(new)
-    total = total * tl.exp((largest - shift) * SCALE) + tl.sum(tl.exp((response - shift[:, :, None]) * SCALE), 2)
-    return new, total, beaten
+    response = tl.where(every, response, float("-inf"))
+    exponent: tl.constexpr = SCALE * _LOG2E  # one product instead of two
+    total *= tl.exp2((largest - shift) * exponent)
+    total += tl.sum(tl.exp2((response - shift[:, :, None]) * exponent), 2)
+    return new, total, beaten | worse
+
+
+@triton.jit
+def _is_odd(total):
+    """Whether a sum of exponentials is NaN: an infinity or no number is among the responses of some sample."""
+    return tl.max(tl.max((total != total).to(tl.int32), 1), 0) > 0
 
 
 @triton.jit

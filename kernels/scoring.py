@@ -6,13 +6,82 @@ Programs take groups of samples (`_score`), or of few samples with many classes 
 import triton
 import triton.language as tl
 from agm.kernels.launching import aligned, float64
-from agm.kernels.responses import _add_tile, _beats, _cost, _possible, _shift, _unscale, _without
+from agm.kernels.responses import _add_tile, _beaten_by, _cost, _is_odd, _possible, _shift, _unscale, _without
 
 RESPONSE_SCALE = 4.0  # responses are kept divided by it
 _SCALE = tl.constexpr(RESPONSE_SCALE)
 
 # What varies with the size of the last batch is not compiled in.
 _BY_BATCH = ["batch", "row_stride", "batch_stride"]
+
+
+@triton.jit
+def _look_at_classes(
+    logits,  # as in `_look`, as what is not described below
+    row_stride,
+    weights,
+    label,
+    known,
+    target,  # (PADDED, samples)
+    joint_target,  # (samples,)
+    begin,
+    end,
+    class_weight,
+    ROWS: tl.constexpr,
+    PADDED: tl.constexpr,
+    SAMPLES: tl.constexpr,
+    CLASSES: tl.constexpr,
+    DTYPE: tl.constexpr,
+    LOSS: tl.constexpr,
+    SMOOTHING: tl.constexpr,
+    EXACT: tl.constexpr,  # with the rules for what is no number; what is found without is wrong where a sum is NaN
+):
+    modality = tl.arange(0, PADDED)
+    largest = tl.full([PADDED, SAMPLES], float("-inf"), DTYPE)
+    total = tl.zeros([PADDED, SAMPLES], DTYPE)
+    beaten = tl.zeros([PADDED, SAMPLES], tl.int32)
+    joint_beaten = tl.zeros([SAMPLES], tl.int32)
+    joint_largest = tl.full([SAMPLES], float("-inf"), DTYPE)
+    joint_total = tl.zeros([SAMPLES], DTYPE)
+    spread = tl.zeros([SAMPLES], tl.float64)
+    for start in range(begin, end, CLASSES):
+        index = start + tl.arange(0, CLASSES)
+        inside = known[:, None] & (index < end)[None, :]  # (SAMPLES, CLASSES)
+        at = logits[:, None] + index[None, :]
+        response = tl.zeros([PADDED, SAMPLES, CLASSES], DTYPE)
+        joint = tl.zeros([SAMPLES, CLASSES], DTYPE)
+        impossible = tl.zeros([SAMPLES, CLASSES], tl.int1)
+        for row in range(ROWS):
+            weight = tl.load(weights + row * PADDED + modality)
+            joint = tl.load(at + row * row_stride, mask=inside, other=0.0).to(DTYPE)
+            own = joint
+            if EXACT:
+                own, impossible = _possible(joint, impossible)
+            response = tl.fma(
+                tl.broadcast_to(weight[:, None, None], [PADDED, SAMPLES, CLASSES]),
+                tl.broadcast_to(own[None, :, :], [PADDED, SAMPLES, CLASSES]),
+                response,
+            )
+        if EXACT:
+            response = _without(response, impossible[None, :, :])
+        worse, joint_own = _beaten_by(joint, index[None, :], inside, joint_target, label, start, EXACT)
+        joint_beaten = joint_beaten | worse
+        largest, total, beaten = _add_tile(
+            *(response, index, inside, target, label, start, largest, total, beaten, _SCALE, EXACT)
+        )
+        if SMOOTHING:
+            away = joint_target[:, None] - joint
+            if class_weight is not None:
+                away *= tl.load(class_weight + index, mask=index < end, other=0.0)[None, :]
+            spread += tl.sum(tl.where(inside, away, 0.0), 1).to(tl.float64)
+        if LOSS:
+            joint = tl.where(inside, joint, float("-inf"))
+            joint_new = tl.maximum(joint_largest, joint_own)
+            joint_shift = _shift(joint_new)
+            joint_total *= tl.exp(joint_largest - joint_shift)
+            joint_total += tl.sum(tl.exp(joint - joint_shift[:, None]), 1)
+            joint_largest = joint_new
+    return largest, total, beaten, joint_beaten, joint_largest, joint_total, spread
 
 
 @triton.jit
@@ -54,45 +123,15 @@ def _look(
         )
     target = _without(target, impossible_target[None, :])
 
-    largest = tl.full([PADDED, SAMPLES], float("-inf"), DTYPE)
-    total = tl.zeros([PADDED, SAMPLES], DTYPE)
-    beaten = tl.zeros([PADDED, SAMPLES], tl.int32)
-    joint_beaten = tl.zeros([SAMPLES], tl.int32)
-    joint_largest = tl.full([SAMPLES], float("-inf"), DTYPE)
-    joint_total = tl.zeros([SAMPLES], DTYPE)
-    spread = tl.zeros([SAMPLES], tl.float64)
-    for start in range(begin, end, CLASSES):
-        index = start + tl.arange(0, CLASSES)
-        inside = known[:, None] & (index < end)[None, :]  # (SAMPLES, CLASSES)
-        at = logits[:, None] + index[None, :]
-        response = tl.zeros([PADDED, SAMPLES, CLASSES], DTYPE)
-        joint = tl.zeros([SAMPLES, CLASSES], DTYPE)
-        impossible = tl.zeros([SAMPLES, CLASSES], tl.int1)
-        for row in range(ROWS):
-            weight = tl.load(weights + row * PADDED + modality)
-            joint = tl.load(at + row * row_stride, mask=inside, other=0.0).to(DTYPE)
-            own, impossible = _possible(joint, impossible)
-            response = tl.fma(
-                tl.broadcast_to(weight[:, None, None], [PADDED, SAMPLES, CLASSES]),
-                tl.broadcast_to(own[None, :, :], [PADDED, SAMPLES, CLASSES]),
-                response,
-            )
-        response = _without(response, impossible[None, :, :])
-        worse = _beats(joint, index[None, :], joint_target[:, None], label[:, None]) & inside
-        joint_beaten = joint_beaten | tl.max(worse.to(tl.int32), 1)
-        largest, total, beaten = _add_tile(response, index, inside, target, label, largest, total, beaten, _SCALE)
-        if SMOOTHING:
-            away = joint_target[:, None] - joint
-            if class_weight is not None:
-                away *= tl.load(class_weight + index, mask=index < end, other=0.0)[None, :]
-            spread += tl.sum(tl.where(inside, away, 0.0), 1).to(tl.float64)
-        if LOSS:
-            joint = tl.where(inside, joint, float("-inf"))
-            joint_new = tl.maximum(joint_largest, tl.max(joint, 1))
-            joint_shift = _shift(joint_new)
-            joint_total *= tl.exp(joint_largest - joint_shift)
-            joint_total += tl.sum(tl.exp(joint - joint_shift[:, None]), 1)
-            joint_largest = joint_new
+    largest, total, beaten, joint_beaten, joint_largest, joint_total, spread = _look_at_classes(
+        *(logits, row_stride, weights, label, known, target, joint_target, begin, end, class_weight),
+        *(ROWS, PADDED, SAMPLES, CLASSES, DTYPE, LOSS, SMOOTHING, False),
+    )
+    if _is_odd(total):
+        largest, total, beaten, joint_beaten, joint_largest, joint_total, spread = _look_at_classes(
+            *(logits, row_stride, weights, label, known, target, joint_target, begin, end, class_weight),
+            *(ROWS, PADDED, SAMPLES, CLASSES, DTYPE, LOSS, SMOOTHING, True),
+        )
     largest, total, target = _unscale(largest, total, target, _SCALE)
     return largest, total, target, beaten, joint_beaten, joint_largest, joint_total, joint_target, spread
 

@@ -140,19 +140,56 @@ struct Running {
   }
 };
 
-// Classes begin, begin + stride ... of one sample, Width at a time, numbered by as few bits as will do;
-// `begin`, `end` and `stride` are multiples of Width. What is found is wrong where a sum is NaN.
+// The classes of one sample that a group of threads looks at, numbered by as few bits as will do. Those from
+// `first` to `last` are packs of Width neighbours, aligned in the logits of every subset; the others, of which
+// there are none without Peel, are loaded one by one.
+template <typename Index>
+struct Classes {
+  Index begin, first, last, end;
+};
+
+// Share `share` of the `shares` of a sample's classes, cut into packs of Width where they lie aligned.
+template <bool Peel, int Width, typename Index, typename T>
+__device__ __forceinline__ Classes<Index> classes_of(const MaskedLogits<T>& masked, const T* logits,
+                                                     unsigned share, unsigned shares) {
+  const auto count = static_cast<Index>(masked.classes);
+  const Index size = (count / Width + static_cast<Index>(shares) - 1) / static_cast<Index>(shares) * Width;
+  if constexpr (!Peel) {
+    const Index begin = static_cast<Index>(share) * size;
+    const Index end = begin + size < count ? begin + size : count;
+    return {begin, begin, end, end};
+  }
+  // Packs are aligned alike in all subsets, or they are loaded class by class.
+  const bool packed = masked.row_stride % Width == 0;
+  const auto beyond = static_cast<unsigned>(reinterpret_cast<uintptr_t>(logits) / sizeof(T)) % Width;
+  Index head = packed ? static_cast<Index>((Width - beyond) % Width) : 0;
+  if (head > count) head = count;
+  Index begin = head + static_cast<Index>(share) * size, end = begin + size;
+  if (begin > count) begin = count;
+  if (end > count || share == shares - 1) end = count;
+  const Index first = packed ? begin : end;
+  if (share == 0) begin = 0;
+  return {begin, first, first + (end - first) / Width * Width, end};
+}
+
+// What a thread knows on its way from the first of its classes to the last.
+template <typename A, int M>
+struct Progress {
+  Running<A, kUnscale> responses[M];
+  Running<A, 1> joint;
+  unsigned beaten = 0;
+  A spread = 0;
+};
+
+// Classes begin, begin + stride ... , Width at a time; `end - begin` is a multiple of Width or negative, and
+// `stride` of Width, by a power of two. What is found is wrong where a sum is NaN.
 //
 // A class beats the label if it is larger, or as large and before it. So the largest of all classes and the
 // largest of those before the label tell, and the loop compares nothing.
 template <typename T, int M, int Width, bool Loss, typename Index, typename A = accumulate_t<T>>
-__device__ __forceinline__ Seen<A, M, Loss> look_at_numbers(const T* __restrict__ logits, int64_t row_stride,
-                                                            Index begin, Index end, Index stride, Index label,
-                                                            const A (&target)[M + 1],
-                                                            const LossSettings<A>& loss) {
-  Seen<A, M, Loss> seen;
-  Running<A, kUnscale> running[M];
-  Running<A, 1> joint_running;
+__device__ __forceinline__ void advance(const T* __restrict__ logits, int64_t row_stride, Index begin,
+                                        Index end, Index stride, Index label, const A (&target)[M + 1],
+                                        const LossSettings<A>& loss, Progress<A, M>& progress) {
   Index at = begin;
 #pragma unroll 1
   for (int after = 0; after < 2; ++after) {
@@ -163,42 +200,70 @@ __device__ __forceinline__ Seen<A, M, Loss> look_at_numbers(const T* __restrict_
       A response[M][Width], joint[Width];
       load_responses<T, M, Width, false>(logits + at, row_stride, response, joint);
 #pragma unroll
-      for (int m = 0; m < M; ++m) running[m].add(response[m]);
+      for (int m = 0; m < M; ++m) progress.responses[m].add(response[m]);
       if constexpr (Loss) {
-        joint_running.add(joint);
+        progress.joint.add(joint);
         if (loss.label_smoothing > 0) {
 #pragma unroll
-          for (int i = 0; i < Width; ++i) seen.spread += loss.weight_in(at + i) * (target[M] - joint[i]);
+          for (int i = 0; i < Width; ++i) progress.spread += loss.weight_in(at + i) * (target[M] - joint[i]);
         }
       } else {
 #pragma unroll
-        for (int i = 0; i < Width; ++i) joint_running.largest = fmax(joint_running.largest, joint[i]);
+        for (int i = 0; i < Width; ++i) progress.joint.largest = fmax(progress.joint.largest, joint[i]);
       }
     }
     if (after || at > begin) {
 #pragma unroll
       for (int m = 0; m <= M; ++m) {
-        const A largest = m == M ? joint_running.largest : running[m < M ? m : 0].largest;
-        seen.beaten |= static_cast<unsigned>(after ? largest > target[m] : largest >= target[m]) << m;
+        const A largest = m == M ? progress.joint.largest : progress.responses[m < M ? m : 0].largest;
+        progress.beaten |= static_cast<unsigned>(after ? largest > target[m] : largest >= target[m]) << m;
       }
     }
   }
-  if constexpr (Width > 1) {  // those before the label in its own group
-    const Index group = label / Width * Width;
-    if (group >= begin && group < end && ((group - begin) & (stride - 1)) == 0) {
+  if constexpr (Width > 1) {  // those before the label in its own pack
+    const Index pack = label - ((label - begin) & (Width - 1));
+    if (pack >= begin && pack < end && ((pack - begin) & (stride - 1)) == 0) {
 #pragma unroll 1
-      for (Index c = group; c < label; ++c) {
+      for (Index c = pack; c < label; ++c) {
         A response[M][1], joint[1];
         load_responses<T, M, 1, false>(logits + c, row_stride, response, joint);
 #pragma unroll
-        for (int m = 0; m < M; ++m) seen.beaten |= static_cast<unsigned>(response[m][0] >= target[m]) << m;
-        seen.beaten |= static_cast<unsigned>(joint[0] >= target[M]) << M;
+        for (int m = 0; m < M; ++m) {
+          progress.beaten |= static_cast<unsigned>(response[m][0] >= target[m]) << m;
+        }
+        progress.beaten |= static_cast<unsigned>(joint[0] >= target[M]) << M;
       }
     }
   }
+}
+
+// The classes of thread `thread` of `threads`, a power of two, from the first to the last. What is found is
+// wrong where a sum is NaN.
+template <typename T, int M, int Width, bool Peel, bool Loss, typename Index, typename A = accumulate_t<T>>
+__device__ __forceinline__ Seen<A, M, Loss> look_at_numbers(const T* __restrict__ logits, int64_t row_stride,
+                                                            const Classes<Index>& classes, Index thread,
+                                                            Index threads, Index label,
+                                                            const A (&target)[M + 1],
+                                                            const LossSettings<A>& loss) {
+  Progress<A, M> progress;
+#pragma unroll 1
+  for (int behind = 0; behind < (Peel ? 2 : 1); ++behind) {
+    if constexpr (Peel) {
+      const Index begin = behind ? classes.last : classes.begin, end = behind ? classes.end : classes.first;
+      advance<T, M, 1, Loss>(logits, row_stride, begin + thread, end, threads, label, target, loss, progress);
+      if (behind) break;
+    }
+    advance<T, M, Width, Loss>(logits, row_stride, classes.first + thread * Width, classes.last,
+                               threads * Width, label, target, loss, progress);
+  }
+  Seen<A, M, Loss> seen;
+  seen.beaten = progress.beaten;
 #pragma unroll
-  for (int m = 0; m < M; ++m) seen.softmax[m] = running[m].softmax();
-  if constexpr (Loss) seen.joint = joint_running.softmax();
+  for (int m = 0; m < M; ++m) seen.softmax[m] = progress.responses[m].softmax();
+  if constexpr (Loss) {
+    seen.joint = progress.joint.softmax();
+    seen.spread = progress.spread;
+  }
   return seen;
 }
 
@@ -211,26 +276,36 @@ __device__ void add_number(Softmax<A>& softmax, A number) {
 }
 
 // The same with every rule for what is no number: rare, and slow.
-template <typename T, int M, int Width, bool Loss, typename Index, typename A = accumulate_t<T>>
+template <typename T, int M, int Width, bool Peel, bool Loss, typename Index, typename A = accumulate_t<T>>
 __device__ __forceinline__ Seen<A, M, Loss> look_exactly(const T* __restrict__ logits, int64_t row_stride,
-                                                         Index begin, Index end, Index stride, Index label,
+                                                         const Classes<Index>& classes, Index thread,
+                                                         Index threads, Index label,
                                                          const A (&target)[M + 1],
                                                          const LossSettings<A>& loss) {
   Seen<A, M, Loss> seen;
-  for (Index first = begin; first < end; first += stride) {
+  constexpr int kParts = Peel ? 3 : 1;
 #pragma unroll 1
-    for (Index at = first; at < first + Width; ++at) {
-      A response[M][1], joint[1];
-      load_responses<T, M, 1, true>(logits + at, row_stride, response, joint);
+  for (int part = 0; part < kParts; ++part) {
+    const bool packs = !Peel || part == 1;
+    const Index width = packs ? Width : 1;
+    const Index begin = packs ? classes.first : (part == 0 ? classes.begin : classes.last);
+    const Index end = packs ? classes.last : (part == 0 ? classes.first : classes.end);
+#pragma unroll 1
+    for (Index pack = begin + thread * width; pack < end; pack += threads * width) {
+#pragma unroll 1
+      for (Index at = pack; at < pack + width; ++at) {
+        A response[M][1], joint[1];
+        load_responses<T, M, 1, true>(logits + at, row_stride, response, joint);
 #pragma unroll
-      for (int m = 0; m < M; ++m) {
-        add_number(seen.softmax[m], response[m][0] * kUnscale);
-        seen.beaten |= static_cast<unsigned>(beats(response[m][0], at, target[m], label)) << m;
-      }
-      seen.beaten |= static_cast<unsigned>(beats(joint[0], at, target[M], label)) << M;
-      if constexpr (Loss) {
-        add_number(seen.joint, joint[0]);
-        if (loss.label_smoothing > 0) seen.spread += loss.weight_in(at) * (target[M] - joint[0]);
+        for (int m = 0; m < M; ++m) {
+          add_number(seen.softmax[m], response[m][0] * kUnscale);
+          seen.beaten |= static_cast<unsigned>(beats(response[m][0], at, target[m], label)) << m;
+        }
+        seen.beaten |= static_cast<unsigned>(beats(joint[0], at, target[M], label)) << M;
+        if constexpr (Loss) {
+          add_number(seen.joint, joint[0]);
+          if (loss.label_smoothing > 0) seen.spread += loss.weight_in(at) * (target[M] - joint[0]);
+        }
       }
     }
   }
@@ -238,16 +313,20 @@ __device__ __forceinline__ Seen<A, M, Loss> look_exactly(const T* __restrict__ l
 }
 
 // The classes of one thread. `target` is what `read_target` gives.
-template <typename T, int M, int Width, bool Loss, typename Index, typename A = accumulate_t<T>>
+template <typename T, int M, int Width, bool Peel, bool Loss, typename Index, typename A = accumulate_t<T>>
 __device__ __forceinline__ Seen<A, M, Loss> look(const T* __restrict__ logits, int64_t row_stride,
-                                                 Index begin, Index end, Index stride, Index label,
-                                                 const A (&target)[M + 1], const LossSettings<A>& loss) {
-  auto seen = look_at_numbers<T, M, Width, Loss>(logits, row_stride, begin, end, stride, label, target, loss);
+                                                 const Classes<Index>& classes, Index thread, Index threads,
+                                                 Index label, const A (&target)[M + 1],
+                                                 const LossSettings<A>& loss) {
+  auto seen = look_at_numbers<T, M, Width, Peel, Loss>(logits, row_stride, classes, thread, threads, label,
+                                                       target, loss);
   bool odd = false;
 #pragma unroll
   for (int m = 0; m < M; ++m) odd |= seen.softmax[m].sum != seen.softmax[m].sum;
-  if (odd)
-    seen = look_exactly<T, M, Width, Loss>(logits, row_stride, begin, end, stride, label, target, loss);
+  if (odd) {
+    seen = look_exactly<T, M, Width, Peel, Loss>(logits, row_stride, classes, thread, threads, label, target,
+                                                 loss);
+  }
   return seen;
 }
 

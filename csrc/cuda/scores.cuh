@@ -61,7 +61,7 @@ __device__ __forceinline__ void add_sample(const Seen<A, M, Loss>& seen, const A
 }
 
 // Few classes: `lanes` threads a sample, 8 to 32; each block leaves what its samples add up to.
-template <typename T, int M, int Width, bool Loss>
+template <typename T, int M, int Width, bool Loss, bool Peel>
 __global__ void __launch_bounds__(kThreads, kResident<T, M>)
     score_by_warps(MaskedLogits<T> masked, Target target, double cap, LossGoal<accumulate_t<T>> goal,
                    int lanes, TallyOf* __restrict__ tallies) {
@@ -84,9 +84,9 @@ __global__ void __launch_bounds__(kThreads, kResident<T, M>)
       if (Loss && lane == 0) skip_loss(goal, b, masked.batch, ignored, losses[group]);
       continue;
     }
-    auto seen =
-        look<T, M, Width, Loss>(logits, masked.row_stride, lane * Width, static_cast<int>(masked.classes),
-                                lanes * Width, static_cast<int>(label), own, goal.settings);
+    auto seen = look<T, M, Width, Peel, Loss>(logits, masked.row_stride,
+                                              classes_of<Peel, Width, int>(masked, logits, 0, 1), lane, lanes,
+                                              static_cast<int>(label), own, goal.settings);
     // The groups of a warp go their own ways.
     merge_lanes(seen, lanes, (~0u >> (kWarp - lanes)) << (threadIdx.x & (kWarp - lanes)));
     if (lane != 0) continue;
@@ -119,7 +119,7 @@ struct Found {
 
 // Many classes: blockIdx.x shares out the samples and blockIdx.y the classes of each. With one share a block
 // leaves what its samples add up to, as above; with several, what it found of each.
-template <typename T, int M, int Width, bool Loss>
+template <typename T, int M, int Width, bool Loss, bool Peel>
 __global__ void __launch_bounds__(kThreads, kResident<T, M>)
     score_by_blocks(MaskedLogits<T> masked, Target target, double cap, LossGoal<accumulate_t<T>> goal,
                     Found<accumulate_t<T>>* __restrict__ found, TallyOf* __restrict__ tallies) {
@@ -128,9 +128,6 @@ __global__ void __launch_bounds__(kThreads, kResident<T, M>)
   __shared__ TallyOf tally;  // of thread 0, as its loss is
   __shared__ LossTally losses;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int64_t share = (masked.classes / Width + gridDim.y - 1) / gridDim.y * Width;
-  const int64_t begin = blockIdx.y * share;
-  const int64_t end = begin + share < masked.classes ? begin + share : masked.classes;
   if (threadIdx.x == 0) tally = TallyOf{};
   if (Loss && threadIdx.x == 0) losses = LossTally{};
   for (int64_t b = blockIdx.x; b < masked.batch; b += gridDim.x) {
@@ -144,8 +141,9 @@ __global__ void __launch_bounds__(kThreads, kResident<T, M>)
       if constexpr (Loss) skip_loss(goal, b, masked.batch, ignored, losses);
       continue;
     }
-    auto seen = look<T, M, Width, Loss>(logits, masked.row_stride, begin + threadIdx.x * Width, end,
-                                        int64_t{kThreads} * Width, label, own, goal.settings);
+    auto seen = look<T, M, Width, Peel, Loss>(
+        logits, masked.row_stride, classes_of<Peel, Width, int64_t>(masked, logits, blockIdx.y, gridDim.y),
+        static_cast<int64_t>(threadIdx.x), int64_t{kThreads}, label, own, goal.settings);
     merge_lanes(seen, kWarp, ~0u);
     __syncthreads();  // the last sample's findings have been read
     if (lane == 0) shared[warp] = seen;
@@ -248,13 +246,14 @@ Tensor bytes_like(const Tensor& tensor, size_t bytes) {
 }
 
 // One step, with the loss where it is wanted: two launches.
-template <typename T, int M, bool Loss, int Width = kWidth<T, M, Loss>, typename A = accumulate_t<T>>
+template <typename T, int M, bool Loss, bool Peel = false, typename A = accumulate_t<T>>
 void launch_step(const Tensor& logits, const MaskedLogits<T>& masked, const Target& target, double cap,
                  LossGoal<A> goal, const Settings& settings, const State& state, cudaStream_t stream) {
-  if constexpr (Width > 1) {
+  constexpr int Width = kWidth<T, M, Loss>;
+  if constexpr (Width > 1 && !Peel) {
     const auto offsets = masked.classes | masked.row_stride | masked.batch_stride;
     if (offsets % Width != 0 || reinterpret_cast<uintptr_t>(masked.data) % (sizeof(T) * Width) != 0) {
-      return launch_step<T, M, Loss, 1>(logits, masked, target, cap, goal, settings, state, stream);
+      return launch_step<T, M, Loss, true>(logits, masked, target, cap, goal, settings, state, stream);
     }
   }
   const bool wide = masked.classes >= kWideClasses;
@@ -274,10 +273,10 @@ void launch_step(const Tensor& logits, const MaskedLogits<T>& masked, const Targ
     auto* tallies = static_cast<TallyOf*>(space.mutable_data_ptr());
     goal.tallies = reinterpret_cast<LossTally*>(tallies + blocks);
     if (blocks > 0 && wide) {
-      launch(score_by_blocks<T, M, Width, Loss>, blocks, kThreads, stream, masked, target, cap, goal, nullptr,
+      launch(score_by_blocks<T, M, Width, Loss, Peel>, blocks, kThreads, stream, masked, target, cap, goal, nullptr,
              tallies);
     } else if (blocks > 0) {
-      launch(score_by_warps<T, M, Width, Loss>, blocks, kThreads, stream, masked, target, cap, goal, lanes,
+      launch(score_by_warps<T, M, Width, Loss, Peel>, blocks, kThreads, stream, masked, target, cap, goal, lanes,
              tallies);
     }
     launch(finish_warps<A, Loss>, 1, kThreads, stream, tallies, blocks, goal, settings, state);
@@ -286,7 +285,7 @@ void launch_step(const Tensor& logits, const MaskedLogits<T>& masked, const Targ
   const Tensor space = bytes_like(logits, masked.batch * shares * sizeof(Found<A>));
   auto* found = static_cast<Found<A>*>(space.mutable_data_ptr());
   const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(shares));
-  launch(score_by_blocks<T, M, Width, Loss>, grid, kThreads, stream, masked, target, cap, goal, found,
+  launch(score_by_blocks<T, M, Width, Loss, Peel>, grid, kThreads, stream, masked, target, cap, goal, found,
          nullptr);
   launch(finish_blocks<A, Loss>, 1, kThreads, stream, found, shares, masked.batch, masked.classes, target,
          cap, goal, settings, state);
