@@ -42,7 +42,7 @@ class Kernel:
     Attributes:
         name: the kernel's, without namespaces.
         dtype, modalities, width, loss: what it was compiled for; `width` classes are loaded at once.
-        peeled: whether rows need not be aligned: it loads what lies before the first pack and behind the last by itself.
+        peeled: rows need not be aligned: what lies before the first pack and behind the last is loaded by itself.
         registers: a thread's.
         per_class: instructions of the loop over the classes, for one class.
         loads: those of them that read the global memory.

@@ -2,6 +2,7 @@
 
 import struct
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 
 import torch
 import triton
@@ -15,12 +16,39 @@ __all__ = [
     "are_aligned",
     "bits",
     "device_guard",
+    "even_programs",
     "float64",
+    "parts_that_fill",
+    "resident_programs",
     "unit_class_stride",
     "why_no_launch",
 ]
 
 ENOUGH_PROGRAMS = 512  # fills any GPU of today a few times
+# That score: so many have registers for four bytes a number; float64 and additive fusions of many modalities take more.
+PROGRAMS_OF_MULTIPROCESSOR = 4
+
+
+@cache
+def resident_programs(device: torch.device) -> int:
+    """Programs that score that a device runs at once. The interpreter runs them one by one, however few they are."""
+    if device.type != "cuda":
+        return 2 * PROGRAMS_OF_MULTIPROCESSOR
+    return int(torch.cuda.get_device_properties(device).multi_processor_count) * PROGRAMS_OF_MULTIPROCESSOR
+
+
+def even_programs(items: int, resident: int) -> int:
+    """Programs, at least 1, that run at once and go through the items, all equally often but for the last items."""
+    return max(1, triton.cdiv(items, max(1, triton.cdiv(items, resident))))
+
+
+def parts_that_fill(programs: int, most: int, resident: int) -> int:
+    """In how many parts, at most `most`, the work of each program is shared out, so that the last ones to run leave
+    little of the device idle. The time is that of the rounds, each of which takes 1 / parts.
+    """
+    choices = [1, *(min(most, rounds * resident // max(programs, 1)) for rounds in (1, 2, 3))]
+    possible = (parts for parts in choices if parts > 0)
+    return min(possible, key=lambda parts: triton.cdiv(programs * parts, resident) / parts)
 
 
 def device_guard(tensor: Tensor) -> AbstractContextManager[object]:

@@ -14,12 +14,14 @@ import triton
 import triton.language as tl
 from agm.kernels.finishing import _finish, _finish_shares
 from agm.kernels.launching import (
-    ENOUGH_PROGRAMS,
     accumulation_dtype,
     aligned,
     are_aligned,
     bits,
     device_guard,
+    even_programs,
+    parts_that_fill,
+    resident_programs,
     unit_class_stride,
 )
 from agm.kernels.scoring import RESPONSE_SCALE, _score, _score_shares
@@ -33,7 +35,6 @@ _BLOCK = 1024  # elements of a gradient that a program of the backward holds
 _TILE = {2: 1024, 3: 512, 4: 512, 5: 256, 6: 256}  # logits of one subset that a program holds: samples * classes
 _MAX_SAMPLES = 16  # of that tile: each of them takes registers of its own
 _MAX_SAMPLES_WITH_LOSS = 8
-_MAX_PROGRAMS = 1024  # of `_score`, since a single program reads what they leave
 _SAMPLES = 64  # that `_finish_shares` merges at a time
 _PROGRAMS = 64  # whose findings `_finish` adds up at a time
 
@@ -74,6 +75,14 @@ class Loss:
     sums: Tensor  # (2,) float64
 
 
+def shares_of(batch: int, classes: int, block: int, resident: int) -> int:
+    """Programs that share out the classes of one sample: 1 where the samples alone keep the device busy, so that each
+    is added up where it is looked at."""
+    if batch > resident // 2:
+        return 1
+    return parts_that_fill(batch, classes // (4 * block), resident)
+
+
 def launch_step(
     masked_logits: Tensor,  # (2**M - 1, B, C)
     target: Tensor,  # (B,) int64
@@ -101,7 +110,8 @@ def launch_step(
     padded = triton.next_power_of_2(modalities)
     tile = _TILE[modalities]
     block = min(tile, triton.next_power_of_2(max(classes, 1)))
-    shares = min(classes // (4 * block), ENOUGH_PROGRAMS // max(batch, 1))
+    resident = resident_programs(logits.device)
+    shares = shares_of(batch, classes, block, resident)
     step = (weights, values, counts, scales, bits(alpha), bits(max_gap))
     class_weight = normalizer = None
     goal = {}
@@ -145,7 +155,7 @@ def launch_step(
             return scales
         most = _MAX_SAMPLES if loss is None else _MAX_SAMPLES_WITH_LOSS
         samples = min(tile // block, most)
-        programs = max(1, min(triton.cdiv(batch, samples), _MAX_PROGRAMS))
+        programs = even_programs(triton.cdiv(batch, samples), resident)
         costs = logits.new_empty((programs, padded), dtype=torch.float64)
         hits = logits.new_empty((programs, 2 * padded), dtype=torch.int64)
         losses = None if loss is None else logits.new_empty((programs, 4), dtype=torch.float64)
@@ -225,7 +235,7 @@ def modulate_backward(
     if out.numel() == 0:
         return out
     blocks = triton.cdiv(size, _BLOCK)
-    shares = max(1, min(rows, ENOUGH_PROGRAMS // blocks))  # a short gradient alone leaves the GPU idle
+    shares = parts_that_fill(blocks, rows, resident_programs(grad.device))  # a short gradient leaves the GPU idle
     with device_guard(grad):
         _scale_rows[(blocks, shares)](
             *(grad, subset_scales, out, rows, size),

@@ -13,16 +13,17 @@ import triton.language as tl
 from agm.kernels.additive_gradients import modulate_additive_backward
 from agm.kernels.finishing import _finish, _finish_shares
 from agm.kernels.launching import (
-    ENOUGH_PROGRAMS,
     accumulation_dtype,
     aligned,
     are_aligned,
     bits,
     device_guard,
+    even_programs,
     float64,
+    resident_programs,
     unit_class_stride,
 )
-from agm.kernels.modulate import _MAX_PROGRAMS, _PROGRAMS, _SAMPLES
+from agm.kernels.modulate import _PROGRAMS, _SAMPLES, shares_of
 from agm.kernels.responses import _add_tile, _beaten_by, _cost, _is_odd, _possible, _unscale, _without
 from agm.kernels.scoring import _leave, _leave_share
 from torch import Tensor
@@ -363,7 +364,8 @@ def modulate_additive(
     padded = triton.next_power_of_2(modalities)
     tile = tile_of(padded, wide == torch.float64)
     block = min(tile, triton.next_power_of_2(max(classes, 1)))
-    shares = min(classes // (4 * block), ENOUGH_PROGRAMS // max(batch, 1))
+    resident = resident_programs(present.device)
+    shares = shares_of(batch, classes, block, resident)
     inputs = (present, absent, bias, joint_logits, logits, labels)
     strides = (*present.stride()[:2], absent.stride(0), joint_logits.stride(0) if given else 0)
     step = (None, values, counts, scales, bits(alpha), bits(max_gap))  # no weights of subsets
@@ -390,7 +392,7 @@ def modulate_additive(
             )
             return logits, scales
         samples = min(tile // block, _MAX_STATES // padded)
-        programs = max(1, min(triton.cdiv(batch, samples), _MAX_PROGRAMS))
+        programs = even_programs(triton.cdiv(batch, samples), resident)
         costs = present.new_empty((programs, padded), dtype=torch.float64)
         hits = present.new_empty((programs, 2 * padded), dtype=torch.int64)
         _score_additive[(programs,)](

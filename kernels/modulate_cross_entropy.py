@@ -8,13 +8,14 @@ row's: no softmax is ever stored.
 import triton
 import triton.language as tl
 from agm.kernels.launching import (
-    ENOUGH_PROGRAMS,
     accumulation_dtype,
     aligned,
     are_aligned,
     bits,
     device_guard,
     float64,
+    parts_that_fill,
+    resident_programs,
     unit_class_stride,
 )
 from agm.kernels.modulate import Loss, launch_step
@@ -138,7 +139,7 @@ def modulate_cross_entropy_backward(
     block = min(_TILE, triton.next_power_of_2(classes))
     samples = _TILE // block
     groups, parts = triton.cdiv(batch, samples), triton.cdiv(classes, block)
-    shares = max(1, min(rows, ENOUGH_PROGRAMS // (groups * parts)))
+    shares = parts_that_fill(groups * parts, rows, resident_programs(logits.device))
     with device_guard(logits):
         _scale_loss_rows[(groups, parts, shares)](
             *(logits, grad_loss, None if grad_logits is None else grad_logits.contiguous(), target.contiguous()),

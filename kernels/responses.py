@@ -60,8 +60,8 @@ def _beaten_by(
 ):
     """Whether some class keeps argmax from being the label, as int32, and the largest logit of all classes.
 
-    Numbers need no comparison of each: one beats the label if it is larger, or as large and before it. So the largest of
-    all and the largest before the label tell. With EXACT what is no number is compared as well, as argmax does.
+    A class beats the label if it is larger, or as large and before it. So of numbers the largest of all and the largest
+    before the label tell. With EXACT each class is compared, and what is no number as argmax does.
     """
     numbers = tl.where(inside, logit, float("-inf"))
     axis: tl.constexpr = len(logit.shape) - 1

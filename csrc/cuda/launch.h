@@ -3,9 +3,13 @@
 
 #include "../common/tensor.h"  // first: it names the version of torch that the others are read for
 
+#include "../common/grids.h"
+
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/macros.h>
 
+#include <algorithm>
+#include <atomic>
 #include <utility>
 
 #ifndef AGM_CUDA_KEY
@@ -28,6 +32,21 @@ void launch(void (*kernel)(Parameters...), dim3 grid, unsigned threads, cudaStre
   config.blockDim = dim3(threads);
   config.stream = stream;
   cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
+}
+
+// Blocks of a kernel that the current device runs at once; the driver is asked once a device.
+template <auto Kernel>
+int64_t resident_blocks() {
+  constexpr int kDevices = 64;
+  static std::atomic<int> known[kDevices];
+  int device = 0, multiprocessors = 0, each = 0;
+  cudaGetDevice(&device);
+  if (device < kDevices && known[device] > 0) return known[device];
+  cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, Kernel, kThreads, 0);
+  const int blocks = std::max(1, multiprocessors * each);
+  if (device < kDevices) known[device] = blocks;
+  return blocks;
 }
 
 inline cudaStream_t current_stream(const torch::stable::Tensor& tensor) {

@@ -141,8 +141,8 @@ struct Running {
 };
 
 // The classes of one sample that a group of threads looks at, numbered by as few bits as will do. Those from
-// `first` to `last` are packs of Width neighbours, aligned in the logits of every subset; the others, of which
-// there are none without Peel, are loaded one by one.
+// `first` to `last` are packs of Width neighbours, aligned in the logits of every subset; the others, of
+// which there are none without Peel, are loaded one by one.
 template <typename Index>
 struct Classes {
   Index begin, first, last, end;
@@ -279,8 +279,7 @@ __device__ void add_number(Softmax<A>& softmax, A number) {
 template <typename T, int M, int Width, bool Peel, bool Loss, typename Index, typename A = accumulate_t<T>>
 __device__ __forceinline__ Seen<A, M, Loss> look_exactly(const T* __restrict__ logits, int64_t row_stride,
                                                          const Classes<Index>& classes, Index thread,
-                                                         Index threads, Index label,
-                                                         const A (&target)[M + 1],
+                                                         Index threads, Index label, const A (&target)[M + 1],
                                                          const LossSettings<A>& loss) {
   Seen<A, M, Loss> seen;
   constexpr int kParts = Peel ? 3 : 1;

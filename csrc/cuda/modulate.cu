@@ -40,7 +40,7 @@ void launch_scale_rows(const T* grad, const double* scales, T* out, int64_t rows
     }
   }
   const int64_t blocks = (size / Width + kThreads - 1) / kThreads;
-  const dim3 grid = grid_of_rows(blocks, rows);
+  const dim3 grid = grid_of_rows(blocks, rows, resident_blocks<scale_rows<T, Width>>());
   launch(scale_rows<T, Width>, grid, kThreads, stream, grad, scales, out, rows, size);
 }
 

@@ -100,7 +100,7 @@ void launch_scale_loss_rows(const Losses<T>& losses, T* out, int64_t rows, int64
     }
   }
   const int64_t blocks = (batch * classes / Width + kThreads - 1) / kThreads;
-  const dim3 grid = grid_of_rows(blocks, rows);
+  const dim3 grid = grid_of_rows(blocks, rows, resident_blocks<scale_loss_rows<T, Width>>());
   launch(scale_loss_rows<T, Width>, grid, kThreads, stream, losses, out, rows, batch, classes);
 }
 

@@ -14,8 +14,6 @@ namespace {
 
 using torch::stable::Tensor;
 
-constexpr int64_t kEnoughBlocks = 512;  // fills any GPU of today a few times
-constexpr int64_t kMaxBlocks = 1024;    // of the first kernel; the second one reads what each of them found
 constexpr int64_t kWideClasses = 1024;  // from here on a whole block works on one sample
 constexpr int64_t kManySamples = 4096;  // from here on few threads work on one of few classes
 constexpr int kFewestLanes = 8;
@@ -236,8 +234,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // Of a backward that writes a gradient of so many blocks into its rows. A short gradient leaves the GPU idle
 // unless its rows are shared out as well.
-inline dim3 grid_of_rows(int64_t blocks, int64_t rows) {
-  const int64_t shares = std::max<int64_t>(1, std::min(rows, kEnoughBlocks / blocks));
+inline dim3 grid_of_rows(int64_t blocks, int64_t rows, int64_t resident) {
+  const int64_t shares = parts_that_fill(blocks, rows, resident);
   return dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(shares));
 }
 
@@ -256,28 +254,30 @@ void launch_step(const Tensor& logits, const MaskedLogits<T>& masked, const Targ
       return launch_step<T, M, Loss, true>(logits, masked, target, cap, goal, settings, state, stream);
     }
   }
+  constexpr auto kByWarps = score_by_warps<T, M, Width, Loss, Peel>;
+  constexpr auto kByBlocks = score_by_blocks<T, M, Width, Loss, Peel>;
   const bool wide = masked.classes >= kWideClasses;
   int lanes = kWarp;  // that work on one sample
   if (masked.batch >= kManySamples) {
     while (lanes > kFewestLanes && masked.classes <= lanes * Width * 2) lanes /= 2;
   }
   const int64_t together = wide ? 1 : kThreads / lanes;  // samples of a block
-  const int64_t blocks = std::min((masked.batch + together - 1) / together, kMaxBlocks);
+  const int64_t resident = wide ? resident_blocks<kByBlocks>() : resident_blocks<kByWarps>();
+  const int64_t blocks = even_blocks((masked.batch + together - 1) / together, resident);
   int64_t shares = 1;
   if (wide && blocks > 0) {
-    const int64_t most = masked.classes / (kThreads * Width * 2);  // two rounds of a block at least
-    shares = std::max<int64_t>(1, std::min(most, kEnoughBlocks / blocks));
+    // Two rounds of a block at least. One that goes on to other samples shares none.
+    const int64_t most = blocks < masked.batch ? 1 : masked.classes / (kThreads * Width * 2);
+    shares = parts_that_fill(blocks, most, resident);
   }
   if (shares == 1) {
     const Tensor space = bytes_like(logits, blocks * (sizeof(TallyOf) + sizeof(LossTally)));
     auto* tallies = static_cast<TallyOf*>(space.mutable_data_ptr());
     goal.tallies = reinterpret_cast<LossTally*>(tallies + blocks);
     if (blocks > 0 && wide) {
-      launch(score_by_blocks<T, M, Width, Loss, Peel>, blocks, kThreads, stream, masked, target, cap, goal, nullptr,
-             tallies);
+      launch(kByBlocks, blocks, kThreads, stream, masked, target, cap, goal, nullptr, tallies);
     } else if (blocks > 0) {
-      launch(score_by_warps<T, M, Width, Loss, Peel>, blocks, kThreads, stream, masked, target, cap, goal, lanes,
-             tallies);
+      launch(kByWarps, blocks, kThreads, stream, masked, target, cap, goal, lanes, tallies);
     }
     launch(finish_warps<A, Loss>, 1, kThreads, stream, tallies, blocks, goal, settings, state);
     return;
@@ -285,8 +285,7 @@ void launch_step(const Tensor& logits, const MaskedLogits<T>& masked, const Targ
   const Tensor space = bytes_like(logits, masked.batch * shares * sizeof(Found<A>));
   auto* found = static_cast<Found<A>*>(space.mutable_data_ptr());
   const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(shares));
-  launch(score_by_blocks<T, M, Width, Loss, Peel>, grid, kThreads, stream, masked, target, cap, goal, found,
-         nullptr);
+  launch(kByBlocks, grid, kThreads, stream, masked, target, cap, goal, found, nullptr);
   launch(finish_blocks<A, Loss>, 1, kThreads, stream, found, shares, masked.batch, masked.classes, target,
          cap, goal, settings, state);
 }

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <string>
 
+#include "grids.h"
 #include "modulate.h"
 #include "philox.h"
 #include "scale_gradients.h"
@@ -71,6 +72,13 @@ void step() {
   for (unsigned subset = 1; subset < 8; ++subset) print(agm::subset_scale(coefficients, 3, subset));
 }
 
+void grid() {
+  const auto blocks = static_cast<int64_t>(number()), most = static_cast<int64_t>(number());
+  const auto resident = static_cast<int64_t>(number());
+  print(static_cast<double>(agm::even_blocks(blocks, resident)));
+  print(static_cast<double>(agm::parts_that_fill(blocks, most, resident)));
+}
+
 uint32_t word() { return static_cast<uint32_t>(number()); }
 
 void philox() {
@@ -131,6 +139,7 @@ int main() {
     if (op == "weights") weights();
     if (op == "beats") beats();
     if (op == "step") step();
+    if (op == "grid") grid();
     if (op == "philox") philox();
     if (op == "normals") normals();
     if (op == "rescale_f") rescale<float>();

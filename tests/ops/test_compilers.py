@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 import subprocess
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,28 @@ def test_steps(arithmetic: Path, max_gap: float) -> None:
     kappa = (1.1 * (reference_ratio - ratio).clamp(max=max_gap)).exp()
     expected = torch.cat([ratio, reference_ratio, kappa, reference.subset_scales(kappa)])
     torch.testing.assert_close(result, expected, rtol=1e-14, atol=1e-14)
+
+
+# Blocks of work, the most parts of each, and how many blocks the device runs at once.
+GRIDS = list(product([1, 2, 7, 60, 170, 300, 396, 397, 500, 5000], [0, 1, 3, 63, 1000], [24, 396, 528]))
+
+
+def test_grids_leave_little_idle(arithmetic: Path) -> None:
+    even, parts = printed(arithmetic, [line("grid", *grid) for grid in GRIDS]).view(-1, 2).T.long().tolist()
+    launching = pytest.importorskip("agm.kernels.launching")
+    for (blocks, most, resident), own, own_parts in zip(GRIDS, even, parts, strict=True):
+        assert own <= resident
+        assert own * -(-blocks // own) - blocks < -(-blocks // own)  # no more than one block's work is missing
+        assert -(-blocks // own) == -(-blocks // resident)  # and each has as little as can be
+
+        def time(parts: int, blocks: int = blocks, resident: int = resident) -> float:
+            return -(-blocks * parts // resident) / parts
+
+        assert 1 <= own_parts <= max(most, 1)
+        few = range(1, max(min(most, 3 * resident // blocks), 1) + 1)  # more are small, and would be started in vain
+        assert time(own_parts) <= min(map(time, few)) * 1.0001
+        assert launching.even_programs(blocks, resident) == own
+        assert launching.parts_that_fill(blocks, most, resident) == own_parts
 
 
 # The known answers of Random123 (kat_vectors) for philox4x32 of 10 rounds: counter, key, result.

@@ -36,18 +36,20 @@ def test_rows_that_share_memory(room: Room) -> None:
     torch.testing.assert_close(made.values[1], made.values[1, :1].expand(3), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("shape", [(2, 1, 131072), (2, 3, 20001), (3, 2, 20000), (4, 2, 4100), (6, 1, 5000)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 1, 131072), (2, 3, 20001), (3, 4, 5001), (4, 2, 4101), (6, 1, 5000)], ids=str)
 def test_many_classes(room: Room, shape: tuple[int, int, int]) -> None:
     """So many that one sample is shared out. Only sample 0 counts where there is a second: an ignored one."""
     check(room, step(*shape, torch.float32))
 
 
-@pytest.mark.parametrize("shape", [(2, 2100, 3), (3, 4100, 40), (2, 1100, 1024)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 900, 3), (3, 4100, 40), (2, 60, 1024)], ids=str)
 def test_many_samples(room: Room, shape: tuple[int, int, int]) -> None:
     """More than a GPU kernel has blocks or groups of threads, which go on to a second one; few classes and many."""
-    if (room.backend, room.device) == ("triton", "cpu") and shape[2] > 3:
+    if (room.backend, room.device) == ("triton", "cpu") and shape[2] == 40:
         pytest.skip("the interpreter takes a quarter of a minute")
-    check(room, step(*shape, torch.float32))
+    modalities, batch, classes = shape
+    more = 16 if room.device == "cuda" else 1  # a device that is emulated or interpreted runs few blocks at once
+    check(room, step(modalities, batch * more, classes, torch.float32))
 
 
 @pytest.mark.parametrize(

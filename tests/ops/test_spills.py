@@ -13,6 +13,8 @@ from bench import sass
 from .building import CUDA_SOURCES
 from .conftest import TARGETS
 
+THREADS = 128  # of a Triton program
+
 # Bytes a thread: the assembler gives away a few registers where one more block then fits.
 FEW_SPILLS = 16
 # What varies with the batch: kernels are not compiled once more for the last one.
@@ -73,7 +75,12 @@ def test_the_loops_over_the_classes_are_short(source: str, compilations: dict[st
     text = sass.disassembled(Path(process.args[-1]))
     found = [kernel for kernel in sass.kernels(text) if kernel.width > 1]
     assert len(found) >= 12
+    # Rows that are not aligned, as those of an odd number of classes, are loaded as wide but for their ends.
+    assert sum(kernel.peeled for kernel in found) == len(found) // 2
     for kernel in found:
+        width = f"LDG.E.{8 * sass.SIZES[kernel.dtype] * kernel.width}."
+        assert sum(load.startswith(width) for load in kernel.loads) == 2**kernel.modalities - 1, kernel
+        assert kernel.modalities > 3 or kernel.loss or width == "LDG.E.128.", kernel
         assert kernel.divisions == 0, kernel
         assert kernel.blocks >= 3, kernel
         bound = INSTRUCTIONS.get((kernel.dtype, kernel.modalities, kernel.loss))
@@ -89,10 +96,17 @@ def test_the_loops_over_the_classes_are_short(source: str, compilations: dict[st
 @pytest.mark.parametrize("target", TARGETS)
 def test_triton_compiles_without_spills(target: str, compilations: dict[str, subprocess.Popen[str]]) -> None:
     log = output_of(compilations.get(target), "triton")
+    from agm.kernels.launching import PROGRAMS_OF_MULTIPROCESSOR
+
     reports = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
     assert {report["dtype"] for report in reports} == set(TARGETS[target])
     assert len({report["kernel"] for report in reports}) == 18
     assert [report for report in reports if report["spills"] > FEW_SPILLS] == []
+    # What scores fits on a multiprocessor as often as its grid is made for.
+    registers = THREADS * PROGRAMS_OF_MULTIPROCESSOR
+    for report in reports:
+        if target.startswith("sm_") and report["dtype"] != "fp64" and report["kernel"] in ("_score", "_score_shares"):
+            assert report["registers"] * registers <= sass.REGISTERS, report
     # Integers that Triton looks at to compile anew: an odd last batch is to change none of them.
     found = {(report["kernel"], name) for report in reports for name in BY_BATCH & set(report["specialised"])}
     assert found == {("_reduce", "row_stride")}  # of features: their width

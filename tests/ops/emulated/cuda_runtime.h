@@ -56,6 +56,15 @@ struct cudaLaunchConfig_t {
 };
 cudaError_t cudaGetLastError();
 
+// A device so small that little work keeps its blocks busy more than once.
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
+inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) { return *value = 8, cudaSuccess; }
+template <typename Kernel>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, int, size_t) {
+  return *blocks = 3, cudaSuccess;
+}
+
 namespace emulated {
 
 using Where = std::source_location;
