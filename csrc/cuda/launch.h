@@ -3,14 +3,14 @@
 
 #include "../common/tensor.h"  // first: it names the version of torch that the others are read for
 
-#include "../common/grids.h"
-
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/macros.h>
 
 #include <algorithm>
 #include <atomic>
 #include <utility>
+
+#include "../common/grids.h"
 
 #ifndef AGM_CUDA_KEY
 #define AGM_CUDA_KEY CUDA
@@ -45,7 +45,7 @@ int64_t resident_blocks() {
   cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
   cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, Kernel, kThreads, 0);
   const int blocks = std::max(1, multiprocessors * each);
-  if (device < kDevices) known[device] = blocks;
+  if (each > 0 && device < kDevices) known[device] = blocks;  // not what a failure gave
   return blocks;
 }
 

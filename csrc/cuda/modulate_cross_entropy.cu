@@ -41,9 +41,21 @@ struct Losses {
   Target target;
 };
 
+// Of sample b, whatever its label.
+template <typename T, typename A = accumulate_t<T>>
+__device__ __forceinline__ LossGradient<A> gradient_of(const Losses<T>& losses,
+                                                       const LossSettings<A>& settings, double per_weight,
+                                                       int64_t b, int64_t batch) {
+  const int64_t label = losses.target.label[b];
+  return LossGradient<A>(settings, per_weight, label, label == losses.target.ignore_index,
+                         label >= 0 && label < settings.classes, losses.normalizer[b],
+                         losses.normalizer[batch + b]);
+}
+
 // One thread makes Width elements of the gradient and writes them into its share of the rows: the logits are
-// read once, and every store is as wide as the row length allows.
-template <typename T, int Width>
+// read once, and every store is as wide as the row length allows. With Across the elements may be of two
+// samples, whose logits are neighbours in memory and at least Width.
+template <typename T, int Width, bool Across>
 __global__ void __launch_bounds__(kThreads)
     scale_loss_rows(Losses<T> losses, T* __restrict__ out, int64_t rows, int64_t batch, int64_t classes) {
   using A = accumulate_t<T>;
@@ -58,21 +70,23 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t b =
       size <= 0xffffffff ? static_cast<uint32_t>(at) / static_cast<uint32_t>(classes) : at / classes;
   const int64_t first = at - b * classes;
-  const int64_t label = losses.target.label[b];
   LossSettings<A> settings = losses.settings;
   settings.all_weights = losses.sums[1];
-  const LossGradient<A> sample(settings, per_weight, label, label == losses.target.ignore_index,
-                               label >= 0 && label < classes, losses.normalizer[b],
-                               losses.normalizer[batch + b]);
+  const auto sample = gradient_of(losses, settings, per_weight, b, batch);
+  auto next = sample;
+  if (Across && first + Width > classes) next = gradient_of(losses, settings, per_weight, b + 1, batch);
   const auto source = load<T, Width>(losses.logits + b * losses.batch_stride + first);
   A gradient[Width];
 #pragma unroll
   for (int i = 0; i < Width; ++i) {
+    const bool of_next = Across && first + i >= classes;
+    const LossGradient<A>& own = of_next ? next : sample;
+    const int64_t c = of_next ? first + i - classes : first + i;
     gradient[i] = A(0);
-    if (!sample.used) continue;
-    const A exponent = (static_cast<A>(source.value[i]) - sample.largest) - sample.log_sum;
-    gradient[i] = sample.of_class(exponential(exponent), settings.weight_in(first + i));
-    if (first + i == label) gradient[i] -= sample.at_label;
+    if (!own.used) continue;
+    const A exponent = (static_cast<A>(source.value[i]) - own.largest) - own.log_sum;
+    gradient[i] = own.of_class(exponential(exponent), settings.weight_in(c));
+    if (c == own.label) gradient[i] -= own.at_label;
   }
   if (losses.grad_logits != nullptr) {
     const auto other = load<T, Width>(losses.grad_logits + at);
@@ -88,20 +102,27 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// The widest access, up to 16 bytes, to which every row is aligned.
-template <typename T, int Width = 16 / sizeof(T)>
+// The widest access, up to 16 bytes, to which every row is aligned, be it across samples.
+template <typename T, int Width = 16 / sizeof(T), bool Across = false>
 void launch_scale_loss_rows(const Losses<T>& losses, T* out, int64_t rows, int64_t batch, int64_t classes,
                             cudaStream_t stream) {
-  if constexpr (Width > 1) {
+  if constexpr (Width > 1 && !Across) {
     const auto address = reinterpret_cast<uintptr_t>(losses.logits) | reinterpret_cast<uintptr_t>(out) |
                          reinterpret_cast<uintptr_t>(losses.grad_logits);
-    if ((classes | losses.batch_stride) % Width != 0 || address % (sizeof(T) * Width) != 0) {
+    const bool aligned = address % (sizeof(T) * Width) == 0;
+    if (!aligned || (classes | losses.batch_stride) % Width != 0) {
+      if constexpr (Width == 16 / sizeof(T)) {
+        const bool compact = losses.batch_stride == classes && classes >= Width;
+        if (aligned && compact && batch * classes % Width == 0) {
+          return launch_scale_loss_rows<T, Width, true>(losses, out, rows, batch, classes, stream);
+        }
+      }
       return launch_scale_loss_rows<T, Width / 2>(losses, out, rows, batch, classes, stream);
     }
   }
   const int64_t blocks = (batch * classes / Width + kThreads - 1) / kThreads;
-  const dim3 grid = grid_of_rows(blocks, rows, resident_blocks<scale_loss_rows<T, Width>>());
-  launch(scale_loss_rows<T, Width>, grid, kThreads, stream, losses, out, rows, batch, classes);
+  const dim3 grid = grid_of_rows(blocks, rows, resident_blocks<scale_loss_rows<T, Width, Across>>());
+  launch(scale_loss_rows<T, Width, Across>, grid, kThreads, stream, losses, out, rows, batch, classes);
 }
 
 Tensor modulate_cross_entropy_backward(const Tensor& grad_loss, const std::optional<Tensor>& grad_logits,

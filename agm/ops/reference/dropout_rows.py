@@ -18,9 +18,9 @@ def dropout_rows(input: Tensor, p: float, train_rows: int) -> tuple[Tensor, Tens
     """
     train, rest = input[:train_rows], input[train_rows:]
     if input.is_cuda and 0 < p < 1 and train.numel() > 0:
-        # Two launches, torch's and a copy, and no kernel of our own: torch's mask depends on the grid that it chooses for
-        # the GPU, and its seed and offset are on the device while a CUDA graph captures, where only its own kernels read
-        # them. One of ours would take a launch to draw a seed, two in all as well, and drop other elements.
+        # Two launches, torch's and a copy, and no kernel of our own: torch's mask depends on the grid that it chooses
+        # for the GPU, and while a CUDA graph captures its seed and offset are on the device, where only its own
+        # kernels read them. One of ours would take a launch to draw a seed, two in all as well, and drop others.
         dropped, kept = torch.native_dropout(train, p, True)
         return torch.cat([dropped, rest]), kept
     factor = torch.zeros_like(train) if p == 1 else torch.empty_like(train).bernoulli_(1 - p).div_(1 - p)
