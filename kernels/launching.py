@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 ENOUGH_PROGRAMS = 512  # fills any GPU of today a few times
-# That score: so many have registers for four bytes a number; float64 and additive fusions of many modalities take more.
+# That score: so many have registers for float32 numbers of few modalities; float64 and many of them take more.
 PROGRAMS_OF_MULTIPROCESSOR = 4
 
 
