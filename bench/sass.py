@@ -204,7 +204,7 @@ def main() -> int:
         print("nvcc and cuobjdump are needed: install the CUDA toolkit.")
         return 2
     columns = " ".join(f"{'of a copy, ' + name:>16}" for name in GPUS)
-    print(f"{'kernel (sm_90)':40} {'registers':>9} {'blocks':>6} {'instructions a class':>20} {columns}")
+    print(f"{'kernel (sm_90)':44} {'registers':>9} {'blocks':>6} {'instructions a class':>20} {columns}")
     with tempfile.TemporaryDirectory() as folder:
         for source in SOURCES:
             for kernel in kernels(disassembled(compiled(source, Path(folder)))):
@@ -212,6 +212,6 @@ def main() -> int:
                 name += " with the loss" if kernel.loss else ""
                 name += " peeled" if kernel.peeled else ""
                 shares = " ".join(f"{kernel.share(gpu):>15.0%} " for gpu in GPUS.values())
-                print(f"{name:40} {kernel.registers:9} {kernel.blocks:6} {kernel.per_class:20.1f} {shares}")
+                print(f"{name:44} {kernel.registers:9} {kernel.blocks:6} {kernel.per_class:20.1f} {shares}")
     print(f"of a copy: at most, computed for {EFFICIENCY:.0%} of the issue slots; not measured")
     return 0
