@@ -147,10 +147,7 @@ def _look_at_classes(
             absent_stride,
             here if joint_logits is None else inside,  # samples without a class have joint logits as well
             (index < end)[None, :],
-            MODALITIES,
-            PADDED,
-            DTYPE,
-            EXACT,
+            *(MODALITIES, PADDED, DTYPE, EXACT),
         )
         if joint_logits is None and not EXACT:
             tl.store(out[:, None] + index[None, :], joint.to(out.dtype.element_ty), mask=here)
@@ -265,13 +262,7 @@ def _score_additive(
             label,
             exists,
             known,
-            0,
-            classes,
-            MODALITIES,
-            PADDED,
-            SAMPLES,
-            CLASSES,
-            DTYPE,
+            *(0, classes, MODALITIES, PADDED, SAMPLES, CLASSES, DTYPE),
         )
         own = tl.where(known[None, :], _cost(largest, total, target, cap), float("nan")).to(tl.float64)
         cost += tl.where(counted[None, :], own, 0.0)
