@@ -9,6 +9,7 @@ import os
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
@@ -235,6 +236,7 @@ def _plain_option(name: str, value: Any) -> Any:
     )
 
 
+@cache  # otherwise all annotations are evaluated anew for each setting
 def kind_of(name: str) -> tuple[type, bool]:
     """The type of a setting, and whether it may be none."""
     hint = get_type_hints(Config)[name]
