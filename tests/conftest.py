@@ -75,3 +75,16 @@ class _NoReads(TorchDispatchMode):
 def no_reads() -> TorchDispatchMode:
     """Inside, nothing may read a value from the device."""
     return _NoReads()
+
+
+@pytest.fixture
+def plain_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are written without arranging their parts, which takes half of the time of a short run."""
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    save = figure.savefig
+
+    def plain(self: Any, *arguments: Any, **settings: Any) -> None:
+        self.set_layout_engine("none")
+        save(self, *arguments, **settings)
+
+    monkeypatch.setattr(figure, "savefig", plain)

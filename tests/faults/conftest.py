@@ -31,7 +31,7 @@ def arrays() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain_pictures: None) -> Path:
     """An empty folder with the dataset d.npz, which is the current one."""
     monkeypatch.chdir(tmp_path)
     np.savez(tmp_path / "d.npz", **arrays())

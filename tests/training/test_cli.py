@@ -15,6 +15,8 @@ from agm.training.cli import cli
 from agm.training.config import read_config, settings
 from agm.training.run_folder import RunFolder, read_table
 
+pytestmark = pytest.mark.usefixtures("plain_pictures")
+
 
 @pytest.fixture
 def options(dataset, tmp_path, monkeypatch) -> list[str]:

@@ -36,6 +36,8 @@ from agm.training.run_folder import RunFolder, run_name
 JOINT = [0.70, 0.72, 0.69, 0.71, 0.73]
 AGM = [0.74, 0.75, 0.70, 0.77, 0.74]
 
+pytestmark = pytest.mark.usefixtures("plain_pictures")
+
 
 def figures(values, name="accuracy"):
     return [{name: value} for value in values]

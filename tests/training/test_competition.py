@@ -36,6 +36,8 @@ from .conftest import split_of
 SHAPES = {"audio": (6,), "image": (1, 4, 4)}
 MEASUREMENT = CompetitionSettings(holdout=0.4, resamples=50)
 
+pytestmark = pytest.mark.usefixtures("plain_pictures")
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):

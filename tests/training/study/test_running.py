@@ -250,10 +250,17 @@ def test_the_certain_differences(done):
     assert found.certain("clean") == {label for label, adjusted in holm(p).items() if adjusted < 0.05}
 
 
+@pytest.fixture(scope="module")
+def written(done, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reported")
+    write_tables(folder, done.figures, "agm compare tiny.toml")
+    page, documents = write_report([folder])
+    return page.read_text(), documents[0]
+
+
 @pytest.fixture
-def reported(done, tmp_path):
-    write_tables(tmp_path, done.figures, "agm compare tiny.toml")
-    return write_report([tmp_path])[1][0]
+def reported(written):
+    return written[1]
 
 
 def test_a_report_has_the_comparisons_of_every_task(done, reported):
@@ -286,8 +293,8 @@ def test_a_report_ranks_the_methods_as_the_study_does(done, reported):
     assert all(re.search(f">{re.escape(label)}</text>", drawing) for label in ranks)
 
 
-def test_links_of_a_report_lead_to_the_tasks(done, reported, tmp_path):
-    page = (tmp_path / "report.html").read_text()
+def test_links_of_a_report_lead_to_the_tasks(done, written):
+    page, reported = written
     for task in reported.tasks:
         assert page.count(f'href="#{task.anchor}"') == 2
         assert page.count(f'id="{task.anchor}"') == 1
