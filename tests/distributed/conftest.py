@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -28,20 +30,14 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[s
 def _run(size: int, folder: Path) -> dict[str, list[str]]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     # By its whole path: `distributed` alone is Dask's where that is installed.
-    command = [sys.executable, "-m", f"{HERE.parent.name}.{HERE.name}.worker"]
+    command = [sys.executable, "-m", f"{HERE.parent.name}.{HERE.name}.worker", str(size), str(folder)]
     outputs = [folder / f"{rank}.txt" for rank in range(size)]
-    processes = []
+    process = subprocess.Popen(command, cwd=HERE.parent.parent, env=environment, start_new_session=True)
     try:
-        for rank, output in enumerate(outputs):
-            arguments = [*command, str(rank), str(size), str(folder)]
-            with output.open("w") as file:  # not a pipe, which could be full before anybody reads it
-                processes.append(
-                    subprocess.Popen(arguments, cwd=HERE.parent.parent, env=environment, stdout=file, stderr=file)
-                )
-        codes = [process.wait(timeout=240) for process in processes]
+        code = process.wait(timeout=240)
     finally:
-        for process in processes:
-            process.kill()
-    assert not any(codes), "\n".join(output.read_text() for output in outputs)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert code == 0, "\n".join(output.read_text() for output in outputs if output.exists())
     results = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
     return {check: [result.get(check, "was not reached") for result in results] for check in results[0]}

@@ -1,4 +1,4 @@
-"""The model in DistributedDataParallel: ten steps of K processes are ten steps of one, in gradients and in weights."""
+"""The model in DistributedDataParallel: steps of K processes are steps of one, in gradients and in weights."""
 
 import copy
 from collections.abc import Callable, Sequence

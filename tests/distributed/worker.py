@@ -1,6 +1,8 @@
-"""One of several processes: runs all checks and writes what went wrong in each."""
+"""Several processes, of which each runs all checks and writes what went wrong in each."""
 
 import json
+import multiprocessing
+import os
 import sys
 import traceback
 from datetime import timedelta
@@ -31,5 +33,19 @@ def main(rank: int, size: int, folder: Path) -> None:
         distributed.destroy_process_group()
 
 
+def _logged(rank: int, size: int, folder: Path) -> None:
+    with open(folder / f"{rank}.txt", "w") as file:  # not a pipe, which could be full before anybody reads it
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    main(rank, size, folder)
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    size, folder = int(sys.argv[1]), Path(sys.argv[2])
+    fork = multiprocessing.get_context("fork")  # what they import is imported once
+    processes = [fork.Process(target=_logged, args=(rank, size, folder)) for rank in range(size)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    sys.exit(any(process.exitcode for process in processes))
