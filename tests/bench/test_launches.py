@@ -70,7 +70,7 @@ def ratios(network: Network, modalities: int, variants: tuple[str, ...]) -> dict
 
 
 def test_residual_networks() -> None:
-    bounds = {"shared": 1.02, "exact": 1.03, "refreshed": 1.0}
+    bounds = {"shared": 1.02, "exact": 1.03}  # refreshed takes sixteen steps: below, on smaller networks
     found = ratios(resnets(), 2, tuple(bounds))
     assert found.keys() == bounds.keys()
     assert {name: ratio for name, ratio in found.items() if ratio > bounds[name]} == {}

@@ -44,6 +44,7 @@ def test_coefficients_and_running_scores(recording: Any, function: Any, backend:
     assert state.skipped.item() == 0
 
 
+@pytest.mark.slow  # compiles them
 @pytest.mark.parametrize("room", [Room("cuda", "cpu", EMULATED)], ids=["cuda-cpu"])
 @pytest.mark.parametrize("op", ["modulate", "modulate_cross_entropy"])
 def test_coefficients_and_running_scores_of_emulated_kernels(recording: Any, room: Room, op: str) -> None:
