@@ -66,7 +66,7 @@ def test_one_process_at_a_time(place: Path, refused: Callable[..., str], monkeyp
 
 
 def test_two_commands_at_once_leave_one_whole_run(place: Path, agm: Command) -> None:
-    words = ("train", "--dataset", "d.npz", *SETTINGS, "--epochs", "60", "--out")
+    words = ("train", "--dataset", "d.npz", *SETTINGS, "--epochs", "20", "--out")
     both = [Forked(*words, "run") for _ in range(2)]
     said = [process.end() for process in both]
     assert sorted(status for status, _ in said) == [0, 2], said
