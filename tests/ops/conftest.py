@@ -6,7 +6,7 @@ import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,34 +26,70 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "triton-cpu" in item.name:
             item.add_marker(pytest.mark.filterwarnings("ignore::RuntimeWarning:triton"))
-    if SANITIZED:
-        items[:] = _fewer(items)
-    if not torch.cuda.is_available():  # thousands, each of which would say so
-        here = Path(__file__).parent
-        out = {item for item in items if item.get_closest_marker("gpu") and item.path.is_relative_to(here)}
-        config.hook.pytest_deselected(items=list(out))
-        items[:] = [item for item in items if item not in out]
+    here = Path(__file__).parent
+    tables = _tables(item for item in items if item.path.is_relative_to(here))
+    left = {item for cells in tables.values() for item in _fewer(_diagonals(cells))}
+    out = {item for cells in tables.values() for item in cells if item not in left}
+    if not torch.cuda.is_available():  # hundreds, each of which would say so
+        out |= {item for cells in tables.values() for item in cells if item.get_closest_marker("gpu")}
+    config.hook.pytest_deselected(items=list(out))
+    items[:] = [item for item in items if item not in out]
 
 
-_LARGE = 40
-_EVERY = 7  # coprime to the numbers of dtypes, rooms and layouts, so that some cells of each are left
-
-
-def _fewer(items: list[pytest.Item]) -> list[pytest.Item]:
-    """One in seven cells of large tables: under the sanitizers a call takes ten times as long."""
+def _tables(items: Iterable[pytest.Item]) -> dict[str, list[pytest.Item]]:
+    """The cells of each test."""
     tables: dict[str, list[pytest.Item]] = {}
     for item in items:
         tables.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    left = {item for cells in tables.values() for item in (cells[::_EVERY] if len(cells) > _LARGE else cells)}
-    return [item for item in items if item in left]
+    return tables
+
+
+TABLE = ("case", "shape", "layout", "dtype", "form", "concatenate", "given_joint")
+
+
+def _diagonals(cells: list[pytest.Item]) -> list[pytest.Item]:
+    """The cells of a table of shapes, layouts, dtypes and forms, or of drawn cases, that a room takes.
+
+    Of a table of three or more, as few as hold every two values together. The reference, which is torch itself whatever
+    the shape and the dtype, and Triton's interpreter, which takes its time, take every fourth diagonal and every fourth
+    case.
+    """
+    places = [_parameters(item) for item in cells]
+    axes = [name for name in TABLE if name in places[0]]
+    values = {name: list({id(own[name]): own[name] for own in places}) for name in axes}
+    left = []
+    for item, own in zip(cells, places, strict=True):
+        room = own.get("room")
+        if not isinstance(room, Room) or not axes:
+            left.append(item)
+            continue
+        if room.sparse:
+            every = 4 if len(axes) > 1 or "case" in axes else 1
+        else:
+            every = min(map(len, values.values())) if len(axes) > 2 else 1
+        if sum(values[name].index(id(own[name])) for name in axes) % every == 0:
+            left.append(item)
+    return left
+
+
+def _parameters(item: pytest.Item) -> dict[str, object]:
+    return item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+
+
+def _fewer(cells: list[pytest.Item]) -> list[pytest.Item]:
+    """Under the sanitizers, where a call takes ten times as long, some twelve cells of each table.
+
+    An odd step, so that some of each room, dtype and layout are left, of which there are two or four.
+    """
+    return cells[:: len(cells) // 12 | 1] if SANITIZED else cells
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """The libraries that are needed are compiled while other tests run."""
     if session.config.option.collectonly:
         return
-    parameters = [item.callspec.params for item in session.items if hasattr(item, "callspec")]
-    for library in {room.library for each in parameters if isinstance(room := each.get("room"), Room)} - {None}:
+    rooms = [_parameters(item).get("room") for item in session.items]
+    for library in {room.library for room in rooms if isinstance(room, Room)} - {None}:
         library.start()
 
 
@@ -81,28 +117,18 @@ if SANITIZED:
     ROOMS = [Room("cpp", "cpu", CPU_SANITIZED), Room("cuda", "cpu", EMULATED)]
 
 
-TABLE = ("case", "shape", "layout", "dtype", "form", "concatenate", "given_joint")
-
-
 @pytest.fixture(
     params=[
         pytest.param(room, id=f"{room.backend}-{room.device}", marks=[pytest.mark.gpu] * (room.device == "cuda"))
         for room in ROOMS
+        if room.device == "cpu" or torch.cuda.is_available()
     ]
 )
 def room(request: pytest.FixtureRequest) -> Room:
     """A backend on a device; `room.op(name)` skips with the backend's own reason where it cannot serve."""
     chosen: Room = request.param
-    if chosen.device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("there is no CUDA device")
-    if chosen.backend == "triton" and chosen.device == "cpu":
-        if torch.cuda.is_available():
-            pytest.skip("triton runs on the GPU here")
-        # Of a table of shapes, layouts, dtypes and forms it takes every fourth diagonal, and of the drawn cases every
-        # fourth one.
-        table = [place for name, place in request.node.callspec.indices.items() if name in TABLE]
-        if (len(table) > 1 or "case" in request.node.callspec.params) and sum(table) % 4:
-            pytest.skip("the interpreter takes its time: every fourth one has to do")
+    if chosen.backend == "triton" and chosen.device == "cpu" and torch.cuda.is_available():
+        pytest.skip("triton runs on the GPU here")
     return chosen
 
 

@@ -52,6 +52,22 @@ class Room:
     device: str
     library: Library | None = None  # of the tests' own, which serves instead of agm's
 
+    @property
+    def interpreted(self) -> bool:
+        """Whether Triton's interpreter serves, for which every program takes milliseconds."""
+        return (self.backend, self.device) == ("triton", "cpu")
+
+    @property
+    def sparse(self) -> bool:
+        """Whether a few cells of a large table have to do here."""
+        return self.interpreted or (self.backend, self.device) == ("reference", "cpu")
+
+    def many_classes(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """The shape (M, B, C), for the interpreter with no more classes than it takes to share a sample out."""
+        modalities, batch, classes = shape
+        least = 2**14 // modalities + classes % 16  # rows are aligned as they were
+        return (modalities, batch, min(classes, least)) if self.interpreted else shape
+
     def rounding(self, dtype: torch.dtype) -> float:
         """The relative error of storing a number: 0 where it is rounded to nearest, as torch does."""
         # Triton's interpreter cuts float32 off to bfloat16; compiled, it rounds.

@@ -23,7 +23,7 @@ def seeded(device: str) -> torch.Generator:
     return torch.cuda.default_generators[0] if device == "cuda" else torch.default_generator
 
 
-@pytest.mark.parametrize("p", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("p", [0.1, 1.0])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_numbers(room: Room, shape: tuple[tuple[int, ...], int], dtype: torch.dtype, p: float) -> None:

@@ -1,4 +1,4 @@
-"""The rows of every proper subset, and their gradients, against loops over subsets and samples."""
+"""The rows of every proper subset, and their gradients, against loops over subsets."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,19 +57,17 @@ class Rows:
         """Rounded once: the result is this, to the last bit."""
         present, absent = [one.cpu() for one in self.present], [none.cpu() for none in self.absent]
         wide = reference.accumulation_dtype(self.dtype)
-        rows = []
+        blocks = []
         for subset in range(1, 2 ** len(present) - 1):
-            for sample in range(self.batch):
-                parts = [present[m][sample] if subset >> m & 1 else absent[m][0] for m in range(len(present))]
-                if self.concatenate:
-                    rows.append(torch.cat(parts))
-                    continue
-                total = torch.zeros(self.widths[0], dtype=wide)
-                for part in parts:
-                    total = total + part.to(wide)
-                rows.append(total.to(self.dtype))
-        width = sum(self.widths) if self.concatenate else self.widths[0]
-        return torch.stack(rows) if rows else torch.empty(0, width, dtype=self.dtype)
+            parts = [present[m] if subset >> m & 1 else absent[m].expand_as(present[m]) for m in range(len(present))]
+            if self.concatenate:
+                blocks.append(torch.cat(parts, 1))
+                continue
+            total = torch.zeros(self.batch, self.widths[0], dtype=wide)
+            for part in parts:
+                total = total + part.to(wide)
+            blocks.append(total.to(self.dtype))
+        return torch.cat(blocks)
 
     def check(self, room: Room, result: Tensor) -> None:
         assert result.is_contiguous()
@@ -96,7 +94,9 @@ def rows_of(
 
 
 def gradient(rows: Rows, device: str) -> Tensor:
-    return logits(*rows.expected().shape, dtype=rows.dtype, device=device, seed=7)
+    width = sum(rows.widths) if rows.concatenate else rows.widths[0]
+    count = (2 ** len(rows.widths) - 2) * rows.batch
+    return logits(count, width, dtype=rows.dtype, device=device, seed=7)
 
 
 def sums(grad: Tensor, rows: Rows) -> tuple[list[Tensor], list[Tensor]]:
@@ -348,7 +348,7 @@ def fuzzed(seed: int, device: str) -> tuple[Rows, Tensor]:
     return rows, layouts[draw(0, 4)](gradient(rows, device))
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(8))
 def test_all_backends_agree(seed: int) -> None:
     served = 0
     for room in ROOMS:
@@ -365,8 +365,7 @@ def test_all_backends_agree(seed: int) -> None:
     assert served >= 1
 
 
-@COMBINE
-@pytest.mark.parametrize("layout", ["compact", "permuted"])
+@pytest.mark.parametrize(("layout", "concatenate"), [("compact", True), ("permuted", False)])
 def test_registration(room: Room, layout: str, concatenate: bool) -> None:
     rows = rows_of(4, (6, 6), concatenate, torch.float32, room.device)
     rows.present = [LAYOUTS[layout](one) for one in rows.present]

@@ -134,7 +134,7 @@ def test_additive(room: Room, part: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("size", [5e37, 1e38, 1.7e38, 3e38])
+@pytest.mark.parametrize("size", [5e37, 1.7e38, 3e38])
 @pytest.mark.parametrize("modalities", [2, 3])
 def test_every_backend_skips_the_same_steps(room: Room, modalities: int, size: float, dtype: torch.dtype) -> None:
     """Whether a response fits float32 does not depend on the order of a sum."""

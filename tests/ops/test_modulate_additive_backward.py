@@ -148,8 +148,7 @@ def test_same_bits_with_any_number_of_threads() -> None:
     assert torch.equal(results[2], results[0])
 
 
-@by_form
-@pytest.mark.parametrize("layout", ["compact", "permuted"])
+@pytest.mark.parametrize(("layout", "given_joint"), [("compact", False), ("permuted", True)])
 def test_registration(room: Room, layout: str, given_joint: bool) -> None:
     grad = LAYOUTS[layout](logits(4, 6, dtype=torch.float32, device=room.device))
     arguments = (grad, scales_of(2, room.device), given_joint)
