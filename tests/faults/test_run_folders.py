@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from agm.training import Config, Observer, load_run, read_config, train, writing
+from agm.training import Config, Observer, cli, load_run, read_config, train, writing
 from agm.training.checkpoint import load_checkpoint, save_checkpoint
 from agm.training.errors import UserError
 from agm.training.writing import locked, write_bytes
@@ -24,11 +24,19 @@ from .conftest import SETTINGS, SOAK, Forked, arrays
 Command = Callable[..., tuple[int, str, str]]
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run, beside its data."""
+    folder = tmp_path_factory.mktemp("finished")
+    np.savez(folder / "d.npz", **arrays())
+    assert cli.run(["train", "--dataset", str(folder / "d.npz"), *SETTINGS, "--out", str(folder / "run")]) == 0
+    return folder / "run"
+
+
 @pytest.fixture
-def run(agm: Command, place: Path) -> Path:
-    """The folder of a finished run."""
-    assert agm("train", "--dataset", "d.npz", *SETTINGS, "--out", "run")[0] == 0
-    return place / "run"
+def run(finished: Path, place: Path) -> Path:
+    """A copy of that folder."""
+    return Path(shutil.copytree(finished, place / "run"))
 
 
 def lines(path: Path) -> list[str]:
