@@ -1,11 +1,13 @@
 """A linear layer on the joined features of several modalities: what each adds to its output, computed as one."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 __all__ = ["Stacked", "joined_linear"]
 
@@ -17,16 +19,17 @@ class Stacked(Mapping[int, Tensor]):
     Args:
         modalities: bits, one a term.
         stacked: (M, rows, ..., C).
-
-    Attributes:
-        first: a term by its look, without a graph.
     """
 
     def __init__(self, modalities: Sequence[int], stacked: Tensor) -> None:
         self.modalities = tuple(modalities)
         self.stacked = stacked
-        self.first = stacked.detach().select(0, 0)
         self._apart: dict[int, Tensor] | None = None
+
+    @cached_property
+    def first(self) -> Tensor:
+        """A term by its look, without a graph."""
+        return self.stacked.detach().select(0, 0)
 
     def _terms(self) -> dict[int, Tensor]:
         if self._apart is None:
@@ -44,6 +47,12 @@ class Stacked(Mapping[int, Tensor]):
 
     def __len__(self) -> int:
         return len(self.modalities)
+
+
+# To torch's functions on trees it is one leaf, as to autograd.
+pytree.register_pytree_node(
+    Stacked, lambda terms: ([terms.stacked], terms.modalities), lambda leaves, bits: Stacked(bits, *leaves)
+)
 
 
 class _JoinedLinear(torch.autograd.Function):

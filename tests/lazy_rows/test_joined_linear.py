@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from agm._lazy_rows.joined_linear import Stacked, joined_linear
 from bench.counting import Dispatched
@@ -86,6 +87,15 @@ def test_terms_one_by_one() -> None:
     assert weight.grad is not None
     assert not weight.grad[:, :3].any()
     assert weight.grad[:, 3].all()
+
+
+def test_a_tree_with_one_leaf() -> None:
+    found = joined_linear(*given())
+    assert type(found) is Stacked
+    doubled = pytree.tree_map(lambda leaf: 2 * leaf, {"terms": found})["terms"]
+    assert list(doubled) == list(found)
+    for bit, term in found.items():
+        assert torch.equal(doubled[bit], 2 * term)
 
 
 def test_other_kinds_are_taken_one_after_another() -> None:
