@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.utils import checkpoint
 
-__all__ = ["CheckpointedRegions", "check_not_reentrant", "packing_hook", "reentrant_checkpoint"]
+__all__ = ["CheckpointedRegions", "check_not_reentrant", "end_checkpoints", "packing_hook", "reentrant_checkpoint"]
 
 # Since torch 2.14 `checkpoint` leaves it to another function.
 _PLAIN = inspect.unwrap(getattr(checkpoint, "_checkpoint_impl", checkpoint.checkpoint)).__code__
@@ -56,6 +56,23 @@ def packing_hook() -> Any:
     """What packs the tensors that autograd saves on this thread; None: nothing does."""
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
     return None if hooks is None else hooks[0]
+
+
+def end_checkpoints(error: BaseException | None) -> None:
+    """Ends the checkpoints that an error has left.
+
+    torch 2.11 leaves that to the end of the traceback: until then their hooks pack what autograd saves elsewhere, and
+    then whatever hooks are the last on the thread are removed.
+    """
+    traceback = None if error is None else error.__traceback__
+    regions = []
+    while traceback is not None:
+        if traceback.tb_frame.f_code is _PLAIN:
+            regions.append(traceback.tb_frame.f_locals.get("gen"))  # None: raised before it had begun
+        traceback = traceback.tb_next
+    for region in reversed(regions):
+        if region is not None:
+            region.close()
 
 
 def _kept(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """What a failed step must not have moved: statistics, the state of the modulation, a thread's modes."""
 
+import sys
 from collections.abc import Callable, Iterable
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 from torch.overrides import _len_torch_function_stack, _pop_mode  # type: ignore[attr-defined]
 
 from agm._module_state.capture import is_capturing
-from agm._module_state.checkpoints import packing_hook
+from agm._module_state.checkpoints import end_checkpoints, packing_hook
 from agm._module_state.eval_mode import written_buffers
 from agm._module_state.structure import Structure
 
@@ -85,6 +86,7 @@ def kept_surroundings() -> Callable[[], None]:
             _entered.append(guard)  # its end would switch them off again
         while _len_torch_function_stack() > modes:
             _pop_mode()
+        end_checkpoints(sys.exception())
         while (current := packing_hook()) is not None and current is not hook:
             torch._C._autograd._pop_saved_tensors_default_hooks()
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from agm._inputs.absent import is_opaque
 from agm._inputs.trees import flattened, leaves_of, mapped, unflattened
+from agm._module_state.checkpoints import end_checkpoints
 from agm._module_state.eval_mode import evaluation
 from agm._module_state.modules import submodules
 from agm._module_state.traces import Attributes, is_own
@@ -27,6 +28,7 @@ from agm._one_pass.rules import put_together
 __all__ = ["Given", "split_pass", "what_runs"]
 
 _RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
+_RAISED = (Unsplit, MemoryError, torch.OutOfMemoryError)  # as they are
 Given = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -90,12 +92,13 @@ def split_pass(
             if both._version:  # what the encoder has written to its input is seen by others too
                 leaf.copy_(both[:batch])
     except BaseException as error:
+        end_checkpoints(error)
         _without_hooks(modules)  # as they were
         attributes.put_back()
         split.undo()
         if drawn is not None:
             _draw_again(drawn, own)
-        if isinstance(error, (Unsplit, MemoryError, torch.OutOfMemoryError)) or not isinstance(error, Exception):
+        if isinstance(error, _RAISED) or not isinstance(error, Exception):
             raise
         # If two passes raise it too, it is theirs.
         raise split.failed or Unsplit(f"one pass raises {type(error).__name__}: {error}") from error
@@ -237,9 +240,11 @@ def what_runs(encoder: nn.Module, given: Given, rows: Mapping[int, Tensor], batc
                     with telling_rows(split.read, split.fail), evaluation(encoder), split:
                         output = encoder(*args, **kwargs)
                     features, structure = flattened(output, is_leaf=is_opaque)
-            except (Unsplit, MemoryError, torch.OutOfMemoryError):
-                raise
-            except Exception as error:  # of rows that no pass has, perhaps
+            except BaseException as error:
+                end_checkpoints(error)
+                if isinstance(error, _RAISED) or not isinstance(error, Exception):
+                    raise
+                # Of rows that no pass has, perhaps.
                 raise split.failed or Unsplit(f"a look at it raises {type(error).__name__}: {error}") from error
             split.finish(features, structure)
             runs.append(split.ran)

@@ -1,6 +1,7 @@
 """Networks that would silently give wrong masked logits: each is right, or refused with a reason."""
 
 import copy
+import gc
 from dataclasses import dataclass
 from typing import Any
 
@@ -572,6 +573,26 @@ def test_activation_checkpointing(reentrant: bool, options: dict[str, Any]) -> N
         gradients.append([masked.detach(), *(parameter.grad for parameter in network.parameters())])
     for left, right in zip(*gradients, strict=True):
         torch.testing.assert_close(left, right)
+
+
+def test_an_error_in_a_checkpoint_leaves_no_hooks_and_takes_none() -> None:
+    network = Checkpointed(False)
+    model = agm.AGM(network, ("audio", "visual"), encoders=BOTH)
+    handle = network.visual_net.layers[1].register_forward_hook(lambda *_: 1 / 0)
+    packed = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        packed.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with pytest.raises(ZeroDivisionError):
+            model(**inputs(), target=torch.tensor([0, 1, 2, 0]))
+        handle.remove()
+        gc.collect()
+        packed.clear()
+        rows(2).requires_grad_().square()
+        assert len(packed) == 1
 
 
 class TestAroundTheNetwork:
