@@ -63,7 +63,8 @@ def bits(number: float) -> int:
 
 @triton.jit
 def _store_one(number):
-    tl.store(number, 1)
+    for place in range(tl.program_id(0), 1):  # the interpreter of triton 3.6 has no loops with numpy 2.4
+        tl.store(number + place, 1)
 
 
 def why_no_launch(device: str) -> str | None:

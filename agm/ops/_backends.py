@@ -53,16 +53,16 @@ def _triton_why_not(op: str, device_type: str) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed: pip install agm-torch[triton]"
     reason = _load_triton(op)
-    if reason is None and device_type == "cuda" and torch.cuda.is_available():
-        return _why_no_launch()
+    if reason is None and (device_type == "cpu" or torch.cuda.is_available()):
+        return _why_no_launch(device_type)
     return reason
 
 
 @cache
-def _why_no_launch() -> str | None:
-    """Why Triton cannot launch on the GPU, found out once: it would show in the first step, by an exception."""
+def _why_no_launch(device_type: str) -> str | None:
+    """Why Triton cannot launch on a device, found out once: it would show in the first step, by an exception."""
     launching = importlib.import_module("agm.kernels.launching")
-    reason: str | None = launching.why_no_launch("cuda")
+    reason: str | None = launching.why_no_launch(device_type)
     return reason
 
 
