@@ -48,7 +48,7 @@ def is_listed(value: Any) -> bool:
     """Whether it is a list, a tuple or an array of Python's values, which may be one a sample."""
     if isinstance(value, np.ndarray):
         return value.ndim > 0
-    return type(value) in (list, tuple) and bool(value) and all(isinstance(one, _SCALARS) for one in value)
+    return type(value) in (list, tuple) and len(value) > 0 and all(isinstance(one, _SCALARS) for one in value)
 
 
 def has_samples(*trees: Any) -> bool:

@@ -40,7 +40,7 @@ class ForwardHooks:
     @property
     def are_there(self) -> bool:
         """Whether there are any."""
-        return bool(self._hooked)
+        return len(self._hooked) > 0
 
     def watched(self) -> AbstractContextManager[None]:
         """Finds out, while the joint pass runs inside, what each hook does."""

@@ -9,10 +9,18 @@ from torch import nn
 
 from agm._module_state.undo import putting_back
 
-__all__ = ["answering", "answering_methods", "called_function"]
+__all__ = ["answering", "answering_methods", "called_function", "make_answerable"]
 
 _MISSING = object()
 _COMPILED = "_compiled_call_impl"  # where `module.compile()` leaves what calls of the module go to
+_HOOKS = "_forward_pre_hooks"
+# Before torch 2.13 a graph has the forward of a module's class in it, whatever the module has of its own, if there are
+# no hooks (pytorch/pytorch#167400); and it takes nothing out of a module's dictionary.
+_CALLS_CLASS = torch.__version__ < (2, 13)
+
+
+def _hook(module: nn.Module, args: Any) -> None:
+    """Does nothing, but for what calls of a module that has hooks go to."""
 
 
 def called_function(module: nn.Module, method: str = "forward") -> Callable[..., Any]:
@@ -25,6 +33,12 @@ def called_function(module: nn.Module, method: str = "forward") -> Callable[...,
     return function
 
 
+def make_answerable(module: nn.Module) -> None:
+    """Of a module whose forward a graph will replace, so that its first run adds no attribute and compiles no other."""
+    if _CALLS_CLASS and not torch.compiler.is_compiling():
+        module.__dict__.setdefault(_COMPILED, None)
+
+
 def answering(answers: Mapping[nn.Module, Callable[..., Any]], method: str = "forward") -> AbstractContextManager[None]:
     """Replaces a method of modules: an attribute of the instance, so hooks and state dict stay as they are."""
     return answering_methods([(module, method, answer) for module, answer in answers.items()])
@@ -34,10 +48,14 @@ def answering_methods(
     answers: Iterable[tuple[nn.Module, str, Callable[..., Any]]], eager: bool = False
 ) -> AbstractContextManager[None]:
     """As `answering`, of a method for each module; `eager` where nothing is compiled, as far as the caller knows."""
-    own = []
+    own: list[tuple[dict[str, Any], str, Any, Any]] = []
     for module, method, answer in answers:
         place = _place(module, method)
-        own.append((module.__dict__, place, answer, module.__dict__.get(place, _MISSING)))
+        if _CALLS_CLASS and place == "forward" and torch.compiler.is_compiling() and not _has_hooks(module):
+            own.append((module.__dict__, _COMPILED, answer, module._compiled_call_impl))
+            own.append((module.__dict__, _HOOKS, {0: _hook}, module._forward_pre_hooks))
+        else:
+            own.append((module.__dict__, place, answer, module.__dict__.get(place, _MISSING)))
 
     def put_back() -> None:
         for attributes, place, _, value in own:
@@ -57,3 +75,8 @@ def _place(module: nn.Module, method: str) -> str:
     """The attribute that is called. A graph around the module has its forward in it, and not its compiled call."""
     compiled = method == "forward" and module._compiled_call_impl is not None
     return _COMPILED if compiled and not torch.compiler.is_compiling() else method
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    return any([len(registered) > 0 for registered in hooks])

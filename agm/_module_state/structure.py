@@ -62,7 +62,7 @@ class Structure:
 
     def mixes_samples(self) -> bool:
         """Whether a layer normalises with the statistics of the batch in eval mode too."""
-        return bool(self._norms) and any([norm.running_mean is None for norm in self._norms])
+        return len(self._norms) > 0 and any([norm.running_mean is None for norm in self._norms])
 
     def depending(self) -> tuple[bool, ...]:
         """Of each layer that may depend on its mode whether it does so as it is now."""

@@ -51,7 +51,7 @@ class AbsentFeatures:
     @property
     def are_kept(self) -> bool:
         """Whether there are any from an earlier step."""
-        return self._refresh > 1 and bool(self._kept) and not is_recorded()
+        return self._refresh > 1 and len(self._kept) > 0 and not is_recorded()
 
     def find(self, name: str, absent: Any) -> Any:
         """Features that were kept of a modality, of an absent input like this one; None if there are none."""

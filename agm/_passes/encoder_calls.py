@@ -122,7 +122,7 @@ class Answer:
         if self.known or (self.known is not None and any(source.is_unknown for source in sources)):
             return self._as_known(self.known, call, leaves, structure, sources)
         bits = self._bits(leaves, sources)
-        own = bits & self.target.names.keys()
+        own = bits.intersection(self.target.names)
         if len(own) != 1:
             if self.rows.batch and not bits:
                 raise self._refusal("takes no tensor that grows with the batch")
@@ -324,7 +324,7 @@ class Answer:
                 if self.origins is None:
                     raise NeedsOrigins
                 found = self.origins.of(leaf)
-            bits |= found
+            bits = bits | found  # torch 2.11 has no `|=` of frozen sets in a graph
         return bits
 
     def _leaves(self, does: str, tree: Any) -> tuple[list[Any], pytree.TreeSpec]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from agm._module_state.replace_forward import make_answerable
 from agm._passes.encoder_recording import Target
 
 __all__ = ["find_targets"]
@@ -43,6 +44,8 @@ def find_targets(network: nn.Module, paths: Mapping[str, str], modalities: tuple
         names.setdefault(found, {})[modalities.index(name)] = name
     targets = [Target(owner, method, own) for (owner, method), own in names.items()]
     _check_apart([target for target in targets if target.method == "forward"])
+    for target in targets:
+        make_answerable(target.owner)
     return targets
 
 

@@ -67,7 +67,9 @@ class MaskedRun:
         self.shares = shares
         self.hooks = hooks
         # Arguments beside the modalities can reach an encoder, and then every absent row is another one.
-        self.extra_rows = bool(arguments.others or arguments.rest) and _has_rows(arguments.others, arguments.rest)
+        self.extra_rows = (len(arguments.others) > 0 or len(arguments.rest) > 0) and _has_rows(
+            arguments.others, arguments.rest
+        )
         self.structure = passes.structures.of(passes.network)  # as the joint pass has left it
 
     def logits(self, rows: Rows, *, deferred: bool, check: bool = False) -> Any:
