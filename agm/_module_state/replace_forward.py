@@ -16,7 +16,7 @@ _COMPILED = "_compiled_call_impl"  # where `module.compile()` leaves what calls 
 _HOOKS = "_forward_pre_hooks"
 # Before torch 2.13 a graph has the forward of a module's class in it, whatever the module has of its own, if there are
 # no hooks (pytorch/pytorch#167400); and it takes nothing out of a module's dictionary.
-_CALLS_CLASS = torch.__version__ < (2, 13)
+_CALLS_CLASS = torch.__version__ < "2.13"
 
 
 def _hook(module: nn.Module, args: Any) -> None:
