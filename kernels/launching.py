@@ -29,12 +29,16 @@ ENOUGH_PROGRAMS = 512  # fills any GPU of today a few times
 PROGRAMS_OF_MULTIPROCESSOR = 4
 
 
+# That score shares of the classes with a loss beside.
+PROGRAMS_WITH_LOSS = 3
+
+
 @cache
-def resident_programs(device: torch.device) -> int:
+def resident_programs(device: torch.device, of_multiprocessor: int = PROGRAMS_OF_MULTIPROCESSOR) -> int:
     """Programs that score that a device runs at once. The interpreter runs them one by one, however few they are."""
     if device.type != "cuda":
-        return 2 * PROGRAMS_OF_MULTIPROCESSOR
-    return int(torch.cuda.get_device_properties(device).multi_processor_count) * PROGRAMS_OF_MULTIPROCESSOR
+        return 2 * of_multiprocessor
+    return int(torch.cuda.get_device_properties(device).multi_processor_count) * of_multiprocessor
 
 
 def even_programs(items: int, resident: int) -> int:

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from agm.kernels.finishing import _finish, _finish_shares
 from agm.kernels.launching import (
+    PROGRAMS_WITH_LOSS,
     accumulation_dtype,
     aligned,
     are_aligned,
@@ -111,7 +112,8 @@ def launch_step(
     tile = _TILE[modalities]
     block = min(tile, triton.next_power_of_2(max(classes, 1)))
     resident = resident_programs(logits.device)
-    shares = shares_of(batch, classes, block, resident)
+    with_loss = resident_programs(logits.device, PROGRAMS_WITH_LOSS)
+    shares = shares_of(batch, classes, block, resident if loss is None else with_loss)
     step = (weights, values, counts, scales, bits(alpha), bits(max_gap))
     class_weight = normalizer = None
     goal = {}
