@@ -51,8 +51,8 @@ def _diagonals(cells: list[pytest.Item]) -> list[pytest.Item]:
     """The cells of a table of shapes, layouts, dtypes and forms, or of drawn cases, that a room takes.
 
     Of a table of three or more, as few as hold every two values together. The reference, which is torch itself whatever
-    the shape and the dtype, and Triton's interpreter, which takes its time, take every fourth diagonal and every fourth
-    case.
+    the shape and the dtype, and Triton's interpreter, which takes its time, take every fifth diagonal and every fifth
+    case. Neither has a grid or threads, so that the same bits every time show nothing.
     """
     places = [_parameters(item) for item in cells]
     axes = [name for name in TABLE if name in places[0]]
@@ -60,11 +60,13 @@ def _diagonals(cells: list[pytest.Item]) -> list[pytest.Item]:
     left = []
     for item, own in zip(cells, places, strict=True):
         room = own.get("room")
+        if isinstance(room, Room) and room.sparse and item.name.startswith("test_same_bits"):
+            continue
         if not isinstance(room, Room) or not axes:
             left.append(item)
             continue
         if room.sparse:
-            every = 4 if len(axes) > 1 or "case" in axes else 1
+            every = 5 if len(axes) > 1 or "case" in axes else 1
         else:
             every = min(map(len, values.values())) if len(axes) > 2 else 1
         if sum(values[name].index(id(own[name])) for name in axes) % every == 0:
@@ -77,11 +79,11 @@ def _parameters(item: pytest.Item) -> dict[str, object]:
 
 
 def _fewer(cells: list[pytest.Item]) -> list[pytest.Item]:
-    """Under the sanitizers, where a call takes ten times as long, some twelve cells of each table.
+    """Under the sanitizers, where a call takes ten times as long, some eight cells of each table.
 
     An odd step, so that some of each room, dtype and layout are left, of which there are two or four.
     """
-    return cells[:: len(cells) // 12 | 1] if SANITIZED else cells
+    return cells[:: len(cells) // 8 | 1] if SANITIZED else cells
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -139,7 +141,7 @@ TARGETS = {
     "sm_80": ("fp32",),
     "sm_90": ("fp32", "bf16", "fp64"),
     "sm_100": ("fp32",),
-    "gfx942": ("fp32", "fp16", "fp64"),
+    "gfx942": ("fp32", "fp64"),
 }
 
 
