@@ -16,10 +16,12 @@ with open(path, newline="") as file:
     for row in csv.DictReader(file):
         found[row["task"], row["method"]][row["metric"]] = float(row["mean"])
 
-strengths, gains = [], []
+strengths, gains, gaps, changes = [], [], [], []
 for task in dict.fromkeys(task for task, _ in found):
     joint, other = found[task, "joint"], found[task, method]
     gap, change = joint["shapley_gap"], other["accuracy"] - joint["accuracy"]
+    gaps.append(gap)
+    changes.append(change)
     print(f"{task}: Shapley gap of joint training {100 * gap:.0f}, {method} {100 * change:+.1f} points of accuracy")
     for name in (metric.removeprefix("strength_") for metric in joint if metric.startswith("strength_")):
         strengths.append(joint[f"strength_{name}"])
@@ -28,4 +30,7 @@ for task in dict.fromkeys(task for task, _ in found):
 result = stats.spearmanr(strengths, gains)
 print(f"strength against gain of response, {len(gains)} modalities: rank correlation {result.statistic:.2f}", end=", ")
 print(f"p {result.pvalue:.2f}")
+of_gap = stats.spearmanr(gaps, changes)
+print(f"gap against change of accuracy, {len(gaps)} tasks: rank correlation {of_gap.statistic:.2f}", end=", ")
+print(f"p {of_gap.pvalue:.2f}")
 print(f"mean gain {100 * statistics.fmean(gains):+.1f} points")
