@@ -27,8 +27,6 @@ __all__ = [
 ENOUGH_PROGRAMS = 512  # fills any GPU of today a few times
 # That score: so many have registers for float32 numbers of few modalities; float64 and many of them take more.
 PROGRAMS_OF_MULTIPROCESSOR = 4
-
-
 # That score shares of the classes with a loss beside.
 PROGRAMS_WITH_LOSS = 3
 

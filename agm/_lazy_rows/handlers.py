@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from agm._lazy_rows.joined_linear import joined_linear
+from agm._lazy_rows.joined_linear import each_linear, joined_linear
 from agm._lazy_rows.tensor import HANDLERS, Content, Deferred, Handler, make_deferred
 
 __all__: list[str] = []
@@ -69,9 +69,7 @@ def _linear(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     if content.dim == ndim - 1:
         terms = joined_linear(content.terms, weight, bias)
     elif content.dim is None:
-        # The bias goes with the first modality, present or absent; it is in every row.
-        biases = [bias] + [None] * (len(content.terms) - 1)
-        terms = {m: F.linear(few, weight, term) for (m, few), term in zip(content.terms.items(), biases, strict=True)}
+        terms = each_linear(content.terms, [weight] * len(content.terms), bias)
     else:
         return None
     return make_deferred(x.rows, Content(terms, is_sum=not content.is_one, fold=content.fold))

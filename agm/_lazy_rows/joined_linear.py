@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["Stacked", "joined_linear"]
+__all__ = ["Stacked", "each_linear", "joined_linear"]
 
 
 @final
@@ -61,7 +61,6 @@ class _JoinedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, bias: Tensor | None, *few: Tensor) -> Tensor:
         ctx.save_for_backward(weight, *few)
-        ctx.has_bias = bias is not None
         terms = few[0].new_empty((len(few), len(few[0]), weight.shape[0]))
         start = 0
         for place, features in enumerate(few):
@@ -104,9 +103,13 @@ def joined_linear(terms: Mapping[int, Tensor], weight: Tensor, bias: Tensor | No
     few = list(terms.values())
     if _is_plain(few, weight, bias):
         return Stacked(tuple(terms), _JoinedLinear.apply(weight, bias, *few))
-    parts = weight.split([one.shape[-1] for one in few], dim=1)
-    biases = [bias] + [None] * (len(few) - 1)
-    return {m: F.linear(one, own, term) for (m, one), own, term in zip(terms.items(), parts, biases, strict=True)}
+    return each_linear(terms, weight.split([one.shape[-1] for one in few], dim=1), bias)
+
+
+def each_linear(terms: Mapping[int, Tensor], weights: Sequence[Tensor], bias: Tensor | None) -> dict[int, Tensor]:
+    """A linear layer on each modality's few rows; the bias, which is in every row, goes with the first."""
+    biases = [bias] + [None] * (len(weights) - 1)
+    return {m: F.linear(few, own, term) for (m, few), own, term in zip(terms.items(), weights, biases, strict=True)}
 
 
 def _is_plain(few: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from agm._module_state.hooks import ALL_KINDS
 from agm._module_state.undo import putting_back
 
 __all__ = ["answering", "answering_methods", "called_function", "make_answerable"]
@@ -78,5 +79,4 @@ def _place(module: nn.Module, method: str) -> str:
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
-    return any([len(registered) > 0 for registered in hooks])
+    return any([len(getattr(module, kind)) > 0 for kind in ALL_KINDS])

@@ -1,6 +1,6 @@
 """The modulation of additive fusions: a linear layer on concatenated features, or summed unimodal logits."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -10,10 +10,9 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from agm import ops
-from agm.distributed import check_group
 from agm.modulation import unfused
-from agm.modulation.checks import check_backend, check_presence, check_state, check_step
-from agm.modulation.scores import ScoreName, find_score
+from agm.modulation.checks import check_backend, check_presence, check_settings, check_step
+from agm.modulation.scores import Score, ScoreName, find_score
 from agm.modulation.state import ModulationState
 from agm.modulation.unfused import Settings
 from agm.ops import _checks, reference
@@ -184,10 +183,7 @@ def fused_modulate_additive(
             has been computed then.
         RuntimeError: a backend asked for by name cannot serve here.
     """
-    max_gap = _checks.check_modulation(alpha, max_gap, floor)
-    _checks.check_ignore_index(ignore_index)
-    check_state(state)
-    check_group(process_group)
+    max_gap = check_settings(state, alpha, max_gap, floor, ignore_index, process_group)
     first = _checks.check_present(present, state.num_modalities)
     _checks.check_absent(absent, state.num_modalities, first)
     if bias is not None:
@@ -195,14 +191,7 @@ def fused_modulate_additive(
     if joint_logits is not None:
         _checks.check_joint_logits(joint_logits, first)
     scored = find_score(score)
-    check_step(target, state, first.shape[1:], first.device, ignore_index, scored)
-    if not scored.served:
-        check_backend(backend, "score")
-    if first.dim() > 3:
-        check_backend(backend, "(M, B, ..., C)")
-    if available is not None:
-        check_presence("available", available, first.shape[1], state.num_modalities, first.device)
-        check_backend(backend, "available")
+    _check_parts(first, target, state, ignore_index, scored, available, backend)
 
     stacked = present if isinstance(present, Tensor) else torch.stack(list(present))
     shape = stacked.shape[2:]
@@ -210,17 +199,18 @@ def fused_modulate_additive(
     rows = rows.reshape(stacked.shape[0], *shape).to(stacked.dtype)
     bias = None if bias is None else bias.to(stacked.dtype)
     settings = Settings(float(alpha), max_gap, float(floor), ignore_index, update)
-    if available is not None or not scored.served or first.dim() > 3:
-        own, joint = _available_responses(stacked, rows, bias, joint_logits, available)
-        return unfused.modulate_responses(own, joint, target, state, settings, scored, available, process_group)
-
     parts = (stacked, rows, bias, joint_logits)
-    computed, scales = _step(parts, target, state, settings, process_group, backend)
-    logits = computed if joint_logits is None else joint_logits.detach()
-    if not (torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in parts)):
-        return logits
-    result: Tensor = _ScaleParts.apply(*parts, logits, scales, backend)
-    return result
+    return _modulated(
+        parts,
+        lambda logits, scales: _ScaleParts.apply(*parts, logits, scales, backend),
+        target,
+        state,
+        settings,
+        scored,
+        available,
+        process_group,
+        backend,
+    )
 
 
 def modulate_summands(
@@ -246,46 +236,72 @@ def modulate_summands(
     Raises:
         ValueError, RuntimeError: as there.
     """
-    max_gap = _checks.check_modulation(alpha, max_gap, floor)
-    _checks.check_ignore_index(ignore_index)
-    few, joint = logits
+    max_gap = check_settings(state, alpha, max_gap, floor, ignore_index, process_group)
     scored = find_score(score)
-    check_step(target, state, joint.shape, joint.device, ignore_index, scored)
+    parts = (logits.present, logits.absent, None, logits.joint)
+    _check_parts(parts[0], target, state, ignore_index, scored, available, backend)
     settings = Settings(float(alpha), max_gap, float(floor), ignore_index, True)
-    if available is not None or not scored.served or few.dim() > 3:
-        name = "score" if not scored.served else "available" if available is not None else "(M, B, ..., C)"
-        check_backend(backend, name)
-        if available is not None:
-            check_presence("available", available, joint.shape[0], len(few), joint.device)
-        responses, joint = _available_responses(logits.present, logits.absent, None, joint, available)
-        return unfused.modulate_responses(responses, joint, target, state, settings, scored, available, process_group)
-    apart = few.detach()
-    parts = (apart[:, :-1], apart[:, -1], None, joint)
-    _, scales = _step(parts, target, state, settings, process_group, backend)
-    if not (torch.is_grad_enabled() and (few.requires_grad or joint.requires_grad)):
-        return joint.detach()
-    result: Tensor = _ScaleFew.apply(few, joint, scales, backend)
-    return result
+    return _modulated(
+        parts,
+        lambda _, scales: _ScaleFew.apply(*logits, scales, backend),
+        target,
+        state,
+        settings,
+        scored,
+        available,
+        process_group,
+        backend,
+    )
 
 
-def _step(
+def _check_parts(
+    present: Tensor,  # (M, B, ..., C)
+    target: Tensor,
+    state: ModulationState,
+    ignore_index: int,
+    score: Score,
+    available: Tensor | None,
+    backend: str,
+) -> None:
+    """What belongs to a step of parts that fit each other."""
+    check_step(target, state, present.shape[1:], present.device, ignore_index, score, backend)
+    if present.dim() > 3:
+        check_backend(backend, "(M, B, ..., C)")
+    if available is not None:
+        check_presence("available", available, present.shape[1], state.num_modalities, present.device)
+        check_backend(backend, "available")
+
+
+def _modulated(
     parts: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+    scale: Callable[[Tensor, Tensor], Tensor],
     target: Tensor,
     state: ModulationState,
     settings: Settings,
+    score: Score,
+    available: Tensor | None,
     process_group: ProcessGroup | None,
     backend: str,
-) -> tuple[Tensor, Tensor]:
-    """One step of p_m, q_m, b and given joint logits: the joint logits, if not given, and the scales (2, M + 1)."""
+) -> Tensor:
+    """One step of p_m, q_m, b and given joint logits, and the joint logits with the graph that `scale` gives them."""
+    joint_logits = parts[3]
+    if available is not None or not score.served or parts[0].dim() > 3:
+        responses, joint = _available_responses(*parts, available)
+        return unfused.modulate_responses(responses, joint, target, state, settings, score, available, process_group)
     labels = target.long()
 
     def step(values: Tensor, counts: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
         return ops.modulate_additive(*parts, labels, values, counts, **settings._asdict(), backend=backend)
 
     if process_group is None:
-        return step(state.values, state.counts, settings)
-    coefficients, local = unfused.shared_step(step, state.values, state.counts, settings, process_group)
-    return local[0], reference.additive_scales(coefficients, parts[3] is not None)
+        computed, scales = step(state.values, state.counts, settings)
+    else:
+        coefficients, local = unfused.shared_step(step, state.values, state.counts, settings, process_group)
+        computed, scales = local[0], reference.additive_scales(coefficients, joint_logits is not None)
+    logits = computed if joint_logits is None else joint_logits.detach()
+    if not (torch.is_grad_enabled() and any([part is not None and part.requires_grad for part in parts])):
+        return logits
+    return scale(logits, scales)
 
 
 def scale_additive(logits: AdditiveLogits, coefficients: Tensor, available: Tensor | None, backend: str) -> Tensor:

@@ -4,20 +4,38 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
+from agm.distributed import check_group
 from agm.modulation.scores import Score
 from agm.modulation.state import ModulationState
 from agm.modulation.surroundings import check_surroundings
 from agm.ops import _checks
 from agm.shapley.sampling import SubsetSample
 
-__all__ = ["check_backend", "check_presence", "check_sample", "check_state", "check_step"]
+__all__ = ["check_backend", "check_presence", "check_sample", "check_settings", "check_step"]
 
 
 def check_state(state: ModulationState) -> None:
     if not isinstance(state, ModulationState):
         raise TypeError(f"Expected argument `state` to be an agm.ModulationState, but got {type(state).__name__}.")
     check_surroundings()
+
+
+def check_settings(
+    state: ModulationState,
+    alpha: float,
+    max_gap: float | None,
+    floor: float,
+    ignore_index: int,
+    process_group: ProcessGroup | None,
+) -> float:
+    """What can be said before the logits are looked at; returns `max_gap` as a float."""
+    gap = _checks.check_modulation(alpha, max_gap, floor)
+    _checks.check_ignore_index(ignore_index)
+    check_state(state)
+    check_group(process_group)
+    return gap
 
 
 def check_step(
@@ -27,14 +45,17 @@ def check_step(
     device: torch.device,
     ignore_index: int,
     score: Score,
+    backend: str = "auto",
 ) -> None:
-    """The target and the state beside logits of a shape (B, ..., C)."""
+    """The target, the state and the score beside logits of a shape (B, ..., C)."""
     score.check(target, shape, device, ignore_index)
     if state.values.device != device:
         raise ValueError(
             f"Expected argument `state` to be on {device}, where the logits are, but it is on "
             f"{state.values.device}. Move it with state.to(logits.device)."
         )
+    if not score.served:
+        check_backend(backend, "score")
 
 
 def check_presence(name: str, present: Tensor, batch: int, modalities: int, device: torch.device) -> None:

@@ -9,9 +9,8 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from agm import ops
-from agm.distributed import check_group
 from agm.modulation import unfused
-from agm.modulation.checks import check_backend, check_presence, check_sample, check_state, check_step
+from agm.modulation.checks import check_backend, check_presence, check_sample, check_settings, check_step
 from agm.modulation.scaling import ScaleSubsets
 from agm.modulation.scores import Score, ScoreName, find_score
 from agm.modulation.state import ModulationState
@@ -75,18 +74,13 @@ def _check(
     backend: str,
 ) -> float:
     """What both functions check before they compute anything; returns `max_gap` as a float."""
-    gap = _checks.check_modulation(alpha, max_gap, floor)
-    _checks.check_ignore_index(ignore_index)
-    check_state(state)
-    check_group(process_group)
+    gap = check_settings(state, alpha, max_gap, floor, ignore_index, process_group)
     if sample is None:
         _checks.check_masked_logits(masked_logits, state.num_modalities)
     else:
         check_sample(sample, masked_logits, state.num_modalities)
         check_backend(backend, "sample")
-    check_step(target, state, masked_logits.shape[1:], masked_logits.device, ignore_index, score)
-    if not score.served:
-        check_backend(backend, "score")
+    check_step(target, state, masked_logits.shape[1:], masked_logits.device, ignore_index, score, backend)
     if present is not None:
         check_presence("present", present, masked_logits.shape[1], state.num_modalities, masked_logits.device)
         check_backend(backend, "present")

@@ -8,9 +8,8 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from agm import ops
-from agm.distributed import check_group
 from agm.modulation import unfused
-from agm.modulation.checks import check_state, check_step
+from agm.modulation.checks import check_settings, check_step
 from agm.modulation.scores import find_score
 from agm.modulation.state import ModulationState
 from agm.modulation.unfused import Settings
@@ -98,11 +97,8 @@ def fused_modulate_linear_cross_entropy(
     Raises:
         TypeError, ValueError, RuntimeError: as in `fused_modulate`, and for a weight or bias that does not fit.
     """
-    gap = _checks.check_modulation(alpha, max_gap, floor)
-    _checks.check_ignore_index(ignore_index)
+    gap = check_settings(state, alpha, max_gap, floor, ignore_index, process_group)
     _checks.check_label_smoothing(label_smoothing)
-    check_state(state)
-    check_group(process_group)
     _check_hidden(hidden, state.num_modalities)
     _check_head(hidden, weight, bias)
     shape = (*hidden.shape[1:-1], weight.shape[0])
