@@ -17,6 +17,7 @@ from agm.strategies._checks import check_flag, check_number
 from agm.strategies.batch import Batch
 from agm.strategies.bounding import BoundedPasses
 from agm.strategies.measuring import Batches
+from agm.strategies.mlb import balance_by_confidence
 from agm.strategies.smoothing import SmoothedModulator
 from agm.strategies.strategy import Common, Strategy
 
@@ -28,6 +29,9 @@ _SHOWN = {
     "reference_ratio": REFERENCE_RATIOS,
     "coefficient": COEFFICIENTS,
 }
+
+
+_BETA_MAX = 2.0  # of MLB: symmetric
 
 
 class AGM(Strategy):
@@ -50,6 +54,9 @@ class AGM(Strategy):
             and keeps the last coefficients from `stop` on.
         multi_loss: add the losses of each modality alone to the loss, sum_m CE(u_m, y), as `MultiLoss` does with
             weight 1. Their gradients are not modulated. Not published.
+        mlb_alpha: with `multi_loss`, multiply the gradients of encoders and heads, AGM's and those of the unimodal
+            losses together, by the coefficients of `MLB` too, with this alpha and its `beta_max` of 2. Not published.
+            None: do not.
         common: see `Strategy`.
 
     Example:
@@ -77,6 +84,7 @@ class AGM(Strategy):
         absent_gradient: bool = True,
         absent_refresh: int = 1,
         multi_loss: bool = False,
+        mlb_alpha: float | None = None,
         **common: Unpack[Common],
     ) -> None:
         super().__init__(network, **common)
@@ -87,6 +95,12 @@ class AGM(Strategy):
             )
         if self.multi_loss and bound is not None:
             raise ValueError("Expected no argument `multi_loss` with a bound. Leave either out.")
+        self.mlb_alpha = None if mlb_alpha is None else check_number("mlb_alpha", mlb_alpha)
+        if self.mlb_alpha is not None and not self.multi_loss:
+            raise ValueError(
+                "Expected no argument `mlb_alpha` without unimodal losses, from which its confidences are. Set "
+                "multi_loss=True, or leave it out."
+            )
         check_number("smoothing", smoothing, below=1.0)
         settings: dict[str, Any] = {
             "alpha": alpha,
@@ -127,6 +141,11 @@ class AGM(Strategy):
             if batch.present is not None:
                 raise ValueError("Expected no argument `present` with a bound. Leave either out.")
             return None, self._bounded.forward(self.module.modulator, batch)
+        if self.multi_loss and batch.present is not None:
+            raise ValueError(
+                "Expected no argument `present` with `multi_loss`, whose losses are of samples that have the modality. "
+                "Leave either out."
+            )
         args, kwargs = self.parts.binding.as_given(batch.inputs.arguments)
         features: dict[str, Any] = {}
         with ExitStack() as stack:
@@ -151,6 +170,11 @@ class AGM(Strategy):
             self._bounded.backward(loss)
         else:
             loss.backward()
+
+    def modulate(self, batch: Batch) -> None:
+        if self.mlb_alpha is not None and super().active:
+            _, coefficients = balance_by_confidence(batch.confidences, self.mlb_alpha, _BETA_MAX)
+            self.scale(coefficients, heads=True)
 
     @property
     def active(self) -> bool:

@@ -12,7 +12,7 @@ from agm.strategies.batch import Batch
 from agm.strategies.multi_loss import MultiLoss
 from agm.strategies.strategy import Common
 
-__all__ = ["MLB"]
+__all__ = ["MLB", "balance_by_confidence"]
 
 
 class MLB(MultiLoss):
@@ -52,11 +52,16 @@ class MLB(MultiLoss):
         self.beta_max = check_number("beta_max", beta_max, least=1.0)
 
     def modulate(self, batch: Batch) -> None:
-        ratios = _others_over_own(batch.confidences)
-        reach = torch.where(ratios > 1, self.beta_max - 1.0, 1.0)
-        coefficients = 1 + reach * torch.tanh(self.alpha * (ratios - 1))
+        ratios, coefficients = balance_by_confidence(batch.confidences, self.alpha, self.beta_max)
         self.scale(coefficients, heads=True)
         self.latest = {"ratio": ratios, "coefficient": coefficients}
+
+
+def balance_by_confidence(confidences: Tensor, alpha: float, beta_max: float) -> tuple[Tensor, Tensor]:
+    """The ratios r_m (M,) and coefficients k_m (M,) of `MLB`, from the confidences s_m (M,)."""
+    ratios = _others_over_own(confidences)
+    reach = torch.where(ratios > 1, beta_max - 1.0, 1.0)
+    return ratios, 1 + reach * torch.tanh(alpha * (ratios - 1))
 
 
 def _others_over_own(scores: Tensor) -> Tensor:  # (M,) -> (M,)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import agm
 from agm.strategies import AGM, linear_heads
 
-from .networks import assert_same, batch_of, early, gradients, late, take
+from .networks import assert_same, batch_of, belongs, early, gradients, late, take
 
 
 def twins(build):
@@ -130,6 +130,46 @@ def test_unimodal_losses_beside_the_modulated_one(build, masked):
         torch.testing.assert_close(own.grad, expected, msg=name)
 
 
+@pytest.mark.parametrize("build", [late, early])
+def test_the_coefficients_of_mlb_multiply_what_agm_and_unimodal_losses_leave(build):
+    first, second = twins(build)
+    inputs, target = batch_of()
+    heads = [linear_heads(first.widths, first.num_classes) if build is early else None for _ in range(2)]
+    if heads[0]:
+        for own, other in zip(heads[0].values(), heads[1].values(), strict=True):
+            own.load_state_dict(other.state_dict())
+    options = {"alpha": 1.5, "masked": "shared", "multi_loss": True}
+    strategy, without = (
+        AGM(network, **options, **more, **({"heads": own} if own else {}))
+        for network, own, more in zip((first, second), heads, ({"mlb_alpha": 0.6}, {}), strict=True)
+    )
+    batch = without.batch(inputs, target)
+    next(iter(without.updates(batch)))
+    scores = batch.confidences.tolist()
+    coefficients = [1 + math.tanh(0.6 * (other / own - 1)) for own, other in (scores, scores[::-1])]
+    assert min(coefficients) < 1 < max(coefficients)
+    take(strategy, inputs, target)
+    expected = gradients(second)
+    for place, (modality, coefficient) in enumerate(zip(first.encoders, coefficients, strict=True)):
+        if build is late:
+            expected["classifier.weight"][:, 5 * place : 5 * place + 5] *= coefficient
+        else:
+            for own, other in zip(heads[0][modality].parameters(), heads[1][modality].parameters(), strict=True):
+                torch.testing.assert_close(own.grad, other.grad * coefficient)
+        for name in expected:
+            if belongs(name, modality):
+                expected[name] *= coefficient
+    assert_same(gradients(first), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_coefficients_of_mlb_keep_to_the_window():
+    first, second = twins(late)
+    inputs, target = batch_of()
+    for network, more in ((first, {"mlb_alpha": 0.6}), (second, {})):
+        take(AGM(network, multi_loss=True, start=1, **more), inputs, target)
+    assert_same(gradients(first), gradients(second))
+
+
 def test_no_unimodal_losses_outside_the_window():
     network, (inputs, target) = late(), batch_of()
     other = late()
@@ -145,6 +185,14 @@ def test_what_multi_loss_cannot_be_with():
         AGM(late(), multi_loss=True, bound=0.9)
     with pytest.raises(ValueError, match="or set multi_loss=True"):
         AGM(late(), heads=linear_heads(late().widths, 3))
+    with pytest.raises(ValueError, match="no argument `mlb_alpha` without unimodal losses"):
+        AGM(late(), mlb_alpha=0.8)
+    with pytest.raises(ValueError, match="`mlb_alpha` to be a number >= 0"):
+        AGM(late(), multi_loss=True, mlb_alpha=-1.0)
+    inputs, target = batch_of()
+    steps = AGM(late(), multi_loss=True).steps(inputs, target, present=torch.ones(8, 2, dtype=torch.bool))
+    with pytest.raises(ValueError, match="no argument `present` with `multi_loss`"):
+        next(steps)
 
 
 def test_absent_rows_without_a_gradient():
