@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from agm import ops
-from agm.ops import _checks
+from agm.modulation.gradient_checks import check_coefficients, check_generator, check_gradients
 
 __all__ = ["scale_gradients_"]
 
@@ -62,11 +62,11 @@ def scale_gradients_(
             passed twice only). Nothing has been written then.
         RuntimeError: a backend asked for by name cannot serve here.
     """
-    entries = _checks.check_gradients(gradients)
+    entries = check_gradients(gradients)
     present = [grad for grad, _ in entries if grad is not None]
     device = present[0].device if present else None
-    factors = _checks.check_coefficients(coefficients, len(gradients), device)
-    _checks.check_generator(generator, device)
+    factors = check_coefficients(coefficients, len(gradients), device)
+    check_generator(generator, device)
     if device is None:
         return
     factors = factors.to(device)
