@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from agm._module_state.compiled import is_compiled
 from agm._module_state.eval_mode import depends_on_mode
 from agm._module_state.modules import path_of, submodules
+from agm._one_pass.synchronised import has_own_way, is_exchanging
 
 __all__ = [
     "GLOBAL_HOOKS",
@@ -191,12 +192,9 @@ def _against(layer: nn.Module) -> str | None:
         return "has hooks, which would see train rows and eval rows as one batch"
     if isinstance(layer, torch.jit.ScriptModule):
         return "is compiled by TorchScript, into which nobody can look"
-    exchanges = isinstance(layer, nn.SyncBatchNorm) and layer.training
-    return "exchanges statistics with other processes" if exchanges and _are_several() else None
-
-
-def _are_several() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+    if layer.training and is_exchanging(layer) and has_own_way(layer):
+        return "exchanges statistics with other processes in a way of its own"
+    return None
 
 
 def why_split(passes: Passes) -> str:

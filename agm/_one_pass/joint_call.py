@@ -19,9 +19,11 @@ from agm._one_pass.layouts import Meeting, Unsplit
 from agm._one_pass.row_split import DEPENDS, READS
 from agm._one_pass.rules import put_together
 from agm._one_pass.split_pass import Given, split_pass, what_runs
+from agm._one_pass.synchronised import Exchanges, Reach
 
 __all__ = ["JointCall", "Known", "autocasts", "in_the_way", "surroundings", "versions"]
 
+LEFT_OUT = "the joint pass leaves features of it out, so that norms would exchange gradients of the masked rows alone"
 OWN_WAY = "the network encodes in its own way (in an activation checkpoint, without gradients, more than once)"
 
 _PLAIN = (Tensor, nn.Parameter)
@@ -146,6 +148,7 @@ class JointCall:
         self._went_with: Any = None
         self.few: Tensor | None = None
         self.rows: Any = None
+        self._reach: Reach | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.layers is not None and len(args) == 1 and not kwargs and self._is_direct(args, kwargs):
@@ -154,15 +157,21 @@ class JointCall:
                 return known
         with answering({self.encoder: self.forward}):
             features = _NOT_YET
+            exchanges = Exchanges(submodules(self.encoder))
             if not self.is_done:
                 self.reason = OWN_WAY
                 if self._is_direct(args, kwargs):
-                    features = self._in_one((args, kwargs))
+                    features = self._in_one((args, kwargs), exchanges)
             if features is _NOT_YET:
                 with torch.set_grad_enabled(self.before[0][0]):
                     self.rows = self._apart()  # before the encoder may write to its input
-                return self.encoder.forward(*args, **kwargs)
+                with exchanges.repeated():
+                    output = self.encoder.forward(*args, **kwargs)
+                exchanges.check()
+                return output
             self.is_done, self.reason = True, None
+            if self.chosen.how == "split" and exchanges.norms:
+                self._reach = Reach(exchanges, features)
             if self.chosen.how == "split" or self.keeps:
                 return features
             handed, self.present = doubled(features)
@@ -191,7 +200,7 @@ class JointCall:
         first: Tensor = features.narrow(0, 0, self.batch)
         return first
 
-    def _in_one(self, given: Given) -> Any:
+    def _in_one(self, given: Given, exchanges: Exchanges) -> Any:
         """Features of the joint pass, with those of the other rows; nothing, where a pass of their own must follow.
 
         Raises:
@@ -203,7 +212,7 @@ class JointCall:
         self.reason = self.known.refused.get(kind)
         while self.reason is None:
             try:
-                return self._passed(given, kind)
+                return self._passed(given, kind, exchanges)
             except Unsplit as error:
                 self.reason = str(error)
                 if isinstance(error, Meeting):
@@ -233,12 +242,12 @@ class JointCall:
             return str(error)
         return None
 
-    def _passed(self, given: Given, kind: object) -> Any:
+    def _passed(self, given: Given, kind: object, exchanges: Exchanges) -> Any:
         serves = self.chosen.how == "joined" and not self.shared
         expected = self.known.runs.get(self._sized(kind))
         rows, count = self._more(), self._count()
         features, self._went_with = split_pass(
-            self.encoder, given, rows, self.batch, count, serves=serves, expected=expected
+            self.encoder, given, rows, self.batch, count, serves=serves, expected=expected, exchanges=exchanges
         )
         self.known.passed.add(kind)
         return features
@@ -278,9 +287,34 @@ class JointCall:
                 self._went_with = self.few[self.batch :]
         return self._went_with
 
+    def check_reach(self, joint: Tensor) -> None:
+        """That norms exchange in the backward what they would in two passes; else a second pass follows.
+
+        Args:
+            joint: what the joint pass has returned.
+
+        Raises:
+            ValueError: one pass is asked for.
+        """
+        if not self.is_done or self._reach is None or self._reach.is_that_of(joint):
+            return
+        self.is_done, self.reason = False, LEFT_OUT
+        self.known.refuse(self._kind(), LEFT_OUT)
+        if self.passes == "one":
+            raise refused(self.name, LEFT_OUT)
+
     def second_pass(self) -> Any:
-        """The rows that the encoder has yet to see, in eval mode, if their features are not known; else None."""
+        """The rows that the encoder has yet to see, in eval mode, if their features are not known; else None.
+
+        Raises:
+            RuntimeError: it has written to them.
+        """
         if self.rows is None and not self.is_done:
+            if versions(self.inputs) != self.before[1]:
+                raise RuntimeError(
+                    "Expected an encoder whose norms exchange statistics with other processes (SyncBatchNorm) not to "
+                    "write to its input where the joint pass leaves its features out. Use passes='two'."
+                )
             self.rows = self._apart()
         return self.rows
 

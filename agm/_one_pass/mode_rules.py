@@ -12,6 +12,7 @@ from agm._one_pass.attention import attend
 from agm._one_pass.heads import heads
 from agm._one_pass.layouts import Layout, Unsplit
 from agm._one_pass.rules import Rule, argument, as_it_is, first_of, meet, name_of, put_together, rows_first
+from agm._one_pass.synchronised import split_exchange
 from agm.ops.batch_norm_rows import batch_norm_rows
 from agm.ops.dropout_rows import dropout_rows
 
@@ -51,6 +52,8 @@ def _batch_norm(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], 
     train = split.train_size(x, name_of(func))
     if not split.acts():
         return rows_first(split, func, args, kwargs)
+    if split.exchange is not None:
+        return split_exchange(split, split.exchange, given, train)
     if mean is None or var is None:  # the statistics of the batch in eval mode too: each kind of rows has its own
         del given["input"]
         return split.note(put_together([func(x[:train], **given), func(x[train:], **given)]), Layout(0))

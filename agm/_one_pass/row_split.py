@@ -22,6 +22,7 @@ from agm._one_pass.mode_rules import MODE_RULES, TWICE
 from agm._one_pass.records import Origins, told_call
 from agm._one_pass.rules import Rule, meet, no_counts, pointwise, tensors_in
 from agm._one_pass.shape_rules import SHAPE_RULES
+from agm._one_pass.synchronised import Exchange
 
 __all__ = ["DEPENDS", "READS", "RowSplit"]
 
@@ -84,6 +85,7 @@ class RowSplit(TorchFunctionMode):
     Attributes:
         ran: the functions that have run, with what was given to them beside tensors.
         failed: the first `Unsplit`, which code inside may have caught.
+        exchange: what a norm makes of train rows, while one runs that exchanges statistics with other processes.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class RowSplit(TorchFunctionMode):
         self.records = records or expected is not None
         self.ran: list[Any] = []
         self.failed: Unsplit | None = None
+        self.exchange: Exchange | None = None
         self._is_told = False  # whether what runs was given the mode
         self._read_by = ""  # the layer of torch's that has read its mode
         self._generators: dict[torch.device, Callable[[], None]] = {}  # puts back their state before the first draw

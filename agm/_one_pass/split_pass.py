@@ -24,6 +24,7 @@ from agm._one_pass.own_modes import check_mode
 from agm._one_pass.records import Origins
 from agm._one_pass.row_split import READS, RowSplit
 from agm._one_pass.rules import put_together
+from agm._one_pass.synchronised import Exchanges
 
 __all__ = ["Given", "split_pass", "what_runs"]
 
@@ -41,6 +42,7 @@ def split_pass(
     *,
     serves: bool,
     expected: Sequence[Any] | None = None,
+    exchanges: Exchanges | None = None,
 ) -> tuple[Any, Any]:
     """Features of a batch as the encoder's modes have it, and of more rows as in eval mode, in one pass.
 
@@ -52,6 +54,7 @@ def split_pass(
         more: how many rows go with it.
         serves: whether nothing may depend on the mode, so that the features of the batch are those of eval mode too.
         expected: what runs (see `what_runs`), of an encoder whose modules read their mode; None: they may not.
+        exchanges: what its norms exchange with other processes in this call of it; None: nothing so far.
 
     Returns:
         two pytrees as the encoder returns them.
@@ -62,6 +65,9 @@ def split_pass(
     modules = submodules(encoder)
     if _have_hooks(modules):  # which forward has registered since the pass was chosen
         raise Unsplit("it has hooks, which would see train rows and eval rows as one batch")
+    exchanges = Exchanges(modules) if exchanges is None else exchanges
+    if exchanges.norms and torch.is_grad_enabled():
+        _check_gradients(leaves_of(given), rows)
     own = [module for module in modules if is_own(module)]
     attributes = Attributes(own)
     drawn = _drawn(own) if own else None
@@ -79,7 +85,7 @@ def split_pass(
 
     args, kwargs = mapped(join, given)
     try:
-        features, structure = _run(encoder, modules, args, kwargs, split)
+        features, structure = _run(encoder, modules, args, kwargs, split, exchanges)
         split.finish(features, structure)
         if _have_hooks(modules):
             raise Unsplit("it registers hooks")
@@ -106,6 +112,17 @@ def split_pass(
     return parted
 
 
+def _check_gradients(leaves: Sequence[Any], rows: Mapping[int, Tensor]) -> None:
+    """That train rows have a gradient in one pass where they have one by themselves, since only then norms exchange it.
+
+    Raises:
+        Unsplit: only the rows that go with them have one.
+    """
+    more = [(leaf, rows[id(leaf)]) for leaf in leaves if id(leaf) in rows]
+    if any(one.requires_grad and not leaf.requires_grad for leaf, one in more):
+        raise Unsplit("its norms would exchange a gradient that its absent rows have (they are learnt) and others not")
+
+
 def _have_hooks(modules: Sequence[nn.Module]) -> bool:
     return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
@@ -117,11 +134,11 @@ def _without_hooks(modules: Sequence[nn.Module]) -> None:
 
 
 def _run(
-    encoder: nn.Module, modules: Sequence[nn.Module], args: Any, kwargs: Any, split: RowSplit
+    encoder: nn.Module, modules: Sequence[nn.Module], args: Any, kwargs: Any, split: RowSplit, exchanges: Exchanges
 ) -> tuple[list[Any], Any]:
     """Leaves of the features, and their structure."""
     modes = _Modes(modules, split)
-    with modes.told(), split:
+    with modes.told(), exchanges.within(split), split:
         features = encoder(*args, **kwargs)
         modes.check()
     return flattened(features, is_leaf=is_opaque)
@@ -224,6 +241,7 @@ def what_runs(encoder: nn.Module, given: Given, rows: Mapping[int, Tensor], batc
     if batch < 2:
         raise Unsplit(f"{READS}, and of one sample nothing can be told")
     modules, runs = submodules(encoder), []
+    exchanges = Exchanges(modules)
     # A model that registers hooks once notes it in its attributes: both are as before, without any, or neither.
     with (
         untouched(encoder, list(rows.values())),
@@ -235,9 +253,9 @@ def what_runs(encoder: nn.Module, given: Given, rows: Mapping[int, Tensor], batc
             args, kwargs = mapped(partial(_placed, split, rows, count), given)
             try:
                 if train:
-                    features, structure = _run(encoder, modules, args, kwargs, split)
+                    features, structure = _run(encoder, modules, args, kwargs, split, exchanges)
                 else:
-                    with telling_rows(split.read, split.fail), evaluation(encoder), split:
+                    with telling_rows(split.read, split.fail), evaluation(encoder), exchanges.within(split), split:
                         output = encoder(*args, **kwargs)
                     features, structure = flattened(output, is_leaf=is_opaque)
             except BaseException as error:

@@ -17,6 +17,7 @@ from agm._module_state.modules import submodules
 from agm._module_state.traces import Attributes
 from agm._module_state.undo import Contexts, putting_back
 from agm._module_state.untouched import untouched
+from agm._one_pass.synchronised import is_exchanging
 
 __all__ = ["AbsentFeatures", "AbsentFeaturesState", "detached", "looking", "warn_if_amplified"]
 
@@ -129,7 +130,9 @@ def warn_if_amplified(name: str, encoder: nn.Module, present: Iterable[Any], abs
         encoder: its encoder.
         present, absent: features of rows, one tensor or more each.
     """
-    if any(map(is_compiled, submodules(encoder))):  # its backward may run once alone
+    modules = submodules(encoder)
+    # The backward of one may run once alone, and that of the other waits for other processes.
+    if any(map(is_compiled, modules)) or any(map(is_exchanging, modules)):
         return
     parameters = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
     norms = [_gradient(rows, parameters) for rows in (present, absent)]

@@ -313,8 +313,10 @@ class InterceptedPasses:
             recorders, structure is not None, *([hooks.watched] if hooks is not None and hooks.are_there else [])
         ):
             output = self.binding.call(arguments)
-            self.outputs.logits(output)  # refused here, where it is the joint pass's
+            joint = self.outputs.logits(output)  # refused here, where it is the joint pass's
         for recorder in recorders:
+            for call in recorder.calls_with.values():
+                call.check_reach(joint)
             if not recorder.calls:
                 raise ValueError(
                     f"Expected the network's forward to call {recorder.target}, but it did not. Name in `encoders` the "

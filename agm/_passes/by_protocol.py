@@ -139,6 +139,9 @@ class FactorisedPasses:
         watched = nullcontext() if hooks is None or not hooks.are_there else hooks.watched()
         with watched, answering({**{call.encoder: call for call in calls.values()}, **counting}):
             found = joint_pass(self.network, encoders, unwrap(inputs), self.shared, self.outputs, self.record)
+        for name, call in calls.items():
+            if name not in found.frozen:
+                call.check_reach(found.logits)
         joint = found.output
         device = found.logits.device
         forward = None  # in the place of `fuse`

@@ -490,8 +490,3 @@ def test_hooks_on_all_modules() -> None:
     finally:
         handle.remove()
     assert choose("audio", nn.Linear(4, 4), "auto", torch.device("cpu")).how == "joined"
-
-
-def test_norms_that_wait_for_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    assert "other processes" in choose("audio", nn.SyncBatchNorm(4), "auto", torch.device("cpu")).why
