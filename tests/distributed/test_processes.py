@@ -12,7 +12,7 @@ import torch
 
 import agm
 
-from .checks import CHECKS
+from .checks import CHECKS, CHECKS_OF_TWO
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -22,8 +22,10 @@ def _check(outcomes: Callable[[int], dict[str, list[str]]], size: int, check: st
     assert not wrong, "\n".join(f"process {rank}: {text}" for rank, text in wrong.items())
 
 
-@pytest.mark.parametrize("check", [name for name in CHECKS if not name.endswith("gpu")])
-@pytest.mark.parametrize("size", [4])
+@pytest.mark.parametrize(
+    ("size", "check"),
+    [(size, name) for size, names in ((4, CHECKS), (2, CHECKS_OF_TWO)) for name in names if not name.endswith("gpu")],
+)
 def test_processes(outcomes: Callable[[int], dict[str, list[str]]], size: int, check: str) -> None:
     _check(outcomes, size, check)
 
