@@ -99,6 +99,11 @@ def masked_logits(
     functions run in eval mode, and later ones whether they still do. `passes` says what to do with it. An encoder in
     which rows may meet has its present rows and its absent ones by themselves.
 
+    A norm that exchanges statistics with other processes (`SyncBatchNorm`) exchanges those of the B rows, once a step
+    forward and backward, whether its encoder has one pass or two, or leaves the one pass in its middle: processes need
+    not agree. Two passes it has where absent inputs are learnt but the present ones have no gradient, where the joint
+    pass leaves features of its encoder out, and in classes that derive from torch's.
+
     Under `torch.compile` (fullgraph=True) a training step is one graph, however encoders are named. What is lost there:
     every encoder has two passes ("exact"), or one and a pass for the absent row ("shared"); every subset is written out
     from the features on, unless the network declares a sum; no batch is looked at. Of encoders that are named by path
@@ -121,8 +126,7 @@ def masked_logits(
             called several times; it must depend on its own modality alone, which the first batch verifies.
         passes: of an encoder: "auto": one, where it is proved to be the same, but not with batch norm on a CPU, where
             two may be faster; "one": raises where it is not proved; "two": the rows of the masked passes have one of
-            their own, as they always have where the step is compiled and where norms exchange statistics with other
-            processes (`SyncBatchNorm`).
+            their own, as they always have where the step is compiled.
         absent_gradient: whether a gradient flows into an encoder through rows in which its modality is absent, as
             published. False: the features of absent rows are constants, for networks whose encoders are known.
         max_rows: at most so many masked rows at a time go through a network of one piece, or through `fuse` (each
