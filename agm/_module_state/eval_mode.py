@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from agm._module_state.draws import Draws
 from agm._module_state.hooks import ForwardHooks
 from agm._module_state.modules import submodules
 from agm._module_state.traces import Traces
@@ -58,11 +59,16 @@ class Evaluation:
     """`evaluation` that can be entered again, as what is recomputed in the backward must be.
 
     Each time the modes and the running statistics are those of the moment when it was made, whatever training passes,
-    `eval()` or `train()` did to the network since; afterwards they are again what they were before.
+    `eval()` or `train()` did to the network since; afterwards they are again what they were before. So are the
+    generators of random numbers where it is told so, or the structure is known, as in the passes of a training step.
     """
 
     def __init__(
-        self, network: nn.Module, hooks: ForwardHooks | None = None, structure: "Structure | None" = None
+        self,
+        network: nn.Module,
+        hooks: ForwardHooks | None = None,
+        structure: "Structure | None" = None,
+        draws: bool = False,
     ) -> None:
         modules = submodules(network) if structure is None else structure.modules
         # Not subclasses, which may read their mode for more than dropout.
@@ -70,6 +76,7 @@ class Evaluation:
         self._recurrent: list[Any] = [m for m, stays in self._modes if stays]
         self._modules = modules
         self._structure = structure
+        self._draws = draws or structure is not None
         self._hooks = hooks
         self._buffers: list[tuple[nn.Module, str, Tensor]] = []
         if torch.is_grad_enabled():
@@ -87,7 +94,8 @@ class Evaluation:
         buffers = [(module, name, module._buffers[name]) for module, name, _ in self._buffers]
         traces = None
         if self._structure is not None or not torch.compiler.is_compiling():  # what a graph changes is part of it
-            traces = Traces(self._modules, self.entered, self._structure)
+            draws = Draws(self._structure) if self._draws else None
+            traces = Traces(self._modules, self.entered, self._structure, draws)
 
         def put_back() -> None:
             if traces is not None:

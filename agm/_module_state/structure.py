@@ -29,6 +29,7 @@ class Structure:
         hooked: those with forward hooks.
         is_compiled: whether `torch.compile` has been applied to one.
         exchanges: whether a norm exchanges statistics with other processes, where there are some.
+        draws: whether masked passes may draw from the generators of Python and NumPy, as none is known not to have.
     """
 
     def __init__(self, root: nn.Module) -> None:
@@ -39,6 +40,7 @@ class Structure:
         self.hooked = [module for module in self.modules if any(module.__dict__[kind] for kind in KINDS)]
         self.is_compiled = any(map(is_compiled, self.modules))
         self.exchanges = any(isinstance(module, nn.SyncBatchNorm) for module in self.modules)
+        self.draws = True
         self._moded = [module for module in self.modules if may_depend_on_mode(module)]
         self._norms = [module for module in self.modules if isinstance(module, _BatchNorm)]
         self._within = set(self.modules)

@@ -1,11 +1,8 @@
 """What forward leaves behind: put back after a masked pass, so that it is the joint pass's."""
 
 import re
-import sys
-from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from copy import copy
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -15,18 +12,14 @@ from torch.overrides import TorchFunctionMode
 
 from agm._module_state.checkpoints import CheckpointedRegions
 from agm._module_state.compiled import is_compiled
+from agm._module_state.containers import contents, home_of
+from agm._module_state.draws import Draws, may_draw
 from agm._module_state.undo import Contexts, putting_back
 
 if TYPE_CHECKING:
     from agm._module_state.structure import Structure
 
-__all__ = ["Attributes", "Traces", "contents", "is_own", "refill", "untraced"]
-
-_PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None), Tensor, nn.Parameter))
-_CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict)
-_LARGE = 1000
-_REGISTERED = ("_parameters", "_buffers", "_modules")
-_OF_MODULES = frozenset(vars(nn.Module()))
+__all__ = ["Attributes", "Traces", "is_own", "untraced"]
 
 
 def untraced(
@@ -51,6 +44,7 @@ class Traces:
         modules: those of the network.
         again: enters the modes of this pass, see `CheckpointedRegions`.
         structure: of the network, if it is known.
+        draws: what puts back the random numbers that are drawn; None: they stay drawn.
     """
 
     def __init__(
@@ -58,10 +52,12 @@ class Traces:
         modules: list[nn.Module],
         again: Callable[[], AbstractContextManager[object]],
         structure: "Structure | None" = None,
+        draws: Draws | None = None,
     ) -> None:
         self._modules = modules
         self._again = again
         self._structure = structure
+        self._draws = draws
         self._attributes: Attributes | None = None
         self._watch: _Watch | None = None
 
@@ -72,7 +68,9 @@ class Traces:
         # In a compiled part graphs would break at every function that is watched.
         compiled = any(map(is_compiled, self._modules)) if known is None else known.is_compiled
         if not compiled and not _have_graph(attributes.kept):
-            self._watch = _Watch(self._modules, attributes.kept, self._again)
+            self._watch = _Watch(self._modules, attributes, self._again, self._draws)
+        if self._draws is not None:
+            self._draws.begin()
 
     def put_back(self) -> None:
         """Leaves everything as it was noted."""
@@ -80,6 +78,8 @@ class Traces:
             self._watch.restore()
         if self._attributes is not None:
             self._attributes.put_back()
+        if self._draws is not None:
+            self._draws.put_back()
 
     def __enter__(self) -> None:
         if self._watch is not None:
@@ -98,15 +98,20 @@ class Attributes:
     Args:
         modules: those of a network.
         are_own: whether all of them are such modules.
+
+    Attributes:
+        kept: of each module its attributes, and a copy of them.
+        held: the containers among them.
     """
 
     def __init__(self, modules: Iterable[nn.Module], are_own: bool = False) -> None:
-        self.kept = [(vars(module), dict(vars(module))) for module in modules if are_own or is_own(module)]
-        self._held = contents([kept for _, kept in self.kept])
+        owners = [module for module in modules if are_own or is_own(module)]
+        self.kept = [(vars(module), dict(vars(module))) for module in owners]
+        self.held = contents([kept for _, kept in self.kept], frozenset([home_of(type(one)) for one in owners]))
 
     def have_changed(self) -> bool:
         """Whether an attribute is another one, or a container holds something else."""
-        return any(_differ(*both) for both in self.kept) or not all(_is_same(*both) for both in self._held)
+        return any(_differ(*both) for both in self.kept) or any(held.has_changed() for held in self.held)
 
     def put_back(self) -> None:
         """Leaves everything as it was."""
@@ -116,8 +121,8 @@ class Attributes:
                 current.clear()
                 current.update(kept)
                 current.update(mode)
-        for container, content in self._held:
-            refill(container, content)
+        for held in self.held:
+            held.put_back()
 
 
 def _differ(current: dict[str, Any], kept: dict[str, Any]) -> bool:
@@ -144,79 +149,19 @@ def _have_graph(kept: list[tuple[dict[str, Any], dict[str, Any]]]) -> bool:
     return False
 
 
-def contents(attributes: list[dict[str, Any]]) -> list[tuple[Any, Any]]:
-    """Containers that attributes hold, and those inside them, each with a copy of what it contains.
-
-    An object of the user's own (a meter, a cache) is taken for the dict of its attributes. Of a container that is too
-    large to copy in every step (a vocabulary) only its length comes back.
-    """
-    pending = [(kept[name], False) for kept in attributes for name in _REGISTERED if kept.get(name)]
-    pending += [(value, True) for kept in attributes for name, value in kept.items() if name not in _OF_MODULES]
-    found: list[tuple[Any, Any]] = []
-    seen: set[int] = set()
-    while pending:
-        value, may_be_object = pending.pop()
-        kind = type(value)
-        if kind not in _CONTAINERS:
-            if kind in _PLAIN or not (may_be_object and _is_users(value)):
-                continue
-            value, may_be_object, kind = vars(value), False, dict
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if len(value) > _LARGE:
-            found.append((value, len(value)))
-            continue
-        found.append((value, value.copy() if kind is dict or kind is list else copy(value)))
-        if value:
-            pending += [(inner, may_be_object) for inner in (value.values() if isinstance(value, dict) else value)]
-    return found
-
-
-def _is_users(value: Any) -> bool:
-    """Whether it is an object of the user's own, which may keep what it has seen in attributes."""
-    home = type(value).__module__.partition(".")[0]
-    known = home in sys.stdlib_module_names or home in ("torch", "numpy", "tensorboard", "wandb")
-    return not known and not callable(value) and type(getattr(value, "__dict__", None)) is dict
-
-
-def _is_same(container: Any, content: Any) -> bool:
-    if isinstance(content, int):
-        return len(container) == content
-    if len(container) != len(content):
-        return False
-    if isinstance(container, dict):
-        return all([container.get(key, content) is value for key, value in content.items()])
-    return all(value in content for value in container) if isinstance(container, set) else _are_same(container, content)
-
-
-def _are_same(left: Iterable[Any], right: Iterable[Any]) -> bool:
-    return all(a is b for a, b in zip(left, right, strict=True))
-
-
-def refill(container: Any, content: Any) -> None:
-    """Puts back what a container held, see `contents`."""
-    if _is_same(container, content):
-        return
-    if isinstance(content, int):
-        while len(container) > content:
-            container.popitem() if isinstance(container, dict) else container.pop()
-        return
-    container.clear()
-    (container.extend if isinstance(container, (list, deque)) else container.update)(content)
-
-
 class _Watch(TorchFunctionMode):
     """Copies what belongs to the network before the pass writes to it."""
 
     def __init__(
         self,
         modules: list[nn.Module],
-        attributes: list[tuple[dict[str, Any], dict[str, Any]]],
+        attributes: Attributes,
         again: Callable[[], AbstractContextManager[object]],
+        draws: Draws | None,
     ) -> None:
         super().__init__()
         self._modules = modules
+        self._draws = draws
         self._attributes = attributes
         self._regions = CheckpointedRegions(again)
         self._storages: dict[int, Tensor] | None = None
@@ -235,6 +180,12 @@ class _Watch(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def _before(self, kind: str, args: Any, kwargs: Any) -> None:
+        if kind.startswith("draw"):
+            if self._draws is not None:
+                self._draws.before(kind[len("draw ") :], args, kwargs)
+            if not kind.endswith("_"):
+                return
+            kind = "first"
         if kind == "data" and isinstance(args[0], Tensor) and self._owner(args[0]) is not None:
             self._data.append((args[0], args[0].data))
             return
@@ -260,14 +211,13 @@ class _Watch(TorchFunctionMode):
         for module in self._modules:
             yield from (x for x in module._parameters.values() if x is not None)
             yield from (x for x in module._buffers.values() if x is not None)
-        for _, kept in self._attributes:
-            for value in kept.values():
+        inside = [held.inner() for held in self._attributes.held]
+        for values in (*(kept.values() for _, kept in self._attributes.kept), *inside):
+            for value in values:
                 if isinstance(value, Tensor):
                     yield value
-                elif isinstance(value, (list, tuple)):
+                elif isinstance(value, tuple):
                     yield from (x for x in value if isinstance(x, Tensor))
-                elif isinstance(value, dict):
-                    yield from (x for x in value.values() if isinstance(x, Tensor))
 
     def restore(self) -> None:
         self._regions.close()
@@ -281,7 +231,7 @@ class _Watch(TorchFunctionMode):
 
 
 _saved_hooks = torch._C._autograd._top_saved_tensors_default_hooks
-_WRITES: dict[Any, str] = {}  # function -> "" if it writes to nothing, "first", "norm" or "data"
+_WRITES: dict[Any, str] = {}  # function -> "" if it writes to nothing, "first", "norm", "data" or "draw" and its name
 _IN_PLACE = re.compile(r"__(setitem|i(add|sub|mul|truediv|floordiv|mod|pow|and|or|xor|lshift|rshift))__|\w*[^_]_")
 
 
@@ -291,6 +241,8 @@ def _kind_of(func: Any) -> str:
         return "data"
     if name in ("batch_norm", "instance_norm"):
         return "norm"
+    if may_draw(name):
+        return f"draw {name}"
     return "first" if _IN_PLACE.fullmatch(name) else ""
 
 

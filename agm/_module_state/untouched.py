@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from agm._module_state.capture import is_capturing
+from agm._module_state.generators import kept_generators
 from agm._module_state.undo import putting_back
 
 __all__ = ["untouched"]
@@ -25,6 +26,7 @@ def untouched(module: nn.Module, inputs: Any) -> AbstractContextManager[None]:
     copies: dict[Tensor, Tensor] = {}
     own = [(m, name, b) for m in module.modules() for name, b in m._buffers.items() if b is not None]
     generators = _generators(inputs)
+    put_back_generators = kept_generators()  # of the host, Python's and NumPy's among them
 
     def begin() -> None:
         for layer, name, buffer in own:
@@ -33,6 +35,7 @@ def untouched(module: nn.Module, inputs: Any) -> AbstractContextManager[None]:
     def put_back() -> None:
         for layer, name, buffer in own:
             layer._buffers[name] = buffer
+        put_back_generators()
         for device, state in generators.items():
             _set_generator(device, state)
 
@@ -40,21 +43,18 @@ def untouched(module: nn.Module, inputs: Any) -> AbstractContextManager[None]:
 
 
 def _generators(inputs: Any) -> dict[torch.device, Tensor]:
-    """The state of the generators that a pass over the inputs may draw from."""
+    """The state of the generators of other devices that a pass over the inputs may draw from."""
     devices = {leaf.device for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)}
-    found = {torch.device("cpu"): torch.get_rng_state()}
+    found: dict[torch.device, Tensor] = {}
     if is_capturing():  # when no generator of a GPU can be read
         return found
-    for device in sorted(devices - found.keys(), key=str):
+    for device in sorted(devices - {torch.device("cpu")}, key=str):
         found[device] = torch.get_device_module(device).get_rng_state(*_which(device))
     return found
 
 
 def _set_generator(device: torch.device, state: Tensor) -> None:
-    if device.type == "cpu":
-        torch.set_rng_state(state)
-    else:
-        torch.get_device_module(device).set_rng_state(state, *_which(device))
+    torch.get_device_module(device).set_rng_state(state, *_which(device))
 
 
 def _which(device: torch.device) -> tuple[torch.device, ...]:

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from agm._module_state.capture import is_capturing
 from agm._module_state.checkpoints import packing_hook, reentrant_checkpoint
+from agm._module_state.draws import DRAWING
 from agm._one_pass.counters import Counters
 from agm._one_pass.layer_rules import LAYER_RULES
 from agm._one_pass.layouts import Layout, Mode, RowCount, Unsplit
@@ -34,12 +35,6 @@ _SIZED = _COUNTING | {"view", "reshape", "unflatten"}
 # Write to what they are given where they are told to by position.
 _MAY_WRITE = {"relu", "relu6", "elu", "celu", "selu", "hardtanh", "leaky_relu", "silu", "mish", "hardsigmoid"}
 _MAY_WRITE |= {"hardswish", "threshold", "rrelu"}
-_RANDOM = (
-    "rand randn randint randperm bernoulli normal multinomial poisson rand_like randn_like randint_like binomial "
-    "uniform exponential random geometric log_normal cauchy dropout alpha_dropout feature_dropout native_dropout "
-    "feature_alpha_dropout gumbel_softmax rrelu"
-)
-_DRAWING = frozenset(_RANDOM.split())
 # Give another name to the memory of a tensor that autograd does not follow.
 _ALIASES = frozenset(("detach", "detach_", "get.data", "set.data"))
 
@@ -257,7 +252,7 @@ class RowSplit(TorchFunctionMode):
                 args = [True if type(value) is Mode else value for value in args]
                 kwargs = {key: True if type(value) is Mode else value for key, value in kwargs.items()}
             rows, constants = self._parted(args, kwargs)
-            if rows and rule is None and name.rstrip("_") in _DRAWING:
+            if rows and rule is None and name.rstrip("_") in DRAWING:
                 raise Unsplit(f"it draws random numbers (`{name}`)")
             if rows and rule is None:
                 raise Unsplit(f"it calls `{name}`, which is not known to treat rows alike")
@@ -340,7 +335,7 @@ class RowSplit(TorchFunctionMode):
             if name not in _COUNTING or rule is None:
                 raise Unsplit(f"it gives `{name}` the number of rows, which is another one in one pass")
             return rule(self, _with_numbers(func), args, kwargs)
-        if name.rstrip("_") in _DRAWING:
+        if name.rstrip("_") in DRAWING:
             raise Unsplit(f"it draws random numbers (`{name}`)")
         if name in _OF_MODES and name != "_set_grad_enabled":
             raise Unsplit(f"it gives `{name}`, which depends on the mode, a tensor without rows")

@@ -86,7 +86,7 @@ class Chunks:
             parts: see `parts`.
             hooks: of the network's modules, of which observers are left out.
         """
-        mode = Evaluation(network, hooks)
+        mode = Evaluation(network, hooks, draws=True)
         withheld = nullcontext if self.head is None or not self.head.is_withheld else self.head.withheld
 
         def evaluated(part: range | None) -> Any:

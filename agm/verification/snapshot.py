@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import copy
 
 import torch
 from torch import Tensor, nn
 
+from agm._module_state.containers import contents, home_of
 from agm._module_state.generators import kept_generators
-from agm._module_state.traces import contents, refill
 
 __all__ = ["preserved"]
 
@@ -24,9 +23,9 @@ def preserved(root: nn.Module) -> Iterator[Callable[[], None]]:
     """
     modules = list(root.modules())
     attributes = [(vars(module), dict(vars(module))) for module in modules]
-    containers = contents([kept for _, kept in attributes])
+    containers = contents([kept for _, kept in attributes], frozenset([home_of(type(module)) for module in modules]))
     # Hooks too, which a network may register on itself in its first forward.
-    hooks = [(value, copy(value)) for _, kept in attributes for name, value in kept.items() if name.endswith("_hooks")]
+    hooks = contents([{name: x for name, x in kept.items() if name.endswith("_hooks")} for _, kept in attributes])
     tensors = {id(tensor): (tensor, tensor.detach().clone()) for tensor in _tensors(modules)}
     gradients = [(parameter, parameter.grad) for parameter in root.parameters()]
     devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())] if torch.cuda.is_initialized() else []
@@ -37,10 +36,10 @@ def preserved(root: nn.Module) -> Iterator[Callable[[], None]]:
         for current, kept in attributes:
             current.clear()
             current.update(kept)
-        for container, content in containers:
-            refill(container, content)
-        for registered, before in hooks:
-            refill(registered, before)
+        for held in containers:
+            held.put_back()
+        for registered in hooks:
+            registered.put_back()
         with torch.no_grad():
             for tensor, value in tensors.values():
                 # Not by versions: batch norm writes to its running statistics without counting one.

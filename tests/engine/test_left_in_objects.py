@@ -1,0 +1,239 @@
+"""What forward changes inside of objects, and in generators of random numbers, is what one joint pass leaves there."""
+
+import argparse
+import random
+from collections import Counter, OrderedDict, UserDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import agm
+
+NAMES = ("audio", "visual")
+ENCODERS = {"audio": "audio_net", "visual": "visual_net"}
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"encoders": ENCODERS},
+    {"encoders": ENCODERS, "passes": "two"},
+    {"encoders": ENCODERS, "masked": "shared"},
+    {"max_rows": 6},
+]
+TARGET = torch.tensor([0, 1, 2, 3, 0, 1])
+
+
+class Attributes(dict[str, Any]):
+    """As many configurations are: keys are attributes."""
+
+    __getattr__ = dict.__getitem__
+    __setattr__ = dict.__setitem__
+
+    def clear(self) -> None:
+        raise AssertionError("its own methods are nobody else's business")
+
+
+class Log(list[Any]):
+    pass
+
+
+@dataclass(slots=True)
+class Slots:
+    steps: int = 0
+    last: Any = None
+
+
+@dataclass
+class Nested:
+    inner: Slots = field(default_factory=Slots)
+    mean: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+
+
+class Functor:
+    def __init__(self) -> None:
+        self.total = 0.0
+
+    def __call__(self, features: Tensor) -> None:
+        self.total += float(features.detach().sum())
+
+
+def counts(x: Any, _: Tensor) -> None:
+    x.steps = getattr(x, "steps", 0) + 1
+
+
+def keys(x: Any, features: Tensor) -> None:
+    x["steps"] = x.get("steps", 0) + 1
+    x["last"] = features
+
+
+def grows(x: Any, features: Tensor) -> None:
+    x.append(features.detach().mean())
+
+
+def adds(x: Any, _: Tensor) -> None:
+    x[0] += 1
+
+
+def nested(x: Any, features: Tensor) -> None:
+    x.inner.steps += 1
+    x.inner.last = features
+    x.mean.add_(features.detach().mean())
+
+
+def used(x: OrderedDict[int, int], _: Tensor) -> None:
+    x.move_to_end(next(iter(x)))
+
+
+HOLDERS: dict[str, tuple[Callable[[], Any], Callable[[Any, Tensor], None]]] = {
+    "a namespace": (SimpleNamespace, counts),
+    "a namespace of arguments": (argparse.Namespace, counts),
+    "a counter": (Counter, lambda x, _: x.update(["batch"])),
+    "a dict of attributes": (Attributes, keys),
+    "a user's dict": (UserDict, keys),
+    "a list of the user's own": (Log, grows),
+    "an object with slots": (Slots, counts),
+    "objects in an object": (Nested, nested),
+    "an object that is called": (Functor, lambda x, features: x(features)),
+    "an array": (lambda: np.zeros(3), adds),
+    "bytes": (lambda: bytearray(b"abc"), adds),
+    "an order": (lambda: OrderedDict({1: 1, 2: 2, 3: 3}), used),
+}
+GENERATORS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "torch": (lambda: None, lambda _: torch.rand(3)),
+    "torch's own": (lambda: torch.Generator().manual_seed(3), lambda x: torch.rand(3, generator=x)),
+    "torch, in place": (lambda: None, lambda _: torch.empty(3).normal_()),
+    "numpy": (lambda: None, lambda _: np.random.rand()),
+    "numpy's own": (lambda: np.random.default_rng(3), lambda x: x.random()),
+    "numpy's own of old": (lambda: np.random.RandomState(3), lambda x: x.rand()),
+    "python": (lambda: None, lambda _: random.random()),
+    "python's own": (lambda: random.Random(3), lambda x: x.random()),
+}
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.audio_net = nn.Sequential(nn.Linear(4, 5), nn.Tanh())
+        self.visual_net = nn.Sequential(nn.Linear(4, 5), nn.Tanh())
+        self.head = nn.Linear(10, 4)
+        self.double()
+
+    def hidden(self, audio: Tensor, visual: Tensor) -> Tensor:
+        return torch.cat([self.audio_net(audio), self.visual_net(visual)], 1)
+
+
+class Holding(Net):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        make, self.change = HOLDERS[kind]
+        self.held = make()
+
+    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+        hidden = self.hidden(audio, visual)
+        self.change(self.held, hidden)
+        return self.head(hidden)
+
+
+class Drawing(Net):
+    """Draws whether it trains or not, as an encoder with a layer drop of its own does."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        make, self.draw = GENERATORS[kind]
+        self.source = make()
+
+    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+        drawn = self.draw(self.source)
+        return self.head(self.hidden(audio, visual)) * (1.0 + float(torch.as_tensor(drawn).sum()) * self.training)
+
+
+class Noisy(nn.Module):
+    """An encoder that draws where it trains alone."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 5)
+        make, self.draw = GENERATORS[kind]
+        self.source = make()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear(x).tanh()
+        return x * (1.0 + float(torch.as_tensor(self.draw(self.source)).sum())) if self.training else x
+
+
+class DrawingInside(Net):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.audio_net = Noisy(kind).double()  # type: ignore[assignment]
+
+    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+        return self.head(self.hidden(audio, visual))
+
+
+def inputs() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return {name: torch.randn(6, 4, generator=generator, dtype=torch.float64) for name in NAMES}
+
+
+def told(value: Any) -> Any:
+    """What can be compared, of whatever holds something."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape), value.detach().double().flatten().tolist()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, (dict, UserDict)):
+        return [(key, told(x)) for key, x in value.items()]
+    if isinstance(value, (list, tuple)):
+        return [told(x) for x in value]
+    if hasattr(value, "__slots__") or hasattr(value, "__dict__"):
+        names = [*getattr(value, "__slots__", ()), *getattr(value, "__dict__", ())]
+        return [(name, told(getattr(value, name))) for name in names]
+    return value
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("kind", HOLDERS)
+def test_objects_hold_what_the_joint_pass_left(kind: str, options: dict[str, Any]) -> None:
+    net, plain = Holding(kind), Holding(kind)
+    model = agm.AGM(net, NAMES, **options)
+    for _ in range(3):
+        held = net.held
+        model(**inputs(), target=TARGET).sum().backward()
+        plain(**inputs()).sum().backward()
+        assert net.held is held
+        assert _near(told(net.held), told(plain.held))
+
+
+def _near(left: Any, right: Any) -> bool:
+    if isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)):
+        return len(left) == len(right) and all(map(_near, left, right))
+    return left == pytest.approx(right, rel=1e-9, abs=1e-12) if isinstance(left, float) else bool(left == right)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("network", [Drawing, DrawingInside])
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_random_numbers_are_those_of_the_joint_pass(
+    kind: str, network: Callable[[str], nn.Module], options: dict[str, Any]
+) -> None:
+    def seed() -> None:
+        torch.manual_seed(7)
+        np.random.seed(7)
+        random.seed(7)
+
+    def run(step: Callable[[], Tensor]) -> list[Any]:
+        seed()
+        outputs = [step().detach() for _ in range(4)]
+        return [*outputs, torch.rand(2, dtype=torch.float64), torch.tensor([random.random(), np.random.rand()])]
+
+    net = network(kind)
+    plain = network(kind)
+    model = agm.AGM(net, NAMES, **options)
+    own = run(lambda: model(**inputs(), target=TARGET))
+    for left, right in zip(own, run(lambda: plain(**inputs())), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
