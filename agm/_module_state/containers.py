@@ -277,7 +277,7 @@ def contents(attributes: Iterable[dict[str, Any]], homes: frozenset[str] = froze
             if held.content is None:
                 continue
             found.append(held)
-            on = follows and (not kind.is_object or home_of(type(value)) in homes)
+            on = follows and (not kind.is_object or _follows(type(value), homes))
             pending += [(one, on) for one in held.inner() if type(one) not in _PLAIN]
     return found
 
@@ -285,6 +285,12 @@ def contents(attributes: Iterable[dict[str, Any]], homes: frozenset[str] = froze
 def home_of(kind: type) -> str:
     """The package that a class is from."""
     return kind.__module__.partition(".")[0]
+
+
+def _follows(kind: type, homes: frozenset[str]) -> bool:
+    """Whether objects inside of one of this class are looked at; what this package knows of a network is its own."""
+    home = home_of(kind)
+    return home in homes and home != "agm"
 
 
 def _kinds_of(kind: type) -> Iterator[_Kind]:
@@ -296,6 +302,10 @@ def _kinds_of(kind: type) -> Iterator[_Kind]:
             if home != "torch" or kind is torch.Generator:
                 yield known
             break
+    if home == "agm" and any(
+        "__call__" in vars(base) for base in kind.__mro__
+    ):  # stands in for a forward, and notes what it sees
+        return
     if kind in _BAGS or not (home in sys.stdlib_module_names or home in _LIBRARIES):
         yield _OBJECT
         slots = [x for base in kind.__mro__ for x in vars(base).values() if type(x) is MemberDescriptorType]

@@ -18,7 +18,7 @@ from agm._one_pass.known_layers import KnownLayers
 from agm._one_pass.layouts import Meeting, Unsplit
 from agm._one_pass.row_split import DEPENDS, READS
 from agm._one_pass.rules import put_together
-from agm._one_pass.split_pass import Given, split_pass, what_runs
+from agm._one_pass.split_pass import ALIASES, Given, split_pass, what_runs
 from agm._one_pass.synchronised import Exchanges, Reach
 
 __all__ = ["JointCall", "Known", "autocasts", "in_the_way", "surroundings", "versions"]
@@ -93,6 +93,8 @@ class JointCall:
         known: of earlier batches.
         layers: of an encoder that is a chain of known layers; None: it is not.
         around: the surroundings of the joint pass; None: those of now.
+        aliases: whether features must be the input's own memory where the encoder returns that, as whoever has the
+            input would see what is written to them.
 
     Attributes:
         planned: the choice as given.
@@ -119,7 +121,9 @@ class JointCall:
         known: Known,
         layers: KnownLayers | None = None,
         around: tuple[Any, ...] | None = None,
+        aliases: bool = False,
     ) -> None:
+        self.aliases = aliases
         self.name = name
         self.encoder = encoder
         self.forward = encoder.forward
@@ -187,6 +191,8 @@ class JointCall:
             return None
         if x is not self.inputs or not self.layers.treat_apart(x.dim()):
             return None
+        if self.aliases and not self.layers.makes:
+            return None
         try:
             features = self.forward(put_together([x, self.absent_rows]))
         except (MemoryError, torch.OutOfMemoryError):
@@ -225,7 +231,7 @@ class JointCall:
             if self.reason is not None:
                 self.known.refuse(kind, self.reason)
             kind = self._kind()
-        if self.passes == "one":
+        if self.passes == "one" and self.reason != ALIASES:  # which takes no time to speak of
             raise refused(self.name, self.reason)
         return _NOT_YET
 
@@ -247,7 +253,15 @@ class JointCall:
         expected = self.known.runs.get(self._sized(kind))
         rows, count = self._more(), self._count()
         features, self._went_with = split_pass(
-            self.encoder, given, rows, self.batch, count, serves=serves, expected=expected, exchanges=exchanges
+            self.encoder,
+            given,
+            rows,
+            self.batch,
+            count,
+            serves=serves,
+            expected=expected,
+            exchanges=exchanges,
+            aliases=self.aliases,
         )
         self.known.passed.add(kind)
         return features

@@ -75,11 +75,15 @@ class KnownLayers:
     Args:
         structure: of the encoder.
         layers: in their order, of exactly the kinds that are known, without hooks or functions of their own.
+
+    Attributes:
+        makes: whether what comes out has memory of its own; else it may be what has come in.
     """
 
     def __init__(self, structure: Structure, layers: list[nn.Module]) -> None:
         self._structure = structure
         self._layers = [(layer, type(layer), vars(layer), _LAYERS[type(layer)]) for layer in layers]
+        self.makes = any(known.makes for *_, known in self._layers)
 
     def treat_apart(self, dims: int) -> bool:
         """Whether each row of a tensor of so many dimensions goes through by itself, whatever its numbers and its mode.

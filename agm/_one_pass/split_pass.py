@@ -15,6 +15,7 @@ from agm._inputs.absent import is_opaque
 from agm._inputs.trees import flattened, leaves_of, mapped, unflattened
 from agm._module_state.checkpoints import end_checkpoints
 from agm._module_state.eval_mode import evaluation
+from agm._module_state.memory import shares_memory
 from agm._module_state.modules import submodules
 from agm._module_state.traces import Attributes, is_own
 from agm._module_state.undo import Contexts, putting_back
@@ -26,7 +27,9 @@ from agm._one_pass.row_split import READS, RowSplit
 from agm._one_pass.rules import put_together
 from agm._one_pass.synchronised import Exchanges
 
-__all__ = ["Given", "split_pass", "what_runs"]
+__all__ = ["ALIASES", "Given", "split_pass", "what_runs"]
+
+ALIASES = "it returns the very memory that it is given"
 
 _RECURRENT = (nn.RNN, nn.LSTM, nn.GRU)
 _RAISED = (Unsplit, MemoryError, torch.OutOfMemoryError)  # as they are
@@ -43,6 +46,7 @@ def split_pass(
     serves: bool,
     expected: Sequence[Any] | None = None,
     exchanges: Exchanges | None = None,
+    aliases: bool = False,
 ) -> tuple[Any, Any]:
     """Features of a batch as the encoder's modes have it, and of more rows as in eval mode, in one pass.
 
@@ -55,6 +59,7 @@ def split_pass(
         serves: whether nothing may depend on the mode, so that the features of the batch are those of eval mode too.
         expected: what runs (see `what_runs`), of an encoder whose modules read their mode; None: they may not.
         exchanges: what its norms exchange with other processes in this call of it; None: nothing so far.
+        aliases: whether features that are the input's own memory must stay it.
 
     Returns:
         two pytrees as the encoder returns them.
@@ -93,6 +98,8 @@ def split_pass(
             raise Unsplit("it keeps something in its attributes")
         if own and drawn != _drawn(own):
             raise Unsplit("it draws random numbers of Python or NumPy")
+        if aliases and shares_memory(features, [both for _, both in joined.values()]):
+            raise Unsplit(ALIASES)
         parted = _parted(split, features, structure)
         for leaf, both in joined.values():
             if both._version:  # what the encoder has written to its input is seen by others too

@@ -322,6 +322,7 @@ class InterceptedPasses:
                     f"Expected the network's forward to call {recorder.target}, but it did not. Name in `encoders` the "
                     "module that forward calls, or the method ('clip.get_image_features')."
                 )
+            recorder.check_memory(self.absent_features.gradient)
         return output, recorders
 
     def _recorder(
@@ -357,6 +358,7 @@ class InterceptedPasses:
                     known=self.record.one_pass,
                     layers=None if structure is None else known_layers(structure.part(target.owner)),
                     around=around,
+                    aliases=True,
                 )
         keeps = any([choices[bit].how in ("shared", "joined") for bit in target.names])
         recorder = Recorder(target, calls, keeps, handed, self.shared, without, around)

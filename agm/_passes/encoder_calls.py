@@ -113,6 +113,8 @@ class Answer:
         if not self.pending:
             raise self._refusal("is called more often in the masked pass than in the joint pass")
         call = self.pending.pop()
+        if self.recorder.is_written:
+            return self._as_given(call, args, kwargs)
         if self.deferred and len(args) == 1 and not kwargs and (few := self._at_once(call, args[0])) is not None:
             return few
         leaves, structure = self._leaves("takes", (args, kwargs))
@@ -132,6 +134,17 @@ class Answer:
         if bits - own - {EVERYWHERE}:
             return self._all(call, leaves, structure, bit)
         return self._few(call, leaves, structure, sources, bit)
+
+    def _as_given(self, call: Call, args: Any, kwargs: Any) -> Any:
+        """Encodes every row, and returns the very memory that it is given, to which forward then writes."""
+        if self.deferred:
+            raise CannotDefer("an encoder returns what it is given, to which forward writes")
+        names = self.target.names
+        own = None if call.direct is None else names.get(call.direct)
+        name = own or next(iter(names.values()))
+        self.order.append(name)
+        self.all_rows.append(name)
+        return self.recorder.function(*args, **kwargs)
 
     def _at_once(self, call: Call, given: Any) -> Any:
         """Deferred features that are known from the joint pass, of a call with a modality's deferred input as it is.

@@ -13,6 +13,7 @@ from agm._inputs.samples import is_listed
 from agm._inputs.trees import leaves_of
 from agm._lazy_rows.tensor import Deferred
 from agm._module_state.checkpoints import check_not_reentrant
+from agm._module_state.memory import SharedMemory
 from agm._module_state.replace_forward import called_function
 from agm._one_pass.choice import Choice
 from agm._one_pass.joint_call import OWN_WAY, JointCall, surroundings
@@ -115,6 +116,10 @@ class Recorder:
         shared: whether they serve whatever the mode.
         without: why no rows go with it, by modality's bit.
         around: the surroundings of the joint pass.
+
+    Attributes:
+        calls: of the encoder, so far.
+        is_written: whether it returned memory that it was given, to which forward has then written.
     """
 
     def __init__(
@@ -136,6 +141,8 @@ class Recorder:
         self.handed = handed
         self.around = around
         self.calls: list[Call] = []
+        self.is_written = False
+        self._memory = SharedMemory()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.keeps and self.shared and not self.handed.is_compiled:
@@ -155,6 +162,8 @@ class Recorder:
                 self.calls.append(Call(sizes, [output.shape], None, direct, is_whole, few))
                 return output
         output, kept = (with_rows or self.function)(*args, **kwargs), None
+        if not self.handed.is_compiled:
+            self._memory.note((args, kwargs), output)
         if self.keeps:
             output, kept = doubled(output)
         self.calls.append(Call(sizes, _sizes(output), kept, direct, is_whole))
@@ -172,6 +181,27 @@ class Recorder:
                 return None
             bits.add(found[0])
         return bits.pop() if len(bits) == 1 and EVERYWHERE not in bits else None
+
+    def check_memory(self, gradient: bool) -> None:
+        """Behind the joint pass: what forward has written to the memory of features.
+
+        Args:
+            gradient: whether one flows through absent rows.
+
+        Raises:
+            ValueError: more than a tensor of the features has changed, and the masked passes would not see that.
+        """
+        self.is_written = self._memory.inputs_written()
+        written = "part of another one of them" if self._memory.outputs_written() else None
+        if self.is_written and not (gradient and (self._memory.is_all_given or not self.shared)):
+            written = "what it was given"
+        if written is not None:
+            name = next(iter(self.target.names.values()))
+            raise ValueError(
+                f"Expected the features of {self.target} not to be written to in place where they are {written}, since "
+                "in the masked passes they are not. Let the encoder return a clone, or write to one "
+                f"(features = features.clone()), or leave `{name}` out of `encoders`."
+            )
 
     def outcome(self, bit: int, chosen: Choice) -> Choice:
         """What the choice for a modality came to."""
