@@ -211,7 +211,8 @@ class RowSplit(TorchFunctionMode):
         with torch.no_grad():
             if self._pending:
                 buffers, values = zip(*self._pending.values(), strict=True)
-                torch._foreach_copy_(list(buffers), list(values))
+                # As torch's norms write, without a version: an earlier call of the encoder may have saved them.
+                torch._foreach_copy_([buffer.data for buffer in buffers], list(values))
         self._counters.commit()
 
     def undo(self) -> None:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import agm
 from agm._one_pass.layouts import Unsplit
 from agm._one_pass.split_pass import what_runs
 
@@ -221,3 +222,31 @@ def test_elements_in_another_order_in_memory(order: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     assert torch.equal(torch.cat(both(module, train, rest)), expected)
     assert torch.equal(torch.get_rng_state(), after)
+
+
+class Borrowing(nn.Module):
+    """Normalises features of the other modality by the encoder's norm, before the encoder is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.audio_net = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8))
+        self.visual_net, self.head = nn.Linear(4, 8), nn.Linear(16, 3)
+        self.double()
+
+    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+        other = self.audio_net[1](self.visual_net(visual))
+        return self.head(torch.cat([self.audio_net(audio), other], 1))
+
+
+@pytest.mark.parametrize("masked", ["exact", "shared"])
+def test_an_earlier_call_of_a_norm_has_its_backward(masked: Any) -> None:
+    inputs = {name: torch.randn(6, n, dtype=torch.float64) for name, n in {"audio": 5, "visual": 4}.items()}
+    encoders = {"audio": "audio_net", "visual": "visual_net"}
+    target, found = torch.tensor([0, 1, 2, 0, 1, 2]), []
+    passes: list[Any] = ["one", "two"]
+    for how in passes:
+        model = agm.AGM(Borrowing(), tuple(inputs), encoders=encoders, masked=masked, passes=how)
+        F.cross_entropy(model(**inputs, target=target), target).backward()
+        found.append([p.grad for p in model.parameters()] + list(model.module.buffers()))
+    torch.testing.assert_close(*found)

@@ -128,7 +128,8 @@ def test_features_that_are_part_of_one_another_are_refused_when_written_to(
     model = agm.AGM(net, NAMES, encoders=ENCODERS, masked=masked)
     with pytest.raises(ValueError, match=r"not to be written to in place where they are part of another .* clone"):
         model(**inputs(), target=TARGET)
-    assert int(model.modulator.state.step) == 0 and "forward" not in vars(net.audio_net)
+    assert int(model.modulator.state.step) == 0
+    assert "forward" not in vars(net.audio_net)
 
 
 @pytest.mark.parametrize("masked", ["exact", "shared"])
