@@ -146,7 +146,8 @@ def _read_file(file: Path) -> Any:
     except Refused as error:
         raise ValueError(
             f"Expected {file} to be a readable {file.suffix} file of plain values, but got: {error}. "
-            "Save tensors and lists in a .pt file, numpy arrays in .npy or .npz, and no other objects."
+            "Save tensors and lists of plain values (of a numpy array x.tolist()) in a .pt file, numpy arrays in .npy "
+            "or .npz, and no other objects."
         ) from error
 
 

@@ -79,7 +79,12 @@ def _task(path: Path, target: np.ndarray, task: np.ndarray | None) -> str:
     if said is None and shown:
         return shown[0]
     advice = "Give one label a sample, or true or false for each of L labels."
-    if said is None and dims == 2:
+    if said is None and dims == 2 and _is_one_hot(target):
+        advice = (
+            "If each row marks the one class of its sample (one-hot), store target.argmax(1). Of several labels, store "
+            'true and false, or integers 0 and 1 with `task` = "labels"; else add `task` = "numbers".'
+        )
+    elif said is None and dims == 2:
         advice = (
             'Of labels, store true and false, or integers 0 and 1 with `task` = "labels"; else add `task` = "numbers".'
         )
@@ -89,6 +94,11 @@ def _task(path: Path, target: np.ndarray, task: np.ndarray | None) -> str:
         f"Expected `target` in {path} to be of shape (N,), integers or strings, (N, L) bool, or numbers with "
         f"fractions, but got {target.dtype} of shape {target.shape}{f' for task {said}' if said else ''}. {advice}"
     )
+
+
+def _is_one_hot(target: np.ndarray) -> bool:
+    marked = target == 1
+    return bool(((target == 0) | marked).all() and (marked.sum(1) == 1).all())
 
 
 def _classes(

@@ -33,6 +33,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from agm.data._misnamed import misnamed, other_split_names
 from agm.data._npz import write_npz
 from agm.data._presence import read_present
 from agm.data._reading import LABELS, QUALITIES, read_arrays
@@ -42,7 +43,7 @@ from agm.data.multimodal import MultimodalData, Split, check_modalities
 __all__ = ["load_arrays", "save"]
 
 _SPLITS = ("train", "validation", "test")
-_REQUIRED = {"target": "one label", "split": '"train", "validation" or "test"'}
+_REQUIRED = {"target": "one label per sample", "split": '"train", "validation" or "test" for each sample'}
 
 
 def load_arrays(
@@ -65,7 +66,10 @@ def load_arrays(
     arrays = read_arrays(path)
     for required, advice in _REQUIRED.items():
         if required not in arrays:
-            raise ValueError(f"Expected {path} to hold `{required}`, but got {_listed(arrays)}. Add {advice} a sample.")
+            raise ValueError(
+                f"Expected {path} to hold `{required}`, but got {_listed(arrays)}. "
+                f"{misnamed(required, arrays) or f'Add {advice}.'}"
+            )
     split = _split(path, arrays["split"])
     labels = decoded(arrays["target"])
     if labels.ndim == 0:
@@ -160,12 +164,12 @@ def _name(path: Path) -> str:
 
 def _split(path: Path, split: np.ndarray) -> np.ndarray:
     split = decoded(split)
-    unknown = [] if split.dtype.kind == "U" else split.ravel().tolist()
-    unknown += [name for name in np.unique(split).tolist() if name not in _SPLITS and not unknown]
+    unknown = [name for name in np.unique(split).tolist() if name not in _SPLITS]
     if unknown or split.ndim != 1:
+        advice = other_split_names(unknown) or "Correct these entries."
         raise ValueError(
-            f'Expected `split` in {path} to hold "train", "validation" or "test" a sample, '
-            f"but got {unknown[:3] if unknown else split.shape}. Correct these entries."
+            f'Expected `split` in {path} to hold "train", "validation" or "test" for each sample, '
+            f"but got {unknown[:3] if unknown else split.shape}. {advice}"
         )
     for required in ("train", "test"):
         if required not in split:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -82,9 +83,12 @@ def load(name_or_path: str | os.PathLike[str], modalities: Sequence[str] | None 
         return _BUNDLED[name](modalities)
     looks_like_path = os.path.dirname(name) or os.path.splitext(name)[1]
     if not looks_like_path and not os.path.exists(name):
+        near = [name + end for end in (".npz", ".pt") if os.path.exists(name + end)]
+        near += difflib.get_close_matches(name, _BUNDLED, n=1)
         raise ValueError(
             f"Expected `name_or_path` to be a known dataset ({', '.join(_BUNDLED)}) "
-            f"or the path of a folder, .npz or .pt file, but got {name!r}. Check the spelling."
+            f"or the path of a folder, .npz or .pt file, but got {name!r}. "
+            f"{f'Did you mean {near[0]}?' if near else 'Check the spelling.'}"
         )
     layout = _layout_of(Path(name))
     if layout is None:

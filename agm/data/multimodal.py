@@ -233,9 +233,10 @@ class MultimodalData:
 def check_modalities(asked: Sequence[str], known: Collection[str]) -> None:
     """Raise ValueError unless each of those that are asked for is there, and asked for once."""
     if not asked or len(set(asked)) < len(asked) or not set(asked) <= set(known):
+        apart = len(asked) == 1 and set(asked[0].split()) <= set(known)
         raise ValueError(
             f"Expected argument `modalities` to be among {', '.join(known)}, once each, but got "
-            f"{', '.join(asked) or 'none'}. Check the spelling."
+            f"{', '.join(asked) or 'none'}. {'Separate them by commas.' if apart else 'Check the spelling.'}"
         )
 
 

@@ -11,7 +11,9 @@ from agm.data._files import memory
 __all__ = ["doubts"]
 
 _MUCH = 0.1  # of the memory of the machine
+_MANY = 20  # classes without names, some of which are empty: they may be ages, prices ...
 _HEADS = 4  # of the small encoder
+_PICTURE = 8  # pixels a side that a picture has at least
 _LARGE = 30.0  # standard deviations of features that networks of torch's initial weights take badly
 
 
@@ -44,9 +46,15 @@ def _empty_classes(data: MultimodalData) -> list[str]:
     if not empty:
         return []
     shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
+    quantity = (
+        ' If the target is a quantity to be predicted, store it as numbers: floats, with `task` = "numbers".'
+        if data.num_classes > _MANY and data.class_names == tuple(map(str, range(data.num_classes)))
+        else ""
+    )
     return [
-        f"{len(empty)} of {data.num_classes} classes have no sample in the training split: {shown}. Integer labels are "
-        "class indices, from 0 on; store labels that are numbered otherwise as strings."
+        f"{len(empty)} of {data.num_classes} classes {'has' if len(empty) == 1 else 'have'} no sample in the training "
+        f"split: {shown}. Integer labels are class indices, from 0 on; store labels that are numbered otherwise as "
+        f"strings.{quantity}"
     ]
 
 
@@ -62,6 +70,12 @@ def _large_numbers(data: MultimodalData) -> list[str]:
     ]
 
 
+def _are_bytes(values: Tensor) -> bool:
+    """Whether the values are whole numbers from 0 to 255 that fill much of this range, as those of pictures do."""
+    most = float(values.max()) if values.numel() else 0.0
+    return 128 <= most <= 255 and bool((values >= 0).all()) and bool((values == values.round()).all())
+
+
 def _doubts_of(name: str, values: Tensor) -> list[str]:
     if not values.is_floating_point():  # token ids
         return []
@@ -71,6 +85,11 @@ def _doubts_of(name: str, values: Tensor) -> list[str]:
         found.append(
             f"{name!r} is read as {shape[0]} channels of {shape[1]} x {shape[2]}. If its channels are last, store "
             f"{(shape[2], shape[0], shape[1])} a sample."
+        )
+    if len(shape) == 2 and min(shape) >= _PICTURE and _are_bytes(values):
+        found.append(
+            f"{name!r} is read as sequences of {shape[0]} steps of {shape[1]} features. If these are grey pictures, "
+            f"store {(1, *shape)} a sample."
         )
     values = values.double()
     scale = float(values.pow(2).mean().sqrt()) if values.numel() else 0.0

@@ -172,8 +172,14 @@ def test_save_refuses(tmp_path):
 
 LABELS = np.array(["a", "b", "a", "b", "a"])
 REFUSED = {
-    "no target": ({"target": None}, "to hold `target`, but got sound, text, split. Add one label a sample"),
+    "no target": ({"target": None}, "to hold `target`, but got sound, text, split. Add one label per sample"),
     "no split": ({"split": None}, 'to hold `split`, but got sound, text, target. Add "train"'),
+    "target named labels": ({"target": None, "labels": np.arange(5)}, "split, labels. Rename `labels` to `target`"),
+    "split named fold": ({"split": None, "Fold": np.arange(5)}, "Fold. Rename `Fold` to `split`"),
+    "an array per split": (
+        {"target": None, "sound_train": np.zeros(5), "sound_test": np.zeros(5)},
+        "one array per modality and one `target`, and add `split`",
+    ),
     "no modality": ({"sound": None, "text": None}, "at least one modality, but got target, split"),
     "short modality": ({"sound": np.zeros((4, 2))}, "`sound` in .* to have 5 rows.*but got 4"),
     "short split": ({"split": SPLIT[:4]}, "`split` in .* to have 5 rows.*but got 4"),
@@ -185,6 +191,12 @@ REFUSED = {
     "other encodings": ({"sound": np.array([b"a"] * 4 + [b"\xe9t"])}, "`sound` in .* UTF-8, but got bytes in row 4"),
     "scalar modality": ({"rate": np.array(8000)}, r"`rate` in .* one row a sample.*shape \(\)"),
     "unknown split": ({"split": np.array([*SPLIT[:4], "dev"])}, r"`split` in .* got \['dev'\]"),
+    "split called val": ({"split": np.array([*SPLIT[:4], "val"])}, """got \\['val'\\]. Write "validation" for 'val'"""),
+    "split with capitals": (
+        {"split": np.array(["Train", "Val", *SPLIT[2:]])},
+        """Write "train" for 'Train', "validation" for 'Val'""",
+    ),
+    "split of any name": ({"split": np.array([*SPLIT[:3], "val", "x"])}, r"got \['val', 'x'\]. Correct these entries"),
     "split of integers": ({"split": np.arange(5)}, r"`split` in .* got \[0, 1, 2\]"),
     "split of two dimensions": ({"split": SPLIT[:, None]}, r"`split` in .* got \(5, 1\)"),
     "no test": ({"split": np.array(["train"] * 5)}, '"train" and as "test", but got none as "test"'),
@@ -204,6 +216,7 @@ REFUSED = {
     "float labels": ({"target": np.zeros(5)}, '`target` in .* but got float64 .* Add `task` = "numbers"'),
     "labels as integers": ({"target": np.eye(5, 3, dtype=int)}, 'integers 0 and 1 with `task` = "labels"'),
     "labels as floats": ({"target": np.eye(5, 3)}, 'Of labels, store true and false, .* else add `task` = "numbers"'),
+    "one-hot classes": ({"target": np.eye(5)}, r"\(one-hot\), store target.argmax\(1\). Of several labels"),
     "unknown task": ({"task": np.array("regression")}, "`task` in .* one of classes, labels, numbers.*'regression'"),
     "labels of another task": ({"task": np.array("labels")}, r"`target` in .* of shape \(5,\) for task labels"),
     "no number": (
@@ -250,6 +263,12 @@ def test_pickled_objects_are_refused(tmp_path):
     (tmp_path / "folder" / "sound.npy").write_bytes(pickle.dumps(_Bomb()))
     with pytest.raises(ValueError, match=r"sound.npy to be a readable .npy file"):
         agm.data.load(tmp_path / "folder")
+
+
+def test_a_folder_of_other_files(tmp_path):
+    (tmp_path / "labels.csv").write_text("file,label\na.png,cat\n")
+    with pytest.raises(ValueError, match=r"but got nothing. Give one .npz file of arrays, or a folder with one .npy"):
+        agm.data.load(tmp_path)
 
 
 def test_ragged_rows_in_pt(tmp_path):

@@ -180,6 +180,42 @@ def test_scaled_values_that_overflow(tmp_path, settings):
         load_data(settings(dataset=str(tmp_path / "x.npz"), scale="standard"))
 
 
+def test_quantities_that_are_whole_numbers_are_doubted(tmp_path, settings):
+    arrays = {"a": np.zeros((40, 3)), "b": np.zeros((40, 3)), "split": np.where(np.arange(40) < 30, "train", "test")}
+    config = settings(dataset=str(tmp_path / "x.npz"), method="joint", epochs=1)
+    ages = np.arange(40) % 30
+    np.savez(tmp_path / "x.npz", **arrays, target=np.where(ages < 5, 5, ages))
+    (told,) = doubts(load_data(config), 8)
+    assert told.startswith("5 of 30 classes have no sample")
+    assert told.endswith(
+        'If the target is a quantity to be predicted, store it as numbers: floats, with `task` = "numbers".'
+    )
+    np.savez(
+        tmp_path / "x.npz", **arrays, target=np.where(ages < 5, 5, ages), class_names=list(map(chr, range(97, 127)))
+    )
+    (told,) = doubts(load_data(config), 8)
+    assert told.endswith("store labels that are numbered otherwise as strings.")
+
+
+def test_grey_pictures_without_channels_are_doubted(tmp_path, settings):
+    advice = "If these are grey pictures, store (1, 9, 12) a sample."
+    grey = np.random.default_rng(0).integers(256, size=(40, 9, 12))
+    arrays = {
+        "b": np.zeros((40, 3)),
+        "split": np.where(np.arange(40) < 30, "train", "test"),
+        "target": np.arange(40) % 2,
+    }
+    config = settings(dataset=str(tmp_path / "x.npz"), method="joint", epochs=1, scale="none")
+    for values, doubted in (
+        (grey.astype(np.uint8), True),
+        (grey[:, :4].astype(np.uint8), False),
+        (grey / 255.0, False),
+    ):
+        np.savez(tmp_path / "x.npz", a=values, **arrays)
+        told = [line for line in doubts(load_data(config), 8) if "grey" in line]
+        assert [line.partition(". ")[2] for line in told] == [advice] * doubted
+
+
 def test_large_targets_are_doubted(tmp_path, settings):
     random = np.random.default_rng(0)
     arrays = {"a": random.normal(size=(40, 3)), "b": random.normal(size=(40, 3)), "target": 1e6 + random.random(40)}

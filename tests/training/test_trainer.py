@@ -423,7 +423,7 @@ def test_data_that_may_be_meant_otherwise_are_told_once_and_trained_on(settings,
     assert told("plain", lambda n, x: x) == []
     assert told("rgb", lambda n, x: x.expand(-1, 3, 4, 4) if n == "image" else x) == []
     (empty,) = told("from-1", lambda n, x: x, target=1)
-    assert empty.startswith("1 of 4 classes have no sample in the training split: a. ")
+    assert empty.startswith("1 of 4 classes has no sample in the training split: a. ")
     (order,) = told("channels-last", lambda n, x: x[..., :3].expand(-1, 12, 4, 3) if n == "image" else x)
     assert order == "'image' is read as 12 channels of 4 x 3. If its channels are last, store (3, 12, 4) a sample."
     (scale,) = told("bytes", lambda n, x: 100 + 20 * x.clamp(-1, 1) if n == "audio" else x)

@@ -113,6 +113,8 @@ def unknown(path: str | Path, advice: str) -> str:
     """The message about a path that has no layout: what lies there, where that is known, else `advice`."""
     if told := told_of(path):
         return f"Expected {path} to have the layout of a dataset (agm data layouts), but got another. {told}"
+    if Path(path).suffix in (".npz", ".pt"):
+        advice = f"Where it holds arrays of your own, agm train --dataset {path} says what it reads."
     return f"Expected {path} to have the layout of one of {', '.join(LAYOUTS)}, but got another. {advice}"
 
 

@@ -158,6 +158,9 @@ def test_a_folder_of_something_else(tmp_path, capsys):
     (tmp_path / "letters/README").write_text("hello")
     assert main(["data", "inspect", str(tmp_path / "letters")]) == 2
     assert "to have the layout of one of crema-d, av-mnist" in capsys.readouterr().err
+    np.savez(tmp_path / "own.npz", sound=np.zeros(3))
+    assert main(["data", "inspect", str(tmp_path / "own.npz")]) == 2
+    assert "own.npz says what it reads." in capsys.readouterr().err
     assert main(["data", "inspect", str(tmp_path / "nowhere")]) == 2
     assert "nothing there" in capsys.readouterr().err
     assert main(["data", "convert", "crema-d", str(tmp_path / "letters"), "--output", "x.npz"]) == 2
