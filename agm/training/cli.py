@@ -15,6 +15,7 @@ from agm.training.commands.many_runs import compare_command, competition_command
 from agm.training.commands.one_run import evaluate_command, plot_command, train_command
 from agm.training.commands.outcome import DIVERGED, INTERRUPTED, USER_ERROR
 from agm.training.commands.report import report_command
+from agm.training.commands.usage import advice
 from agm.training.errors import DivergedError, UserError
 from agm.training.printable import printable, quiet_streams
 
@@ -75,8 +76,12 @@ def _run(arguments: Sequence[str] | None) -> int:
         click.echo(error.ctx.get_help() if error.ctx else error.format_message())
         return USER_ERROR
     except click.ClickException as error:
-        where = f" (see {error.ctx.command_path} --help)" if isinstance(error, click.UsageError) and error.ctx else ""
-        return _fail(error.format_message() + where, USER_ERROR)
+        message = error.format_message()
+        if isinstance(error, click.UsageError):
+            where = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
+            told = advice(error)
+            message = f"{message.rstrip('.')}. {told}{where}" if told else message + where
+        return _fail(message, USER_ERROR)
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted", INTERRUPTED)
     except UserError as error:

@@ -63,8 +63,13 @@ def check_method(name: str) -> tuple[str, str]:
     """
     kind, colon, argument = name.partition(":")
     if bool(colon) != (kind in OF_ONE) or kind not in (*strategies, *OF_ONE):
+        near = difflib.get_close_matches(name, METHODS, n=3)
+        hint = f"Did you mean {' or '.join(near)}? " if near else ""
+        if "," in name:
+            hint = "Several are for agm compare --methods. "
         raise UserError(
-            f"Expected setting `method` to be one of {', '.join(METHODS)}, but got {name!r}. Set it with --method."
+            f"Expected setting `method` to be one of {', '.join(METHODS)}, but got {name!r}. "
+            f"{hint}Set it with --method."
         )
     return kind, argument
 

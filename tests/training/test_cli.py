@@ -180,6 +180,27 @@ def test_a_run_of_one_modality_has_no_contributions(options, capsys):
         ("train --lr -1", "`lr` to be a positive number, but got -1.0"),
         ("train --stop later", "'--stop': 'later' is not a valid integer"),
         ("train --method amg", "one of joint, agm, ogm,"),
+        ("train --method amg", "but got 'amg'. Did you mean amgb or aug or agm?"),
+        ("train --method joint,agm", "but got 'joint,agm'. Several are for agm compare --methods."),
+        ("train mine.npz", "extra argument (mine.npz). Give a dataset with --dataset mine.npz. (see agm train --help)"),
+        ("train emoji", "Give a dataset with --dataset emoji."),
+        (
+            "train --dataset emoji --modalities image name_en",
+            "(name_en). Write a list with commas, such as audio,image",
+        ),
+        ("train --dataset emoji clipart", "(clipart). Write a list with commas"),
+        (
+            "train --option alpha 0.5",
+            "(0.5). Write a list with commas, such as audio,image, and a setting as NAME=VALUE",
+        ),
+        ("evaluate a b", "extra argument (b) (see agm evaluate --help)"),
+        ("train --dataset emojis", "but got 'emojis'. Did you mean emoji?"),
+        ("compare --methods joint agm", "STUDY.toml, but got 'agm', which is no file. Write lists with commas"),
+        ("compare mine.npz --seeds 2", "got 'mine.npz'. Give data with --dataset mine.npz"),
+        (
+            "compare --seeds 0,1",
+            "'0,1' is not a valid integer. Give the number of runs, and the first seed with --seed",
+        ),
         ("train --method ogm-ge --alpha 1", "`alpha` with method agm alone, but got it with 'ogm-ge'"),
         ("train --method ogm --option noice=1", "but got 'noice'. Did you mean `noise`?"),
         ("train --method ogm --option alpha=-1", "`alpha` to be a number >= 0 and finite, but got -1. It was set for"),
@@ -211,6 +232,21 @@ def test_mistakes_are_one_line_and_status_2(arguments, expected, tmp_path, capsy
     monkeypatch.chdir(tmp_path)
     assert expected in failure(capsys, *arguments.split())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_ending_of_a_dataset_that_was_left_out(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.npz").touch()
+    assert "but got 'mine'. Did you mean mine.npz?" in failure(capsys, "train", "--dataset", "mine")
+    assert "(image). Give a dataset with" not in failure(capsys, "train", "--modalities", "audio", "image")
+
+
+def test_modalities_apart_by_spaces(capsys):
+    told = failure(capsys, "train", "--dataset", "clipart", "--modalities", "image keywords")
+    assert "once each, but got image keywords. Separate them by commas." in told
+    assert "but got image words. Check the spelling." in failure(
+        capsys, "train", "--dataset", "clipart", "--modalities", "image words"
+    )
 
 
 def test_a_folder_with_a_run_and_other_settings_are_refused(options, capsys):

@@ -91,6 +91,7 @@ def compare_command(
     agm compare studies/field.toml --jobs 2 --out runs/field
     """
     if study is not None:
+        _check_study(study)
         refuse_given("study", "only", "jobs", "scheduler", "out", "as_json", reason=f"the study {study!r} has its own")
         study_command(study, only, jobs, scheduler, out if was_given("out") else None, as_json)
         return
@@ -124,6 +125,18 @@ def compare_command(
     console.suggest([(f"agm report {shlex.quote(out)}", "one page: table, pictures, curves")])
     if as_json:
         write_json([comparison_values(comparison) for comparison in comparisons])
+
+
+def _check_study(path: str) -> None:
+    """See that what stands where a study may stand is no dataset, and no entry of a list that lacks its comma."""
+    suffix = Path(path).suffix
+    if suffix in (".npz", ".pt"):
+        raise UserError(f"Expected the file of a study, STUDY.toml, but got {path!r}. Give data with --dataset {path}.")
+    if suffix != ".toml" and not Path(path).is_file():
+        raise UserError(
+            f"Expected the file of a study, STUDY.toml, but got {path!r}, which is no file. "
+            "Write lists with commas: --methods joint,agm."
+        )
 
 
 @click.command("tune")
