@@ -10,7 +10,7 @@ from torch import Tensor
 
 from agm.data.multimodal import Task, task_of
 
-__all__ = ["FURTHER", "Answers", "further_figures", "task_of_figures"]
+__all__ = ["FURTHER", "Answers", "further_figures", "rightness", "task_of_figures"]
 
 # Figures of the joint logits beside accuracy and loss.
 FURTHER: dict[Task, tuple[str, ...]] = {
@@ -23,6 +23,11 @@ FURTHER: dict[Task, tuple[str, ...]] = {
 def task_of_figures(further: Collection[str]) -> Task:
     """The task that has these further figures."""
     return next(task for task, names in FURTHER.items() if set(names) == set(further))
+
+
+def rightness(names: Collection[str]) -> str:
+    """What the figure `accuracy` is called where people read it, by the names of the figures beside it."""
+    return "variance explained" if "mae" in names else "accuracy"
 
 
 class Answers:

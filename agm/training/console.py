@@ -15,7 +15,7 @@ from rich.text import Text
 
 from agm import Contributions
 from agm.ops._backends import Services
-from agm.training.answers import task_of_figures
+from agm.training.answers import rightness, task_of_figures
 from agm.training.compare import Comparison
 from agm.training.competition import Competition
 from agm.training.config import Config
@@ -134,7 +134,7 @@ class Progressing(Observer):
 
     def epoch_finished(self, row: Mapping[str, Any]) -> None:
         self.epochs = row["epoch"]
-        figures = f"loss {row['train_loss']:.3f}  {row['split']} accuracy {100 * row['accuracy']:.1f} %"
+        figures = f"loss {row['train_loss']:.3f}  {row['split']} {rightness(row)} {100 * row['accuracy']:.1f} %"
         if self._bar is not None:
             self._bar.update(self._task, completed=self.epochs, figures=figures)
         elif not self._brief:
@@ -147,7 +147,7 @@ class Progressing(Observer):
         """One line for a finished run, with the time of its epochs from here on, or of the `whole` of it."""
         seconds = sum(row["seconds"] for row in result.history[0 if whole else self._began :])
         time = f"{seconds:.1f} s" if whole or self.epochs > self._began else "finished before"
-        accuracy = f"accuracy {100 * result.evaluation.accuracy:.1f} %"
+        accuracy = f"{rightness(result.evaluation.further)} {100 * result.evaluation.accuracy:.1f} %"
         self._line(f"{accuracy} after epoch {len(result.history)}  {time}")
 
     def _line(self, text: str) -> None:
@@ -166,7 +166,7 @@ def result_table(result: Result) -> Group:
     """The figures of a run, one row a modality."""
     figures, row = result.evaluation, result.history[-1]
     table = Table()
-    for name in ("", "accuracy", "response", "without it", "coefficient", "score"):
+    for name in ("", rightness(figures.further), "response", "without it", "coefficient", "score"):
         table.add_column(name, justify="left" if name == "" else "right")
     table.add_row("joint", Text(f"{100 * figures.accuracy:.1f}", style="bold"), "", "", "", "")
     for name in result.modalities:
@@ -215,7 +215,9 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Group:
             comparison.verdict if claims else "none",
         )
     legend = "claim none: the interval holds 0 (or there is none), so no difference can be claimed. "
-    return _framed("test split, accuracies in percent", table, legend + remark(comparisons))
+    metrics = {comparison.metric for comparison in comparisons}
+    kind = "shares of the variance explained" if rightness(metrics) != "accuracy" else "accuracies"
+    return _framed(f"test split, {kind} in percent", table, legend + remark(comparisons))
 
 
 def trials_table(trials: Sequence[Trial]) -> Group:

@@ -1,6 +1,7 @@
 """Text, several labels, numbers and class weights, through `agm train`'s own functions."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from sklearn import metrics
 import agm.data
 from agm.data import MultimodalData, Split
 from agm.training import Config, UserError, evaluate, load_run, train
+from agm.training.__main__ import main
 from agm.training.answers import Answers, further_figures
 from agm.training.problem import Problem
 from agm.training.run_folder import read_table
@@ -180,3 +182,19 @@ def test_token_ids(tmp_path):
     bad = written(tmp_path / "bad.npz", target, tokens=tokens - 1)
     with pytest.raises(UserError, match=r"token ids in 'tokens' to be from 0 \(padding\) to 16777215, but got -1"):
         train(Config(dataset=bad, **COMMON), tmp_path / "other")
+
+
+def test_what_is_shown_of_numbers_is_called_variance_explained(tmp_path, numbers, capsys):
+    """R squared is no accuracy, and may be below 0."""
+    common = ["--dataset", numbers, "--epochs", "1", "--width", "8", "--device", "cpu", "--threads", "1"]
+    assert main(["train", *common, "--out", str(tmp_path / "run")]) == 0
+    told = capsys.readouterr().out
+    assert "validation variance explained " in told
+    assert "accuracy" not in told
+    assert main(["report", str(tmp_path / "run")]) == 0
+    assert "<th>variance explained</th>" in re.sub(r"<th[^>]*>", "<th>", (tmp_path / "run" / "report.html").read_text())
+    capsys.readouterr()
+    assert main(["compare", *common, "--methods", "joint,agm", "--seeds", "2", "--out", str(tmp_path / "all")]) == 0
+    told = capsys.readouterr().out
+    assert "test split, shares of the variance explained in percent" in told
+    assert "accurac" not in told

@@ -14,7 +14,7 @@ import torch
 
 from agm.data import MultimodalData, Split
 from agm.data._files import read_text
-from agm.training.answers import task_of_figures
+from agm.training.answers import rightness, task_of_figures
 from agm.training.competition_observer import COLUMNS
 from agm.training.config import ENVIRONMENT, OPTIONS, Config, read_table_of, settings
 from agm.training.described import described
@@ -202,7 +202,7 @@ def _summary(figures: Mapping[str, Any], result: Result) -> Grid:
         coefficient, score = row.get(f"coefficient_{name}"), row.get(f"score_{name}")
         rows.append((name, "", percent(response), percent(absent), number(coefficient), number(score)))
     return Grid(
-        ("", "accuracy", "response", "without it", "coefficient", "score"),
+        ("", rightness(result.evaluation.further), "response", "without it", "coefficient", "score"),
         tuple(rows),
         f"{_MEASURES[task_of_figures(result.evaluation.further)]}: jointly, by the mono-modal response of each "
         "modality, and by the network with that modality absent. Coefficients and scores: means of the last epoch. "
