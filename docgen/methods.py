@@ -83,13 +83,22 @@ def pages() -> dict[str, str]:
 def _index() -> str:
     lines = ["| method | what it does | source |", "| --- | --- | --- |"]
     for name in strategies:
-        row = table()[name]
+        row = _row(name)
         lines.append(f"| [`{name}`]({name}.md) | {row.does} | {row.paper} |")
     return "\n".join([_INDEX, *lines, _AFTER])
 
 
+def _row(name: str) -> Row:
+    if name not in table():
+        raise KeyError(
+            f"Expected the table in agm/strategies/README.md to have a line for `{name}`, which is registered, but got "
+            "none. Add: | `NAME` | `CLASS` | what it does | source |."
+        )
+    return table()[name]
+
+
 def _page(name: str, kind: type[Strategy]) -> str:
-    row = table()[name]
+    row = _row(name)
     idea = ideas().get(name) or f"`{name}` {row.does}."
     text = [f"# {name}", "", idea, "", *_facts(name, kind, row), "## Evidence", ""]
     text += _evidence(name) or [

@@ -187,6 +187,7 @@ def check_target(target: Tensor, shape: Sequence[int], device: torch.device, cla
             f"Expected argument `target` to have shape {tuple(shape)}, one class index a sample, "
             f"but got {tuple(target.shape)}."
             + (" If dimension 1 of the logits has the classes, say class_dim=1, or move it last." if first else "")
+            + (" Of one-hot targets pass target.argmax(-1)." if target.shape == (*shape, classes) else "")
         )
     check_target_device(target, device)
 

@@ -98,6 +98,11 @@ def verify(
             "Expected argument `present` to be None with masked='shared', but got a tensor: what the joint pass made "
             "of a lacking input is not shared. Verify with samples that have all modalities."
         )
+    if not isinstance(inputs, Mapping):
+        raise TypeError(
+            f"Expected argument `inputs` to be a mapping of the modalities to their inputs, but got "
+            f"{type(inputs).__name__}. Give for example {{'audio': a, 'visual': v}}."
+        )
     given = {**inputs, **(arguments or {})}
     if model._loss is not None:
         target = model._loss.shifted(target, model.modulator.ignore_index)

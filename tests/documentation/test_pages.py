@@ -120,6 +120,13 @@ def test_every_strategy_has_a_page() -> None:
     assert "`alpha=0.3`" in site()["methods/ogm.md"]
 
 
+def test_a_strategy_without_a_row_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {name: row for name, row in methods.table().items() if name != "mlb"}
+    monkeypatch.setattr(methods, "table", lambda: rows)
+    with pytest.raises(KeyError, match=r"agm/strategies/README.md to have a line for `mlb`.*Add: \| `NAME` \|"):
+        methods.pages()
+
+
 def test_evidence_is_what_was_measured() -> None:
     """A number of docs/results/methods/compare.csv, and that a run diverged."""
     assert "| methods | late | `mlb` | 76.9 | 86.7 | +9.8 [+7.9, +11.6] | 5 of 5 |" in site()["methods/mlb.md"]

@@ -389,7 +389,7 @@ MASKED, TARGET = batch(2, 6, 3)
         ({"masked_logits": [1.0]}, TypeError, "`masked_logits` to be a tensor"),
         ({"masked_logits": torch.randn(3, 6, 0)}, ValueError, "at least one class"),
         ({"target": TARGET[:5]}, ValueError, r"`target` to have shape \(6,\)"),
-        ({"target": F.one_hot(TARGET, 3)}, ValueError, "`target` to have shape"),
+        ({"target": F.one_hot(TARGET, 3)}, ValueError, r"`target` to have shape .* pass target.argmax\(-1\)\."),
         ({"target": TARGET.float()}, TypeError, "class indices"),
         ({"target": TARGET > 0}, TypeError, "class indices"),
         ({"target": TARGET.tolist()}, TypeError, "`target` to be a tensor"),

@@ -513,3 +513,10 @@ class TestRefusals:
     def test_a_tolerance_of_ones_own(self) -> None:
         network = Reordered(audio=Reordering(6, 5))
         assert agm.verify(engine(network, encoders=BOTH), inputs(), TARGET, tolerance=1e3).ok
+
+
+def test_inputs_are_a_mapping():
+    model = agm.AGM(nn.Bilinear(2, 2, 3), ("input1", "input2"))
+    inputs = (torch.randn(4, 2), torch.randn(4, 2))
+    with pytest.raises(TypeError, match=r"`inputs` to be a mapping .*, but got tuple. Give for example {'audio': a"):
+        agm.verify(model, inputs, torch.randint(3, (4,)))
