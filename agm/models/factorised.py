@@ -139,7 +139,8 @@ def _check_encoders(encoders: Mapping[str, nn.Module]) -> None:
         if not usable or name in RESERVED or hasattr(taken, name):
             raise ValueError(
                 f"Expected each modality name to be an identifier fit for a keyword argument, "
-                f"but got {name!r}. Rename it: 'self', 'target' and attributes of nn.ModuleDict are taken."
+                f"but got {name!r}. Rename it: take letters, digits and underscores, without a digit in front; 'self', "
+                "'target' and attributes of nn.ModuleDict are taken."
             )
         if not isinstance(encoder, nn.Module):
             raise TypeError(
