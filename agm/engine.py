@@ -40,24 +40,30 @@ __all__ = ["AGM"]
 
 
 class AGM(nn.Module):
-    """A network under Adaptive Gradient Modulation (Li et al., ICCV 2023); the training loop stays as it is.
+    """Wraps a network for training with Adaptive Gradient Modulation (Li et al., ICCV 2023); the loop stays as it is.
+
+        >>> model = agm.AGM(net, ("audio", "visual"), alpha=1.5, masked="shared",
+        ...                 encoders={"audio": "audio_net", "visual": "visual_net"})     # paths in net; optional
+        >>> F.cross_entropy(model(audio=a, visual=v, target=y), y).backward()            # modulated gradients
+        >>> model.eval()(audio=a, visual=v)                                              # the plain network
 
     In training mode `model(**inputs, target=y)` returns the joint logits (B, ..., C) of the network, and whatever loss
     is built on them, its gradient flows back modulated: `agm.masked_logits` computes the logits of every subset of
     modalities and `agm.fused_modulate` the coefficients. In eval mode, outside `start <= epoch < stop`, and under
-    `torch.no_grad()`, the call is the plain network (`target` is then ignored and may be left out) and the state stays.
+    `torch.no_grad()`, the call is that of the plain network (`target` is ignored and may be left out) and the running
+    scores do not change.
 
-    Every training forward is one step of the running scores. Under gradient accumulation each micro-batch is thus
-    modulated by coefficients of its own. Several forwards may come before a backward: each keeps its own coefficients
-    and its own copy of the running statistics of batch norm. A forward that raises leaves the state and the modes of
-    all submodules as they were.
+    Every forward in training mode is one step: it updates the running scores once. Under gradient accumulation each
+    micro-batch is therefore modulated by its own coefficients. Several forwards may come before a backward: each keeps
+    its own coefficients and its own copy of the running statistics of batch norm. A forward that raises leaves the
+    state and the modes of all submodules as they were.
 
-    The first batch verifies that named encoders see what they should, which reads from the device; no later step does,
-    so that any later one can be captured in a CUDA graph.
+    The first step verifies that named encoders receive what they should, and reads from the device for it. Later steps
+    do not read from the device, and can be captured in a CUDA graph.
 
-    `torch.compile(model, fullgraph=True)` is one graph, and one more for other batch sizes. It has no single pass of an
-    encoder, no rows that are deferred, and no first batch that verifies anything: take a step before it is compiled.
-    What that loses is said in `agm.masked_logits`.
+    `torch.compile(model, fullgraph=True)` gives one graph, and a second one when the batch size changes. A compiled
+    step verifies nothing, so take an eager step before compiling. It also computes more rows than an eager one:
+    `agm.masked_logits` says which.
 
     The state dict has the network under `module.` and the modulation under `modulator.state.`;
     `model.module.state_dict()` is that of the plain network. An absent input that is learnt (a parameter, a module in
@@ -76,7 +82,7 @@ class AGM(nn.Module):
       `fuse` is not sharded by itself, as `fuse` runs outside of its forward. Where a part is, all processes must take
       batches of as many chunks (`max_rows`).
 
-    For many classes, as language models have, let the step end in the loss (`head`, `loss`)::
+    For many classes, as in language models, let the step end in the loss (`head`, `loss`)::
 
         >>> model = agm.AGM(llava, ("pixel_values", "input_ids"), head="lm_head", loss="causal_lm", target="labels",
         ...                 absent={"input_ids": lambda ids: torch.where(ids == image_token, ids, pad)})
@@ -93,8 +99,8 @@ class AGM(nn.Module):
     Args:
         network: any module that `agm.masked_logits` takes.
         modalities: their names, in bit order; or modality -> the argument of forward that carries it, or those that do
-            together: {"text": ("input_ids", "attention_mask"), "image": "pixel_values"}. Of an absent group masks and
-            lengths stay (boolean tensors, and integers named so), floating tensors become zeros and token ids the
+            together: {"text": ("input_ids", "attention_mask"), "image": "pixel_values"}. Where a group is absent, masks
+            and lengths stay (boolean tensors, and integers named so), floating tensors become zeros and token ids the
             network's `config.pad_token_id`, or 0. May be left out for a network that offers `encoders` and `fuse`.
         alpha: strength of the modulation, >= 0; 0 is plain joint training.
         max_gap, floor, ignore_index, score, backend: as in `agm.fused_modulate`.
@@ -122,9 +128,10 @@ class AGM(nn.Module):
         seed: of the draws.
         head: path of the network's head, a module that forward calls once and whose output is the logits. Without
             `loss` it declares that the modalities, whose encoders are known, add up in there: a linear layer on their
-            joined features, or a sum of layers of one each. Such a sum is recognised by itself; declared, it is
-            refused where a first batch shows that it is none, and `plan` knows of it before. A compiled step writes
-            every subset out all the same. With `loss` it is the `nn.Linear` of which the loss is computed.
+            joined features, or a sum of layers of one each. Such a sum is recognised on the first batch anyway; if it
+            is declared, `plan` knows of it before, and an error is raised where the first batch shows that the logits
+            are no such sum. A compiled step writes every subset out all the same. With `loss` it is the `nn.Linear` of
+            which the loss is computed.
         loss: None: a call returns logits. "cross_entropy", or "causal_lm" for labels (B, T) that are the tokens
             themselves, as Hugging Face's causal models take them: a training step returns the network's output with
             the mean cross-entropy as its `loss`, modulated, and None as its logits, and where a network returns the
@@ -144,7 +151,8 @@ class AGM(nn.Module):
 
     Raises:
         ValueError: a modality that forward does not take, an encoder path that does not exist, an impossible setting.
-        TypeError: `network` is not a module, an encoder is not given by its path, or `process_group` is none.
+        TypeError: `network` is not a module, an encoder is not given by its path, or `process_group` is neither a
+            ProcessGroup nor None nor False.
     """
 
     def __init__(

@@ -117,7 +117,7 @@ def fused_modulate(
     gradient, and the modulated gradient cannot be differentiated again (an error says so). The result is a view of
     `masked_logits`, so writing to it in place is an error while a gradient is needed. No call synchronises with the
     device. A step whose scores or coefficients are not finite is skipped: it uses kappa = 1 and leaves the running
-    scores alone. So is every step whose logits hold -inf; rule classes out with a large negative number instead.
+    scores alone. A logit of -inf excludes a class for a sample: scores are as if that class did not exist.
 
     Args:
         masked_logits: (2**M - 1, B, C), any floating dtype (float64 is computed in float64, everything else in
