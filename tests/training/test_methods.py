@@ -88,7 +88,7 @@ class Copying(training_loop.Observer):
 
 
 def test_every_strategy_is_a_method():
-    assert set(ACTIVE) == set(strategies)
+    assert set(ACTIVE) == set(strategies), "give each its options in ACTIVE, with which it acts in the first epochs"
     assert {name for name in methods.METHODS if ":" not in name} == set(strategies)
 
 
