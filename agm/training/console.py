@@ -20,7 +20,7 @@ from agm.training.compare import Comparison
 from agm.training.competition import Competition
 from agm.training.config import Config
 from agm.training.errors import DivergedError
-from agm.training.exports import EPOCHS, interval, remark, spread, title_of
+from agm.training.exports import EPOCHS, interval, remark, shares, spread, title_of
 from agm.training.observer import Observer
 from agm.training.printable import printable
 from agm.training.result import Result
@@ -215,15 +215,18 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Group:
             comparison.verdict if claims else "none",
         )
     legend = "claim none: the interval holds 0 (or there is none), so no difference can be claimed. "
-    metrics = {comparison.metric for comparison in comparisons}
-    kind = "shares of the variance explained" if rightness(metrics) != "accuracy" else "accuracies"
-    return _framed(f"test split, {kind} in percent", table, legend + remark(comparisons))
+    return _framed(f"test split, {shares(comparisons)} in percent", table, legend + remark(comparisons))
 
 
 def trials_table(trials: Sequence[Trial]) -> Group:
     """Settings by their accuracy on the validation split."""
     table = Table(box=box.SIMPLE_HEAD)
-    for name, justify in (("settings", "left"), ("accuracy ± sd", "right"), ("loss", "right"), ("", "left")):
+    for name, justify in (
+        ("settings", "left"),
+        (f"{trials[0].measure} ± sd", "right"),
+        ("loss", "right"),
+        ("", "left"),
+    ):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     choice = chosen(trials)
     for trial in ranked(trials):
@@ -237,7 +240,7 @@ def trials_table(trials: Sequence[Trial]) -> Group:
     return _framed(
         "validation split, in percent",
         table,
-        f"{seeds} seed{'s' if seeds > 1 else ''}. The highest mean accuracy is chosen; its own figure "
+        f"{seeds} seed{'s' if seeds > 1 else ''}. The highest mean is chosen; its own figure "
         "here is too high, since it was chosen by it. The test split was not looked at.",
     )
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from agm.training.answers import rightness
 from agm.training.compare import Comparison
 from agm.training.config import COMPARE, Config, config_text, settings
 from agm.training.printable import cell, printable
@@ -53,9 +54,9 @@ def write_csv(path: Path, comparisons: Sequence[Comparison], first_seed: int) ->
 
 def write_markdown(path: Path, comparisons: Sequence[Comparison], command: str) -> None:
     """A table for a README, a row a figure and method, with the command that made it and what its figures are."""
-    first = comparisons[0].method
+    first, kind = cell(comparisons[0].method), shares(comparisons)
     lines = [
-        f"| test split, accuracies in % | method | mean ± sd | difference to {cell(first)} [95 % interval] | |",
+        f"| test split, {kind} in % | method | mean ± sd | difference to {first} [95 % interval] | |",
         "|---|---|---|---|---|",
     ]
     for c in comparisons:
@@ -74,7 +75,7 @@ def write_wide_markdown(path: Path, comparisons: Sequence[Comparison], command: 
         if fusion:
             lines += [f"**{fusion}**", ""]
         lines += [
-            f"| test split, accuracies in % | {' | '.join(cell(title_of(metric)) for metric in metrics)} |",
+            f"| test split, {shares(comparisons)} in % | {' | '.join(cell(title_of(metric)) for metric in metrics)} |",
             "|---" * (len(metrics) + 1) + "|",
         ]
         for method in methods:
@@ -91,6 +92,12 @@ def _cell(comparison: Comparison) -> str:
     if comparison.verdict in ("higher", "lower"):
         difference = f"**{difference}**"
     return f"{spread(comparison)}<br>{difference}" if difference else spread(comparison)
+
+
+def shares(comparisons: Sequence[Comparison]) -> str:
+    """What the figures in percent are: accuracies, or of numbers to be predicted the variance explained."""
+    measure = rightness({comparison.metric for comparison in comparisons})
+    return {"accuracy": "accuracies"}.get(measure, measure)
 
 
 def title_of(metric: str) -> str:

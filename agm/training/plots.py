@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from agm.training.answers import rightness
 from agm.training.compare import Comparison, mean_interval
 from agm.training.competition import Competition
 from agm.training.drawing import APART_COLOUR, COLOURS, JOINT, Panel, grid_of, set_title, styled, write_figure
@@ -158,7 +159,7 @@ def comparison_figure(comparisons: Sequence[Comparison], title: str) -> Figure:
     for row, own in zip(grid, panels, strict=True):
         for axes, draw in zip(row, own, strict=True):
             draw(axes)
-        row[0].set_ylabel("test accuracy, %")
+        row[0].set_ylabel(f"test {rightness({c.metric for c in comparisons})}, %")
     # Intervals of few seeds reach far beyond what an accuracy can be.
     low, high = grid[0][0].get_ylim()
     low, high = max(low, 0), min(high, 100)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from agm.training.answers import rightness
 from agm.training.config import Config
 from agm.training.errors import UserError
 from agm.training.evaluation import Evaluation
@@ -32,11 +33,13 @@ class Trial:
         variant: the method with these settings.
         accuracies, losses: of the joint logits on the validation split, one a seed;
             NaN where that run diverged.
+        measure: what the accuracies are called where people read them.
     """
 
     variant: Variant
     accuracies: tuple[float, ...]
     losses: tuple[float, ...]
+    measure: str = "accuracy"
 
     @property
     def accuracy(self) -> float:
@@ -145,11 +148,14 @@ def tune_method(
                 found[variant.label].append(None if result is None else result.evaluation)
                 if result is not None:
                     finished(result)
+        done = next((one for evaluations in found.values() for one in evaluations if one is not None), None)
+        measure = rightness(() if done is None else done.further)
         return [
             Trial(
                 variant,
                 tuple(math.nan if one is None else one.accuracy for one in found[variant.label]),
                 tuple(math.nan if one is None else one.loss for one in found[variant.label]),
+                measure,
             )
             for variant in variants
         ]

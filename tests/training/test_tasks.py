@@ -196,5 +196,15 @@ def test_what_is_shown_of_numbers_is_called_variance_explained(tmp_path, numbers
     capsys.readouterr()
     assert main(["compare", *common, "--methods", "joint,agm", "--seeds", "2", "--out", str(tmp_path / "all")]) == 0
     told = capsys.readouterr().out
-    assert "test split, shares of the variance explained in percent" in told
+    assert "test split, variance explained in percent" in told
     assert "accurac" not in told
+    assert (tmp_path / "all" / "compare.md").read_text().startswith("| test split, variance explained in % |")
+    assert main(["report", str(tmp_path / "all")]) == 0
+    page = (tmp_path / "all" / "report.html").read_text()
+    assert "joint variance explained, %" in page
+    assert "variance explained of the methods" in page
+    assert "accurac" not in page
+    capsys.readouterr()
+    tuned = ["tune", *common, "--setting", "alpha=0,1", "--seeds", "1", "--out", str(tmp_path / "tuned")]
+    assert main(tuned) == 0
+    assert "variance explained ± sd" in capsys.readouterr().out

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from agm.training.answers import rightness
 from agm.training.compare import Comparison
 from agm.training.config import Config, read_config
 from agm.training.drawing import Panel
 from agm.training.errors import UserError
-from agm.training.exports import interval, remark, spread, title_of
+from agm.training.exports import interval, remark, shares, spread, title_of
 from agm.training.plots import colours_of, comparison_panels
 from agm.training.report.sections import Cell, Figures, Grid, percent
 from agm.training.report.vector import Drawing, variable_of
@@ -151,7 +152,7 @@ def compared(comparisons: Sequence[Comparison], drawing: Drawing) -> Figures:
     methods = len({c.method for c in comparisons})
     width = 3.6 if methods <= MANY else 0.8 + 0.75 * methods
     drawn = [
-        drawing.panel(partial(_clipped, panel), "accuracies of the methods, a dot a seed", width, 2.9)
+        drawing.panel(partial(_clipped, panel), f"{shares(comparisons)} of the methods, a dot a seed", width, 2.9)
         for row in comparison_panels(comparisons)
         for panel in row
     ]
@@ -199,7 +200,7 @@ def _runs(folder: Path, comparisons: Sequence[Comparison], seeds: Sequence[str],
         where = _run(folder, found.fusion, found.method, seeds[0])
         told = str(where.path.parent / run_name(found.method, 0)).removesuffix("0") + "*"
         rows.append((Cell((name,), anchor=_place(anchor, found.fusion, found.method)), *cells, told))
-    head = ("joint accuracy, %", *(f"seed {seed}" for seed in seeds), "folders")
+    head = (f"joint {rightness({c.metric for c in comparisons})}, %", *(f"seed {seed}" for seed in seeds), "folders")
     return Grid(head, tuple(rows), "For the page of one run: agm report with its folder.")
 
 
