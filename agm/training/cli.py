@@ -27,7 +27,7 @@ __all__ = ["cli", "run"]
 def cli() -> None:
     """Balanced multimodal training by Adaptive Gradient Modulation (AGM).
 
-    Begin with the bundled data, then give your own: an .npz with one array a modality, target and split.
+    Begin with the bundled data, then give your own: an .npz with one array per modality, target and split.
 
     \b
     agm train                                     train on the bundled AV-Digits, in half a minute

@@ -48,11 +48,11 @@ __all__ = ["compare_command", "competition_command", "tune_command"]
     help="Methods, by commas, each with settings of its own if wanted, NAME(KEY=VALUE,...); the first is the baseline.",
 )
 @click.option("--fusion", default="late", show_default=True, help="Fusions, by commas (agm.models.fusions).")
-@click.option("--seeds", type=int, default=5, show_default=True, help="Runs a method: --seed, --seed + 1, ...")
+@click.option("--seeds", type=int, default=5, show_default=True, help="Runs per method: --seed, --seed + 1, ...")
 @click.option(
     "--strength/--no-strength", default=False, show_default=True, help="Also measure each run's competition strength."
 )
-@click.option("--jobs", type=int, default=1, show_default=True, help="Runs at a time, on the CPU, a thread each.")
+@click.option("--jobs", type=int, default=1, show_default=True, help="Runs at a time, on the CPU, one thread each.")
 @click.option("--only", multiple=True, metavar="TASK[:METHOD]", help="Of a study: these cells alone; may be repeated.")
 @click.option("--scheduler", metavar="ADDRESS", help="Of a study: the Dask scheduler whose workers train.")
 @setting_options("method", "fusion")

@@ -97,7 +97,7 @@ def train_command(
 def evaluate_command(run_folder: str, dataset: str | None, as_json: bool) -> None:
     """Evaluate RUN on the test split again.
 
-    Also shows what each modality contributes to the accuracy, where there are two or more and one class a sample.
+    Also shows what each modality contributes to the accuracy, where there are two or more and one class per sample.
 
     \b
     agm evaluate runs/clipart-late-agm-seed0
