@@ -133,6 +133,10 @@ def test_evidence_is_what_was_measured() -> None:
     assert "| methods | early | `agm(alpha=3)` | 85.6 | 19.8 | -66.9 | 1 of 5 |" in site()["methods/agm.md"]
 
 
+def test_the_readme_is_read_in_a_minute() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
 def _symbols() -> list[str]:
     return sorted({name for text in site().values() for name in re.findall(r"^::: (\S+)$", text, re.MULTILINE)})
 
