@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from agm._inputs.absent import is_opaque
+from agm._inputs.shared_memory import shares_memory
 from agm._inputs.trees import flattened, leaves_of, mapped, unflattened
 from agm._module_state.checkpoints import end_checkpoints
 from agm._module_state.eval_mode import evaluation
-from agm._module_state.memory import shares_memory
 from agm._module_state.modules import submodules
 from agm._module_state.traces import Attributes, is_own
 from agm._module_state.undo import Contexts, putting_back

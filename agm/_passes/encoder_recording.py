@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from agm._inputs.absent import is_opaque, is_rows
 from agm._inputs.rows import EVERYWHERE, doubled
 from agm._inputs.samples import is_listed
+from agm._inputs.shared_memory import SharedMemory
 from agm._inputs.trees import leaves_of
 from agm._lazy_rows.tensor import Deferred
 from agm._module_state.checkpoints import check_not_reentrant
-from agm._module_state.memory import SharedMemory
 from agm._module_state.replace_forward import called_function
 from agm._one_pass.choice import Choice
 from agm._one_pass.joint_call import OWN_WAY, JointCall, surroundings

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
+
+from agm._inputs.trees import leaves_of
 
 __all__ = ["SharedMemory", "shares_memory"]
 
@@ -29,48 +30,48 @@ class SharedMemory:
 
     def note(self, given: Any, returned: Any) -> None:
         """A call has returned."""
-        outputs = _tensors(returned)
+        outputs = _by_memory(returned)
         if not outputs:
             return
-        memory = {_memory(x) for x in outputs}
-        inputs = [x for x in _tensors(given) if _memory(x) in memory]
-        self.is_all_given &= memory == {_memory(x) for x in inputs}
-        if inputs:
-            self._given += [(x, x._version) for x in (*inputs, *outputs)]
-        elif len(memory) < len(outputs):
-            self._returned.append((outputs, [x._version for x in outputs]))
+        inputs = _by_memory(given)
+        shared = outputs.keys() & inputs.keys()
+        self.is_all_given &= len(shared) == len(outputs)
+        if shared:
+            for tensors in (*map(inputs.__getitem__, shared), *outputs.values()):
+                self._given += [(x, x._version) for x in tensors]
+            return
+        for tensors in outputs.values():
+            if len(tensors) > 1:
+                self._returned.append((tensors, [x._version for x in tensors]))
 
     def inputs_written(self) -> bool:
         """Whether somebody has written to an input that was returned, or to what was returned of it."""
-        return any([x._version != version for x, version in self._given])
+        return bool(self._given) and any([x._version != version for x, version in self._given])
 
     def outputs_written(self) -> bool:
         """Whether somebody has written to a tensor of which another one that was returned is a part."""
-        return any(
-            [x._version for x in outputs] != versions and _overlap(outputs) for outputs, versions in self._returned
+        return bool(self._returned) and any(
+            [x._version for x in tensors] != versions and _overlap(tensors) for tensors, versions in self._returned
         )
 
 
 def shares_memory(returned: Any, given: Iterable[Tensor]) -> bool:
     """Whether a tensor that was returned is memory of one that was given."""
-    memory = {_memory(x) for x in given}
-    return any([_memory(x) in memory for x in _tensors(returned)])
+    return not _by_memory(returned).keys().isdisjoint(_by_memory(list(given)))
 
 
-def _tensors(tree: Any) -> list[Tensor]:
-    leaves = [tree] if isinstance(tree, Tensor) else pytree.tree_leaves(tree)
-    return [x for x in leaves if isinstance(x, Tensor) and x.layout is torch.strided and not x.is_inference()]
-
-
-def _memory(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+def _by_memory(tree: Any) -> dict[int, list[Tensor]]:
+    """Storage -> the tensors of a tree that lie in it."""
+    found: dict[int, list[Tensor]] = {}
+    for leaf in leaves_of(tree):
+        if isinstance(leaf, Tensor) and leaf.layout is torch.strided and not leaf.is_inference():
+            found.setdefault(leaf.untyped_storage()._cdata, []).append(leaf)
+    return found
 
 
 def _overlap(tensors: Sequence[Tensor]) -> bool:
-    """Whether two of them have an element in common: halves of one tensor share its memory, but no element."""
-    return any(
-        _memory(a) == _memory(b) and bool(torch.isin(_places(a), _places(b)).any()) for a, b in combinations(tensors, 2)
-    )
+    """Whether two tensors in one memory have an element in common: halves of one have none."""
+    return any(bool(torch.isin(_places(a), _places(b)).any()) for a, b in combinations(tensors, 2))
 
 
 def _places(tensor: Tensor) -> Tensor:
