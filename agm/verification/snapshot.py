@@ -11,6 +11,8 @@ from agm._module_state.generators import kept_generators
 
 __all__ = ["preserved"]
 
+_HOOKS = [name for name in vars(nn.Module()) if name.endswith("_hooks")]
+
 
 @contextmanager
 def preserved(root: nn.Module) -> Iterator[Callable[[], None]]:
@@ -25,7 +27,7 @@ def preserved(root: nn.Module) -> Iterator[Callable[[], None]]:
     attributes = [(vars(module), dict(vars(module))) for module in modules]
     containers = contents([kept for _, kept in attributes], frozenset([home_of(type(module)) for module in modules]))
     # Hooks too, which a network may register on itself in its first forward.
-    hooks = contents([{name: x for name, x in kept.items() if name.endswith("_hooks")} for _, kept in attributes])
+    hooks = [(kept[name], kept[name].copy()) for _, kept in attributes for name in _HOOKS if kept.get(name) is not None]
     tensors = {id(tensor): (tensor, tensor.detach().clone()) for tensor in _tensors(modules)}
     gradients = [(parameter, parameter.grad) for parameter in root.parameters()]
     devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())] if torch.cuda.is_initialized() else []
@@ -38,8 +40,9 @@ def preserved(root: nn.Module) -> Iterator[Callable[[], None]]:
             current.update(kept)
         for held in containers:
             held.put_back()
-        for registered in hooks:
-            registered.put_back()
+        for registered, before in hooks:
+            registered.clear()
+            registered.update(before)
         with torch.no_grad():
             for tensor, value in tensors.values():
                 # Not by versions: batch norm writes to its running statistics without counting one.
