@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import agm
+from agm.ops._backends import BACKENDS
 
 
 def features(
@@ -208,8 +209,9 @@ def test_bad_arguments_are_named(changed: dict[str, object], error: type[Excepti
 
 
 def test_more_modalities_than_the_gpu_kernels_take() -> None:
-    pytest.importorskip("triton")
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if (why_not := BACKENDS["triton"].why_not("expand_subsets", device)) is not None:
+        pytest.skip(why_not)
     present, absent = ([one.to(device) for one in rows] for rows in features(*([2] * 7)))
     with pytest.raises(RuntimeError, match="at most 6 modalities"):
         agm.expand_subsets(present, absent, backend="triton")

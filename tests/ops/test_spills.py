@@ -16,7 +16,7 @@ from .conftest import TARGETS
 THREADS = 128  # of a Triton program
 
 # Bytes a thread: the assembler gives away a few registers where one more block then fits.
-FEW_SPILLS = 16
+FEW_SPILLS = 24
 # What varies with the batch: kernels are not compiled once more for the last one.
 BY_BATCH = {
     "batch",
