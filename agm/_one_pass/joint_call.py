@@ -91,6 +91,7 @@ class JointCall:
         unsplit: tells why train rows and eval rows cannot be one batch in this network, if so.
         passes: what the user asks for.
         known: of earlier batches.
+        network: of which the encoder is a part.
         layers: of an encoder that is a chain of known layers; None: it is not.
         around: the surroundings of the joint pass; None: those of now.
         aliases: whether features must be the input's own memory where the encoder returns that, as whoever has the
@@ -119,6 +120,7 @@ class JointCall:
         unsplit: Callable[[], str | None],
         passes: Passes,
         known: Known,
+        network: nn.Module,
         layers: KnownLayers | None = None,
         around: tuple[Any, ...] | None = None,
         aliases: bool = False,
@@ -134,6 +136,7 @@ class JointCall:
         self.unsplit = unsplit
         self.passes = passes
         self.known = known
+        self.network = network
         self.layers = layers
         self.before = (surroundings() if around is None else around, versions(inputs))
         if type(inputs) in _PLAIN:
@@ -243,10 +246,13 @@ class JointCall:
     def _look(self, given: Given, kind: object) -> str | None:
         """What stands against an encoder whose modules read their mode."""
         try:
-            self.known.runs[self._sized(kind)] = what_runs(self.encoder, given, self._more(), self.batch, self._count())
+            self.known.runs[self._sized(kind)] = self._what_runs(given)
         except Unsplit as error:
             return str(error)
         return None
+
+    def _what_runs(self, given: Given) -> Sequence[Any]:
+        return what_runs(self.encoder, given, self._more(), self.batch, self._count(), self.network)
 
     def _passed(self, given: Given, kind: object, exchanges: Exchanges) -> Any:
         serves = self.chosen.how == "joined" and not self.shared
@@ -262,6 +268,7 @@ class JointCall:
             expected=expected,
             exchanges=exchanges,
             aliases=self.aliases,
+            network=self.network,
         )
         self.known.passed.add(kind)
         return features

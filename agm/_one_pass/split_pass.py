@@ -21,7 +21,7 @@ from agm._module_state.traces import Attributes, is_own
 from agm._module_state.undo import Contexts, putting_back
 from agm._module_state.untouched import untouched
 from agm._one_pass.layouts import Mode, RowCount, Unsplit, telling_rows
-from agm._one_pass.own_modes import check_mode
+from agm._one_pass.own_modes import check_mode, telling_around
 from agm._one_pass.records import Origins
 from agm._one_pass.row_split import READS, RowSplit
 from agm._one_pass.rules import put_together
@@ -47,6 +47,7 @@ def split_pass(
     expected: Sequence[Any] | None = None,
     exchanges: Exchanges | None = None,
     aliases: bool = False,
+    network: nn.Module | None = None,
 ) -> tuple[Any, Any]:
     """Features of a batch as the encoder's modes have it, and of more rows as in eval mode, in one pass.
 
@@ -60,6 +61,7 @@ def split_pass(
         expected: what runs (see `what_runs`), of an encoder whose modules read their mode; None: they may not.
         exchanges: what its norms exchange with other processes in this call of it; None: nothing so far.
         aliases: whether features that are the input's own memory must stay it.
+        network: of which it is a part, and whose modules its code may look at or write to; None: itself.
 
     Returns:
         two pytrees as the encoder returns them.
@@ -73,8 +75,9 @@ def split_pass(
     exchanges = Exchanges(modules) if exchanges is None else exchanges
     if exchanges.norms and torch.is_grad_enabled():
         _check_gradients(leaves_of(given), rows)
-    own = [module for module in modules if is_own(module)]
-    attributes = Attributes(own)
+    around = _around(network, modules)
+    own = [module for module in (*modules, *around) if is_own(module)]
+    attributes = Attributes(own, are_own=True)
     drawn = _drawn(own) if own else None
     origins = Origins(modules, leaves_of(given))
     split = RowSplit(batch, batch + more, origins, serves=serves, expected=expected)
@@ -90,7 +93,7 @@ def split_pass(
 
     args, kwargs = mapped(join, given)
     try:
-        features, structure = _run(encoder, modules, args, kwargs, split, exchanges)
+        features, structure = _run(encoder, _Modes(modules, around, split), args, kwargs, split, exchanges)
         split.finish(features, structure)
         if _have_hooks(modules):
             raise Unsplit("it registers hooks")
@@ -140,11 +143,18 @@ def _without_hooks(modules: Sequence[nn.Module]) -> None:
             hooks.clear()
 
 
+def _around(network: nn.Module | None, modules: Sequence[nn.Module]) -> list[nn.Module]:
+    """The modules of a network beside those of its encoder."""
+    if network is None:
+        return []
+    inside = set(modules)
+    return [module for module in submodules(network) if module not in inside]
+
+
 def _run(
-    encoder: nn.Module, modules: Sequence[nn.Module], args: Any, kwargs: Any, split: RowSplit, exchanges: Exchanges
+    encoder: nn.Module, modes: "_Modes", args: Any, kwargs: Any, split: RowSplit, exchanges: Exchanges
 ) -> tuple[list[Any], Any]:
     """Leaves of the features, and their structure."""
-    modes = _Modes(modules, split)
     with modes.told(), exchanges.within(split), split:
         features = encoder(*args, **kwargs)
         modes.check()
@@ -170,17 +180,24 @@ def _parted(split: RowSplit, leaves: Sequence[Any], structure: Any) -> tuple[Any
 
 
 class _Modes:
-    """Modules in training mode that tell where their code reads that.
+    """Modules in training mode that tell where code of an encoder reads that.
+
+    Args:
+        modules: of the encoder.
+        around: those of its network beside these.
+        split: is told.
 
     Raises:
         Unsplit: one has a mode of its own.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], split: RowSplit) -> None:
+    def __init__(self, modules: Sequence[nn.Module], around: Sequence[nn.Module], split: RowSplit) -> None:
         # Recurrent layers hand theirs to a function that takes none but true and false, and whose rule sees to it.
         training = [module for module in modules if module.training and type(module) not in _RECURRENT]
         for module in training:
             check_mode(module)
+        training += telling_around(modules, around)
+        modules = [*modules, *around]
         self._split = split
         self._telling = Mode.telling(split.read_mode)
         self._told = set(training)
@@ -237,10 +254,17 @@ def _generators(own: Sequence[nn.Module]) -> list[Any]:
     return [value for module in own for value in vars(module).values() if isinstance(value, kinds)]
 
 
-def what_runs(encoder: nn.Module, given: Given, rows: Mapping[int, Tensor], batch: int, more: int) -> Sequence[Any]:
+def what_runs(
+    encoder: nn.Module,
+    given: Given,
+    rows: Mapping[int, Tensor],
+    batch: int,
+    more: int,
+    network: nn.Module | None = None,
+) -> Sequence[Any]:
     """What runs in an encoder whose modules read their mode: the same functions in training and in eval mode.
 
-    Two passes, which leave nothing behind.
+    Two passes, which leave nothing behind. The mode is that of the network, if there is one around.
 
     Raises:
         Unsplit: other functions run in eval mode, or that cannot be told.
@@ -248,11 +272,13 @@ def what_runs(encoder: nn.Module, given: Given, rows: Mapping[int, Tensor], batc
     if batch < 2:
         raise Unsplit(f"{READS}, and of one sample nothing can be told")
     modules, runs = submodules(encoder), []
+    whole = encoder if network is None else network
+    around = _around(network, modules)
     exchanges = Exchanges(modules)
     # A model that registers hooks once notes it in its attributes: both are as before, without any, or neither.
     with (
         untouched(encoder, list(rows.values())),
-        putting_back(Attributes(modules).put_back),
+        putting_back(Attributes([*modules, *around]).put_back),
         putting_back(partial(_without_hooks, modules)),
     ):
         for train, count in ((batch, batch), (0, max(more, 2))):
@@ -260,9 +286,10 @@ def what_runs(encoder: nn.Module, given: Given, rows: Mapping[int, Tensor], batc
             args, kwargs = mapped(partial(_placed, split, rows, count), given)
             try:
                 if train:
-                    features, structure = _run(encoder, modules, args, kwargs, split, exchanges)
+                    modes = _Modes(modules, around, split)
+                    features, structure = _run(encoder, modes, args, kwargs, split, exchanges)
                 else:
-                    with telling_rows(split.read, split.fail), evaluation(encoder), exchanges.within(split), split:
+                    with telling_rows(split.read, split.fail), evaluation(whole), exchanges.within(split), split:
                         output = encoder(*args, **kwargs)
                     features, structure = flattened(output, is_leaf=is_opaque)
             except BaseException as error:

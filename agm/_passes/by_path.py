@@ -356,6 +356,7 @@ class InterceptedPasses:
                     unsplit=self._unsplit(targets, name),
                     passes=self.passes,
                     known=self.record.one_pass,
+                    network=self.network,
                     layers=None if structure is None else known_layers(structure.part(target.owner)),
                     around=around,
                     aliases=True,

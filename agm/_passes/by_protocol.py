@@ -357,6 +357,7 @@ class FactorisedPasses:
             unsplit=self._unsplit(name),
             passes=self.passes,
             known=self.record.one_pass,
+            network=self.network,
             layers=None if structure is None or batch < 2 else known_layers(structure.part(encoder)),
         )
 
