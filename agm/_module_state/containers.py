@@ -5,7 +5,7 @@ import sys
 from argparse import Namespace
 from array import array
 from collections import ChainMap, OrderedDict, UserDict, UserList, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from types import MemberDescriptorType, SimpleNamespace
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Held", "contents", "home_of"]
+__all__ = ["Held", "contents", "home_of", "is_iterator"]
 
 _PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None), Tensor, nn.Parameter))
 _LARGE = 1000
@@ -197,7 +197,31 @@ class _PythonGenerator(_Kind):
         value.setstate(content)
 
 
+class _Tuple(_Kind):
+    """What stays as it is, but for what is in it."""
+
+    def take(self, value: Any) -> Any:
+        return value
+
+    def is_same(self, value: Any, content: Any) -> bool:
+        return True
+
+    def inner(self, content: Any) -> Iterable[Any]:
+        return content  # type: ignore[no-any-return]
+
+
+class _Iterator(_Kind):
+    """What cannot be put back; see `StandIns`."""
+
+    def take(self, value: Any) -> Any:
+        return value
+
+    def is_same(self, value: Any, content: Any) -> bool:
+        return True
+
+
 _OBJECT = _Object()
+_ITERATOR = _Iterator()
 _KINDS: list[tuple[type[Any] | tuple[type[Any], ...], _Kind]] = [
     (OrderedDict, _Ordered()),
     (dict, _Mapping()),
@@ -209,6 +233,7 @@ _KINDS: list[tuple[type[Any] | tuple[type[Any], ...], _Kind]] = [
     (torch.Generator, _TorchGenerator()),
     ((np.random.Generator, np.random.RandomState), _NumpyGenerator()),
     (random.Random, _PythonGenerator()),
+    ((tuple, frozenset), _Tuple()),
 ]
 _known: dict[type, tuple[_Kind, ...]] = {}
 
@@ -224,6 +249,28 @@ class Held:
 
     def __init__(self, value: Any, kind: _Kind, content: Any) -> None:
         self._value, self._kind, self.content = value, kind, content
+
+    @property
+    def value(self) -> Any:
+        """The container itself."""
+        return self._value
+
+    @property
+    def is_iterator(self) -> bool:
+        return self._kind is _ITERATOR
+
+    def exchange(self, others: Mapping[int, Any]) -> None:
+        """Puts others in the place of what it holds now, by their id; not in a tuple, nor in a large container."""
+        if type(self.content) is int or not isinstance(self.content, (dict, list, set)):
+            return
+        content = self._kind.take(self._value)
+        values = [*content.values()] if isinstance(content, dict) else [*content]
+        if not any([id(one) in others for one in values]):
+            return
+        exchanged = [others.get(id(one), one) for one in values]
+        self._kind.fill(
+            self._value, dict(zip(content, exchanged, strict=True)) if isinstance(content, dict) else exchanged
+        )
 
     def has_changed(self) -> bool:
         if type(self.content) is int:
@@ -282,6 +329,11 @@ def contents(attributes: Iterable[dict[str, Any]], homes: frozenset[str] = froze
     return found
 
 
+def is_iterator(kind: type) -> bool:
+    """Whether it is an iterator of Python's own; one of a user's class is an object for its attributes."""
+    return issubclass(kind, Iterator) and kind.__module__ in ("builtins", "itertools")
+
+
 def home_of(kind: type) -> str:
     """The package that a class is from."""
     return kind.__module__.partition(".")[0]
@@ -296,15 +348,17 @@ def _follows(kind: type, homes: frozenset[str]) -> bool:
 def _kinds_of(kind: type) -> Iterator[_Kind]:
     if issubclass(kind, (nn.Module, Tensor, type)):
         return
+    if is_iterator(kind):
+        yield _ITERATOR
+        return
     home = home_of(kind)
     for base, known in _KINDS:
         if issubclass(kind, base):
             if home != "torch" or kind is torch.Generator:
                 yield known
             break
-    if home == "agm" and any(
-        "__call__" in vars(base) for base in kind.__mro__
-    ):  # stands in for a forward, and notes what it sees
+    stands_in = ("__call__", "__next__")  # for a forward or an iterator, and notes what it sees
+    if home == "agm" and any(name in vars(base) for base in kind.__mro__ for name in stands_in):
         return
     if kind in _BAGS or not (home in sys.stdlib_module_names or home in _LIBRARIES):
         yield _OBJECT

@@ -14,6 +14,7 @@ from agm._module_state.checkpoints import CheckpointedRegions
 from agm._module_state.compiled import is_compiled
 from agm._module_state.containers import contents, home_of
 from agm._module_state.draws import Draws, may_draw
+from agm._module_state.iterators import StandIns
 from agm._module_state.undo import Contexts, putting_back
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ def untraced(
 class Traces:
     """What a forward pass changes in modules, which is put back: attributes, containers, parameters and buffers.
 
-    Attributes are put back as they were, with the content of the lists, dicts, sets and plain objects that they hold.
+    Attributes are put back as they were, with the content of the lists, dicts, sets and plain objects that they hold;
+    for iterators among these copies stand in (`StandIns`).
     A parameter, a buffer or a tensor in an attribute that is written to gets its values back; it is copied when the
     write comes, so that a pass which writes to nothing copies nothing. In a network with compiled parts such writes
     are not seen, and stay.
@@ -60,6 +62,7 @@ class Traces:
         self._draws = draws
         self._attributes: Attributes | None = None
         self._watch: _Watch | None = None
+        self._stand_ins: StandIns | None = None
 
     def begin(self) -> None:
         """Notes what is there."""
@@ -71,11 +74,15 @@ class Traces:
             self._watch = _Watch(self._modules, attributes, self._again, self._draws)
         if self._draws is not None:
             self._draws.begin()
+        self._stand_ins = StandIns(attributes.kept, attributes.held)
+        self._stand_ins.begin()
 
     def put_back(self) -> None:
         """Leaves everything as it was noted."""
         if self._watch is not None:
             self._watch.restore()
+        if self._stand_ins is not None:
+            self._stand_ins.put_back()
         if self._attributes is not None:
             self._attributes.put_back()
         if self._draws is not None:

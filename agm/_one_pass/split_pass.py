@@ -16,6 +16,7 @@ from agm._inputs.shared_memory import shares_memory
 from agm._inputs.trees import flattened, leaves_of, mapped, unflattened
 from agm._module_state.checkpoints import end_checkpoints
 from agm._module_state.eval_mode import evaluation
+from agm._module_state.iterators import StandIns
 from agm._module_state.modules import submodules
 from agm._module_state.traces import Attributes, is_own
 from agm._module_state.undo import Contexts, putting_back
@@ -78,6 +79,9 @@ def split_pass(
     around = _around(network, modules)
     own = [module for module in (*modules, *around) if is_own(module)]
     attributes = Attributes(own, are_own=True)
+    iterators = StandIns(attributes.kept, attributes.held)
+    if not iterators.are_all:
+        raise Unsplit("it has an iterator that cannot be copied (a generator), or a module beside it has one")
     drawn = _drawn(own) if own else None
     origins = Origins(modules, leaves_of(given))
     split = RowSplit(batch, batch + more, origins, serves=serves, expected=expected)
@@ -92,11 +96,15 @@ def split_pass(
         return joined[id(leaf)][1]
 
     args, kwargs = mapped(join, given)
+    iterators.begin()
     try:
         features, structure = _run(encoder, _Modes(modules, around, split), args, kwargs, split, exchanges)
         split.finish(features, structure)
         if _have_hooks(modules):
             raise Unsplit("it registers hooks")
+        if iterators.have_moved():
+            raise Unsplit("it draws from an iterator")
+        iterators.put_back()
         if attributes.have_changed():
             raise Unsplit("it keeps something in its attributes")
         if own and drawn != _drawn(own):
@@ -110,6 +118,7 @@ def split_pass(
     except BaseException as error:
         end_checkpoints(error)
         _without_hooks(modules)  # as they were
+        iterators.put_back()
         attributes.put_back()
         split.undo()
         if drawn is not None:
@@ -275,10 +284,13 @@ def what_runs(
     whole = encoder if network is None else network
     around = _around(network, modules)
     exchanges = Exchanges(modules)
+    attributes = Attributes([*modules, *around])
+    iterators = StandIns(attributes.kept, attributes.held)
     # A model that registers hooks once notes it in its attributes: both are as before, without any, or neither.
     with (
         untouched(encoder, list(rows.values())),
-        putting_back(Attributes([*modules, *around]).put_back),
+        putting_back(attributes.put_back),
+        putting_back(iterators.put_back, iterators.begin),
         putting_back(partial(_without_hooks, modules)),
     ):
         for train, count in ((batch, batch), (0, max(more, 2))):

@@ -6,16 +6,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from agm._module_state.containers import is_iterator
+from agm._module_state.iterators import state_of
 from agm.verification.distances import difference, largest_of
+from agm.verification.snapshot import Counted
 
-__all__ = ["differences", "left_behind", "tensors_in_attributes"]
+__all__ = ["counted", "differences", "left_behind", "tensors_in_attributes"]
 
 _OF_MODULES = frozenset(vars(nn.Module()))
 _DEPTH = 3
 
 
 def left_behind(network: nn.Module) -> dict[str, Any]:
-    """By name the tensors and numbers in attributes, the lengths of containers, and what tells parameters apart."""
+    """By name the tensors, numbers and iterators in attributes, lengths of containers, what tells parameters apart."""
     found: dict[str, Any] = {}
     for path, module in network.named_modules():
         prefix = f"{path}." if path else ""
@@ -27,6 +30,16 @@ def left_behind(network: nn.Module) -> dict[str, Any]:
     return found
 
 
+def counted(network: nn.Module) -> list[str]:
+    """Attributes that hold iterators which cannot be copied."""
+    return [
+        f"{path}.{name}" if path else name
+        for path, module in network.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, Counted)
+    ]
+
+
 def _flattened(name: str, value: Any, depth: int) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Tensor):
         if type(value) not in (Tensor, nn.Parameter):
@@ -35,6 +48,10 @@ def _flattened(name: str, value: Any, depth: int) -> Iterator[tuple[str, Any]]:
             yield name, value.detach().clone()
     elif isinstance(value, (bool, int, float, complex, str)):
         yield name, value
+    elif isinstance(value, Counted):
+        yield name, value.draws
+    elif is_iterator(type(value)):
+        yield name, state_of(value)
     elif isinstance(value, (list, tuple, set)) and depth:
         yield f"len({name})", len(value)
         for index, inner in enumerate(value if not isinstance(value, set) else ()):

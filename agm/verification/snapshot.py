@@ -2,14 +2,43 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from agm._module_state.containers import contents, home_of
 from agm._module_state.generators import kept_generators
+from agm._module_state.iterators import StandIns, copy_of
 
-__all__ = ["preserved"]
+__all__ = ["Counted", "preserved"]
+
+
+class Counted:
+    """Stands in for an iterator that cannot be copied (a generator), and counts what is drawn from it.
+
+    Args:
+        iterator: from which something is drawn.
+        drawn: what others before this one have drawn, which it gives again; it grows.
+    """
+
+    def __init__(self, iterator: Iterator[Any], drawn: list[Any]) -> None:
+        self._iterator = iterator
+        self._drawn = drawn
+        self.draws = 0
+
+    def __iter__(self) -> "Counted":
+        return self
+
+    def __next__(self) -> Any:
+        if self.draws == len(self._drawn):
+            self._drawn.append(next(self._iterator))
+        self.draws += 1
+        return self._drawn[self.draws - 1]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._iterator, name)
+
 
 _HOOKS = [name for name in vars(nn.Module()) if name.endswith("_hooks")]
 
@@ -21,6 +50,8 @@ def preserved(root: nn.Module) -> Iterator[Callable[[], None]]:
     That is, of every module: its attributes, the content of those that are containers, the values of those that are
     tensors (parameters and buffers among them) or generators, gradients; and the generators of torch (CPU, CUDA), numpy
     and Python.
+    Iterators among these have copies in their place inside, or `Counted` where there are none: what is drawn from such
+    a one is gone.
     What batch norm wrote to is again what graphs built before have saved, and they take it.
     """
     modules = list(root.modules())
@@ -34,7 +65,7 @@ def preserved(root: nn.Module) -> Iterator[Callable[[], None]]:
     put_back_generators = kept_generators(*devices)
     generators = [(generator, generator.get_state()) for generator in _generators(modules)]
 
-    def restore() -> None:
+    def put_back() -> None:
         for current, kept in attributes:
             current.clear()
             current.update(kept)
@@ -55,10 +86,23 @@ def preserved(root: nn.Module) -> Iterator[Callable[[], None]]:
         for generator, state in generators:
             generator.set_state(state)
 
+    drawn: dict[int, list[Any]] = {}
+
+    def copied(iterator: Iterator[Any]) -> Any:
+        return copy_of(iterator) or Counted(iterator, drawn.setdefault(id(iterator), []))
+
+    def stand_in() -> None:
+        StandIns(attributes, containers, copied).begin()
+
+    def restore() -> None:
+        put_back()
+        stand_in()
+
     try:
+        stand_in()
         yield restore
     finally:
-        restore()
+        put_back()
 
 
 def _tensors(modules: list[nn.Module]) -> Iterator[Tensor]:

@@ -15,7 +15,7 @@ from agm._inputs.rows import copied
 from agm.engine import AGM
 from agm.verification.comparison import compare
 from agm.verification.diagnosis import causes
-from agm.verification.leftovers import tensors_in_attributes
+from agm.verification.leftovers import counted, tensors_in_attributes
 from agm.verification.masks import MaskFinder
 from agm.verification.masks import advice as mask_advice
 from agm.verification.oracle import eval_mode
@@ -57,7 +57,8 @@ def verify(
     exchange statistics (SyncBatchNorm) wait for the others, which must then verify at the same time.
 
     Nothing remains of it, also if something raises: parameters, gradients, buffers, attributes and modes of all
-    modules, the state of the modulation, and the generators of torch, numpy and Python are as before. If something
+    modules, the state of the modulation, and the generators of torch, numpy and Python are as before. What is drawn
+    from an iterator in an attribute that cannot be copied (a generator of Python's) is gone. If something
     is wrong, further passes find out what. With drawn `subsets` the passes are of these, but of all where the
     fusion is a sum, whose responses are exact. Of a model with `loss` the logits are compared that it would return
     without. It needs the time and memory of 2**M passes of the network, so take a batch like those of training, but a
@@ -114,6 +115,8 @@ def verify(
         result = compare(model, given, target, present, restore, tolerance)
         masks = tuple(mask_advice(name) for name in sorted(_masks(model, given)))
         restore()
+        if drawn := [name for name in counted(model.module) if result.left.get(name)]:
+            return replace(result, advice=(_DRAWN.format(", ".join(f"`{name}`" for name in drawn)), *masks))
         if result.ok:
             return replace(result, advice=masks)
         if result.worst <= result.tolerance:
@@ -134,6 +137,13 @@ def verify(
 _NOT_FINITE = (
     "The network itself comes to numbers that are not finite there. If these are rows in which a modality is absent, "
     "say what an absent input is (absent=), or leave its gradient out: absent_gradient=False."
+)
+
+
+_DRAWN = (
+    "The masked passes draw from {} as the joint pass does, and what is drawn from such an iterator (a generator) "
+    "cannot be put back. Draw only `if self.training`, or keep a number, or an iterator that can be copied "
+    "(itertools.count)."
 )
 
 
