@@ -31,7 +31,7 @@ from agm._passes.chunks import Chunks
 from agm._passes.joint_pass import Joint, answer, joint_pass, refusal
 from agm._passes.options import MaskedOptions
 from agm._passes.outputs import Outputs
-from agm._passes.parted_features import deferred_leaf, in_two, parted_features, written_leaf
+from agm._passes.parted_features import absent_features, deferred_leaf, in_two, parted_features, written_leaf
 from agm._passes.plan import Line, encoder_lines, fusion_line
 from agm._passes.record import Record
 from agm.distributed import Peers, is_sharded
@@ -405,5 +405,6 @@ class FactorisedPasses:
             encoder = self.network.encoders[name]
             if not self.shared and name in self.record.one_pass.mixes and not has_samples(given):
                 return in_two(encoder, given, batch)
-            features = encoder(unwrap(given))
-        return (found.features[name], features) if self.shared else parted_features(name, features, batch)
+            if self.shared:
+                return found.features[name], absent_features(encoder, given)
+            return parted_features(name, encoder(unwrap(given)), batch)

@@ -226,10 +226,10 @@ class Answer:
         per_sample = (own and batch > 1) or foreign
         per_sample |= any(source.grows and (source.is_listed or source.bit == EVERYWHERE) for source in sources)
         here = None if self.here is None else self.here[name]
-        rows = EncoderRows(name, bit, self.rows, per_sample, shares, here, per_sample and self.mixes)
+        rows = EncoderRows(name, bit, self.rows, per_sample, shares, here, self.mixes)
         single = as_given and len(self.recorder.calls) == 1
         output = known_features(self.recorder.calls_with.get(bit), rows) if single else None
-        keeps = self.recorder.shared and shares and single and rows.absent == 1
+        keeps = self.recorder.shared and shares and single and (rows.absent, rows.spare) == (1, 0)
         absent = [source.few[-source.fold :] for source in sources if source.few is not None] if keeps else None
         if output is None and keeps:
             output = self.absent_features.find(name, absent)

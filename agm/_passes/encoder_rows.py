@@ -43,8 +43,10 @@ class EncoderRows:
         self.absent = batch if per_sample else 1
         self.present = 0 if shared else batch
         # As many rows as in the joint pass would hide the dimension of the samples: then one more is encoded, or all
-        # once more where that would change the statistics of the batch.
-        self.spare = (self.absent if mixes else 1) if self.present + self.absent == batch else 0
+        # once more where that would change the statistics of the batch. One row alone has none; several that are equal
+        # have the same, however many they are.
+        encoded, alone = self.present + self.absent, mixes and self.present + self.absent == 1
+        self.spare = (self.absent if mixes else 1) if encoded == batch else 1 + (batch == 2) if alone else 0
 
     def refusal(self, what: str) -> ValueError:
         return ValueError(
@@ -89,7 +91,8 @@ class EncoderRows:
         """`pick` from rows that are deferred."""
         present, absent = few[: self.batch * rows], few[self.batch * rows :]
         absent = tile(absent, self.absent * rows)
-        return torch.cat([present[: self.present * rows], absent, absent[: self.spare * rows]])
+        spare = self.spare * rows
+        return torch.cat([present[: self.present * rows], absent, tile(absent[:spare], spare)])
 
     def part(self, picked: Any, dim: int | None, present: bool) -> Any:
         """Of what `pick` gave the present rows, or the absent ones."""

@@ -179,5 +179,5 @@ def masked_logits(
             f"{sample.modalities}."
         )
     given = run.binding.split((), {**inputs, **(arguments or {})})
-    with nullcontext() if torch.compiler.is_compiling() else Explained(given.inputs):
+    with nullcontext() if torch.compiler.is_compiling() else Explained(given):
         return run.stacked(given, present, sample)

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from agm._inputs.absent import is_rows
-from agm._inputs.rows import blocks, combine
+from agm._inputs.rows import blocks, combine, stacked
 from agm._inputs.samples import unwrap
 from agm._inputs.trees import leaves_of, mapped
 from agm._lazy_rows.tensor import Deferred, Rows
+from agm._module_state.eval_mode import mixes_samples
 from agm._module_state.untouched import untouched
 
-__all__ = ["deferred_leaf", "in_two", "parted_features", "written_leaf"]
+__all__ = ["absent_features", "deferred_leaf", "in_two", "parted_features", "written_leaf"]
 
 
 def in_two(encoder: nn.Module, given: Any, batch: int) -> tuple[Any, Any]:
@@ -22,6 +23,18 @@ def in_two(encoder: nn.Module, given: Any, batch: int) -> tuple[Any, Any]:
         with untouched(encoder, part):  # each finds what the joint pass has left
             features.append(encoder(unwrap(part)))
     return features[0], features[1]
+
+
+def absent_features(encoder: nn.Module, absent: Any) -> Any:
+    """What an encoder makes of absent rows by themselves.
+
+    Where it normalises with the statistics of the batch, one alone has none: two of them have those of any number.
+    """
+    few = [leaf.shape[0] for leaf in leaves_of(absent) if is_rows(leaf)]
+    if set(few) != {1} or not mixes_samples(encoder):
+        return encoder(unwrap(absent))
+    features = encoder(unwrap(stacked(absent, absent)))
+    return mapped(lambda leaf: leaf[:1] if is_rows(leaf) else leaf, features)
 
 
 def _two(given: Any, batch: int) -> tuple[Any, Any]:
