@@ -330,7 +330,7 @@ class AGM(nn.Module):
         check_captured(None if self.sampler is None else self.sampler.subsets, self._has_stepped)
         structure = self._passes.structure()
         before = self._as_before(structure)
-        with all_or_nothing(kept_surroundings()), all_or_nothing(*before), Explained(arguments.inputs):
+        with all_or_nothing(kept_surroundings()), all_or_nothing(*before), Explained(arguments):
             output = self._modulated(arguments, target, present, items, structure)
         if not self._has_stepped:
             self._has_stepped = True

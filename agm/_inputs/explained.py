@@ -1,39 +1,55 @@
 """Errors of a network that its masked rows cause, said with the modality and the remedy."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from agm._inputs.absent import is_rows
+from agm._inputs.arguments import Arguments
 from agm._inputs.trees import leaves_of
 
 __all__ = ["Explained"]
 
 
 class Explained:
-    """Inside, the network runs on rows made of these inputs, in another order and number than they have.
+    """Inside, the network runs on rows made of these arguments, in another order and number than they have.
+
+    Where it raises something, and is given more than its modalities with a row a sample, a note says what becomes of
+    that.
 
     Raises:
         ValueError: a recurrent layer wants its sequences sorted by length.
     """
 
-    def __init__(self, inputs: Mapping[str, Any]) -> None:
-        self._inputs = inputs
+    def __init__(self, arguments: Arguments) -> None:
+        self._arguments = arguments
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        inputs = self._arguments.inputs
+        if isinstance(error, (RuntimeError, IndexError)):
+            self._note(error)
         if not isinstance(error, RuntimeError) or "enforce_sorted" not in str(error):
             return
-        inputs = self._inputs
         names = [name for name, value in inputs.items() if any(map(_may_be_lengths, leaves_of(value)))]
         raise ValueError(
             f"Expected the sequences of {_listed(names or list(inputs))} to be taken in any order of their lengths, "
             "since the rows of a masked pass are those of the batch several times over, but pack_padded_sequence asks "
             "for decreasing ones. Call it with enforce_sorted=False."
         ) from error
+
+    def _note(self, error: BaseException) -> None:
+        others = {f"args[{i}]": value for i, value in enumerate(self._arguments.others)} | self._arguments.rest
+        names = [name for name, value in others.items() if any(map(is_rows, leaves_of(value)))]
+        if names:
+            error.add_note(
+                f"In the masked passes {_listed(names)} has the rows of the batch several times over, since it has one "
+                "for each sample. If these do not belong to samples (weights of the classes, say), bind it beforehand, "
+                "as a buffer of the network or with functools.partial on its forward."
+            )
 
 
 def _may_be_lengths(leaf: Any) -> bool:

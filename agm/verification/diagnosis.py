@@ -48,6 +48,14 @@ def causes(
             "Two eval passes over the same batch differ: the network draws random numbers in eval mode, or an encoder "
             "keeps a state from call to call. Draw only `if self.training`, and start every call from the same state."
         ]
+    if foreign := _of_no_sample(model, given, first, tolerance):
+        restore()
+        return [
+            f"Argument `{foreign}` has a row for each of the {batch} samples, and is repeated for the rows of masked "
+            "passes, but what forward makes of it does not belong to samples. Bind it beforehand, as a buffer of the "
+            "network or with functools.partial on its forward."
+        ]
+    restore()
     if model._options.passes != "two" and _is_right_with(model, model._options.encoders, is_right):
         return ["One pass of an encoder is not what two are: set passes='two'."]
     if advice := _other_encoders(model, is_right):
@@ -79,6 +87,38 @@ def _unregistered(network: nn.Module) -> list[str]:
 
 def _has_state(module: nn.Module) -> bool:
     return bool(module.state_dict()) or any(map(depends_on_mode, module.modules()))
+
+
+def _of_no_sample(model: AGM, given: Mapping[str, Any], whole: Tensor, tolerance: float) -> str | None:
+    """An argument beside the modalities without which samples are apart: with all of it half a batch is as before."""
+    binding = model._passes.binding
+    arguments = binding.split((), given)
+    batch = batch_size(arguments.inputs)
+    count = batch // 2
+
+    def logits(parted: set[str]) -> Tensor | None:
+        def first_half(leaf: Any) -> Any:
+            return leaf[:count] if is_rows(leaf) and leaf.shape[0] == batch else leaf
+
+        some = {
+            name: pytree.tree_map(first_half, x) if name in parted else x for name, x in copied(dict(given)).items()
+        }
+        try:
+            with torch.no_grad(), eval_mode(model.module):
+                return model._passes.outputs.logits(binding.call(binding.split((), some)))
+        except Exception:  # of the network's own, which such a batch may cause
+            return None
+
+    rows = [name for name, x in arguments.rest.items() if any(is_rows(leaf) for leaf in pytree.tree_leaves(x))]
+    if not count or not rows:
+        return None
+    for name in rows:
+        found = logits(set(given) - {name})
+        if found is not None and len(found) == count and not _differs(whole[:count], found, tolerance):
+            parted = logits(set(given))
+            if parted is None or len(parted) != count or _differs(whole[:count], parted, tolerance):
+                return name
+    return None
 
 
 def _eval_passes(model: AGM, given: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor, int]:
