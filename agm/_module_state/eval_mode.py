@@ -86,6 +86,13 @@ class Evaluation:
                 with torch.no_grad():
                     copies = torch._foreach_mul([buffer for _, _, buffer in written], 1.0)
                 self._buffers = [(m, name, copy) for (m, name, _), copy in zip(written, copies, strict=True)]
+            if torch.compiler.is_compiling():  # nobody watches who writes to the others (`Traces`)
+                self._buffers += [
+                    (m, name, x.clone())
+                    for m in buffered
+                    for name, x in m._buffers.items()
+                    if x is not None and not x.is_floating_point()
+                ]
 
     def entered(self) -> AbstractContextManager[object]:
         """In the modes and with the running statistics of the masked passes."""

@@ -106,7 +106,8 @@ def masked_logits(
 
     Under `torch.compile` (fullgraph=True) a training step is one graph, however encoders are named. What is lost there:
     every encoder has two passes ("exact"), or one and a pass for the absent row ("shared"); every subset is written out
-    from the features on, unless the network declares a sum; no batch is looked at. Of encoders that are named by path
+    from the features on, unless the network declares a sum; no batch is looked at; what forward keeps in attributes is
+    what the last masked pass has left there (buffers are as ever). Of encoders that are named by path
     a graph takes over what an eager step has found out, if there was one before it. If there was none, an encoder that
     is given its modality's input is trusted to see rows of that alone; where forward computes what it hands on, all
     rows are encoded ("exact"), or the call is refused ("shared").
