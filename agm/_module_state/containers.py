@@ -1,241 +1,28 @@
 """What attributes hold that forward may change in place: noted, compared, and filled again."""
 
-import random
 import sys
 from argparse import Namespace
-from array import array
-from collections import ChainMap, OrderedDict, UserDict, UserList, deque
+from collections import ChainMap, UserDict, UserList
 from collections.abc import Iterable, Iterator, Mapping
 from types import MemberDescriptorType, SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Held", "contents", "home_of", "is_iterator"]
+from agm._module_state.kinds import ITERATOR, KINDS, OBJECT, Kind, Slots
+
+__all__ = ["Held", "contents", "home_of", "is_iterator", "parts"]
 
 _PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None), Tensor, nn.Parameter))
 _LARGE = 1000
-_LARGE_ARRAY = 1 << 16  # bytes
 _REGISTERED = ("_parameters", "_buffers", "_modules")
 _OF_MODULES = frozenset(vars(nn.Module()))
 _LIBRARIES = frozenset(("torch", "numpy", "tensorboard", "wandb"))
 _BAGS = (SimpleNamespace, Namespace, UserDict, UserList, ChainMap)  # what of the standard library is like a user's own
 
 
-class _Kind:
-    """How the content of a kind of object is noted and put back.
-
-    Attributes:
-        is_object: whether it is an object for its attributes, which not all are looked at.
-    """
-
-    is_object = False
-
-    def take(self, value: Any) -> Any:
-        """A copy of its content; None: there is nothing to put back."""
-        raise NotImplementedError
-
-    def is_same(self, value: Any, content: Any) -> bool:
-        return bool(self.take(value) == content)
-
-    def fill(self, value: Any, content: Any) -> None:
-        raise NotImplementedError
-
-    def inner(self, content: Any) -> Iterable[Any]:
-        """What may hold something in its turn."""
-        return ()
-
-
-class _Mapping(_Kind):
-    """A dict, past what a class of the user's own may do when it is written to."""
-
-    base: type[dict[Any, Any]] = dict
-
-    def take(self, value: Any) -> Any:
-        return dict.copy(value)
-
-    def is_same(self, value: Any, content: Any) -> bool:
-        return len(value) == len(content) and all([dict.get(value, k, content) is x for k, x in content.items()])
-
-    def fill(self, value: Any, content: Any) -> None:
-        self.base.clear(value)
-        self.base.update(value, content)
-
-    def inner(self, content: Any) -> Iterable[Any]:
-        return content.values()  # type: ignore[no-any-return]
-
-
-class _Ordered(_Mapping):
-    base = OrderedDict
-
-    def take(self, value: Any) -> Any:
-        return dict(OrderedDict.items(value))
-
-    def is_same(self, value: Any, content: Any) -> bool:
-        return super().is_same(value, content) and all(map(_is, OrderedDict.keys(value), content))
-
-
-class _Sequence(_Kind):
-    def __init__(self, base: Any) -> None:
-        self.base = base
-
-    def take(self, value: Any) -> Any:
-        return [*self.base.__iter__(value)]
-
-    def is_same(self, value: Any, content: Any) -> bool:
-        return len(value) == len(content) and all(map(_is, self.base.__iter__(value), content))
-
-    def fill(self, value: Any, content: Any) -> None:
-        self.base.clear(value)
-        self.base.extend(value, content)
-
-    def inner(self, content: Any) -> Iterable[Any]:
-        return content  # type: ignore[no-any-return]
-
-
-class _Set(_Kind):
-    def take(self, value: Any) -> Any:
-        return set.copy(value)
-
-    def is_same(self, value: Any, content: Any) -> bool:
-        return len(value) == len(content) and all([one in content for one in set.__iter__(value)])
-
-    def fill(self, value: Any, content: Any) -> None:
-        set.clear(value)
-        set.update(value, content)
-
-    def inner(self, content: Any) -> Iterable[Any]:
-        return content  # type: ignore[no-any-return]
-
-
-class _Object(_Mapping):
-    is_object = True
-
-    def take(self, value: Any) -> Any:
-        own = getattr(value, "__dict__", None)
-        return own.copy() if type(own) is dict else None
-
-    def is_same(self, value: Any, content: Any) -> bool:
-        return super().is_same(vars(value), content)
-
-    def fill(self, value: Any, content: Any) -> None:
-        super().fill(vars(value), content)
-
-
-class _Slots(_Mapping):
-    is_object = True
-
-    def __init__(self, slots: Iterable[Any]) -> None:
-        self.slots = {slot.__name__: slot for slot in slots}
-
-    def take(self, value: Any) -> Any:
-        return {name: slot.__get__(value) for name, slot in self.slots.items() if _is_set(slot, value)}
-
-    def is_same(self, value: Any, content: Any) -> bool:
-        return super().is_same(self.take(value), content)
-
-    def fill(self, value: Any, content: Any) -> None:
-        for name, slot in self.slots.items():
-            if name in content:
-                slot.__set__(value, content[name])
-            elif _is_set(slot, value):
-                slot.__delete__(value)
-
-
-class _Array(_Kind):
-    def take(self, value: Any) -> Any:
-        return value.copy() if value.nbytes <= _LARGE_ARRAY and value.flags.writeable else None
-
-    def is_same(self, value: Any, content: Any) -> bool:
-        return bool(value.shape == content.shape and value.tobytes() == content.tobytes())
-
-    def fill(self, value: Any, content: Any) -> None:
-        if value.shape == content.shape:
-            value[...] = content
-
-
-class _Elements(_Kind):
-    def take(self, value: Any) -> Any:
-        return value[:] if len(value) <= _LARGE_ARRAY else None
-
-    def fill(self, value: Any, content: Any) -> None:
-        value[:] = content
-
-
-class _TorchGenerator(_Kind):
-    def take(self, value: Any) -> Any:
-        return value.get_state() if value.device.type == "cpu" else None  # of others it may not be read in a capture
-
-    def is_same(self, value: Any, content: Any) -> bool:
-        return torch.equal(value.get_state(), content)
-
-    def fill(self, value: Any, content: Any) -> None:
-        value.set_state(content)
-
-
-class _NumpyGenerator(_Kind):
-    def take(self, value: Any) -> Any:
-        return value.bit_generator.state if isinstance(value, np.random.Generator) else value.get_state(legacy=False)
-
-    def is_same(self, value: Any, content: Any) -> bool:
-        return repr(self.take(value)) == repr(content) and _arrays_of(self.take(value)) == _arrays_of(content)
-
-    def fill(self, value: Any, content: Any) -> None:
-        if isinstance(value, np.random.Generator):
-            value.bit_generator.state = content
-        else:
-            value.set_state(content)
-
-
-class _PythonGenerator(_Kind):
-    def take(self, value: Any) -> Any:
-        return None if isinstance(value, random.SystemRandom) else value.getstate()
-
-    def fill(self, value: Any, content: Any) -> None:
-        value.setstate(content)
-
-
-class _Tuple(_Kind):
-    """What stays as it is, but for what is in it."""
-
-    def take(self, value: Any) -> Any:
-        return value
-
-    def is_same(self, value: Any, content: Any) -> bool:
-        return True
-
-    def inner(self, content: Any) -> Iterable[Any]:
-        return content  # type: ignore[no-any-return]
-
-
-class _Iterator(_Kind):
-    """What cannot be put back; see `StandIns`."""
-
-    def take(self, value: Any) -> Any:
-        return value
-
-    def is_same(self, value: Any, content: Any) -> bool:
-        return True
-
-
-_OBJECT = _Object()
-_ITERATOR = _Iterator()
-_KINDS: list[tuple[type[Any] | tuple[type[Any], ...], _Kind]] = [
-    (OrderedDict, _Ordered()),
-    (dict, _Mapping()),
-    (list, _Sequence(list)),
-    (deque, _Sequence(deque)),
-    (set, _Set()),
-    (np.ndarray, _Array()),
-    ((bytearray, array), _Elements()),
-    (torch.Generator, _TorchGenerator()),
-    ((np.random.Generator, np.random.RandomState), _NumpyGenerator()),
-    (random.Random, _PythonGenerator()),
-    ((tuple, frozenset), _Tuple()),
-]
-_known: dict[type, tuple[_Kind, ...]] = {}
+_known: dict[type, tuple[Kind, ...]] = {}
 
 
 class Held:
@@ -247,7 +34,7 @@ class Held:
 
     __slots__ = ("_kind", "_value", "content")
 
-    def __init__(self, value: Any, kind: _Kind, content: Any) -> None:
+    def __init__(self, value: Any, kind: Kind, content: Any) -> None:
         self._value, self._kind, self.content = value, kind, content
 
     @property
@@ -257,7 +44,7 @@ class Held:
 
     @property
     def is_iterator(self) -> bool:
-        return self._kind is _ITERATOR
+        return self._kind is ITERATOR
 
     def exchange(self, others: Mapping[int, Any]) -> None:
         """Puts others in the place of what it holds now, by their id; not in a tuple, nor in a large container."""
@@ -294,9 +81,9 @@ class Held:
 def contents(attributes: Iterable[dict[str, Any]], homes: frozenset[str] = frozenset()) -> list[Held]:
     """Containers that attributes hold, and those inside them, each with a copy of what it contains.
 
-    Generators of random numbers, small arrays of NumPy, and objects of the user's own (a meter, a cache), which are
-    taken for their attributes, are containers too. Of one that is too large to copy in every step (a vocabulary) only
-    its length comes back, of a large array nothing.
+    Generators of random numbers, small arrays of NumPy, functions with variables around them, and objects of the user's
+    own (a meter, a cache), which are taken for their attributes, are containers too. Of one that is too large to copy
+    in every step (a vocabulary) only its length comes back, of a large array nothing.
 
     Args:
         attributes: of modules.
@@ -311,15 +98,12 @@ def contents(attributes: Iterable[dict[str, Any]], homes: frozenset[str] = froze
     seen: set[tuple[int, int]] = set()
     while pending:
         value, follows = pending.pop()
-        kinds = _known.get(type(value))
-        if kinds is None:
-            kinds = _known[type(value)] = tuple(_kinds_of(type(value)))
-        for kind in kinds:
+        for kind in _known.get(type(value)) or _all_kinds(type(value)):
             key = id(value), id(kind)
             if key in seen or (kind.is_object and not follows):
                 continue
             seen.add(key)
-            sized = isinstance(kind, (_Mapping, _Sequence, _Set)) and not kind.is_object and len(value) > _LARGE
+            sized = kind.is_sized and len(value) > _LARGE
             held = Held(value, kind, len(value) if sized else kind.take(value))
             if held.content is None:
                 continue
@@ -327,6 +111,22 @@ def contents(attributes: Iterable[dict[str, Any]], homes: frozenset[str] = froze
             on = follows and (not kind.is_object or _follows(type(value), homes))
             pending += [(one, on) for one in held.inner() if type(one) not in _PLAIN]
     return found
+
+
+def parts(value: Any) -> Iterator[tuple[str, Any]]:
+    """What an object, a method or a function holds, by name."""
+    for kind in _all_kinds(type(value)):
+        content = None if kind.is_sized else kind.take(value)
+        if isinstance(content, dict):
+            yield from content.items()
+        elif content is not None:
+            yield from ((f"({place})", inner) for place, inner in enumerate(kind.inner(content)))
+
+
+def _all_kinds(kind: type) -> tuple[Kind, ...]:
+    if kind not in _known:
+        _known[kind] = tuple(_kinds_of(kind))
+    return _known[kind]
 
 
 def is_iterator(kind: type) -> bool:
@@ -345,14 +145,14 @@ def _follows(kind: type, homes: frozenset[str]) -> bool:
     return home in homes and home != "agm"
 
 
-def _kinds_of(kind: type) -> Iterator[_Kind]:
+def _kinds_of(kind: type) -> Iterator[Kind]:
     if issubclass(kind, (nn.Module, Tensor, type)):
         return
     if is_iterator(kind):
-        yield _ITERATOR
+        yield ITERATOR
         return
     home = home_of(kind)
-    for base, known in _KINDS:
+    for base, known in KINDS:
         if issubclass(kind, base):
             if home != "torch" or kind is torch.Generator:
                 yield known
@@ -361,26 +161,7 @@ def _kinds_of(kind: type) -> Iterator[_Kind]:
     if home == "agm" and any(name in vars(base) for base in kind.__mro__ for name in stands_in):
         return
     if kind in _BAGS or not (home in sys.stdlib_module_names or home in _LIBRARIES):
-        yield _OBJECT
+        yield OBJECT
         slots = [x for base in kind.__mro__ for x in vars(base).values() if type(x) is MemberDescriptorType]
         if slots:
-            yield _Slots(slots)
-
-
-def _is(left: object, right: object) -> bool:
-    return left is right
-
-
-def _is_set(slot: Any, value: Any) -> bool:
-    try:
-        slot.__get__(value)
-    except AttributeError:
-        return False
-    return True
-
-
-def _arrays_of(state: Any) -> list[bytes]:
-    """The arrays in the state of a generator, whose `repr` leaves much of them out."""
-    if isinstance(state, dict):
-        return [one for value in state.values() for one in _arrays_of(value)]
-    return [state.tobytes()] if isinstance(state, np.ndarray) else []
+            yield Slots(slots)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agm._module_state.containers import is_iterator
+from agm._module_state.containers import is_iterator, parts
 from agm._module_state.iterators import state_of
 from agm.verification.distances import difference, largest_of
 from agm.verification.snapshot import Counted
@@ -60,6 +60,10 @@ def _flattened(name: str, value: Any, depth: int) -> Iterator[tuple[str, Any]]:
         yield f"len({name})", len(value)
         for key, inner in value.items():
             yield from _flattened(f"{name}[{key!r}]", inner, depth - 1)
+    elif depth:
+        for part, inner in parts(value):
+            if not isinstance(inner, float):  # as a time is, of which no two steps have the same
+                yield from _flattened(f"{name}.{part}", inner, depth - 1)
 
 
 def _fingerprint(parameter: Tensor) -> Tensor:
