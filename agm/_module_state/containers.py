@@ -17,7 +17,8 @@ __all__ = ["Held", "contents", "home_of", "is_iterator", "parts"]
 _PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None), Tensor, nn.Parameter))
 _LARGE = 1000
 _REGISTERED = ("_parameters", "_buffers", "_modules")
-_OF_MODULES = frozenset(vars(nn.Module()))
+# A function that somebody has put in the place of a forward watches what runs, and may go on with that.
+_OF_MODULES = frozenset((*vars(nn.Module()), "forward"))
 _LIBRARIES = frozenset(("torch", "numpy", "tensorboard", "wandb"))
 _BAGS = (SimpleNamespace, Namespace, UserDict, UserList, ChainMap)  # what of the standard library is like a user's own
 

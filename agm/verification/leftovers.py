@@ -13,7 +13,7 @@ from agm.verification.snapshot import Counted
 
 __all__ = ["counted", "differences", "left_behind", "tensors_in_attributes"]
 
-_OF_MODULES = frozenset(vars(nn.Module()))
+_OF_MODULES = frozenset((*vars(nn.Module()), "forward"))
 _DEPTH = 3
 
 
