@@ -38,7 +38,7 @@ _SLOW = (
     "faults",
     "federated",
     "integrations",
-    "one_pass/test_choice.py",
+    "one_pass/test_choice",
     "ops",
     "packaging",
     "passes/test_compiled_",
