@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from agm._module_state.kinds import ITERATOR, KINDS, OBJECT, Kind, Slots
 
-__all__ = ["Held", "contents", "home_of", "is_iterator", "parts"]
+__all__ = ["OF_MODULES", "Held", "contents", "home_of", "is_iterator", "parts"]
 
 _PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None), Tensor, nn.Parameter))
 _LARGE = 1000
 _REGISTERED = ("_parameters", "_buffers", "_modules")
-# A function that somebody has put in the place of a forward watches what runs, and may go on with that.
-_OF_MODULES = frozenset((*vars(nn.Module()), "forward"))
+# A function that somebody has put in the place of a forward watches what runs, and may go on with that. So does a
+# backend of torch.compile, which Lightning keeps with the other arguments.
+OF_MODULES = frozenset((*vars(nn.Module()), "forward", "_compile_kwargs"))
 _LIBRARIES = frozenset(("torch", "numpy", "tensorboard", "wandb"))
 _BAGS = (SimpleNamespace, Namespace, UserDict, UserList, ChainMap)  # what of the standard library is like a user's own
 
@@ -94,7 +95,7 @@ def contents(attributes: Iterable[dict[str, Any]], homes: frozenset[str] = froze
     pending: list[tuple[Any, bool]] = []
     for kept in attributes:
         pending += [(kept[name], False) for name in _REGISTERED if kept.get(name)]
-        pending += [(x, True) for name, x in kept.items() if type(x) not in _PLAIN and name not in _OF_MODULES]
+        pending += [(x, True) for name, x in kept.items() if type(x) not in _PLAIN and name not in OF_MODULES]
     found: list[Held] = []
     seen: set[tuple[int, int]] = set()
     while pending:

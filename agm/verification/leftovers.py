@@ -6,14 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agm._module_state.containers import is_iterator, parts
+from agm._module_state.containers import OF_MODULES, is_iterator, parts
 from agm._module_state.iterators import state_of
 from agm.verification.distances import difference, largest_of
 from agm.verification.snapshot import Counted
 
 __all__ = ["counted", "differences", "left_behind", "tensors_in_attributes"]
 
-_OF_MODULES = frozenset((*vars(nn.Module()), "forward"))
 _DEPTH = 3
 
 
@@ -23,7 +22,7 @@ def left_behind(network: nn.Module) -> dict[str, Any]:
     for path, module in network.named_modules():
         prefix = f"{path}." if path else ""
         for name, value in vars(module).items():
-            if name not in _OF_MODULES:
+            if name not in OF_MODULES:
                 found.update(_flattened(f"{prefix}{name}", value, _DEPTH))
     for name, parameter in network.named_parameters():
         found[name] = _fingerprint(parameter)
@@ -89,7 +88,7 @@ def _difference(own: Any, expected: Any) -> float:
 
 def tensors_in_attributes(network: nn.Module) -> Iterator[Tensor]:
     """Those that hang in a graph, which cannot be copied as they are."""
-    pending = [value for module in network.modules() for name, value in vars(module).items() if name not in _OF_MODULES]
+    pending = [value for module in network.modules() for name, value in vars(module).items() if name not in OF_MODULES]
     for _ in range(100_000):
         if not pending:
             return
