@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from agm._module_state.capture import is_capturing
+from agm._module_state.generators import comparable
 
 if TYPE_CHECKING:
     from agm._module_state.structure import Structure
@@ -67,7 +68,7 @@ class Draws:
         drawn = random.getstate() != python
         if drawn:
             random.setstate(python)
-        if _told(np.random.get_state(legacy=False)) != _told(numpy):
+        if comparable(np.random.get_state(legacy=False)) != comparable(numpy):
             drawn = True
             np.random.set_state(numpy)
         if self._structure is not None and not drawn:
@@ -97,10 +98,3 @@ def _devices(args: Any, kwargs: Any) -> Iterable[torch.device]:
     if device is not None and torch.device(device).type == "cuda" and torch.device(device).index is not None:
         found.add(torch.device(device))
     return found
-
-
-def _told(state: Any) -> Any:
-    """The state of a generator of NumPy, as something that can be compared."""
-    if isinstance(state, dict):
-        return {name: _told(value) for name, value in state.items()}
-    return state.tobytes() if isinstance(state, np.ndarray) else state

@@ -10,7 +10,7 @@ import torch
 
 from agm._module_state.capture import is_capturing
 
-__all__ = ["kept_generators"]
+__all__ = ["comparable", "kept_generators"]
 
 
 def kept_generators(*devices: torch.device) -> Callable[[], None]:
@@ -29,3 +29,10 @@ def kept_generators(*devices: torch.device) -> Callable[[], None]:
             set_state(state)
 
     return put_back
+
+
+def comparable(state: Any) -> Any:
+    """The state of a generator of NumPy, as something that `==` compares: arrays in it by their bytes."""
+    if isinstance(state, dict):
+        return {name: comparable(value) for name, value in state.items()}
+    return state.tobytes() if isinstance(state, np.ndarray) else state

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from agm._module_state.generators import comparable
+
 __all__ = ["ITERATOR", "KINDS", "OBJECT", "Kind", "Slots"]
 
 _LARGE_ARRAY = 1 << 16  # bytes
@@ -181,7 +183,7 @@ class _NumpyGenerator(Kind):
         return value.bit_generator.state if isinstance(value, np.random.Generator) else value.get_state(legacy=False)
 
     def is_same(self, value: Any, content: Any) -> bool:
-        return repr(self.take(value)) == repr(content) and _arrays_of(self.take(value)) == _arrays_of(content)
+        return bool(comparable(self.take(value)) == comparable(content))
 
     def fill(self, value: Any, content: Any) -> None:
         if isinstance(value, np.random.Generator):
@@ -284,13 +286,6 @@ def _is_set(slot: Any, value: Any) -> bool:
     except AttributeError:
         return False
     return True
-
-
-def _arrays_of(state: Any) -> list[bytes]:
-    """The arrays in the state of a generator, whose `repr` leaves much of them out."""
-    if isinstance(state, dict):
-        return [one for value in state.values() for one in _arrays_of(value)]
-    return [state.tobytes()] if isinstance(state, np.ndarray) else []
 
 
 _EMPTY = object()  # in the place of a variable that has no value yet

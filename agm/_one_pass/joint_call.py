@@ -246,13 +246,11 @@ class JointCall:
     def _look(self, given: Given, kind: object) -> str | None:
         """What stands against an encoder whose modules read their mode."""
         try:
-            self.known.runs[self._sized(kind)] = self._what_runs(given)
+            runs = what_runs(self.encoder, given, self._more(), self.batch, self._count(), self.network)
         except Unsplit as error:
             return str(error)
+        self.known.runs[self._sized(kind)] = runs
         return None
-
-    def _what_runs(self, given: Given) -> Sequence[Any]:
-        return what_runs(self.encoder, given, self._more(), self.batch, self._count(), self.network)
 
     def _passed(self, given: Given, kind: object, exchanges: Exchanges) -> Any:
         serves = self.chosen.how == "joined" and not self.shared
