@@ -13,6 +13,14 @@ NAMES = ("audio", "visual")
 ENCODERS = {"audio": "audio_net", "visual": "visual_net"}
 BATCH, CLASSES = 6, 4
 TARGET = torch.tensor([0, 1, 2, 3, 0, 1])
+# In which ways a step takes its masked passes.
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"encoders": ENCODERS},
+    {"encoders": ENCODERS, "passes": "two"},
+    {"encoders": ENCODERS, "masked": "shared"},
+    {"max_rows": 6},
+]
 
 
 def inputs(seed: int = 5) -> dict[str, Tensor]:
@@ -29,8 +37,11 @@ class Net(nn.Module):
         self.head = nn.Linear(10, classes)
         self.double()
 
+    def hidden(self, audio: Tensor, visual: Tensor) -> Tensor:
+        return torch.cat([self.audio_net(audio), self.visual_net(visual)], -1)
+
     def logits(self, audio: Tensor, visual: Tensor) -> Tensor:
-        return self.head(torch.cat([self.audio_net(audio), self.visual_net(visual)], -1))
+        return self.head(self.hidden(audio, visual))
 
     def forward(self, audio: Tensor, visual: Tensor) -> Any:
         return self.logits(audio, visual)

@@ -16,32 +16,10 @@ from agm._module_state import undo
 from agm._module_state.replace_forward import answering
 from agm._module_state.undo import all_or_nothing
 
-NAMES = ("audio", "visual")
-ENCODERS = {"audio": "audio_net", "visual": "visual_net"}
+from .plain_network import ENCODERS, NAMES, TARGET, Net, inputs
+
 SHARED: dict[str, Any] = {"encoders": ENCODERS, "masked": "shared"}
 OPTIONS: list[dict[str, Any]] = [{}, {"encoders": ENCODERS}, SHARED, {"max_rows": 6}]
-TARGET = torch.tensor([0, 1, 2, 3, 0, 1])
-
-
-def inputs() -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(5)
-    return {name: torch.randn(6, 4, generator=generator, dtype=torch.float64) for name in NAMES}
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.audio_net = nn.Sequential(nn.Linear(4, 5), nn.Tanh())
-        self.visual_net = nn.Sequential(nn.Linear(4, 5), nn.Tanh())
-        self.head = nn.Linear(10, 4)
-        self.double()
-
-    def hidden(self, audio: Tensor, visual: Tensor) -> Tensor:
-        return torch.cat([self.audio_net(audio), self.visual_net(visual)], 1)
-
-    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
-        return self.head(self.hidden(audio, visual))
 
 
 class Meter:

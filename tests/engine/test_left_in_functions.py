@@ -10,16 +10,7 @@ from torch import Tensor, nn
 
 import agm
 
-NAMES = ("audio", "visual")
-ENCODERS = {"audio": "audio_net", "visual": "visual_net"}
-TARGET = torch.tensor([0, 1, 2, 3, 0, 1])
-OPTIONS: list[dict[str, Any]] = [
-    {},
-    {"encoders": ENCODERS},
-    {"encoders": ENCODERS, "passes": "two"},
-    {"encoders": ENCODERS, "masked": "shared"},
-    {"max_rows": 6},
-]
+from .plain_network import ENCODERS, NAMES, OPTIONS, TARGET
 
 
 class Meter:

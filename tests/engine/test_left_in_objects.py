@@ -15,16 +15,7 @@ from torch import Tensor, nn
 
 import agm
 
-NAMES = ("audio", "visual")
-ENCODERS = {"audio": "audio_net", "visual": "visual_net"}
-OPTIONS: list[dict[str, Any]] = [
-    {},
-    {"encoders": ENCODERS},
-    {"encoders": ENCODERS, "passes": "two"},
-    {"encoders": ENCODERS, "masked": "shared"},
-    {"max_rows": 6},
-]
-TARGET = torch.tensor([0, 1, 2, 3, 0, 1])
+from .plain_network import NAMES, OPTIONS, TARGET, Net, inputs
 
 
 class Attributes(dict[str, Any]):
@@ -114,19 +105,6 @@ GENERATORS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 }
 
 
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.audio_net = nn.Sequential(nn.Linear(4, 5), nn.Tanh())
-        self.visual_net = nn.Sequential(nn.Linear(4, 5), nn.Tanh())
-        self.head = nn.Linear(10, 4)
-        self.double()
-
-    def hidden(self, audio: Tensor, visual: Tensor) -> Tensor:
-        return torch.cat([self.audio_net(audio), self.visual_net(visual)], 1)
-
-
 class Holding(Net):
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -173,11 +151,6 @@ class DrawingInside(Net):
 
     def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
         return self.head(self.hidden(audio, visual))
-
-
-def inputs() -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(5)
-    return {name: torch.randn(6, 4, generator=generator, dtype=torch.float64) for name in NAMES}
 
 
 def told(value: Any) -> Any:
