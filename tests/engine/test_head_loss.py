@@ -1,7 +1,6 @@
 """Steps that end in the loss of a linear head, against those that return the logits."""
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,85 +13,20 @@ from torch.utils.checkpoint import set_checkpoint_early_stop
 import agm
 from agm.ops import reference
 
-MODALITIES = ("audio", "visual")
-PATHS = {"audio": "audio_net", "visual": "visual_net"}
-BATCH, CLASSES, HIDDEN = 6, 40, 7
-
-
-class Net(nn.Module):
-    def __init__(self, **head: Any) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.audio_net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU())
-        self.visual_net = nn.Sequential(nn.Linear(3, 5), nn.Tanh())
-        self.mix, self.head = nn.Linear(11, HIDDEN), nn.Linear(HIDDEN, CLASSES, **head)
-        self.double()
-
-    def hidden(self, audio: Tensor, visual: Tensor) -> Tensor:
-        return torch.tanh(self.mix(torch.cat([self.audio_net(audio), self.visual_net(visual)], 1)))
-
-    def forward(self, audio: Tensor, visual: Tensor) -> Any:
-        return self.head(self.hidden(audio, visual))
-
-
-class Fusing(Net):
-    @property
-    def encoders(self) -> Mapping[str, nn.Module]:
-        return {name: self.get_submodule(path) for name, path in PATHS.items()}
-
-    def fuse(self, features: Mapping[str, Tensor]) -> Tensor:
-        return self.head(torch.tanh(self.mix(torch.cat([features[name] for name in MODALITIES], 1))))
-
-    def forward(self, **given: Tensor) -> Tensor:  # type: ignore[override]
-        return self.fuse({name: encoder(given[name]) for name, encoder in self.encoders.items()})
-
-
-class Bypassing(Fusing):
-    """Whose forward computes what `fuse` does by itself."""
-
-    def forward(self, **given: Tensor) -> Tensor:  # type: ignore[override]
-        return self.head(self.hidden(**given))
-
-
-class Adding(Net):
-    """Whose modalities add up in front of the head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mix = nn.Identity()  # type: ignore[assignment]
-        self.left, self.right = nn.Linear(6, HIDDEN).double(), nn.Linear(5, HIDDEN).double()
-
-    def hidden(self, audio: Tensor, visual: Tensor) -> Tensor:
-        return self.left(self.audio_net(audio)) + self.right(self.visual_net(visual))
-
-
-class Named(Net):
-    """Whose output holds more than logits."""
-
-    def forward(self, audio: Tensor, visual: Tensor) -> Any:
-        hidden = self.hidden(audio, visual)
-        return {"logits": self.head(hidden), "hidden": hidden}
-
-
-def inputs() -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    sizes = {"audio": 4, "visual": 3}
-    return {name: torch.randn(BATCH, size, generator=generator, dtype=torch.float64) for name, size in sizes.items()}
-
-
-TARGET = torch.tensor([0, 39, -100, 1, 3, 17])
-
-
-def engine(network: nn.Module, **settings: Any) -> agm.AGM:
-    return agm.AGM(network, MODALITIES, alpha=1.5, **settings)
-
-
-def ending(network: nn.Module, **settings: Any) -> agm.AGM:
-    return engine(network, head="head", loss="cross_entropy", **settings)
-
-
-def gradients(model: agm.AGM, loss: Tensor) -> list[Tensor]:
-    return list(torch.autograd.grad(loss, list(model.parameters())))
+from .head_networks import (
+    HIDDEN,
+    PATHS,
+    TARGET,
+    Adding,
+    Bypassing,
+    Fusing,
+    Named,
+    Net,
+    ending,
+    engine,
+    gradients,
+    inputs,
+)
 
 
 def assert_alike(found: agm.AGM, expected: agm.AGM, call: Callable[[agm.AGM], Tensor] | None = None) -> None:
@@ -278,141 +212,3 @@ def test_accumulated_batches_are_those_of_one_mean() -> None:
 def test_the_plan_says_so() -> None:
     plan = ending(Net(), encoders=PATHS).plan()
     assert "The head `head` does not run: loss='cross_entropy' is computed of what it is given" in str(plan)
-
-
-def scaled(net: Net, hidden: Tensor) -> Any:
-    return net.head(hidden) * 2
-
-
-def sliced(net: Net, hidden: Tensor) -> Any:
-    return net.head(hidden)[:, 1:]
-
-
-def twice(net: Net, hidden: Tensor) -> Any:
-    net.head(hidden.detach())
-    return net.head(hidden)
-
-
-def by_weight(net: Net, hidden: Tensor) -> Any:
-    return F.linear(hidden, net.head.weight, net.head.bias)
-
-
-def with_probabilities(net: Net, hidden: Tensor) -> Any:
-    logits = net.head(hidden)
-    return {"logits": logits, "probabilities": logits.softmax(-1)}
-
-
-def with_loss(net: Net, hidden: Tensor) -> Any:
-    return {"logits": net.head(hidden), "loss": hidden.mean()}
-
-
-def as_a_tuple(net: Net, hidden: Tensor) -> Any:
-    return net.head(hidden), hidden
-
-
-@pytest.mark.parametrize(
-    ("ends", "words"),
-    [
-        (scaled, "forward does more with what it returns, by `mul`"),
-        (sliced, "forward does more with what it returns, by `__getitem__`"),
-        (twice, "forward calls it 2 times"),
-        (by_weight, "forward does not call it"),
-        (with_probabilities, "forward does more with what it returns, by `softmax`"),
-        (with_loss, "Expected the network's forward to return no loss of its own"),
-        (as_a_tuple, r"a mapping or an object with a `loss` beside them.*got a tuple"),
-    ],
-)
-@pytest.mark.parametrize("settings", [{}, {"encoders": PATHS}])
-def test_a_head_that_is_not_the_last_is_refused(
-    ends: Callable[[Net, Tensor], Any], words: str, settings: dict[str, Any]
-) -> None:
-    class Ending(Net):
-        def forward(self, audio: Tensor, visual: Tensor) -> Any:
-            return ends(self, self.hidden(audio, visual))
-
-    network = Ending()
-    model = ending(network, output=0 if ends is as_a_tuple else None, **settings)
-    before = copy.deepcopy(model.state_dict())
-    for _ in range(2):
-        with pytest.raises(ValueError, match=words):
-            model(**inputs(), target=TARGET)
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name])
-    assert "forward" not in vars(network.head)
-
-
-def hooked(net: Net) -> None:
-    net.head.register_forward_hook(lambda *_: None)
-
-
-def hooked_around(net: Net) -> None:
-    net.register_forward_hook(lambda *_: None)
-
-
-def normalised(net: Net) -> None:
-    nn.utils.parametrizations.spectral_norm(net.head)
-
-
-def replaced(net: Net) -> None:
-    net.head.forward = lambda x: x  # type: ignore[method-assign]
-
-
-def nonlinear(net: Net) -> None:
-    net.head = nn.Sequential(nn.Linear(HIDDEN, CLASSES))  # type: ignore[assignment]
-
-
-def compiled(net: Net) -> None:
-    net.compile(backend="eager")
-
-
-@pytest.mark.parametrize(
-    ("changed", "words"),
-    [
-        (compiled, "is in a part that is compiled by itself"),
-        (hooked, "has hooks"),
-        (hooked_around, "is in a module with hooks on its output"),
-        (normalised, "computes its weight anew"),
-        (replaced, "a Linear with a forward of its own"),
-        (nonlinear, "is a Sequential"),
-    ],
-)
-def test_a_head_that_is_more_than_a_linear_layer_is_refused_whenever_it_becomes_one(
-    changed: Callable[[Net], None], words: str
-) -> None:
-    network = Net()
-    model = ending(network)
-    model(**inputs(), target=TARGET)
-    changed(network)
-    for call in (lambda: model(**inputs(), target=TARGET), lambda: ending(network)):
-        with pytest.raises(ValueError, match=f"`head` to be the path of a plain nn.Linear with `loss`.*{words}"):
-            call()
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"loss": "hinge"}, r"`loss` to be one of \('cross_entropy', 'causal_lm'\) or None, but got 'hinge'"),
-        ({"head": None}, "Expected argument `head` with `loss`"),
-        ({"score": "squared_error"}, "`score` to be 'cross_entropy'"),
-        ({"outside": "published"}, "`outside` to be 'joint'"),
-        ({"class_dim": 1}, "`class_dim` to be None"),
-        ({"subsets": 2}, "`subsets` to be None"),
-    ],
-)
-def test_settings_that_cannot_be(settings: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        engine(Net(), **{"head": "head", "loss": "cross_entropy", **settings})
-
-
-def test_calls_that_cannot_be() -> None:
-    model = ending(Net())
-    state = copy.deepcopy(model.state_dict())
-    with pytest.raises(ValueError, match="`present` to be None in a training step with `loss`"):
-        model(**inputs(), target=TARGET, present=torch.ones(BATCH, 2, dtype=torch.bool))
-    with pytest.raises(ValueError, match="`target` to hold the batch's targets"):
-        model(**inputs())
-    tokens = engine(Net(), head="head", loss="causal_lm")
-    with pytest.raises(ValueError, match=r"labels \(B, T\) with .*got \(6,\)"):
-        tokens(**inputs(), target=TARGET)
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, state[name])

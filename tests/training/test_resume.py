@@ -13,7 +13,8 @@ from agm.training import UserError, load_run, train, training_loop
 from agm.training.checkpoint import load_checkpoint, save_checkpoint
 from agm.training.run_folder import read_table
 
-from .test_trainer import Stop, StopAt, same
+from .stopping import Stop, StopAt
+from .test_trainer import same
 
 
 def assert_same_runs(left: Path, right: Path) -> None:

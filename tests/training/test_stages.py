@@ -9,8 +9,8 @@ from agm.strategies import taught
 from agm.training import UserError, compare_methods, load_run, train
 from agm.training.run_folder import read_table
 
+from .stopping import Stop, StopAt
 from .test_resume import assert_same_runs
-from .test_trainer import Stop, StopAt
 
 TEACHERS = {"teacher_epochs": 2}
 STAGES = {
