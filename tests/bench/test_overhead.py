@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from bench.overhead import FORMS, calls, step_of
+import agm
+from bench.overhead import FORMS, ByHand, Paths, calls, step_of
 
 CPU = torch.device("cpu")
 
@@ -27,3 +29,24 @@ def test_a_step_that_repeats_itself_costs_the_same() -> None:
     """Nothing is looked for anew in a later step, and nothing piles up."""
     step = step_of("paths, shared", CPU)
     assert len({calls(step) for _ in range(5)}) == 1
+
+
+def test_the_step_by_hand_is_that_of_a_model() -> None:
+    """The floor that the table shows computes what `agm.AGM` does."""
+    torch.manual_seed(0)
+    audio, visual = torch.randn(2, 8, 8)
+    target = torch.randint(0, 4, (8,))
+    networks = [Paths(), Paths()]
+    networks[1].load_state_dict(networks[0].state_dict())
+    model = agm.AGM(networks[0], ("audio", "visual"), **FORMS["paths, shared"][1])
+    by_hand = ByHand(networks[1], CPU)
+    for _ in range(3):
+        for own in (model(audio=audio, visual=visual, target=target), by_hand(audio, visual, target)):
+            F.cross_entropy(own, target).backward()
+        for one, other in zip(*(network.parameters() for network in networks), strict=True):
+            torch.testing.assert_close(one.grad, other.grad)
+            with torch.no_grad():
+                one -= 0.5 * one.grad
+                other -= 0.5 * other.grad
+    torch.testing.assert_close(by_hand.state.values, model.modulator.state.values)
+    assert (by_hand.state.coefficients - 1).abs().max() > 1e-3
