@@ -1,27 +1,31 @@
 """What attributes hold that forward may change in place: noted, compared, and filled again."""
 
+import queue
 import sys
 from argparse import Namespace
 from collections import ChainMap, UserDict, UserList
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import MemberDescriptorType, SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from agm._module_state.kinds import ITERATOR, KINDS, OBJECT, Kind, Slots
+from agm._module_state.kinds import CLASS, ITERATOR, KINDS, MODULE, OBJECT, Kind, Slots
+from agm._module_state.modules import submodules
 
-__all__ = ["OF_MODULES", "Held", "contents", "home_of", "is_iterator", "parts"]
+__all__ = ["OF_MODULES", "Held", "contents", "home_of", "is_generator", "is_iterator", "noted", "parts"]
 
 _PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None), Tensor, nn.Parameter))
-_LARGE = 1000
+_LARGE = 100_000
 _REGISTERED = ("_parameters", "_buffers", "_modules")
 # A function that somebody has put in the place of a forward watches what runs, and may go on with that. So does a
 # backend of torch.compile, which Lightning keeps with the other arguments.
 OF_MODULES = frozenset((*vars(nn.Module()), "forward", "_compile_kwargs"))
 _LIBRARIES = frozenset(("torch", "numpy", "tensorboard", "wandb"))
-_BAGS = (SimpleNamespace, Namespace, UserDict, UserList, ChainMap)  # what of the standard library is like a user's own
+# What of the standard library is like a user's own.
+_QUEUES = (queue.Queue, queue.LifoQueue, queue.PriorityQueue)
+_BAGS = (SimpleNamespace, Namespace, UserDict, UserList, ChainMap, *_QUEUES)
 
 
 _known: dict[type, tuple[Kind, ...]] = {}
@@ -80,23 +84,37 @@ class Held:
         return () if type(self.content) is int else self._kind.inner(self.content)
 
 
-def contents(attributes: Iterable[dict[str, Any]], homes: frozenset[str] = frozenset()) -> list[Held]:
+def contents(
+    attributes: Iterable[dict[str, Any]], owners: Iterable[nn.Module], registered: Collection[nn.Module]
+) -> tuple[list[Held], list[nn.Module]]:
     """Containers that attributes hold, and those inside them, each with a copy of what it contains.
 
-    Generators of random numbers, small arrays of NumPy, functions with variables around them, and objects of the user's
-    own (a meter, a cache), which are taken for their attributes, are containers too. Of one that is too large to copy
-    in every step (a vocabulary) only its length comes back, of a large array nothing.
+    Generators of random numbers, arrays of NumPy, functions with variables around them, objects of the user's own (a
+    meter, a cache) and the classes of the owners, which are taken for their attributes, are containers too. So are
+    modules that no `parameters()` shows (a teacher in a list), but for those that have a registered one inside. Of a
+    container that is too large to copy in every step only its length comes back, of a large array nothing.
 
     Args:
         attributes: of modules.
-        homes: of the classes of these modules, see `home_of`: objects of theirs are followed into one another, all
+        owners: these modules. Objects of the packages that their classes are from are followed into one another, all
             others once.
+        registered: the modules of the network.
+
+    Returns:
+        the containers, and the modules among them.
     """
+    classes = {type(owner) for owner in owners}
+    homes = frozenset([home_of(one) for one in classes])
     pending: list[tuple[Any, bool]] = []
+    found: list[Held] = []
+    hidden: list[nn.Module] = []
+    for base in {base for one in classes for base in _own_bases(one)}:
+        held = Held(base, CLASS, CLASS.take(base))
+        found.append(held)
+        pending += [(x, True) for x in held.content.values() if type(x) not in _PLAIN]
     for kept in attributes:
         pending += [(kept[name], False) for name in _REGISTERED if kept.get(name)]
         pending += [(x, True) for name, x in kept.items() if type(x) not in _PLAIN and name not in OF_MODULES]
-    found: list[Held] = []
     seen: set[tuple[int, int]] = set()
     while pending:
         value, follows = pending.pop()
@@ -105,20 +123,42 @@ def contents(attributes: Iterable[dict[str, Any]], homes: frozenset[str] = froze
             if key in seen or (kind.is_object and not follows):
                 continue
             seen.add(key)
+            if kind is MODULE:
+                if value in registered or home_of(type(value)) == "agm" or _has_one_of(registered, value):
+                    continue
+                hidden.append(value)
             sized = kind.is_sized and len(value) > _LARGE
             held = Held(value, kind, len(value) if sized else kind.take(value))
             if held.content is None:
                 continue
             found.append(held)
-            on = follows and (not kind.is_object or _follows(type(value), homes))
+            on = follows and (not kind.is_object or kind is MODULE or _follows(type(value), homes))
             pending += [(one, on) for one in held.inner() if type(one) not in _PLAIN]
-    return found
+    return found, hidden
+
+
+def _has_one_of(registered: Collection[nn.Module], module: nn.Module) -> bool:
+    return any(one in registered for one in submodules(module))
+
+
+_bases: dict[type, tuple[type, ...]] = {}
+
+
+def _own_bases(kind: type) -> tuple[type, ...]:
+    """The class, and those that it is derived from, of the user's own."""
+    if kind not in _bases:
+        _bases[kind] = tuple([base for base in kind.__mro__ if _is_users(home_of(base))])
+    return _bases[kind]
+
+
+def _is_users(home: str) -> bool:
+    return not (home in sys.stdlib_module_names or home in _LIBRARIES or home == "agm")
 
 
 def parts(value: Any) -> Iterator[tuple[str, Any]]:
     """What an object, a method or a function holds, by name."""
     for kind in _all_kinds(type(value)):
-        content = None if kind.is_sized else kind.take(value)
+        content = kind.take(value)
         if isinstance(content, dict):
             yield from content.items()
         elif content is not None:
@@ -136,6 +176,17 @@ def is_iterator(kind: type) -> bool:
     return issubclass(kind, Iterator) and kind.__module__ in ("builtins", "itertools")
 
 
+def is_generator(kind: type) -> bool:
+    """Whether it is a generator of random numbers: torch's, NumPy's or Python's."""
+    return any(known.draws for known in _all_kinds(kind))
+
+
+def noted(value: Any) -> Held:
+    """What can be put back to what it is now."""
+    kind = _all_kinds(type(value))[0]
+    return Held(value, kind, kind.take(value))
+
+
 def home_of(kind: type) -> str:
     """The package that a class is from."""
     return kind.__module__.partition(".")[0]
@@ -148,7 +199,10 @@ def _follows(kind: type, homes: frozenset[str]) -> bool:
 
 
 def _kinds_of(kind: type) -> Iterator[Kind]:
-    if issubclass(kind, (nn.Module, Tensor, type)):
+    if issubclass(kind, nn.Module):
+        yield MODULE
+        return
+    if issubclass(kind, (Tensor, type)):
         return
     if is_iterator(kind):
         yield ITERATOR

@@ -1,6 +1,6 @@
 """The evaluation mode of the masked passes, which leaves no trace on the network."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from agm._module_state.hooks import ForwardHooks
 from agm._module_state.modules import submodules
 from agm._module_state.traces import Traces
 from agm._module_state.undo import Contexts, putting_back
+from agm._module_state.written import Place, StandIn, stand_ins
 
 if TYPE_CHECKING:
     from agm._module_state.structure import Structure
@@ -42,8 +43,9 @@ def evaluation(
     Every submodule's mode is as before afterwards, and so is all that forward stores or writes to (`Traces`).
 
     The flags are set directly: a network that overrides `train()` (to keep a frozen part in eval, to merge
-    adapters) is left alone. Buffers that training passes write to are copied, since the backward of this pass reads
-    them: otherwise two forwards could not come before one backward. Recurrent layers stay in training mode without
+    adapters) is left alone. Copies stand in for buffers that training passes write to, since the backward of this pass
+    reads them: otherwise two forwards could not come before one backward; and for whatever else the joint pass has
+    written to, since this pass will, too. Recurrent layers stay in training mode without
     dropout, which is the same: cuDNN refuses a backward through them in eval mode. Checkpoints of the network's own
     recompute nothing in another mode (`CheckpointedRegions`).
 
@@ -61,6 +63,11 @@ class Evaluation:
     Each time the modes and the running statistics are those of the moment when it was made, whatever training passes,
     `eval()` or `train()` did to the network since; afterwards they are again what they were before. So are the
     generators of random numbers where it is told so, or the structure is known, as in the passes of a training step.
+
+    Args:
+        network, hooks, structure: as there.
+        draws: whether generators are put back though the structure is not known.
+        written: where tensors are that several passes write to, each to its own; None: one pass, the structure tells.
     """
 
     def __init__(
@@ -69,6 +76,7 @@ class Evaluation:
         hooks: ForwardHooks | None = None,
         structure: "Structure | None" = None,
         draws: bool = False,
+        written: Sequence[Place] | None = None,
     ) -> None:
         modules = submodules(network) if structure is None else structure.modules
         # Not subclasses, which may read their mode for more than dropout.
@@ -78,37 +86,40 @@ class Evaluation:
         self._structure = structure
         self._draws = draws or structure is not None
         self._hooks = hooks
-        self._buffers: list[tuple[nn.Module, str, Tensor]] = []
+        self._stand_ins: list[StandIn] = []
+        self._are_many = written is not None
         if torch.is_grad_enabled():
             buffered = modules if structure is None else structure.buffered
             buffered = [m for m in buffered if m.training and type(m) not in _RECURRENT]
-            if buffered and (written := written_buffers(buffered)):
-                with torch.no_grad():
-                    copies = torch._foreach_mul([buffer for _, _, buffer in written], 1.0)
-                self._buffers = [(m, name, copy) for (m, name, _), copy in zip(written, copies, strict=True)]
+            places = [(m._buffers, name) for m, name, _ in written_buffers(buffered)] if buffered else []
+            if written is None and structure is not None:
+                written = structure.tensors.written()
+            if written:
+                known = {(id(held), name) for held, name in places}
+                places += [(held, name) for held, name in written if (id(held), name) not in known]
             if torch.compiler.is_compiling():  # nobody watches who writes to the others (`Traces`)
-                self._buffers += [
-                    (m, name, x.clone())
-                    for m in buffered
-                    for name, x in m._buffers.items()
-                    if x is not None and not x.is_floating_point()
-                ]
+                whole = [(m._buffers, name, x) for m in buffered for name, x in m._buffers.items() if x is not None]
+                places += [(held, name) for held, name, x in whole if not x.is_floating_point()]
+            if places:
+                self._stand_ins = stand_ins(places)
 
     def entered(self) -> AbstractContextManager[object]:
         """In the modes and with the running statistics of the masked passes."""
         modes = [(module, mode) for module, mode in self._modes if module.training != mode]
         dropouts = [(rnn, rnn.dropout) for rnn in self._recurrent]
-        buffers = [(module, name, module._buffers[name]) for module, name, _ in self._buffers]
+        copies = [one.another(self._are_many) for one in self._stand_ins]
         traces = None
         if self._structure is not None or not torch.compiler.is_compiling():  # what a graph changes is part of it
             draws = Draws(self._structure) if self._draws else None
-            traces = Traces(self._modules, self.entered, self._structure, draws)
+            traces = Traces(self._modules, self.entered, self._structure, draws, copies)
 
         def put_back() -> None:
             if traces is not None:
                 traces.put_back()
-            for module, name, buffer in buffers:
-                module._buffers[name] = buffer
+            for one in reversed(copies):
+                one.put_back()
+            if not self._are_many:
+                self._stand_ins = copies
             _set_modes([(module, not mode) for module, mode in modes], traces is None)
             for rnn, dropout in dropouts:
                 rnn.dropout = dropout
@@ -117,8 +128,8 @@ class Evaluation:
             _set_modes(modes, traces is None)
             for rnn, _ in dropouts:
                 rnn.dropout = 0.0
-            for module, name, copy in self._buffers:
-                module._buffers[name] = copy
+            for one in copies:
+                one.begin()
             if traces is not None:
                 traces.begin()
 
@@ -144,7 +155,7 @@ def _set_modes(modes: list[tuple[nn.Module, bool]], compiling: bool) -> None:
 @contextmanager
 def unfrozen(network: nn.Module) -> Iterator[None]:
     """A network in eval mode has all its modules in training mode inside: which of them are frozen nobody knows."""
-    frozen = [] if network.training else [module for module in network.modules() if not module.training]
+    frozen = [] if network.training else [module for module in submodules(network) if not module.training]
     try:
         for module in frozen:
             module.training = True
@@ -183,7 +194,7 @@ def mode_dependent_layers(network: nn.Module) -> list[str]:
 
     A layer that cannot be known (a user's own that reads `self.training`) is not among them.
     """
-    return _names(network, lambda module: module.training and depends_on_mode(module))
+    return _names(network, lambda module: depends_on_mode(module) and module.training)
 
 
 def _names(network: nn.Module, which: Callable[[nn.Module], bool]) -> list[str]:
@@ -196,15 +207,25 @@ _RANDOM = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.FractionalMaxPool2d, nn.F
 _MODED = (_NormBase, nn.RNNBase, nn.MultiheadAttention, *_RANDOM)
 
 
+def _scripted(module: nn.Module) -> type[nn.Module] | None:
+    """The kind of such a layer that TorchScript has compiled, or traced."""
+    if not isinstance(module, torch.jit.ScriptModule):
+        return None
+    kind = getattr(nn, getattr(module, "original_name", ""), None)
+    return kind if isinstance(kind, type) and issubclass(kind, _MODED) else None
+
+
 def may_depend_on_mode(module: nn.Module) -> bool:
     """Whether it is one of torch's own layers that depend on the mode, with some of their settings."""
-    return isinstance(module, _MODED)
+    return isinstance(module, _MODED) or _scripted(module) is not None
 
 
 def depends_on_mode(module: nn.Module) -> bool:
     """Whether one of torch's own layers computes something else in eval mode than in training mode."""
     if type(module) in _ALIKE:  # most of a network
         return False
+    if (kind := _scripted(module)) is not None:
+        return not issubclass(kind, nn.modules.dropout._DropoutNd) or bool(getattr(module, "p", 1) > 0)
     if isinstance(module, _NormBase):
         return bool(module.track_running_stats)
     if isinstance(module, nn.modules.dropout._DropoutNd):

@@ -5,6 +5,7 @@ from array import array
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 from functools import partial
+from operator import is_
 from types import BuiltinMethodType, CellType, FunctionType, MethodType
 from typing import Any
 
@@ -13,9 +14,9 @@ import torch
 
 from agm._module_state.generators import comparable
 
-__all__ = ["ITERATOR", "KINDS", "OBJECT", "Kind", "Slots"]
+__all__ = ["CLASS", "ITERATOR", "KINDS", "MODULE", "OBJECT", "Kind", "Slots"]
 
-_LARGE_ARRAY = 1 << 16  # bytes
+_LARGE_ARRAY = 1 << 24  # bytes
 
 
 class Kind:
@@ -24,10 +25,12 @@ class Kind:
     Attributes:
         is_object: whether it is an object for its attributes, which not all are looked at.
         is_sized: whether it may hold too much to be copied in every step.
+        draws: whether it is a generator of random numbers.
     """
 
     is_object = False
     is_sized = False
+    draws = False
 
     def take(self, value: Any) -> Any:
         """A copy of its content; None: there is nothing to put back."""
@@ -71,7 +74,7 @@ class _Ordered(_Mapping):
         return dict(OrderedDict.items(value))
 
     def is_same(self, value: Any, content: Any) -> bool:
-        return super().is_same(value, content) and all(map(_is, OrderedDict.keys(value), content))
+        return super().is_same(value, content) and all(map(is_, OrderedDict.keys(value), content))
 
 
 class _Sequence(Kind):
@@ -84,7 +87,7 @@ class _Sequence(Kind):
         return [*self.base.__iter__(value)]
 
     def is_same(self, value: Any, content: Any) -> bool:
-        return len(value) == len(content) and all(map(_is, self.base.__iter__(value), content))
+        return len(value) == len(content) and all(map(is_, self.base.__iter__(value), content))
 
     def fill(self, value: Any, content: Any) -> None:
         self.base.clear(value)
@@ -126,6 +129,28 @@ class _Object(_Mapping):
         super().fill(vars(value), content)
 
 
+class _Class(_Mapping):
+    """A class for what it holds beside functions and descriptors: a counter, a list of all instances."""
+
+    is_sized = False
+
+    def take(self, value: Any) -> Any:
+        return {k: x for k, x in vars(value).items() if k[:2] != "__" and not (callable(x) or hasattr(x, "__get__"))}
+
+    def is_same(self, value: Any, content: Any) -> bool:
+        now = vars(value)
+        if all([now.get(name, content) is x for name, x in content.items()]):
+            return len(self.take(value)) == len(content)
+        return False
+
+    def fill(self, value: Any, content: Any) -> None:
+        for name in self.take(value).keys() - content.keys():
+            type.__delattr__(value, name)
+        for name, one in content.items():
+            if vars(value).get(name, content) is not one:
+                type.__setattr__(value, name, one)
+
+
 class Slots(_Mapping):
     is_object = True
     is_sized = False
@@ -152,7 +177,9 @@ class _Array(Kind):
         return value.copy() if value.nbytes <= _LARGE_ARRAY and value.flags.writeable else None
 
     def is_same(self, value: Any, content: Any) -> bool:
-        return bool(value.shape == content.shape and value.tobytes() == content.tobytes())
+        if value.shape != content.shape or value.dtype.hasobject:
+            return bool(value.shape == content.shape and all(map(is_, value.flat, content.flat)))
+        return bool(np.array_equal(_bytes(value), _bytes(content)))
 
     def fill(self, value: Any, content: Any) -> None:
         if value.shape == content.shape:
@@ -168,6 +195,8 @@ class _Elements(Kind):
 
 
 class _TorchGenerator(Kind):
+    draws = True
+
     def take(self, value: Any) -> Any:
         return value.get_state() if value.device.type == "cpu" else None  # of others it may not be read in a capture
 
@@ -179,6 +208,8 @@ class _TorchGenerator(Kind):
 
 
 class _NumpyGenerator(Kind):
+    draws = True
+
     def take(self, value: Any) -> Any:
         return value.bit_generator.state if isinstance(value, np.random.Generator) else value.get_state(legacy=False)
 
@@ -193,6 +224,8 @@ class _NumpyGenerator(Kind):
 
 
 class _PythonGenerator(Kind):
+    draws = True
+
     def take(self, value: Any) -> Any:
         return None if isinstance(value, random.SystemRandom) else value.getstate()
 
@@ -257,6 +290,8 @@ class _Closure(Kind):
 
 
 OBJECT = _Object()
+MODULE = _Object()
+CLASS = _Class()
 ITERATOR = _Iterator()
 KINDS: list[tuple[type[Any] | tuple[type[Any], ...], Kind]] = [
     (OrderedDict, _Ordered()),
@@ -276,8 +311,9 @@ KINDS: list[tuple[type[Any] | tuple[type[Any], ...], Kind]] = [
 ]
 
 
-def _is(left: object, right: object) -> bool:
-    return left is right
+def _bytes(value: Any) -> Any:
+    """The very bits: a NaN is equal to itself."""
+    return np.ascontiguousarray(value).reshape(-1).view(np.uint8)
 
 
 def _is_set(slot: Any, value: Any) -> bool:

@@ -8,10 +8,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from agm._module_state.compiled import is_compiled
+from agm._module_state.containers import contents, is_generator
 from agm._module_state.eval_mode import depends_on_mode, may_depend_on_mode
 from agm._module_state.hooks import KINDS
 from agm._module_state.modules import submodules
 from agm._module_state.traces import is_own
+from agm._module_state.written import Tensors
 
 __all__ = ["Structure", "Structures"]
 
@@ -26,10 +28,12 @@ class Structure:
         modules: the root and all in it, each once.
         own: those whose forward may store something, see `is_own`.
         buffered: those with buffers.
+        tensors: what forward may write to.
+        generators: of random numbers, in attributes.
         hooked: those with forward hooks.
         is_compiled: whether `torch.compile` has been applied to one.
         exchanges: whether a norm exchanges statistics with other processes, where there are some.
-        draws: whether masked passes may draw from the generators of Python and NumPy, as none is known not to have.
+        draws: whether a masked pass has drawn from the generators of Python and NumPy; None: none has run to its end.
     """
 
     def __init__(self, root: nn.Module) -> None:
@@ -37,10 +41,13 @@ class Structure:
         self.modules = submodules(root)
         self.own = [module for module in self.modules if is_own(module)]
         self.buffered = [module for module in self.modules if module._buffers]
+        held, hidden = contents([module.__dict__ for module in self.own], self.own, set(self.modules))
+        self.tensors = Tensors([*self.modules, *hidden], [one.value for one in held])
+        self.generators = [x for module in self.own for x in vars(module).values() if is_generator(type(x))]
         self.hooked = [module for module in self.modules if any(module.__dict__[kind] for kind in KINDS)]
         self.is_compiled = any(map(is_compiled, self.modules))
         self.exchanges = any(isinstance(module, nn.SyncBatchNorm) for module in self.modules)
-        self.draws = True
+        self.draws: bool | None = None
         self._moded = [module for module in self.modules if may_depend_on_mode(module)]
         self._norms = [module for module in self.modules if isinstance(module, _BatchNorm)]
         self._within = set(self.modules)
@@ -87,7 +94,7 @@ def _looks(modules: list[nn.Module]) -> list[tuple[Any, ...]]:
             bool(own["_forward_hooks"] or own["_forward_pre_hooks"]),
             bool(own["_backward_hooks"] or own["_backward_pre_hooks"]),
             len(module._buffers),
-            [*module._modules, *map(id, module._modules.values())] if module._modules else None,
+            [*module._modules.keys(), *map(id, module._modules.values())] if module._modules else None,
             own.get("forward"),
         )
         for module in modules

@@ -1,8 +1,10 @@
 """What forward leaves behind: put back after a masked pass, so that it is the joint pass's."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from operator import is_
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +14,11 @@ from torch.overrides import TorchFunctionMode
 
 from agm._module_state.checkpoints import CheckpointedRegions
 from agm._module_state.compiled import is_compiled
-from agm._module_state.containers import contents, home_of
+from agm._module_state.containers import contents
 from agm._module_state.draws import Draws, may_draw
 from agm._module_state.iterators import StandIns
 from agm._module_state.undo import Contexts, putting_back
+from agm._module_state.written import StandIn
 
 if TYPE_CHECKING:
     from agm._module_state.structure import Structure
@@ -24,10 +27,12 @@ __all__ = ["Attributes", "Traces", "is_own", "untraced"]
 
 
 def untraced(
-    modules: Iterable[nn.Module], again: Callable[[], AbstractContextManager[object]]
+    modules: Iterable[nn.Module],
+    again: Callable[[], AbstractContextManager[object]],
+    copies: Sequence[StandIn] = (),
 ) -> AbstractContextManager[object]:
     """`Traces` by itself, of a pass in whatever modes."""
-    traces = Traces(list(modules), again)
+    traces = Traces(list(modules), again, copies=copies)
     return Contexts(lambda: putting_back(traces.put_back, traces.begin), lambda: traces)
 
 
@@ -37,8 +42,8 @@ class Traces:
     Attributes are put back as they were, with the content of the lists, dicts, sets and plain objects that they hold;
     for iterators among these copies stand in (`StandIns`).
     A parameter, a buffer or a tensor in an attribute that is written to gets its values back; it is copied when the
-    write comes, so that a pass which writes to nothing copies nothing. In a network with compiled parts such writes
-    are not seen, and stay.
+    write comes, so that a pass which writes to nothing copies nothing. Only functions of torch that are known to write
+    are seen, and none in a network with compiled parts; what the joint pass has written to has a copy in its place.
 
     It begins before the pass, is entered for the pass, and puts back behind it.
 
@@ -47,6 +52,7 @@ class Traces:
         again: enters the modes of this pass, see `CheckpointedRegions`.
         structure: of the network, if it is known.
         draws: what puts back the random numbers that are drawn; None: they stay drawn.
+        copies: what stands in for tensors; the graph of the pass keeps what is written to it.
     """
 
     def __init__(
@@ -55,8 +61,11 @@ class Traces:
         again: Callable[[], AbstractContextManager[object]],
         structure: "Structure | None" = None,
         draws: Draws | None = None,
+        copies: Sequence[StandIn] = (),
     ) -> None:
         self._modules = modules
+        self._copies = copies
+        self._is_whole = True
         self._again = again
         self._structure = structure
         self._draws = draws
@@ -67,11 +76,11 @@ class Traces:
     def begin(self) -> None:
         """Notes what is there."""
         known = self._structure
-        self._attributes = attributes = Attributes(self._modules if known is None else known.own, known is not None)
+        self._attributes = attributes = Attributes(self._modules, None if known is None else known.own)
         # In a compiled part graphs would break at every function that is watched.
         compiled = any(map(is_compiled, self._modules)) if known is None else known.is_compiled
         if not compiled and not _have_graph(attributes.kept):
-            self._watch = _Watch(self._modules, attributes, self._again, self._draws)
+            self._watch = _Watch(self._modules, attributes, self._again, self._draws, self._copies)
         if self._draws is not None:
             self._draws.begin()
         self._stand_ins = StandIns(attributes.kept, attributes.held)
@@ -86,35 +95,38 @@ class Traces:
         if self._attributes is not None:
             self._attributes.put_back()
         if self._draws is not None:
-            self._draws.put_back()
+            self._draws.put_back(self._is_whole)
 
     def __enter__(self) -> None:
         if self._watch is not None:
             self._watch.__enter__()
 
     def __exit__(self, *error: Any) -> None:
+        self._is_whole = error[0] is None
         if self._watch is not None:
             self._watch.__exit__(*error)
 
 
 class Attributes:
-    """The attributes of modules whose forward may store something, and the content of what they hold.
+    """The attributes of modules, and the content of what those hold whose forward may store something.
 
     The mode and the values of tensors are left out.
 
     Args:
         modules: those of a network.
-        are_own: whether all of them are such modules.
+        own: such modules; None: those for which `is_own` holds.
 
     Attributes:
         kept: of each module its attributes, and a copy of them.
-        held: the containers among them.
+        held: the containers among those of `own`.
+        hidden: modules in these containers that are none of the network's.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], are_own: bool = False) -> None:
-        owners = [module for module in modules if are_own or is_own(module)]
-        self.kept = [(vars(module), dict(vars(module))) for module in owners]
-        self.held = contents([kept for _, kept in self.kept], frozenset([home_of(type(one)) for one in owners]))
+    def __init__(self, modules: Iterable[nn.Module], own: Iterable[nn.Module] | None = None) -> None:
+        modules = [*modules]
+        owners = [module for module in modules if is_own(module)] if own is None else [*own]
+        self.kept = [(module.__dict__, module.__dict__.copy()) for module in modules]
+        self.held, self.hidden = contents([module.__dict__ for module in owners], owners, set(modules))
 
     def have_changed(self) -> bool:
         """Whether an attribute is another one, or a container holds something else."""
@@ -123,6 +135,8 @@ class Attributes:
     def put_back(self) -> None:
         """Leaves everything as it was."""
         for current, kept in self.kept:
+            if len(current) == len(kept) and all(map(is_, current.values(), kept.values())):
+                continue
             if _differ(current, kept):
                 mode = {name: current[name] for name in ("training",) if name in current}  # is put back by itself
                 current.clear()
@@ -139,12 +153,20 @@ def _differ(current: dict[str, Any], kept: dict[str, Any]) -> bool:
 
 
 def is_own(module: nn.Module) -> bool:
-    """Whether its forward may store something: those of torch's layers do not."""
+    """Whether its forward may store something in it or in what it holds: those of torch's layers do not.
+
+    Where one holds a container, somebody has put it there, and a forward around it may.
+    """
     kind = type(module)
-    if not kind.__module__.startswith("torch.nn.modules."):
+    if not kind.__module__.startswith("torch.nn.modules.") or isinstance(module, (nn.ParameterList, nn.ParameterDict)):
+        return True
+    if any([type(x) in _CONTAINERS and name[0] != "_" for name, x in module.__dict__.items()]):
         return True
     forward = module.__dict__.get("forward")
     return forward is not None and getattr(forward, "__func__", None) is not kind.forward
+
+
+_CONTAINERS = frozenset((list, dict, set, deque, OrderedDict, defaultdict, Counter))
 
 
 def _have_graph(kept: list[tuple[dict[str, Any], dict[str, Any]]]) -> bool:
@@ -165,6 +187,7 @@ class _Watch(TorchFunctionMode):
         attributes: Attributes,
         again: Callable[[], AbstractContextManager[object]],
         draws: Draws | None,
+        copies: Sequence[StandIn],
     ) -> None:
         super().__init__()
         self._modules = modules
@@ -172,6 +195,7 @@ class _Watch(TorchFunctionMode):
         self._attributes = attributes
         self._regions = CheckpointedRegions(again)
         self._storages: dict[int, Tensor] | None = None
+        self._stand_ins = copies
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}
         self._data: list[tuple[Tensor, Tensor]] = []
 
@@ -196,7 +220,7 @@ class _Watch(TorchFunctionMode):
         if kind == "data" and isinstance(args[0], Tensor) and self._owner(args[0]) is not None:
             self._data.append((args[0], args[0].data))
             return
-        written = args[:1] if kind != "norm" else args[1:3]
+        written = args[_WRITTEN.get(kind, slice(1))]
         if kind == "norm" and not (kwargs.get("training", args[5] if len(args) > 5 else False)):
             return
         for tensor in (*written, kwargs.get("out"), kwargs.get("running_mean"), kwargs.get("running_var")):
@@ -215,7 +239,7 @@ class _Watch(TorchFunctionMode):
         return None if address is None else self._storages.get(address)
 
     def _tensors(self) -> Iterator[Tensor]:
-        for module in self._modules:
+        for module in (*self._modules, *self._attributes.hidden):
             yield from (x for x in module._parameters.values() if x is not None)
             yield from (x for x in module._buffers.values() if x is not None)
         inside = [held.inner() for held in self._attributes.held]
@@ -231,6 +255,10 @@ class _Watch(TorchFunctionMode):
         if not self._copies and not self._data:
             return
         with torch.no_grad(), torch._C.DisableTorchFunction():  # a mode may be left on by an interrupt
+            for one in self._stand_ins:
+                if (known := self._copies.pop(id(one.copy), None)) is not None:
+                    # The graph of this pass has what was written; who enters again begins anew.
+                    one.copy = known[1].requires_grad_(known[0].requires_grad)
             for owner, values in self._copies.values():
                 owner.data.copy_(values)  # no new version: a graph of before may have saved it
         for owner, data in reversed(self._data):
@@ -238,7 +266,10 @@ class _Watch(TorchFunctionMode):
 
 
 _saved_hooks = torch._C._autograd._top_saved_tensors_default_hooks
-_WRITES: dict[Any, str] = {}  # function -> "" if it writes to nothing, "first", "norm", "data" or "draw" and its name
+# Function -> what it writes to: "" nothing, "first", "norm", "observer", "data", or "draw" and its name.
+_WRITES: dict[Any, str] = {}
+_WRITTEN = {"norm": slice(1, 3), "observer": slice(3, 7)}  # which arguments; of others the first
+_SHARES = frozenset(("numpy", "__array__", "__dlpack__"))  # hands out memory, to which anybody may write
 _IN_PLACE = re.compile(r"__(setitem|i(add|sub|mul|truediv|floordiv|mod|pow|and|or|xor|lshift|rshift))__|\w*[^_]_")
 
 
@@ -248,9 +279,11 @@ def _kind_of(func: Any) -> str:
         return "data"
     if name in ("batch_norm", "instance_norm"):
         return "norm"
+    if name == "fused_moving_avg_obs_fake_quant":
+        return "observer"
     if may_draw(name):
         return f"draw {name}"
-    return "first" if _IN_PLACE.fullmatch(name) else ""
+    return "first" if name in _SHARES or _IN_PLACE.fullmatch(name) else ""
 
 
 def _address(tensor: Tensor) -> int | None:

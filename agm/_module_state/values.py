@@ -9,6 +9,7 @@ from torch.overrides import _len_torch_function_stack, _pop_mode  # type: ignore
 
 from agm._module_state.capture import is_capturing
 from agm._module_state.checkpoints import end_checkpoints, packing_hook
+from agm._module_state.containers import noted
 from agm._module_state.eval_mode import written_buffers
 from agm._module_state.structure import Structure
 
@@ -18,8 +19,13 @@ __all__ = ["kept_surroundings", "kept_values"]
 def kept_values(network: Structure, modulation: Iterable[nn.Module], state: Iterable[Tensor]) -> Callable[[], None]:
     """Copies what a step writes to; the callable puts the values back.
 
+    Of the network that is what norms and joint passes so far have written to, and all buffers before the first of them.
+    A parameter that the first one writes to keeps that.
+
+    Buffers that forward replaces by others, and generators of random numbers in attributes, are as before, too.
+
     Args:
-        network: whose running statistics and numbers of batches are among it.
+        network: whose buffers, and parameters that forward itself moves, are among it.
         modulation: modules whose buffers are.
         state: of the modulation.
     """
@@ -28,16 +34,25 @@ def kept_values(network: Structure, modulation: Iterable[nn.Module], state: Iter
         modules = [module for module in network.buffered if module.training]
         own += [buffer for _, _, buffer in written_buffers(modules)]
         every = [buffer for module in modules for buffer in module._buffers.values() if buffer is not None]
-        own += [buffer for buffer in every if buffer.dim() == 0 and not buffer.is_floating_point()]
+        first = network.tensors.moving is None
+        own += [buffer for buffer in every if first or (buffer.dim() == 0 and not buffer.is_floating_point())]
+    own += network.tensors.moved()
     own += state
     for module in modulation:
         own += [buffer for buffer in module._buffers.values() if buffer is not None] if module._buffers else []
+    bound = [(held, held.copy()) for module in network.buffered if type(held := module._buffers) is dict]
+    generators = [one for one in map(noted, network.generators) if one.content is not None]
     own = list({id(buffer): buffer for buffer in own}.values())
     copies = _copies(own)
 
     def put_back() -> None:
         if is_capturing():  # nothing has run
             return
+        for current, before in bound:
+            if any(current.get(name, before) is not buffer for name, buffer in before.items()):
+                current.update(before)
+        for generator in generators:
+            generator.put_back()
         with torch._C.DisableTorchFunction():  # a mode may be left on by an interrupt
             for buffer, copy in zip(own, copies, strict=True):
                 if not torch.equal(buffer, copy):

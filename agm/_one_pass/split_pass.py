@@ -78,7 +78,7 @@ def split_pass(
         _check_gradients(leaves_of(given), rows)
     around = _around(network, modules)
     own = [module for module in (*modules, *around) if is_own(module)]
-    attributes = Attributes(own, are_own=True)
+    attributes = Attributes([*modules, *around], own)
     iterators = StandIns(attributes.kept, attributes.held)
     if not iterators.are_all:
         raise Unsplit("it has an iterator that cannot be copied (a generator), or a module beside it has one")
@@ -165,7 +165,7 @@ def _run(
 ) -> tuple[list[Any], Any]:
     """Leaves of the features, and their structure."""
     with modes.told(), exchanges.within(split), split:
-        features = encoder(*args, **kwargs)
+        features = encoder.forward(*args, **kwargs)  # it stands in for that, inside a call of the encoder
         modes.check()
     return flattened(features, is_leaf=is_opaque)
 
@@ -302,7 +302,7 @@ def what_runs(
                     features, structure = _run(encoder, modes, args, kwargs, split, exchanges)
                 else:
                     with telling_rows(split.read, split.fail), evaluation(whole), exchanges.within(split), split:
-                        output = encoder(*args, **kwargs)
+                        output = encoder.forward(*args, **kwargs)
                     features, structure = flattened(output, is_leaf=is_opaque)
             except BaseException as error:
                 end_checkpoints(error)

@@ -180,7 +180,7 @@ class FactorisedPasses:
         def run(part: range | None) -> Tensor:
             return self._written(parted, replace(rows, part=part), how, forward)
 
-        return joint, self.chunks.run(self.network, run, parts, hooks), made
+        return joint, self.chunks.run(self.network, run, parts, hooks, structure), made
 
     def _check(self, arguments: Arguments) -> None:
         """That its encoders and `fuse` can be called by themselves.

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from agm._module_state.eval_mode import Evaluation, mixes_samples
 from agm._module_state.hooks import ForwardHooks
+from agm._module_state.structure import Structure
 from agm._passes.declared_head import DeclaredHead
 
 __all__ = ["Chunks"]
@@ -76,6 +77,7 @@ class Chunks:
         call: Callable[[range | None], Any],
         parts: list[range] | list[None],
         hooks: ForwardHooks | None = None,
+        structure: Structure | None = None,
     ) -> Any:
         """What `call(part)` returns for each part, put together, in eval mode.
 
@@ -85,8 +87,9 @@ class Chunks:
                 checkpoint keeps what it is given: so it keeps one batch of inputs, and not one for every subset.
             parts: see `parts`.
             hooks: of the network's modules, of which observers are left out.
+            structure: of the network, which tells what the joint pass has written to.
         """
-        mode = Evaluation(network, hooks, draws=True)
+        mode = Evaluation(network, hooks, draws=True, written=[] if structure is None else structure.tensors.written())
         withheld = nullcontext if self.head is None or not self.head.is_withheld else self.head.withheld
 
         def evaluated(part: range | None) -> Any:

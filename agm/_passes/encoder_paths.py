@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from agm._module_state.replace_forward import make_answerable
@@ -23,6 +24,11 @@ def find_targets(network: nn.Module, paths: Mapping[str, str], modalities: tuple
         TypeError: a path is not a string.
         ValueError: a name is no modality, a path leads nowhere, or an encoder is a part of another.
     """
+    if isinstance(network, torch.jit.ScriptModule):
+        raise ValueError(
+            "Expected a network with the paths of `encoders` not to be compiled by TorchScript as a whole, since calls "
+            "of its encoders cannot be seen there. Compile the encoders, or leave `encoders` out."
+        )
     names: dict[tuple[nn.Module, str], dict[int, str]] = {}
     for name, path in paths.items():
         if name not in modalities:

@@ -179,6 +179,8 @@ class MaskedPasses:
             self._parted = self._as_paths(self._parted)
         run = self._parted or self._whole
         structure = structure or self.structure()
+        if structure is not None:
+            structure.tensors.note()
         hooks = None if structure is None else ForwardHooks(structure.hooked)
         output, masked = run(arguments, rows, absent, here, hooks, structure)
         return output, masked, rows
@@ -321,7 +323,7 @@ class MaskedPasses:
                 masked = masked_arguments(kept, kept_absent, subsets, part)
                 return self.outputs.logits(self.binding.call(masked))
 
-            return joint, self.chunks.run(self.network, call, parts, hooks)
+            return joint, self.chunks.run(self.network, call, parts, hooks, structure)
         masked = masked_arguments(arguments, absent, subsets)
         joint = self._joint(arguments, hooks)
         with evaluation(self.network, hooks, self.structure()):

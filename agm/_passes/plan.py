@@ -136,7 +136,7 @@ def _mode_dependent(network: nn.Module, part: nn.Module) -> str:
     found = [
         f"`{names.get(module, name)}` {type(module).__name__}"
         for name, module in part.named_modules()
-        if module.training and depends_on_mode(module)
+        if depends_on_mode(module) and module.training
     ]
     return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
 

@@ -13,8 +13,11 @@ from torch.utils import _pytree as pytree
 from agm._inputs.absent import batch_size, is_rows
 from agm._inputs.arguments import Arguments
 from agm._inputs.rows import copied, doubled, tile
+from agm._module_state.modules import submodules
 from agm._module_state.replace_forward import answering, called_function
+from agm._module_state.structure import Structure
 from agm._module_state.traces import untraced
+from agm._module_state.written import Place, StandIn, stand_ins
 from agm._passes.absent_features import detached
 from agm._passes.masked_passes import MaskedPasses
 
@@ -38,7 +41,7 @@ def separate_passes(
     where they depend on the mode, that is what the mode means.
 
     After the joint pass the generators are seeded anew, so that a network which draws random numbers in eval mode draws
-    others than in `passes`. This, and other buffers than it found, is left to the caller to put back.
+    others than in `passes`. This is left to the caller to put back.
 
     Args:
         passes: whose network, absent inputs and encoders are meant.
@@ -54,6 +57,8 @@ def separate_passes(
         for name, x in absent.items()
     }
     encoders = _encoders(passes)
+    tensors = Structure(passes.network).tensors
+    tensors.note()
     with ExitStack() as stack:
         if passes.shared:
             for encoder in encoders:
@@ -63,13 +68,13 @@ def separate_passes(
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
+    written = tensors.written()
     masked = []
     for subset in subsets:
         present = {name for bit, name in enumerate(passes.modalities) if subset >> bit & 1}
         inputs = {name: x if name in present else absent[name] for name, x in arguments.inputs.items()}
-        _renew_buffers(passes.network)
         with ExitStack() as stack:
-            stack.enter_context(eval_mode(passes.network))
+            stack.enter_context(eval_mode(passes.network, stand_ins(_own_memory(passes.network, written))))
             for encoder in encoders:
                 answer = encoder.answering(present, passes.shared, passes.options.absent_gradient)
                 stack.enter_context(answering({encoder.owner: answer}, encoder.method))
@@ -130,12 +135,12 @@ def _as_input(rows: Tensor, tracks: bool) -> Tensor:
 
 
 @contextmanager
-def eval_mode(network: nn.Module) -> Iterator[None]:
-    """Every module in eval mode, for a pass that leaves no trace.
+def eval_mode(network: nn.Module, copies: Sequence[StandIn] = ()) -> Iterator[None]:
+    """Every module in eval mode, for a pass that leaves no trace, with copies in the place of some tensors.
 
     Recurrent layers stay in training mode without dropout, since cuDNN refuses their backward in eval mode.
     """
-    modes = [(module, module.training) for module in network.modules()]
+    modes = [(module, module.training) for module in submodules(network)]
     recurrent = [module for module, _ in modes if type(module) in (nn.RNN, nn.LSTM, nn.GRU)]
     dropouts: list[float] = [module.dropout for module in recurrent]  # type: ignore[misc]
     try:
@@ -143,9 +148,13 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
             module.training = module.training and module in recurrent
         for module in recurrent:
             module.dropout = 0.0  # type: ignore[assignment]
-        with untraced([module for module, _ in modes], lambda: eval_mode(network)):
+        for one in copies:
+            one.begin()
+        with untraced([module for module, _ in modes], lambda: eval_mode(network, copies), copies):
             yield
     finally:
+        for one in copies:
+            one.put_back()
         for module, mode in modes:
             module.training = mode
         for module, dropout in zip(recurrent, dropouts, strict=True):
@@ -158,9 +167,8 @@ def _copied(arguments: Arguments) -> Arguments:
     return Arguments(inputs, others, rest, arguments.placed)
 
 
-def _renew_buffers(network: nn.Module) -> None:
-    """The backward of earlier passes reads the buffers that they had, whatever the next one writes to its own."""
-    for module in network.modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = buffer.clone()
+def _own_memory(network: nn.Module, written: Sequence[Place]) -> list[Place]:
+    """What each pass has of its own, since the backward of earlier ones reads what they had: buffers, and `written`."""
+    buffers = [(m._buffers, name) for m in network.modules() for name, x in m._buffers.items() if x is not None]
+    known = {(id(held), name) for held, name in buffers}
+    return [*buffers, *((held, name) for held, name in written if (id(held), name) not in known)]

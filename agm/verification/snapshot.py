@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agm._module_state.containers import contents, home_of
+from agm._module_state.containers import contents
 from agm._module_state.generators import kept_generators
 from agm._module_state.iterators import StandIns, copy_of
 
@@ -56,10 +56,10 @@ def preserved(root: nn.Module) -> Iterator[Callable[[], None]]:
     """
     modules = list(root.modules())
     attributes = [(vars(module), dict(vars(module))) for module in modules]
-    containers = contents([kept for _, kept in attributes], frozenset([home_of(type(module)) for module in modules]))
+    containers, hidden = contents([kept for _, kept in attributes], modules, set(modules))
     # Hooks too, which a network may register on itself in its first forward.
     hooks = [(kept[name], kept[name].copy()) for _, kept in attributes for name in _HOOKS if kept.get(name) is not None]
-    tensors = {id(tensor): (tensor, tensor.detach().clone()) for tensor in _tensors(modules)}
+    tensors = {id(tensor): (tensor, tensor.detach().clone()) for tensor in _tensors([*modules, *hidden])}
     gradients = [(parameter, parameter.grad) for parameter in root.parameters()]
     devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())] if torch.cuda.is_initialized() else []
     put_back_generators = kept_generators(*devices)
