@@ -21,6 +21,7 @@ from agm._module_state.capture import check_captured
 from agm._module_state.generators import kept_generators
 from agm._module_state.modules import submodules
 from agm._module_state.structure import Structure
+from agm._module_state.threads import WAYS_OUT, lock_of
 from agm._module_state.undo import all_or_nothing
 from agm._module_state.values import kept_surroundings, kept_values
 from agm._one_pass.choice import Passes
@@ -367,14 +368,16 @@ class AGM(nn.Module):
         """Held while a call runs, one thread at a time: a step changes the modes of the network's modules meanwhile.
 
         Raises:
-            RuntimeError: another thread is inside.
+            RuntimeError: another thread is inside, by this model or by another one of the network.
         """
-        lock: threading.Lock = self.__dict__.setdefault("_lock", threading.Lock())
+        known = self.__dict__.get("_lock")
+        if known is None or known[0] is not self.module:
+            known = self.__dict__["_lock"] = (self.module, lock_of(self.module))
+        lock: threading.Lock = known[1]
         if lock.locked():
             raise RuntimeError(
-                "Expected one thread at a time to call an agm.AGM, but another one is inside: a training step changes "
-                "the modes of the network's modules while it runs. Give the other thread a copy.deepcopy of the model, "
-                "or let it wait with a lock of your own."
+                "Expected one thread at a time to call an agm.AGM, or several of one network, but another one is "
+                f"inside: a training step changes the modes of the network's modules while it runs. {WAYS_OUT}"
             )
         return lock
 

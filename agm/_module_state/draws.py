@@ -1,7 +1,6 @@
 """Random numbers that a pass draws, put back so that the next ones are those that would have come without it."""
 
 import random
-import threading
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from agm._module_state.capture import is_capturing
-from agm._module_state.generators import comparable, numpy_state
+from agm._module_state.generators import comparable, is_only_thread, numpy_state
 
 if TYPE_CHECKING:
     from agm._module_state.structure import Structure
@@ -34,8 +33,8 @@ class Draws:
     """The generators of torch, Python and NumPy, of which a pass in eval mode rarely draws.
 
     Those of torch are noted when the first number is about to be drawn. Those of Python and NumPy cannot be seen to be
-    drawn from: they are noted before the pass. What another thread draws meanwhile looks the same, so where there are
-    some those of a network that was never seen to draw are left alone.
+    drawn from: they are noted before the pass. What another thread draws meanwhile looks the same, and is not to be
+    drawn again: where there are some they are put back for a network alone that has drawn when there were none.
 
     Args:
         structure: of the network, which keeps that; None: they are put back every time.
@@ -48,7 +47,7 @@ class Draws:
 
     def begin(self) -> None:
         """Notes those of Python and NumPy."""
-        if self._structure is None or self._structure.draws is not False or threading.active_count() == 1:
+        if self._structure is None or self._structure.draws or is_only_thread():
             self._host = random.getstate(), numpy_state()
 
     def before(self, name: str, args: Any, kwargs: Any) -> None:
@@ -60,12 +59,8 @@ class Draws:
             for device in _devices(args, kwargs):
                 self._of_torch.append(partial(torch.cuda.set_rng_state, torch.cuda.get_rng_state(device), device))
 
-    def put_back(self, is_whole: bool = True) -> None:
-        """Leaves them as they were noted.
-
-        Args:
-            is_whole: whether the pass has run to its end, and so shows whether it draws.
-        """
+    def put_back(self) -> None:
+        """Leaves them as they were noted."""
         for put_back in self._of_torch or ():
             put_back()
         if self._host is None:
@@ -78,8 +73,8 @@ class Draws:
         if now is not numpy and comparable(now) != comparable(numpy):
             drawn = True
             np.random.set_state(numpy)
-        if self._structure is not None and (drawn or (is_whole and self._structure.draws is None)):
-            self._structure.draws = drawn
+        if self._structure is not None and drawn and is_only_thread():
+            self._structure.draws = True
 
 
 def may_draw(name: str) -> bool:

@@ -1,5 +1,6 @@
 """Another forward for some modules while a network runs."""
 
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from agm._module_state.hooks import ALL_KINDS
+from agm._module_state.threads import guarded, unguarded
 from agm._module_state.undo import putting_back
 
 __all__ = ["answering", "answering_methods", "called_function", "make_answerable"]
@@ -31,7 +33,7 @@ def called_function(module: nn.Module, method: str = "forward") -> Callable[...,
     compiled anew, together with what took its place.
     """
     function: Callable[..., Any] = getattr(module, _place(module, method))
-    return function
+    return function if torch.compiler.is_compiling() else unguarded(function)
 
 
 def make_answerable(module: nn.Module) -> None:
@@ -66,8 +68,9 @@ def answering_methods(
                 attributes[place] = value
 
     def replace() -> None:
+        alone = (not eager and torch.compiler.is_compiling()) or threading.active_count() == 1
         for attributes, place, answer, _ in own:
-            attributes[place] = answer
+            attributes[place] = answer if alone else guarded(answer)
 
     return putting_back(put_back, replace, eager)
 

@@ -33,7 +33,7 @@ class Structure:
         hooked: those with forward hooks.
         is_compiled: whether `torch.compile` has been applied to one.
         exchanges: whether a norm exchanges statistics with other processes, where there are some.
-        draws: whether a masked pass has drawn from the generators of Python and NumPy; None: none has run to its end.
+        draws: whether a masked pass has drawn from the generators of Python and NumPy.
     """
 
     def __init__(self, root: nn.Module) -> None:
@@ -47,7 +47,7 @@ class Structure:
         self.hooked = [module for module in self.modules if any(module.__dict__[kind] for kind in KINDS)]
         self.is_compiled = any(map(is_compiled, self.modules))
         self.exchanges = any(isinstance(module, nn.SyncBatchNorm) for module in self.modules)
-        self.draws: bool | None = None
+        self.draws = False
         self._moded = [module for module in self.modules if may_depend_on_mode(module)]
         self._norms = [module for module in self.modules if isinstance(module, _BatchNorm)]
         self._within = set(self.modules)

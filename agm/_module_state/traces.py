@@ -65,7 +65,6 @@ class Traces:
     ) -> None:
         self._modules = modules
         self._copies = copies
-        self._is_whole = True
         self._again = again
         self._structure = structure
         self._draws = draws
@@ -95,14 +94,13 @@ class Traces:
         if self._attributes is not None:
             self._attributes.put_back()
         if self._draws is not None:
-            self._draws.put_back(self._is_whole)
+            self._draws.put_back()
 
     def __enter__(self) -> None:
         if self._watch is not None:
             self._watch.__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        self._is_whole = error[0] is None
         if self._watch is not None:
             self._watch.__exit__(*error)
 

@@ -13,6 +13,7 @@ from agm._inputs.samples import has_samples
 from agm._inputs.trees import leaves_of
 from agm._module_state.modules import submodules
 from agm._module_state.replace_forward import answering
+from agm._module_state.threads import unguarded
 from agm._one_pass.choice import GLOBAL_HOOKS, Choice, Passes, refused, why_split
 from agm._one_pass.known_layers import KnownLayers
 from agm._one_pass.layouts import Meeting, Unsplit
@@ -128,7 +129,7 @@ class JointCall:
         self.aliases = aliases
         self.name = name
         self.encoder = encoder
-        self.forward = encoder.forward
+        self.forward = unguarded(encoder.forward)
         self.planned = self.chosen = chosen
         self.shared = shared
         self.keeps = keeps

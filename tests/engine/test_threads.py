@@ -1,5 +1,6 @@
 """Threads that train."""
 
+import sys
 import threading
 from typing import Any
 
@@ -66,3 +67,49 @@ class TestThreads:
         for weights in beside:
             torch.testing.assert_close(weights, alone[0], rtol=1e-12, atol=1e-12)
         assert torch.utils.checkpoint.CheckpointFunction is original
+
+    def test_two_models_of_one_network_are_refused(self) -> None:
+        network = Net()
+        models = [agm.AGM(network, NAMES, encoders=encoders) for encoders in (None, ENCODERS)]
+        inside, release = threading.Event(), threading.Event()
+        network.head.register_forward_hook(lambda *_: (inside.set(), release.wait(20))[0])
+        thread = threading.Thread(target=lambda: models[0](**inputs(), target=TARGET))
+        thread.start()
+        assert inside.wait(20)
+        try:
+            with pytest.raises(RuntimeError, match=r"several of one network.*copy\.deepcopy"):
+                models[1](**inputs(), target=TARGET)
+        finally:
+            release.set()
+            thread.join()
+
+    @pytest.mark.parametrize("options", [{}, {"masked": "shared"}, {"passes": "two"}], ids=str)
+    def test_the_plain_network_in_another_thread_breaks_nothing(self, options: dict[str, Any]) -> None:
+        network = Net()
+        model = agm.AGM(network, NAMES, encoders=ENCODERS, **options)
+        model(**inputs(), target=TARGET)
+        stop, said = threading.Event(), set()
+
+        def read() -> None:
+            while not stop.is_set():
+                try:
+                    with torch.no_grad():
+                        network(**inputs())
+                except RuntimeError as error:
+                    said.add(str(error).partition(",")[0])
+
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-5)
+        thread = threading.Thread(target=read)
+        thread.start()
+        try:
+            expected = network(**inputs())
+            for _ in range(150):
+                assert torch.equal(model(**inputs(), target=TARGET), expected)
+        finally:
+            stop.set()
+            thread.join()
+            sys.setswitchinterval(interval)
+        assert said <= {"Expected one thread at a time in a network that trains"}
+        assert not [name for name, module in network.named_modules() if "forward" in vars(module)]
+        assert torch.equal(network.eval()(**inputs()), expected)

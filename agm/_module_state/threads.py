@@ -1,0 +1,48 @@
+"""One thread at a time in a network: a training step changes the modes of its modules while it runs."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+__all__ = ["WAYS_OUT", "guarded", "lock_of", "unguarded"]
+
+_locks: "WeakKeyDictionary[nn.Module, threading.Lock]" = WeakKeyDictionary()
+_making = threading.Lock()
+
+_GUARDS = "_agm_guards"
+WAYS_OUT = "Give the other thread a copy.deepcopy of it, or let it wait with a lock of your own."
+
+
+def lock_of(network: nn.Module) -> threading.Lock:
+    """The lock of a network, the same for all that wrap it."""
+    with _making:
+        return _locks.setdefault(network, threading.Lock())
+
+
+def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What stands in for a forward during a step, for the thread that takes the step; others get an error.
+
+    Raises:
+        RuntimeError: when called by another thread.
+    """
+    owner = threading.get_ident()
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != owner:
+            raise RuntimeError(
+                "Expected one thread at a time in a network that trains, but another one is in a training step of "
+                f"agm.AGM. {WAYS_OUT}"
+            )
+        return function(*args, **kwargs)
+
+    setattr(call, _GUARDS, function)
+    return call
+
+
+def unguarded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What `guarded` was given, where it has made this."""
+    of_guard: Callable[..., Any] = getattr(function, _GUARDS, function)
+    return of_guard
