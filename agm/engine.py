@@ -273,7 +273,9 @@ class AGM(nn.Module):
         With `loss`, in training: the output with the loss in it, as the class says.
 
         Args:
-            args, kwargs: what the network's forward takes; the modalities by keyword, or by position as there.
+            args, kwargs: what the network's forward takes; the modalities by keyword, or by position as there. What is
+                no modality is repeated for the masked rows as in `agm.masked_logits`; earlier batches tell of what has
+                the number of the samples by chance (an image size in a last batch of two).
             target: (B,) class indices, or what `score` takes; needed in training.
             present: (B, M) bool, which samples have which modalities, a column each in their order; None: all have all.
                 Where a sample lacks one, whatever its input holds is replaced by an absent one, in eval mode too; in

@@ -4,10 +4,11 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
-from agm._inputs.batch_argument import BatchArgument, Rest
-from agm._inputs.samples import unwrapped, wrapped
+from agm._inputs.batch_argument import BatchArgument
+from agm._inputs.opened import Known, closed, opened
+from agm._inputs.trees import leaves_of
 from agm.ops._checks import check_modalities
 
 __all__ = ["Arguments", "Binding", "Modalities", "names_of"]
@@ -96,6 +97,7 @@ class Binding:
         required = [p for p in places if p.default is inspect.Parameter.empty]
         none_named = len(missing) == len(self._carrying)
         self._any_name = _ANY_NAME in kinds and not (none_named and len(required) >= len(self._carrying))
+        self._known: Known = {}
         if self.batch is not None:
             return
         room = self._any_place or len(places) >= len(self._carrying)
@@ -119,8 +121,7 @@ class Binding:
             TypeError: an argument was given twice, or too many by position.
         """
         if self.batch is not None:
-            inputs, rest, others, keywords = self.batch.split(args, dict(kwargs))
-            return wrapped(Arguments(inputs, [rest, *others], keywords))
+            return self._opened(Arguments(*self.batch.split(args, dict(kwargs))))
         given = dict(kwargs)
         names = self._names if self._by_name else [name for name in self._carrying if name not in given]
         if self._by_name and len(args) > len(names):
@@ -150,7 +151,16 @@ class Binding:
             placed = self.modalities
         elif not self._by_name and self._any_place:
             placed = tuple(names[: len(args)])
-        return wrapped(Arguments(inputs, list(args[len(names) :]), given, placed))
+        return self._opened(Arguments(inputs, list(args[len(names) :]), given, placed))
+
+    def _opened(self, arguments: Arguments) -> Arguments:
+        """The arguments with what belongs to samples as leaves."""
+        if self.batch is not None:
+            return opened(arguments, _count(arguments.inputs), self._known, self.batch.name, self.batch.paths)
+        values = (*arguments.inputs.values(), *arguments.others, *arguments.rest.values())
+        if all([isinstance(value, _PLAIN) for value in values]):  # as nearly always
+            return arguments
+        return opened(arguments, _count(arguments.inputs), self._known)
 
     def is_verbatim(self, args: tuple[Any, ...]) -> bool:
         """Whether a call with these positional arguments reaches forward as it is."""
@@ -165,17 +175,30 @@ class Binding:
 
     def as_given(self, arguments: Arguments) -> tuple[list[Any], dict[str, Any]]:
         """The arguments by position and by keyword, as a call has them."""
-        inputs, others, rest, placed = unwrapped(arguments)
+        inputs = {name: closed(value) for name, value in arguments.inputs.items()}
+        others = [closed(value) for value in arguments.others]
+        rest = {name: closed(value) for name, value in arguments.rest.items()}
         if self.batch is not None:
-            first, *others = others
-            assert isinstance(first, Rest)
-            return self.batch.joined(inputs, first, others), rest
+            return [self.batch.joined(inputs, others[0]), *others[1:]], rest
+        placed = arguments.placed
         named: dict[str, Any] = {}
         for name, value in inputs.items():
             if name not in placed:
                 group = self.carriers[name]
                 named.update({group: value} if isinstance(group, str) else value)
         return [*(inputs[name] for name in placed), *others], {**named, **rest}
+
+
+_PLAIN = (Tensor, bool, int, float, str, type(None))
+
+
+def _count(inputs: Mapping[str, Any]) -> int:
+    """The number of samples, of the first tensor that has rows; -1 where there is none."""
+    for value in inputs.values():
+        for leaf in leaves_of(value):
+            if isinstance(leaf, Tensor) and not leaf.is_nested and leaf.dim():
+                return leaf.shape[0]
+    return -1
 
 
 def _group(carriers: tuple[str, ...] | str) -> tuple[str, ...]:

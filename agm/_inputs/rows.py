@@ -19,6 +19,7 @@ __all__ = [
     "combine",
     "copied",
     "doubled",
+    "first_rows",
     "lacking",
     "masked_arguments",
     "stacked",
@@ -69,7 +70,24 @@ def stacked(present: Any, absent: Any) -> Any:
 
 def copied(tree: Any) -> Any:
     """A pytree with its tensors cloned, so that whoever goes on in place with one leaves the other alone."""
-    return mapped(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, tree)
+    return mapped(_copied, tree)
+
+
+def _copied(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return leaf.clone()
+    return leaf.copied() if isinstance(leaf, Samples) else leaf
+
+
+def first_rows(tree: Any, count: int, batch: int) -> Any:
+    """Of a pytree whose leaves have something for each of `batch` samples what is of the first `count`."""
+
+    def first(leaf: Any) -> Any:
+        if isinstance(leaf, Samples):
+            return leaf.taken([range(count)]) if len(leaf) == batch else leaf
+        return leaf[:count] if is_rows(leaf) and leaf.shape[0] == batch else leaf
+
+    return mapped(first, tree)
 
 
 def doubled(tree: Any) -> tuple[Any, Any]:
@@ -143,6 +161,11 @@ def check_others(arguments: Arguments, batch: int) -> None:
     others = {f"args[{i}]": value for i, value in enumerate(arguments.others)} | arguments.rest
     for name, value in others.items():
         for leaf in leaves_of(value):
+            if isinstance(leaf, Tensor) and leaf.is_nested:
+                raise ValueError(
+                    f"Expected argument `{name}`, which is no modality, to be dense, but got a nested tensor. Make one "
+                    "tensor of it, with a mask or lengths beside it (to_padded_tensor)."
+                )
             count = len(leaf) if isinstance(leaf, Samples) else leaf.shape[0] if is_rows(leaf) else batch
             if count != batch:
                 got = tuple(leaf.shape) if is_rows(leaf) else f"{count} values"

@@ -136,7 +136,11 @@ def masked_logits(
         checkpoint: drop the activations of each masked chunk and recompute them in the backward, in eval mode and
             with the same running statistics: together with `max_rows` only one chunk's activations live at a time,
             for one more forward of the masked rows. In a compiled graph this is left to the compiler.
-        arguments: other keyword arguments of forward. Tensors in them have one row a sample.
+        arguments: other keyword arguments of forward. Tensors in them have one row a sample, and sequences of as many
+            items as there are samples (lists, tuples, deques, arrays) have an item a sample, whatever the items are and
+            wherever they lie: in dicts, dataclasses and other objects with attributes. Both are repeated for the masked
+            rows; what has another length stays as it is. Where that cannot be told or done it is refused: a list whose
+            items have a row for each sample, a mapping with a key for each, an iterator.
         present: (B, M) bool on the device of the inputs, which samples have which modalities; None: all have all.
             Where a sample lacks one, the input is replaced by an absent one, in the joint pass too, whatever it holds.
         sample: subsets that `agm.sample_subsets` drew, to be computed instead of all.
