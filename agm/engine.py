@@ -111,7 +111,9 @@ class AGM(nn.Module):
             attribute, or a path of these, "views.0" or ("views", 0). Dicts, lists, dataclasses and other objects with
             attributes are copied, not written to.
         output: where the network's output holds the logits: a key, an index, a path of these, or a function that picks
-            them. None: the output itself, or its `logits`.
+            them. None: the output itself, or its `logits`. A scalar beside them may be an auxiliary loss (of features,
+            of routers); one that is computed from the logits has a gradient that passes by the modulation, and is
+            refused. Of one that forward keeps in an attribute `plan` and `agm.verify` tell.
         class_dim: the dimension of the classes, where it is not the last: 1 for (B, C, H, W).
         target: the name under which a call takes the targets, for networks whose forward has a `target` of its own.
         passes: of each encoder: "auto", "one" or "two", as in `agm.masked_logits`.

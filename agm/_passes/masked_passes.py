@@ -26,6 +26,7 @@ from agm._passes.chunks import Chunks
 from agm._passes.declared_head import DeclaredHead
 from agm._passes.options import MaskedOptions
 from agm._passes.outputs import Outputs
+from agm._passes.own_losses import kept_losses, kept_losses_note
 from agm._passes.plan import Plan, fusion_lines
 from agm._passes.record import Record
 from agm.distributed import Peers
@@ -52,6 +53,8 @@ class MaskedPasses:
         binding: how they enter the network's forward.
         outputs: where its output holds the logits.
         absent: modality -> what an absent input is.
+        kept_losses: attributes in which the network keeps a loss of the logits that the masked passes do not modulate,
+            as far as the first step has shown.
 
     Raises:
         ValueError: names, paths or a mode that cannot be.
@@ -95,6 +98,8 @@ class MaskedPasses:
         if absent_features is None:
             absent_features = AbsentFeatures(options.absent_gradient, options.absent_refresh)
         self.absent_features = absent_features
+        self.kept_losses: tuple[str, ...] = ()
+        self._has_looked = False
         self._structures = Structures()
         self._parted: InterceptedPasses | FactorisedPasses | None = None  # None: the network is one piece
         if encoders:
@@ -181,6 +186,9 @@ class MaskedPasses:
         structure = structure or self.structure()
         hooks = None if structure is None else ForwardHooks(structure.hooked)
         output, masked = run(arguments, rows, absent, here, hooks, structure)
+        if structure is not None and not self._has_looked and torch.is_grad_enabled() and not self.outputs.are_withheld:
+            self._has_looked = True
+            self.kept_losses = kept_losses(self.network, self.outputs.leaf(output))
         return output, masked, rows
 
     def structure(self) -> Structure | None:
@@ -284,14 +292,17 @@ class MaskedPasses:
                 "instead."
             )
             with unfrozen(self.network):
-                return Plan(self.modalities, masked, tuple(self._parted.plan(subsets)), (note,))
+                return Plan(self.modalities, masked, tuple(self._parted.plan(subsets)), (note, *self._loss_notes()))
         note = (
             'No encoders are named, so all masked inputs go through the whole network. Name them, encoders={"audio": '
             '"path.in.the.network", ...}, or give the network `encoders` and `fuse`: then each encoder sees 2 B + 1 '
             "rows, or B + 1 with masked='shared' or where nothing depends on the mode, for any number of modalities."
         )
         lines = fusion_lines("network", self.modalities, self.chunks.describe(self.network), subsets)
-        return Plan(self.modalities, masked, tuple(lines), (note,))
+        return Plan(self.modalities, masked, tuple(lines), (note, *self._loss_notes()))
+
+    def _loss_notes(self) -> tuple[str, ...]:
+        return (kept_losses_note(self.kept_losses),) if self.kept_losses else ()
 
     def _whole(
         self,
