@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from agm._inputs.absent import are_rows
 from agm._inputs.batch_argument import BatchArgument
 from agm._inputs.opened import Known, closed, opened
 from agm._inputs.trees import leaves_of
+from agm._inputs.whole import Whole
 from agm.ops._checks import check_modalities
 
 __all__ = ["Arguments", "Binding", "Modalities", "names_of"]
@@ -73,13 +75,26 @@ class Binding:
         network: whose forward is called.
         modalities: their names, or what carries them.
         inputs: modality -> its path in the one batch that forward takes; None: each is an argument.
+        by_callable: modalities that a callable makes absent, and may therefore come as something whose rows are not
+            those of the samples.
+
+    Attributes:
+        wholes: those of them that have come so.
 
     Raises:
         ValueError: forward takes some of the modalities but not all, or too few arguments.
     """
 
-    def __init__(self, network: nn.Module, modalities: Modalities, inputs: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        modalities: Modalities,
+        inputs: Mapping[str, Any] | None = None,
+        by_callable: Sequence[str] = (),
+    ) -> None:
         self.network = network
+        self.by_callable = tuple(by_callable)
+        self.wholes: set[str] = set()
         self.modalities = tuple(modalities) if len(modalities) == 1 else names_of(modalities)
         self.carriers = _parameters(modalities)
         self.batch = None if inputs is None else BatchArgument(network, self.modalities, inputs)
@@ -155,12 +170,25 @@ class Binding:
 
     def _opened(self, arguments: Arguments) -> Arguments:
         """The arguments with what belongs to samples as leaves."""
+        if self.by_callable and (wholes := self._found_whole(arguments.inputs)):
+            return arguments._replace(inputs=wholes)  # nothing is repeated: each subset has a pass of its own
         if self.batch is not None:
             return opened(arguments, _count(arguments.inputs), self._known, self.batch.name, self.batch.paths)
         values = (*arguments.inputs.values(), *arguments.others, *arguments.rest.values())
         if all([isinstance(value, _PLAIN) for value in values]):  # as nearly always
             return arguments
         return opened(arguments, _count(arguments.inputs), self._known)
+
+    def _found_whole(self, inputs: dict[str, Any]) -> dict[str, Any] | None:
+        """The inputs with `Whole` around those that a callable makes absent and that have no row a sample."""
+        plain = {name: x for name, x in inputs.items() if name not in self.wholes and are_rows(x)}
+        count = _count({name: x for name, x in plain.items() if name not in self.by_callable} or plain)
+        for name in self.by_callable:
+            if count >= 0 and not are_rows(inputs[name], count):
+                self.wholes.add(name)
+        if count < 0 or not self.wholes:
+            return None
+        return {name: Whole(x) if name in self.wholes else x for name, x in inputs.items()}
 
     def is_verbatim(self, args: tuple[Any, ...]) -> bool:
         """Whether a call with these positional arguments reaches forward as it is."""

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from agm._inputs.samples import Samples, holds_tensors, is_sequence
 from agm._inputs.structures import Path, entries, with_entries
 from agm._inputs.trees import leaves_of
+from agm._inputs.whole import Whole
 
 if TYPE_CHECKING:
     from agm._inputs.arguments import Arguments
@@ -114,6 +115,8 @@ def _is_ours(leaf: Any) -> bool:
 def _closed(leaf: Any) -> Any:
     if isinstance(leaf, Samples):
         return leaf.values
+    if isinstance(leaf, Whole):
+        return leaf.value
     if not isinstance(leaf, Opened):
         return leaf
     held = dict(entries(leaf.whole) or ())
@@ -140,7 +143,7 @@ def _are_one(left: Any, right: Any) -> bool:
     return all(map(_are_one, left, right))
 
 
-_OURS = (Samples, Opened)
+_OURS = (Samples, Opened, Whole)
 
 
 class _Opening:

@@ -10,6 +10,7 @@ from agm._inputs.absent import is_rows
 from agm._inputs.arguments import Arguments
 from agm._inputs.samples import Samples
 from agm._inputs.trees import leaves_of, mapped
+from agm._inputs.whole import Whole
 
 __all__ = [
     "EVERYWHERE",
@@ -22,6 +23,7 @@ __all__ = [
     "first_rows",
     "lacking",
     "masked_arguments",
+    "one_subset",
     "stacked",
     "tile",
 ]
@@ -76,7 +78,7 @@ def copied(tree: Any) -> Any:
 def _copied(leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
         return leaf.clone()
-    return leaf.copied() if isinstance(leaf, Samples) else leaf
+    return leaf.copied() if isinstance(leaf, (Samples, Whole)) else leaf
 
 
 def first_rows(tree: Any, count: int, batch: int) -> Any:
@@ -150,6 +152,20 @@ def masked_arguments(
         combine(rest, rest, everywhere, part),
         placed,
     )
+
+
+def one_subset(arguments: Arguments, absent: Mapping[str, Any], subset: int) -> Arguments:
+    """The arguments of a pass of one subset by itself: all but the inputs of absent modalities as they are."""
+
+    def in_place(row: Any, absent_row: Any) -> Any:
+        return tile(absent_row, row.shape[0]) if is_rows(row) else absent_row
+
+    inputs = {
+        name: x if subset >> bit & 1 else mapped(in_place, x, absent[name])
+        for bit, (name, x) in enumerate(arguments.inputs.items())
+    }
+    inputs, others, rest = copied((inputs, *arguments[1:3]))
+    return Arguments(inputs, others, rest, arguments.placed)
 
 
 def check_others(arguments: Arguments, batch: int) -> None:

@@ -121,7 +121,9 @@ def masked_logits(
         absent: modality -> what an absent input is: a number (a pad id), a tensor (one row), a callable of the
             present input, which returns its like or one row of it, or a pytree like the input of numbers, tensors
             and None (stays as it is). Zeros by default; in a pytree floating tensors become zeros while booleans and
-            one-dimensional integers stay.
+            one-dimensional integers stay. In a network without known encoders a callable may be given what has no row
+            a sample (a packed sequence or graph, items with offsets), beside a modality that has: it returns its like
+            in which all samples lack it, and each subset has a pass of its own.
         encoders: modality -> path of the submodule that encodes it. Some modalities may be left out. An encoder may
             take and return pytrees, have its samples in any dimension, see several rows a sample (frames), and be
             called several times; it must depend on its own modality alone, which the first batch verifies.

@@ -127,4 +127,4 @@ def _number(node: Any) -> int:
 
 def _is_function(node: Any) -> bool:
     """Whether it is of a function written in Python, which may compute several things from one another."""
-    return isinstance(node, BackwardCFunction) and node.name() not in _BY_INDEX
+    return node.name() not in _BY_INDEX and isinstance(node, BackwardCFunction)
