@@ -95,6 +95,7 @@ class Binding:
         self.network = network
         self.by_callable = tuple(by_callable)
         self.wholes: set[str] = set()
+        self._with_rows: set[str] = set()
         self.modalities = tuple(modalities) if len(modalities) == 1 else names_of(modalities)
         self.carriers = _parameters(modalities)
         self.batch = None if inputs is None else BatchArgument(network, self.modalities, inputs)
@@ -183,8 +184,16 @@ class Binding:
         """The inputs with `Whole` around those that a callable makes absent and that have no row a sample."""
         plain = {name: x for name, x in inputs.items() if name not in self.wholes and are_rows(x)}
         count = _count({name: x for name, x in plain.items() if name not in self.by_callable} or plain)
-        for name in self.by_callable:
-            if count >= 0 and not are_rows(inputs[name], count):
+        for name in self.by_callable if count >= 0 else ():
+            if are_rows(inputs[name], count):
+                self._with_rows.add(name)
+            elif name in self._with_rows - self.wholes:
+                raise ValueError(
+                    f"Expected the input of `{name}` to have a row for each of the {count} samples, as it had in an "
+                    "earlier batch, but it has not. If its rows are those of several samples one behind another, begin "
+                    "with a batch that shows it, in which they are not as many as the samples."
+                )
+            else:
                 self.wholes.add(name)
         if count < 0 or not self.wholes:
             return None

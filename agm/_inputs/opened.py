@@ -216,7 +216,7 @@ class _Opening:
         if any(id(one) in self.modalities for one in _items(value)) or self._leads_to_modality(path):
             return Opened(self._around(value, path), value, _name(path))
         inside = {key: self.open(one, (*path, key)) for key, one in entries(value) or ()}
-        if isinstance(value, dict) and not self.is_modality and not any(map(_has_rows, inside.values())):
+        if isinstance(value, dict) and not self._is_input(path) and not any(map(_has_rows, inside.values())):
             self._check_keys(value, path)
         changed = {key: one for key, one in inside.items() if one is not _at(value, key)}
         return with_entries(value, changed) if changed else value
@@ -243,6 +243,10 @@ class _Opening:
 
     def _leads_to_modality(self, path: Path) -> bool:
         return bool(self.paths) and any(len(path) < len(one) and one[: len(path)] == path for one in self.paths)
+
+    def _is_input(self, path: Path) -> bool:
+        """Whether it is a modality's input, and not something in it."""
+        return self.is_modality and len(path) == 1
 
     def _is_of_samples(self, leaf: Any) -> bool:
         return isinstance(leaf, Samples) or (isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == self.count)
@@ -330,7 +334,7 @@ class _Opening:
         Raises:
             ValueError: it may be.
         """
-        if self.is_modality:
+        if self._is_input(path):
             return
         if isinstance(value, Iterator) and type(value).__module__ == "builtins" and not isinstance(value, io.IOBase):
             raise _refusal(_name(path), "last for several passes", value, "Give a list of its items")
@@ -376,9 +380,7 @@ class _Opening:
 
 
 def _refusal(name: str, wanted: str, got: Any, advice: str) -> ValueError:
-    return ValueError(
-        f"Expected argument `{name}`, which is no modality, to {wanted}, but got a {type(got).__name__}. {advice}."
-    )
+    return ValueError(f"Expected argument `{name}` to {wanted}, but got a {type(got).__name__}. {advice}.")
 
 
 def _name(path: Path) -> str:

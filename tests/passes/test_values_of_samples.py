@@ -162,6 +162,29 @@ def test_what_cannot_be_told_or_repeated_is_refused_by_name(meta: Any, message: 
         model(**inputs_of(), meta=meta, target=torch.tensor([0, 1, 2, 0]))
 
 
+GROUP = {"audio": ("audio", "meta"), "visual": "visual"}
+
+
+@pytest.mark.parametrize("encoders", [None, {"visual": "visual_net"}])
+@pytest.mark.parametrize("kind", ["dicts", "ragged lists", "deque", "dict", "captions", "objects"])
+def test_those_that_carry_a_modality_with_a_tensor_stay(kind: str, encoders: dict[str, str] | None) -> None:
+    counts, meta = REPEATED[kind]
+    network, inputs, target = Padded(counts), inputs_of(), torch.tensor([0, 1, 2, 0])
+    model = agm.AGM(network, GROUP, encoders=encoders)
+    assert agm.verify(model, {**inputs, "meta": meta}, target).ok
+    model(**inputs, meta=meta, target=target)
+    expected = agm.Modulator(("audio", "visual"), alpha=1.0)
+    expected(one_by_one(network, inputs, meta), target)
+    torch.testing.assert_close(model.modulator.state.coefficients, expected.state.coefficients)
+
+
+@pytest.mark.parametrize("meta", [dict(enumerate(COUNTS)), bytes(COUNTS), Held(COUNTS), set(COUNTS), iter(COUNTS)])
+def test_what_cannot_be_repeated_carries_no_modality(meta: Any) -> None:
+    model = agm.AGM(Padded(lambda m: COUNTS), GROUP)
+    with pytest.raises(ValueError, match="`audio"):
+        model(**inputs_of(), meta=meta, target=torch.tensor([0, 1, 2, 0]))
+
+
 class Seeing(nn.Module):
     """Notes the last `meta` of every pass."""
 

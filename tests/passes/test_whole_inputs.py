@@ -140,6 +140,16 @@ def test_what_came_whole_stays_whole_where_it_has_as_many_rows_by_chance() -> No
         assert model._passes.binding.wholes == {"other"}
 
 
+def test_what_had_a_row_for_each_sample_must_go_on_so() -> None:
+    """By chance, or else this batch is the mistake."""
+    model = agm.AGM(OneBatch().double(), ("other", "visual"), **OPTIONS["in a batch"])
+    found = graphs(4)
+    model({"x": found.x, "of": found.batch, "visual": visual()}, target=TARGET)
+    found = graphs(9)
+    with pytest.raises(ValueError, match="`other` to have a row for each of the 4 samples, as it had in an earlier"):
+        model({"x": found.x, "of": found.batch, "visual": visual()}, target=TARGET)
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("function", "message"),
