@@ -112,7 +112,9 @@ class AGM(nn.Module):
             attribute, or a path of these, "views.0" or ("views", 0). Dicts, lists, dataclasses and other objects with
             attributes are copied, not written to.
         output: where the network's output holds the logits: a key, an index, a path of these, or a function that picks
-            them. None: the output itself, or its `logits`.
+            them. None: the output itself, or its `logits`. A scalar beside them may be an auxiliary loss (of features,
+            of routers); one that is computed from the logits has a gradient that passes by the modulation, and is
+            refused. Of one that forward keeps in an attribute `plan` and `agm.verify` tell.
         class_dim: the dimension of the classes, where it is not the last: 1 for (B, C, H, W).
         target: the name under which a call takes the targets, for networks whose forward has a `target` of its own.
         passes: of each encoder: "auto", "one" or "two", as in `agm.masked_logits`.
@@ -274,7 +276,9 @@ class AGM(nn.Module):
         With `loss`, in training: the output with the loss in it, as the class says.
 
         Args:
-            args, kwargs: what the network's forward takes; the modalities by keyword, or by position as there.
+            args, kwargs: what the network's forward takes; the modalities by keyword, or by position as there. What is
+                no modality is repeated for the masked rows as in `agm.masked_logits`; earlier batches tell of what has
+                the number of the samples by chance (an image size in a last batch of two).
             target: (B,) class indices, or what `score` takes; needed in training.
             present: (B, M) bool, which samples have which modalities, a column each in their order; None: all have all.
                 Where a sample lacks one, whatever its input holds is replaced by an absent one, in eval mode too; in

@@ -10,8 +10,19 @@ from torch.utils import _pytree as pytree
 
 from agm._inputs.samples import Samples
 from agm._inputs.trees import flattened, leaves_of, unflattened
+from agm._inputs.whole import Whole
 
-__all__ = ["Absent", "absent_group", "absent_input", "batch_size", "check_absent", "device_of", "is_opaque", "is_rows"]
+__all__ = [
+    "Absent",
+    "absent_group",
+    "absent_input",
+    "are_rows",
+    "batch_size",
+    "check_absent",
+    "device_of",
+    "is_opaque",
+    "is_rows",
+]
 
 Absent = float | Tensor | Callable[[Any], Any] | Any
 """What an absent input is: a number, one row, a callable of the input, or a pytree of these; None is the default."""
@@ -29,13 +40,34 @@ def is_opaque(leaf: object) -> bool:
     return packed or (not plain and pytree.tree_is_leaf(leaf))
 
 
+def are_rows(value: Any, count: int | None = None) -> bool:
+    """Whether a modality's input is made of dense tensors with a row for each of so many samples, or of some number."""
+    if isinstance(value, Tensor):
+        return not _has_no_rows(value) and value.dim() > 0 and count in (None, value.shape[0])
+    leaves = leaves_of(value, is_leaf=is_opaque)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    if not tensors or any(map(is_opaque, leaves)) or any(map(_has_no_rows, tensors)):
+        return False
+    sizes = {leaf.shape[0] for leaf in tensors if leaf.dim()}
+    return len(sizes) == 1 and count in (None, *sizes)
+
+
 _PADDING = (
     " Of a sequence for each sample make one tensor, torch.nn.utils.rnn.pad_sequence(..., batch_first=True), and give "
     "their lengths or a mask beside it."
 )
+_CALLABLE = (
+    " Or let it come as it is, in a network without named encoders and beside a modality of plain tensors: say with a "
+    "callable in `absent` what it is for samples that all lack it, and each subset has a pass of its own."
+)
 _PACKED = (
-    " Where its rows are nodes or items of several samples one behind another, make a dense batch of them, with a mask "
-    "beside it (torch_geometric.utils.to_dense_batch, torch.nn.utils.rnn.pad_packed_sequence)."
+    " Where its rows are nodes, patches or items of several samples one behind another, make a dense batch of them, "
+    "with a mask beside it (torch_geometric.utils.to_dense_batch, torch.nn.utils.rnn.pad_sequence)." + _CALLABLE
+)
+_GRAPHS = " Make a dense batch of its nodes, with a mask beside it (torch_geometric.utils.to_dense_batch)." + _CALLABLE
+_SEQUENCES = (
+    " Give the padded sequences and their lengths (torch.nn.utils.rnn.pad_packed_sequence), and pack them inside the "
+    "network with enforce_sorted=False." + _CALLABLE
 )
 
 
@@ -49,10 +81,12 @@ def batch_size(inputs: Mapping[str, Any]) -> int:
         return size
     sizes = {}
     for name, value in inputs.items():
+        if isinstance(value, Whole):
+            continue
         leaves = leaves_of(value, is_leaf=is_opaque)
         opaque = next((leaf for leaf in leaves if is_opaque(leaf)), None)
         if opaque is not None:
-            advice = _PACKED if _is_graphs(opaque) else ""
+            advice = _advice_of(opaque)
             raise ValueError(
                 f"Expected argument `{name}` to be made of tensors in tuples, lists and dicts, but got a "
                 f"{type(opaque).__name__}. Take it apart, build it inside the network from tensors, or say where in it "
@@ -71,7 +105,7 @@ def batch_size(inputs: Mapping[str, Any]) -> int:
             raise ValueError(
                 f"Expected argument `{name}` to be a tensor, or a pytree of tensors, with the samples in the first "
                 f"dimension, but got {f'sizes {sorted(set(rows))}' if rows else type(value).__name__}."
-                + (_PADDING if rows and isinstance(value, (list, tuple)) else "")
+                + (_PADDING if rows and isinstance(value, (list, tuple)) else _PACKED if rows else "")
             )
         sizes[name] = rows[0]
     batch: int = next(iter(sizes.values()))
@@ -80,8 +114,12 @@ def batch_size(inputs: Mapping[str, Any]) -> int:
     return batch
 
 
-def _is_graphs(value: object) -> bool:
-    return type(value).__module__.startswith("torch_geometric.")
+def _advice_of(value: object) -> str:
+    if isinstance(value, nn.utils.rnn.PackedSequence):
+        return _SEQUENCES
+    # The class of a batch is made when it is needed, and has no module of its own.
+    is_graph = any(base.__module__.startswith("torch_geometric.") for base in type(value).__mro__)
+    return _GRAPHS if is_graph else ""
 
 
 def _common_size(inputs: Mapping[str, Any]) -> int | None:

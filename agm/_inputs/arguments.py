@@ -4,10 +4,13 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
-from agm._inputs.batch_argument import BatchArgument, Rest
-from agm._inputs.samples import unwrapped, wrapped
+from agm._inputs.absent import are_rows
+from agm._inputs.batch_argument import BatchArgument
+from agm._inputs.opened import Known, closed, opened
+from agm._inputs.trees import leaves_of
+from agm._inputs.whole import Whole
 from agm.ops._checks import check_modalities
 
 __all__ = ["Arguments", "Binding", "Modalities", "names_of"]
@@ -72,13 +75,27 @@ class Binding:
         network: whose forward is called.
         modalities: their names, or what carries them.
         inputs: modality -> its path in the one batch that forward takes; None: each is an argument.
+        by_callable: modalities that a callable makes absent, and may therefore come as something whose rows are not
+            those of the samples.
+
+    Attributes:
+        wholes: those of them that have come so.
 
     Raises:
         ValueError: forward takes some of the modalities but not all, or too few arguments.
     """
 
-    def __init__(self, network: nn.Module, modalities: Modalities, inputs: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        modalities: Modalities,
+        inputs: Mapping[str, Any] | None = None,
+        by_callable: Sequence[str] = (),
+    ) -> None:
         self.network = network
+        self.by_callable = tuple(by_callable)
+        self.wholes: set[str] = set()
+        self._with_rows: set[str] = set()
         self.modalities = tuple(modalities) if len(modalities) == 1 else names_of(modalities)
         self.carriers = _parameters(modalities)
         self.batch = None if inputs is None else BatchArgument(network, self.modalities, inputs)
@@ -96,6 +113,7 @@ class Binding:
         required = [p for p in places if p.default is inspect.Parameter.empty]
         none_named = len(missing) == len(self._carrying)
         self._any_name = _ANY_NAME in kinds and not (none_named and len(required) >= len(self._carrying))
+        self._known: Known = {}
         if self.batch is not None:
             return
         room = self._any_place or len(places) >= len(self._carrying)
@@ -119,8 +137,7 @@ class Binding:
             TypeError: an argument was given twice, or too many by position.
         """
         if self.batch is not None:
-            inputs, rest, others, keywords = self.batch.split(args, dict(kwargs))
-            return wrapped(Arguments(inputs, [rest, *others], keywords))
+            return self._opened(Arguments(*self.batch.split(args, dict(kwargs))))
         given = dict(kwargs)
         names = self._names if self._by_name else [name for name in self._carrying if name not in given]
         if self._by_name and len(args) > len(names):
@@ -150,7 +167,37 @@ class Binding:
             placed = self.modalities
         elif not self._by_name and self._any_place:
             placed = tuple(names[: len(args)])
-        return wrapped(Arguments(inputs, list(args[len(names) :]), given, placed))
+        return self._opened(Arguments(inputs, list(args[len(names) :]), given, placed))
+
+    def _opened(self, arguments: Arguments) -> Arguments:
+        """The arguments with what belongs to samples as leaves."""
+        if self.by_callable and (wholes := self._found_whole(arguments.inputs)):
+            return arguments._replace(inputs=wholes)  # nothing is repeated: each subset has a pass of its own
+        if self.batch is not None:
+            return opened(arguments, _count(arguments.inputs), self._known, self.batch.name, self.batch.paths)
+        values = (*arguments.inputs.values(), *arguments.others, *arguments.rest.values())
+        if all([isinstance(value, _PLAIN) for value in values]):  # as nearly always
+            return arguments
+        return opened(arguments, _count(arguments.inputs), self._known)
+
+    def _found_whole(self, inputs: dict[str, Any]) -> dict[str, Any] | None:
+        """The inputs with `Whole` around those that a callable makes absent and that have no row a sample."""
+        plain = {name: x for name, x in inputs.items() if name not in self.wholes and are_rows(x)}
+        count = _count({name: x for name, x in plain.items() if name not in self.by_callable} or plain)
+        for name in self.by_callable if count >= 0 else ():
+            if are_rows(inputs[name], count):
+                self._with_rows.add(name)
+            elif name in self._with_rows - self.wholes:
+                raise ValueError(
+                    f"Expected the input of `{name}` to have a row for each of the {count} samples, as it had in an "
+                    "earlier batch, but it has not. If its rows are those of several samples one behind another, begin "
+                    "with a batch that shows it, in which they are not as many as the samples."
+                )
+            else:
+                self.wholes.add(name)
+        if count < 0 or not self.wholes:
+            return None
+        return {name: Whole(x) if name in self.wholes else x for name, x in inputs.items()}
 
     def is_verbatim(self, args: tuple[Any, ...]) -> bool:
         """Whether a call with these positional arguments reaches forward as it is."""
@@ -165,17 +212,30 @@ class Binding:
 
     def as_given(self, arguments: Arguments) -> tuple[list[Any], dict[str, Any]]:
         """The arguments by position and by keyword, as a call has them."""
-        inputs, others, rest, placed = unwrapped(arguments)
+        inputs = {name: closed(value) for name, value in arguments.inputs.items()}
+        others = [closed(value) for value in arguments.others]
+        rest = {name: closed(value) for name, value in arguments.rest.items()}
         if self.batch is not None:
-            first, *others = others
-            assert isinstance(first, Rest)
-            return self.batch.joined(inputs, first, others), rest
+            return [self.batch.joined(inputs, others[0]), *others[1:]], rest
+        placed = arguments.placed
         named: dict[str, Any] = {}
         for name, value in inputs.items():
             if name not in placed:
                 group = self.carriers[name]
                 named.update({group: value} if isinstance(group, str) else value)
         return [*(inputs[name] for name in placed), *others], {**named, **rest}
+
+
+_PLAIN = (Tensor, bool, int, float, str, type(None))
+
+
+def _count(inputs: Mapping[str, Any]) -> int:
+    """The number of samples, of the first tensor that has rows; -1 where there is none."""
+    for value in inputs.values():
+        for leaf in leaves_of(value):
+            if isinstance(leaf, Tensor) and not leaf.is_nested and leaf.dim():
+                return leaf.shape[0]
+    return -1
 
 
 def _group(carriers: tuple[str, ...] | str) -> tuple[str, ...]:

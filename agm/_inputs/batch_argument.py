@@ -2,30 +2,13 @@
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
-from agm._inputs.structures import Path, entries, parse_path, read, replaced
+from agm._inputs.structures import entries, parse_path, read, replaced
 
-__all__ = ["BatchArgument", "Rest"]
-
-
-@dataclass
-class Rest:
-    """The leaves of a batch that may have a row a sample, beside the modalities, and the batch they are from."""
-
-    leaves: dict[Path, Any]
-    batch: Any
-
-
-pytree.register_pytree_node(
-    Rest,
-    lambda rest: (list(rest.leaves.values()), (tuple(rest.leaves), rest.batch)),
-    lambda values, context: Rest(dict(zip(context[0], values, strict=True)), context[1]),
-)
+__all__ = ["BatchArgument"]
 
 
 class BatchArgument:
@@ -46,14 +29,15 @@ class BatchArgument:
                 f"Expected argument `inputs` to say where each of {modalities} is in the batch, but got "
                 f"{tuple(inputs)}."
             )
-        self.paths = {name: parse_path(inputs[name]) for name in modalities}
+        self._paths = {name: parse_path(inputs[name]) for name in modalities}
+        self.paths = tuple(self._paths.values())
         parameters = list(inspect.signature(network.forward).parameters)
         if not parameters:
             raise ValueError(f"Expected {type(network).__name__}.forward to take a batch, but it takes no argument.")
         self.name = parameters[0]
 
-    def split(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], Rest, list[Any], Any]:
-        """Modality -> its input, what else the batch holds, and the other arguments by position and by keyword.
+    def split(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], list[Any], dict[str, Any]]:
+        """Modality -> its input, the arguments by position, the batch being the first, and those by keyword.
 
         Raises:
             ValueError: there is no batch, or a modality is not in it.
@@ -62,7 +46,7 @@ class BatchArgument:
         if batch is None:
             raise ValueError(f"Expected a batch as the first argument, or as `{self.name}`, but got none.")
         found = {}
-        for name, path in self.paths.items():
+        for name, path in self._paths.items():
             try:
                 value = read(batch, path)
             except LookupError as error:
@@ -74,30 +58,11 @@ class BatchArgument:
             if value is None:
                 raise ValueError(f"Expected an input for every modality, but {name!r} is None in `{self.name}`.")
             found[name] = value
-        leaves = {path: value for path, value in _leaves(batch) if not _is_inside(path, self.paths.values())}
-        return found, Rest(leaves, batch), list(args[1:]), kwargs
+        return found, [batch, *args[1:]], kwargs
 
-    def joined(self, inputs: Mapping[str, Any], rest: Rest, others: list[Any]) -> list[Any]:
-        """The positional arguments of forward, with these inputs in the batch."""
-        batch = rest.batch
-        for path, value in [*rest.leaves.items(), *((self.paths[name], value) for name, value in inputs.items())]:
-            if read(batch, path) is not value:
-                batch = replaced(batch, path, value)
-        return [batch, *others]
-
-
-def _leaves(value: Any, path: Path = (), depth: int = 4) -> list[tuple[Path, Any]]:
-    """Tensors, arrays and lists of a value a sample, with their paths."""
-    if isinstance(value, Tensor) or not depth:
-        return [(path, value)]
-    found = entries(value)
-    if found is None:
-        return [(path, value)] if path and type(value).__module__ == "numpy" else []
-    inner = list(found)
-    if isinstance(value, (list, tuple)) and not any(isinstance(one, Tensor) or entries(one) for _, one in inner):
-        return [(path, value)] if path else []
-    return [leaf for key, one in inner for leaf in _leaves(one, (*path, key), depth - 1)]
-
-
-def _is_inside(path: Path, roots: Any) -> bool:
-    return any(path[: len(root)] == root for root in roots)
+    def joined(self, inputs: Mapping[str, Any], batch: Any) -> Any:
+        """A batch with these inputs in it."""
+        for name, value in inputs.items():
+            if read(batch, self._paths[name]) is not value:
+                batch = replaced(batch, self._paths[name], value)
+        return batch

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from agm._inputs.absent import is_rows
 from agm._inputs.arguments import Arguments
+from agm._inputs.samples import Samples
 from agm._inputs.trees import leaves_of
 
 __all__ = ["Explained"]
@@ -43,13 +44,17 @@ class Explained:
 
     def _note(self, error: BaseException) -> None:
         others = {f"args[{i}]": value for i, value in enumerate(self._arguments.others)} | self._arguments.rest
-        names = [name for name, value in others.items() if any(map(is_rows, leaves_of(value)))]
+        names = [name for name, value in others.items() if any(map(_is_of_samples, leaves_of(value)))]
         if names:
             error.add_note(
                 f"In the masked passes {_listed(names)} has the rows of the batch several times over, since it has one "
                 "for each sample. If these do not belong to samples (weights of the classes, say), bind it beforehand, "
                 "as a buffer of the network or with functools.partial on its forward."
             )
+
+
+def _is_of_samples(leaf: Any) -> bool:
+    return is_rows(leaf) or isinstance(leaf, Samples)
 
 
 def _may_be_lengths(leaf: Any) -> bool:

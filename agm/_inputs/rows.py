@@ -10,6 +10,7 @@ from agm._inputs.absent import is_rows
 from agm._inputs.arguments import Arguments
 from agm._inputs.samples import Samples
 from agm._inputs.trees import leaves_of, mapped
+from agm._inputs.whole import Whole
 
 __all__ = [
     "EVERYWHERE",
@@ -19,8 +20,10 @@ __all__ = [
     "combine",
     "copied",
     "doubled",
+    "first_rows",
     "lacking",
     "masked_arguments",
+    "one_subset",
     "stacked",
     "tile",
 ]
@@ -69,7 +72,24 @@ def stacked(present: Any, absent: Any) -> Any:
 
 def copied(tree: Any) -> Any:
     """A pytree with its tensors cloned, so that whoever goes on in place with one leaves the other alone."""
-    return mapped(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, tree)
+    return mapped(_copied, tree)
+
+
+def _copied(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return leaf.clone()
+    return leaf.copied() if isinstance(leaf, (Samples, Whole)) else leaf
+
+
+def first_rows(tree: Any, count: int, batch: int) -> Any:
+    """Of a pytree whose leaves have something for each of `batch` samples what is of the first `count`."""
+
+    def first(leaf: Any) -> Any:
+        if isinstance(leaf, Samples):
+            return leaf.taken([range(count)]) if len(leaf) == batch else leaf
+        return leaf[:count] if is_rows(leaf) and leaf.shape[0] == batch else leaf
+
+    return mapped(first, tree)
 
 
 def doubled(tree: Any) -> tuple[Any, Any]:
@@ -134,6 +154,20 @@ def masked_arguments(
     )
 
 
+def one_subset(arguments: Arguments, absent: Mapping[str, Any], subset: int) -> Arguments:
+    """The arguments of a pass of one subset by itself: all but the inputs of absent modalities as they are."""
+
+    def in_place(row: Any, absent_row: Any) -> Any:
+        return tile(absent_row, row.shape[0]) if is_rows(row) else absent_row
+
+    inputs = {
+        name: x if subset >> bit & 1 else mapped(in_place, x, absent[name])
+        for bit, (name, x) in enumerate(arguments.inputs.items())
+    }
+    inputs, others, rest = copied((inputs, *arguments[1:3]))
+    return Arguments(inputs, others, rest, arguments.placed)
+
+
 def check_others(arguments: Arguments, batch: int) -> None:
     """That what is no modality has one row a sample, if it has rows.
 
@@ -143,6 +177,11 @@ def check_others(arguments: Arguments, batch: int) -> None:
     others = {f"args[{i}]": value for i, value in enumerate(arguments.others)} | arguments.rest
     for name, value in others.items():
         for leaf in leaves_of(value):
+            if isinstance(leaf, Tensor) and leaf.is_nested:
+                raise ValueError(
+                    f"Expected argument `{name}`, which is no modality, to be dense, but got a nested tensor. Make one "
+                    "tensor of it, with a mask or lengths beside it (to_padded_tensor)."
+                )
             count = len(leaf) if isinstance(leaf, Samples) else leaf.shape[0] if is_rows(leaf) else batch
             if count != batch:
                 got = tuple(leaf.shape) if is_rows(leaf) else f"{count} values"

@@ -1,25 +1,25 @@
-"""Values of Python, one a sample: lists of lengths, captions or ids, and numpy arrays."""
+"""Values of Python, one a sample: lists of lengths, captions, boxes or dicts, and numpy arrays."""
 
-from collections.abc import Sequence
+from array import array
+from collections import deque
+from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from agm._inputs.trees import leaves_of
+from agm._inputs.trees import leaves_of, mapped
 
-if TYPE_CHECKING:
-    from agm._inputs.arguments import Arguments
-
-__all__ = ["Samples", "has_samples", "is_listed", "unwrap", "unwrapped", "wrapped"]
+__all__ = ["Samples", "has_samples", "holds_tensors", "is_listed", "is_sequence", "unwrap"]
 
 _SCALARS = (bool, int, float, complex, str, bytes, type(None), np.generic)
 
 
 class Samples:
-    """A list, a tuple or an array with a value a sample, as one leaf of the arguments.
+    """A sequence with a value a sample, whatever these are, as one leaf of the arguments.
 
     Args:
         values: those of the samples, in their order.
@@ -33,22 +33,65 @@ class Samples:
 
     def taken(self, rows: Sequence[range | slice]) -> "Samples":
         """Those of some rows, one range after another."""
-        parts = [self.values[part.start : part.stop] for part in rows]
-        if isinstance(self.values, np.ndarray):
-            return Samples(np.concatenate(parts))
-        return Samples(type(self.values)(chain.from_iterable(parts)))
+        if isinstance(self.values, np.ndarray):  # by index, so that a mask goes with them
+            every = np.arange(len(self))
+            return Samples(self.values[np.concatenate([every[part.start : part.stop] for part in rows])])
+        values = self.values if isinstance(self.values, (list, tuple)) else list(self.values)
+        return Samples(self._like(chain.from_iterable(values[part.start : part.stop] for part in rows)))
 
     def repeated(self, times: int, part: range | None = None) -> "Samples":
         """All of them so many times, or the rows in `part` of these."""
         every = self.taken([range(len(self))] * times)
-        return every if part is None else every.taken([part])
+        return (every if part is None else every.taken([part])).copied()
+
+    def copied(self) -> "Samples":
+        """The same values, so that whoever writes to the tensors, lists and dicts among them leaves these alone."""
+        if isinstance(self.values, (np.ndarray, range, array, bytearray)):
+            return self
+        return Samples(self._like(one if isinstance(one, _SCALARS) else mapped(_clone, one) for one in self.values))
+
+    def _like(self, values: Any) -> Any:
+        """A container of the same kind."""
+        if isinstance(self.values, range):
+            return list(values)
+        if isinstance(self.values, array):
+            return array(self.values.typecode, values)
+        return type(self.values)(values)
+
+
+def _clone(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
+
+
+def is_sequence(value: Any) -> bool:
+    """Whether it may have an item a sample: text has none, nor have shapes, and fields with names of their own."""
+    if isinstance(value, (str, bytes, memoryview, torch.Size)) or hasattr(value, "_fields"):
+        return False
+    return isinstance(value, (list, tuple, deque, array, Sequence))
+
+
+def holds_tensors(value: Any) -> bool:
+    """Whether there are tensors or arrays with rows in a structure of Python's."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return value.ndim > 0
+    if isinstance(value, Mapping):
+        return any(map(holds_tensors, value.values()))
+    if isinstance(value, (range, array)) or not isinstance(value, (list, tuple, deque, Sequence)):
+        return False
+    return not isinstance(value, (str, bytes)) and any(not isinstance(x, _SCALARS) and holds_tensors(x) for x in value)
 
 
 def is_listed(value: Any) -> bool:
-    """Whether it is a list, a tuple or an array of Python's values, which may be one a sample."""
+    """Whether it is an array, or a sequence of Python's values, which may be one a sample."""
     if isinstance(value, np.ndarray):
         return value.ndim > 0
-    return type(value) in (list, tuple) and len(value) > 0 and all(isinstance(one, _SCALARS) for one in value)
+    if isinstance(value, tuple):  # of others an encoder's arguments may be made
+        return type(value) is tuple and len(value) > 0 and all(isinstance(one, _SCALARS) for one in value)
+    if not is_sequence(value) or not len(value):
+        return False
+    return all(isinstance(one, _SCALARS) for one in value) or not any(
+        isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(list(value))
+    )
 
 
 def has_samples(*trees: Any) -> bool:
@@ -62,60 +105,8 @@ def has_samples(*trees: Any) -> bool:
     return False
 
 
-def wrapped(arguments: "Arguments") -> "Arguments":
-    """The arguments with `Samples` in the place of lists, tuples and arrays that have a value a sample."""
-    if _are_tensors(arguments):
-        return arguments
-    count = _count(arguments.inputs)
-
-    def wrap(value: Any) -> Any:
-        if not is_listed(value) or (len(value) != count and not isinstance(value, np.ndarray)):
-            return value
-        return Samples(value)
-
-    return _everywhere(wrap, arguments)
-
-
-def unwrapped(arguments: "Arguments") -> "Arguments":
-    """The arguments as the network is given them."""
-    if _are_tensors(arguments) or not has_samples(arguments):
-        return arguments
-
-    return _everywhere(lambda leaf: leaf.values if isinstance(leaf, Samples) else leaf, arguments)
-
-
-def _are_tensors(arguments: "Arguments") -> bool:
-    """Whether there is nothing but a tensor a modality, as nearly always."""
-    if arguments.others or arguments.rest:
-        return False
-    return all([isinstance(value, Tensor) for value in arguments.inputs.values()])
-
-
 def unwrap(value: Any) -> Any:
     """A pytree with lists and arrays in the place of `Samples`; itself, if it has none."""
     if not has_samples(value):
         return value
-    return _mapped(lambda leaf: leaf.values if isinstance(leaf, Samples) else leaf, value)
-
-
-def _everywhere(function: Any, arguments: "Arguments") -> "Arguments":
-    return arguments._replace(
-        inputs={name: _mapped(function, value) for name, value in arguments.inputs.items()},
-        others=[_mapped(function, value) for value in arguments.others],
-        rest={name: _mapped(function, value) for name, value in arguments.rest.items()},
-    )
-
-
-def _mapped(function: Any, value: Any) -> Any:
-    if isinstance(value, Tensor):  # nearly always
-        return value
-    return pytree.tree_map(function, value, is_leaf=is_listed)
-
-
-def _count(inputs: dict[str, Any]) -> int:
-    """The number of samples, of the first tensor that has rows; -1 where there is none."""
-    for value in inputs.values():
-        for leaf in leaves_of(value):
-            if isinstance(leaf, Tensor) and leaf.dim():
-                return leaf.shape[0]
-    return -1
+    return mapped(lambda leaf: leaf.values if isinstance(leaf, Samples) else leaf, value)

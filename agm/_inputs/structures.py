@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Path", "entries", "parse_path", "read", "replaced", "where"]
+__all__ = ["Path", "entries", "parse_path", "read", "replaced", "where", "with_entries"]
 
 Path = tuple[Any, ...]
 """Keys, indices and attribute names, from the outside in."""
@@ -34,8 +34,18 @@ def entries(value: Any) -> Iterator[tuple[Any, Any]] | None:
         return iter([(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)])
     if callable(getattr(value, "to_dict", None)):  # a graph of torch_geometric
         return iter(list(value.to_dict().items()))
-    held = getattr(value, "__dict__", None)
+    held = {name: getattr(value, name) for name in _slots(type(value)) if hasattr(value, name)}
+    held |= getattr(value, "__dict__", None) or {}
     return iter(list(held.items())) if held else None
+
+
+def _slots(kind: type) -> list[str]:
+    """Attributes of the objects of a user's class that are not in their `__dict__`."""
+    found: list[str] = []
+    for base in kind.__mro__:
+        slots = vars(base).get("__slots__", ())
+        found += [slots] if isinstance(slots, str) else slots
+    return [name for name in found if not name.startswith("__")]
 
 
 def read(value: Any, path: Path) -> Any:
@@ -69,18 +79,24 @@ def replaced(value: Any, path: Path, new: Any) -> Any:
     if not path:
         return new
     step, *rest = path
-    inner = replaced(_step(value, step), tuple(rest), new)
+    return with_entries(value, {step: replaced(_step(value, step), tuple(rest), new)})
+
+
+def with_entries(value: Any, changed: Mapping[Any, Any]) -> Any:
+    """A copy of a structure, of the same type, with something else at some of its keys, indices or attributes."""
     if isinstance(value, tuple):
-        items = [inner if index == step % len(value) else item for index, item in enumerate(value)]
+        inner = {step % len(value): item for step, item in changed.items()}
+        items = [inner.get(index, item) for index, item in enumerate(value)]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     made = copy(value)
-    if isinstance(made, (MutableMapping, list)):
-        made[step] = inner
-    else:
-        try:
-            setattr(made, step, inner)
-        except dataclasses.FrozenInstanceError:
-            object.__setattr__(made, step, inner)
+    for step, item in changed.items():
+        if isinstance(made, (MutableMapping, list)):
+            made[step] = item
+        else:
+            try:
+                setattr(made, step, item)
+            except dataclasses.FrozenInstanceError:
+                object.__setattr__(made, step, item)
     return made
 
 

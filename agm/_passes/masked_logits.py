@@ -121,7 +121,9 @@ def masked_logits(
         absent: modality -> what an absent input is: a number (a pad id), a tensor (one row), a callable of the
             present input, which returns its like or one row of it, or a pytree like the input of numbers, tensors
             and None (stays as it is). Zeros by default; in a pytree floating tensors become zeros while booleans and
-            one-dimensional integers stay.
+            one-dimensional integers stay. In a network without known encoders a callable may be given what has no row
+            a sample (a packed sequence or graph, items with offsets), beside a modality that has: it returns its like
+            in which all samples lack it, and each subset has a pass of its own.
         encoders: modality -> path of the submodule that encodes it. Some modalities may be left out. An encoder may
             take and return pytrees, have its samples in any dimension, see several rows a sample (frames), and be
             called several times; it must depend on its own modality alone, which the first batch verifies.
@@ -136,7 +138,11 @@ def masked_logits(
         checkpoint: drop the activations of each masked chunk and recompute them in the backward, in eval mode and
             with the same running statistics: together with `max_rows` only one chunk's activations live at a time,
             for one more forward of the masked rows. In a compiled graph this is left to the compiler.
-        arguments: other keyword arguments of forward. Tensors in them have one row a sample.
+        arguments: other keyword arguments of forward. Tensors in them have one row a sample, and sequences of as many
+            items as there are samples (lists, tuples, deques, arrays) have an item a sample, whatever the items are and
+            wherever they lie: in dicts, dataclasses and other objects with attributes. Both are repeated for the masked
+            rows; what has another length stays as it is. Where that cannot be told or done it is refused: a list whose
+            items have a row for each sample, a mapping with a key for each, an iterator.
         present: (B, M) bool on the device of the inputs, which samples have which modalities; None: all have all.
             Where a sample lacks one, the input is replaced by an absent one, in the joint pass too, whatever it holds.
         sample: subsets that `agm.sample_subsets` drew, to be computed instead of all.

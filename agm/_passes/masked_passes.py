@@ -1,9 +1,9 @@
 """How a network's masked logits are computed: chosen and checked once, then called with every batch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from agm._inputs.absent import absent_group, absent_input, batch_size, check_absent
 from agm._inputs.arguments import Arguments, Binding, names_of
 from agm._inputs.rows import check_others, copied, lacking, masked_arguments
+from agm._inputs.whole import Whole
 from agm._lazy_rows.joined_linear import Stacked
 from agm._lazy_rows.tensor import Rows
 from agm._module_state.compiled import is_compiled
@@ -24,8 +25,10 @@ from agm._passes.by_path import InterceptedPasses
 from agm._passes.by_protocol import FactorisedPasses, is_factorised
 from agm._passes.chunks import Chunks
 from agm._passes.declared_head import DeclaredHead
+from agm._passes.one_by_one import check_wholes, one_by_one, wholes_note
 from agm._passes.options import MaskedOptions
 from agm._passes.outputs import Outputs
+from agm._passes.own_losses import kept_losses, kept_losses_note
 from agm._passes.plan import Plan, fusion_lines
 from agm._passes.record import Record
 from agm.distributed import Peers
@@ -52,6 +55,8 @@ class MaskedPasses:
         binding: how they enter the network's forward.
         outputs: where its output holds the logits.
         absent: modality -> what an absent input is.
+        kept_losses: attributes in which the network keeps a loss of the logits that the masked passes do not modulate,
+            as far as the first step has shown.
 
     Raises:
         ValueError: names, paths or a mode that cannot be.
@@ -88,13 +93,16 @@ class MaskedPasses:
         self.options = options
         self.shared = options.shared
         self.absent = check_absent(options.absent, self.modalities)
-        self.binding = Binding(network, modalities, options.inputs)
+        by_callable = [n for n, one in self.absent.items() if callable(one) and not isinstance(one, Tensor)]
+        self.binding = Binding(network, modalities, options.inputs, by_callable)
         self.head = None if options.head is None else DeclaredHead(network, options.head)
         self.outputs = Outputs(options.output, options.class_dim, self.head)
         self.chunks = Chunks(options.max_rows, options.checkpoint, self.head)
         if absent_features is None:
             absent_features = AbsentFeatures(options.absent_gradient, options.absent_refresh)
         self.absent_features = absent_features
+        self.kept_losses: tuple[str, ...] = ()
+        self._has_looked = False
         self._structures = Structures()
         self._parted: InterceptedPasses | FactorisedPasses | None = None  # None: the network is one piece
         if encoders:
@@ -167,6 +175,8 @@ class MaskedPasses:
             structure: of the network as it is now, if that has been looked for.
         """
         batch = batch_size(arguments.inputs)
+        if self.binding.wholes:
+            check_wholes(self, present)
         modalities = len(self.modalities)
         self.absent_features.begin()
         here, absent = None, self.absent_inputs(arguments)
@@ -183,6 +193,9 @@ class MaskedPasses:
             structure.tensors.note()
         hooks = None if structure is None else ForwardHooks(structure.hooked)
         output, masked = run(arguments, rows, absent, here, hooks, structure)
+        if structure is not None and not self._has_looked and torch.is_grad_enabled() and not self.outputs.are_withheld:
+            self._has_looked = True
+            self.kept_losses = kept_losses(self.network, self.outputs.leaf(output))
         return output, masked, rows
 
     def structure(self) -> Structure | None:
@@ -237,6 +250,7 @@ class MaskedPasses:
     def joint(self, arguments: Arguments, present: Tensor | None = None) -> Any:
         """The network's output, with absent inputs where samples lack a modality."""
         if present is not None:
+            check_wholes(self, present)
             here = self._here(present, arguments, batch_size(arguments.inputs))
             arguments = self.lacking(arguments, self.absent_inputs(arguments), here)
         return self.binding.call(arguments)
@@ -249,9 +263,11 @@ class MaskedPasses:
 
     def absent_inputs(self, arguments: Arguments) -> dict[str, Any]:
         """Modality -> its absent input, one row or B, given what its input is in this batch."""
-        found = {}
+        found: dict[str, Any] = {}
         for name, x in arguments.inputs.items():
-            if isinstance(self.binding.carriers[name], tuple) and self.binding.batch is None:
+            if isinstance(x, Whole):
+                found[name] = x.absent(name, cast(Callable[[Any], Any], self.absent[name]))
+            elif isinstance(self.binding.carriers[name], tuple) and self.binding.batch is None:
                 found[name] = absent_group(name, x, self.absent.get(name), _pad_id(self.network))
             else:
                 found[name] = absent_input(name, x, self.absent.get(name))
@@ -286,14 +302,17 @@ class MaskedPasses:
                 "instead."
             )
             with unfrozen(self.network):
-                return Plan(self.modalities, masked, tuple(self._parted.plan(subsets)), (note,))
+                return Plan(self.modalities, masked, tuple(self._parted.plan(subsets)), (note, *self._loss_notes()))
         note = (
             'No encoders are named, so all masked inputs go through the whole network. Name them, encoders={"audio": '
             '"path.in.the.network", ...}, or give the network `encoders` and `fuse`: then each encoder sees 2 B + 1 '
             "rows, or B + 1 with masked='shared' or where nothing depends on the mode, for any number of modalities."
         )
         lines = fusion_lines("network", self.modalities, self.chunks.describe(self.network), subsets)
-        return Plan(self.modalities, masked, tuple(lines), (note,))
+        return Plan(self.modalities, masked, tuple(lines), (note, *wholes_note(self), *self._loss_notes()))
+
+    def _loss_notes(self) -> tuple[str, ...]:
+        return (kept_losses_note(self.kept_losses),) if self.kept_losses else ()
 
     def _whole(
         self,
@@ -311,13 +330,15 @@ class MaskedPasses:
                 f"piece, and some of its layers depend on the mode ({', '.join(layers[:5])}). Name the encoders, or "
                 "use masked='exact'."
             )
+        if self.binding.wholes:
+            return one_by_one(self, arguments, rows, absent, hooks)
         check_others(arguments, batch)
         if self.chunks or (mixes_samples(self.network) if structure is None else structure.mixes_samples()):
             parts = self.chunks.parts(self.network, batch, len(subsets))
             # Copies, since the network may write to its inputs in the joint pass, after which the chunks are built.
             inputs, others, rest = copied(tuple(arguments[:3]))
             kept, kept_absent = Arguments(inputs, others, rest, arguments.placed), copied(absent)
-            joint = self._joint(arguments, hooks)
+            joint = self.joint_output(arguments, hooks)
 
             def call(part: range | None) -> Any:
                 masked = masked_arguments(kept, kept_absent, subsets, part)
@@ -325,11 +346,12 @@ class MaskedPasses:
 
             return joint, self.chunks.run(self.network, call, parts, hooks, structure)
         masked = masked_arguments(arguments, absent, subsets)
-        joint = self._joint(arguments, hooks)
+        joint = self.joint_output(arguments, hooks)
         with evaluation(self.network, hooks, self.structure()):
             return joint, self.outputs.logits(self.binding.call(masked))
 
-    def _joint(self, arguments: Arguments, hooks: ForwardHooks | None) -> Any:
+    def joint_output(self, arguments: Arguments, hooks: ForwardHooks | None) -> Any:
+        """What the network returns in the joint pass, if there are logits in it."""
         with nullcontext() if hooks is None or not hooks.are_there else hooks.watched():
             output = self.binding.call(arguments)
         self.outputs.logits(output)  # refused here, where it is the joint pass's

@@ -11,6 +11,7 @@ from torch import Tensor
 from agm._inputs.structures import entries, parse_path, read, replaced, where
 from agm._lazy_rows.tensor import Deferred
 from agm._passes.declared_head import DeclaredHead
+from agm._passes.own_losses import own_losses
 
 __all__ = ["Output", "Outputs", "check_no_loss"]
 
@@ -47,6 +48,7 @@ class Outputs:
         self.class_dim = class_dim
         self.head = head
         self._has_warned = False
+        self._has_doubted = False
 
     @property
     def are_withheld(self) -> bool:
@@ -71,7 +73,7 @@ class Outputs:
             return output  # at once: most networks return them alone
         if isinstance(output, Deferred) and self.output is None and self.class_dim is None and output.dims > 1:
             return output
-        found = self._leaf(output)
+        found = self.leaf(output)
         if self.class_dim is not None:
             if not -found.dim() <= self.class_dim < found.dim():
                 raise ValueError(
@@ -98,11 +100,12 @@ class Outputs:
         """The output in its own structure, with these logits (B, ..., C) in their place.
 
         Raises:
-            ValueError: it holds a loss that was computed from the others.
+            ValueError: it holds a loss that was computed from the logits.
         """
-        leaf = self._leaf(output)
+        leaf = self.leaf(output)
         if leaf is not output:
             check_no_loss(output)
+            self._check_scalars(output, leaf)
         if self.class_dim is not None:
             logits = logits.movedim(-1, self.class_dim)
         logits = logits.view_as(leaf) if leaf.dim() == 1 else logits
@@ -116,6 +119,27 @@ class Outputs:
             )
         return replaced(output, path, logits)
 
+    def _check_scalars(self, output: Any, logits: Tensor) -> None:
+        """That no loss beside the logits is computed from them.
+
+        Raises:
+            ValueError: one is.
+        """
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or logits.grad_fn is None:
+            return
+        for place, verdict in own_losses(output, logits).items():
+            if verdict == "logits":
+                raise ValueError(_OWN_LOSS.format(f"one at {place}, computed from the logits"))
+            if not self._has_doubted:
+                self._has_doubted = True
+                warnings.warn(
+                    f"The network's output holds a scalar with a gradient at {place}, which a compiled or a custom "
+                    "function returns together with the logits: whether it is computed from them cannot be seen. If "
+                    "it is, its gradient passes by the modulation: leave the labels out of the call, and compute the "
+                    "loss from the logits.",
+                    stacklevel=2,
+                )
+
     def with_loss(self, output: Any, loss: Tensor, *, keeps_logits: bool) -> Any:
         """The output in its own structure with a loss in it, and None in the place of the logits if they are not kept.
 
@@ -124,7 +148,7 @@ class Outputs:
         Raises:
             ValueError: it has no room for a loss.
         """
-        leaf = self._leaf(output)
+        leaf = self.leaf(output)
         if leaf is output:
             return leaf if keeps_logits else loss
         path = where(output, leaf)
@@ -141,7 +165,8 @@ class Outputs:
             made = replaced(output, ("loss",), loss)
         return made if keeps_logits else replaced(made, path, None)
 
-    def _leaf(self, output: Any) -> Tensor:
+    def leaf(self, output: Any) -> Tensor:
+        """The tensor in the output that holds the logits, as it is there."""
         if isinstance(output, Tensor) and not callable(self.output):  # some return more in training than in eval mode
             found = output
         elif self.output is None:
@@ -172,11 +197,15 @@ def check_no_loss(output: Any) -> None:
     """
     loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
     if isinstance(loss, Tensor) and loss.requires_grad and torch.is_grad_enabled():
-        raise ValueError(
-            "Expected the network's forward to return no loss of its own while it trains, since its gradient would "
-            "pass by the modulation, but its output holds a `loss`. Leave the labels out of the call, give them as "
-            "`target`, and compute the loss from the logits: F.cross_entropy(output.logits, target)."
-        )
+        raise ValueError(_OWN_LOSS.format("a `loss`"))
+
+
+_OWN_LOSS = (
+    "Expected the network's forward to return no loss of its own while it trains, since its gradient would pass by the "
+    "modulation, but its output holds {}. Leave the labels out of the call, give them as `target`, and compute the "
+    "loss from the logits: F.cross_entropy(output.logits, target). What is only looked at may come without its graph "
+    "(detach)."
+)
 
 
 def _refusal(output: Any, given: Output | None) -> str:

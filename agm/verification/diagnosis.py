@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from agm._inputs.absent import batch_size, is_rows
-from agm._inputs.rows import copied
+from agm._inputs.arguments import Arguments
+from agm._inputs.rows import copied, first_rows
+from agm._inputs.samples import Samples
 from agm._module_state.eval_mode import depends_on_mode
 from agm.engine import AGM
 from agm.verification.oracle import eval_mode
@@ -96,46 +98,54 @@ def _of_no_sample(model: AGM, given: Mapping[str, Any], whole: Tensor, tolerance
     batch = batch_size(arguments.inputs)
     count = batch // 2
 
-    def logits(parted: set[str]) -> Tensor | None:
-        def first_half(leaf: Any) -> Any:
-            return leaf[:count] if is_rows(leaf) and leaf.shape[0] == batch else leaf
-
-        some = {
-            name: pytree.tree_map(first_half, x) if name in parted else x for name, x in copied(dict(given)).items()
-        }
+    def logits(whole_name: str | None = None) -> Tensor | None:
+        some = _first_samples(arguments, count, batch)
+        if whole_name is not None:
+            some = some._replace(rest={**some.rest, whole_name: copied(arguments.rest[whole_name])})
         try:
             with torch.no_grad(), eval_mode(model.module):
-                return model._passes.outputs.logits(binding.call(binding.split((), some)))
+                return model._passes.outputs.logits(binding.call(some))
         except Exception:  # of the network's own, which such a batch may cause
             return None
 
-    rows = [name for name, x in arguments.rest.items() if any(is_rows(leaf) for leaf in pytree.tree_leaves(x))]
+    rows = [name for name, x in arguments.rest.items() if any(map(_is_of_samples, pytree.tree_leaves(x)))]
     if not count or not rows:
         return None
     for name in rows:
-        found = logits(set(given) - {name})
+        found = logits(name)
         if found is not None and len(found) == count and not _differs(whole[:count], found, tolerance):
-            parted = logits(set(given))
+            parted = logits()
             if parted is None or len(parted) != count or _differs(whole[:count], parted, tolerance):
                 return name
     return None
 
 
+def _is_of_samples(leaf: Any) -> bool:
+    return is_rows(leaf) or isinstance(leaf, Samples)
+
+
+def _first_samples(arguments: Arguments, count: int, batch: int) -> Arguments:
+    """A copy of the arguments with the first samples alone: the network may write to what it is given."""
+    inputs, others, rest = first_rows(copied(tuple(arguments[:3])), count, batch)
+    return Arguments(inputs, others, rest, arguments.placed)
+
+
 def _eval_passes(model: AGM, given: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor, int]:
     """Logits of the batch in eval mode twice, those of its first half, and how many samples the batch has."""
     binding = model._passes.binding
-    batch = batch_size(binding.split((), given).inputs)
+    arguments = binding.split((), given)
+    batch = batch_size(arguments.inputs)
     count = batch // 2
 
-    def first_half(leaf: Any) -> Any:
-        return leaf[:count] if is_rows(leaf) and leaf.shape[0] == batch else leaf
-
-    def call(arguments: dict[str, Any]) -> Tensor:
-        return model._passes.outputs.logits(binding.call(binding.split((), arguments)))
+    def call(samples: int) -> Tensor:
+        return model._passes.outputs.logits(binding.call(_first_samples(arguments, samples, batch)))
 
     with torch.no_grad(), eval_mode(model.module):
-        first, second = (call(copied(dict(given))) for _ in range(2))
-        half = call(pytree.tree_map(first_half, copied(dict(given)))) if count else first
+        first, second = (call(batch) for _ in range(2))
+        try:
+            half = call(count) if count else first
+        except Exception:  # of the network's own, where something in it is made for so many samples
+            half = first
     return first, second, half, batch
 
 

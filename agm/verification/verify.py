@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from agm._inputs.arguments import Arguments
 from agm._inputs.rows import copied
+from agm._passes.own_losses import kept_losses_note
 from agm.engine import AGM
 from agm.verification.comparison import compare
 from agm.verification.diagnosis import causes
@@ -114,6 +115,8 @@ def verify(
     with torch.inference_mode(False), torch.enable_grad(), peers.apart(), _returning_logits(model), kept as restore:
         result = compare(model, given, target, present, restore, tolerance)
         masks = tuple(mask_advice(name) for name in sorted(_masks(model, given)))
+        if losses := model._passes.kept_losses:
+            masks = (*masks, kept_losses_note(losses))
         restore()
         if drawn := [name for name in counted(model.module) if result.left.get(name)]:
             return replace(result, advice=(_DRAWN.format(", ".join(f"`{name}`" for name in drawn)), *masks))

@@ -23,9 +23,9 @@ class Result:
 
 
 OUTPUTS: list[tuple[Any, Any, Callable[[Any], Tensor]]] = [
-    (lambda z: (z, z.sum()), 0, lambda o: o[0]),
-    (lambda z: [z.sum(), z], 1, lambda o: o[1]),
-    (lambda z: {"logits": z, "norm": z.norm()}, None, lambda o: o["logits"]),
+    (lambda z: (z, z.detach().sum()), 0, lambda o: o[0]),
+    (lambda z: [z.detach().sum(), z], 1, lambda o: o[1]),
+    (lambda z: {"logits": z, "norm": z.detach().norm()}, None, lambda o: o["logits"]),
     (lambda z: {"heads": {"fused": z}, "aux": z[:, :2]}, "heads.fused", lambda o: o["heads"]["fused"]),
     (lambda z: Result(z, z.tanh()), None, lambda o: o.logits),
     (lambda z: (z[:, :2], Result(z, z.tanh())), lambda o: o[1].logits, lambda o: o[1].logits),
