@@ -183,7 +183,7 @@ def fused_modulate_additive(
             has been computed then.
         RuntimeError: a backend asked for by name cannot serve here.
     """
-    max_gap = check_settings(state, alpha, max_gap, floor, ignore_index, process_group)
+    max_gap = check_settings(state, alpha, max_gap, floor, ignore_index, update, process_group)
     first = _checks.check_present(present, state.num_modalities)
     _checks.check_absent(absent, state.num_modalities, first)
     if bias is not None:
@@ -236,7 +236,7 @@ def modulate_summands(
     Raises:
         ValueError, RuntimeError: as there.
     """
-    max_gap = check_settings(state, alpha, max_gap, floor, ignore_index, process_group)
+    max_gap = check_settings(state, alpha, max_gap, floor, ignore_index, True, process_group)
     scored = find_score(score)
     parts = (logits.present, logits.absent, None, logits.joint)
     _check_parts(parts[0], target, state, ignore_index, scored, available, backend)

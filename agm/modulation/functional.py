@@ -70,11 +70,12 @@ def _check(
     score: Score,
     present: Tensor | None,
     sample: SubsetSample | None,
+    update: bool,
     process_group: ProcessGroup | None,
     backend: str,
 ) -> float:
     """What both functions check before they compute anything; returns `max_gap` as a float."""
-    gap = check_settings(state, alpha, max_gap, floor, ignore_index, process_group)
+    gap = check_settings(state, alpha, max_gap, floor, ignore_index, update, process_group)
     if sample is None:
         _checks.check_masked_logits(masked_logits, state.num_modalities)
     else:
@@ -162,7 +163,7 @@ def fused_modulate(
         RuntimeError: a backend asked for by name cannot serve here.
     """
     scored = find_score(score)
-    options = (scored, present, sample, process_group, backend)
+    options = (scored, present, sample, update, process_group, backend)
     max_gap = _check(masked_logits, target, state, alpha, max_gap, floor, ignore_index, *options)
     settings = Settings(float(alpha), max_gap, float(floor), ignore_index, update)
     if present is not None:
@@ -227,11 +228,14 @@ def fused_modulate_cross_entropy(
             cannot be.
     """
     _checks.check_label_smoothing(label_smoothing)
-    options = (find_score("cross_entropy"), present, sample, process_group, backend)
+    options = (find_score("cross_entropy"), present, sample, update, process_group, backend)
     max_gap = _check(masked_logits, target, state, alpha, max_gap, floor, ignore_index, *options)
     wide = accumulation_dtype(masked_logits.dtype)
     if weight is not None:
         _checks.check_class_weight(weight, masked_logits)
+    if masked_logits.requires_grad:
+        _checks.check_kept(target=target, weight=weight)
+    if weight is not None:
         weight = weight.detach().to(wide)
     target = target.long()
     if present is not None or sample is not None:
