@@ -5,10 +5,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from agm import ops
 from agm.ops import _checks
+from agm.ops._derivatives import once_differentiable
 from agm.shapley.weights import MAX_MODALITIES
 
 __all__ = ["expand_subsets"]
@@ -27,7 +27,9 @@ class _ExpandSubsets(torch.autograd.Function):
         return ops.expand_subsets(present, absent, concatenate=concatenate, backend=backend)
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable(
+        "expand_subsets", "For a gradient penalty call agm.ops.reference.expand_subsets, which is plain torch."
+    )
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         present, absent = ops.expand_subsets_backward(
             grad, ctx.widths, ctx.batch, concatenate=ctx.concatenate, backend=ctx.backend

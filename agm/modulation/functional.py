@@ -5,7 +5,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from agm import ops
@@ -16,6 +15,7 @@ from agm.modulation.scores import Score, ScoreName, find_score
 from agm.modulation.state import ModulationState
 from agm.modulation.unfused import Settings
 from agm.ops import _checks, reference
+from agm.ops._derivatives import once_differentiable
 from agm.ops.reference import accumulation_dtype
 from agm.shapley.sampling import SubsetSample
 
@@ -46,7 +46,10 @@ class _CrossEntropyOfSubsets(torch.autograd.Function):
         return loss.view(()), logits
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable(
+        "fused_modulate_cross_entropy",
+        "For a gradient penalty take the cross-entropy of masked_logits[-1], whose gradient is not modulated.",
+    )
     def backward(ctx: Any, grad_loss: Tensor | None, grad_logits: Tensor | None) -> tuple[Tensor | None, ...]:
         logits, target, weight, normalizer, sums, subset_scales = ctx.saved_tensors
         if grad_loss is not None:

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from agm import ops
@@ -14,6 +13,7 @@ from agm.modulation.scores import find_score
 from agm.modulation.state import ModulationState
 from agm.modulation.unfused import Settings
 from agm.ops import _checks, reference
+from agm.ops._derivatives import once_differentiable
 
 __all__ = ["fused_modulate_linear_cross_entropy"]
 
@@ -41,7 +41,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss.view(())
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable(
+        "fused_modulate_linear_cross_entropy",
+        "For a gradient penalty take the cross-entropy of the head on hidden[-1], whose gradient is not modulated.",
+    )
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         grads = ops.modulate_linear_cross_entropy_backward(grad_loss, *ctx.saved_tensors, **ctx.settings)
         needed = (grad if need else None for grad, need in zip(grads, ctx.needs_input_grad, strict=False))

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from agm import ops
@@ -14,6 +13,7 @@ from agm.distributed import summed
 from agm.modulation.scores import Score
 from agm.modulation.state import ModulationState
 from agm.ops import reference
+from agm.ops._derivatives import once_differentiable
 from agm.shapley.sampling import SubsetSample
 from agm.shapley.weights import weights_on
 
@@ -165,7 +165,9 @@ class _ScaleResponses(torch.autograd.Function):
         return joint.view_as(joint)
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable(
+        "fused_modulate_additive", "For a gradient penalty take the joint logits, whose gradient is not modulated."
+    )
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (coefficients,) = ctx.saved_tensors
         rows = ops.modulate_backward(grad.to(ctx.dtype).flatten(0, -2), coefficients)

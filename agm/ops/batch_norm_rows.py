@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from agm.ops import _checks
 from agm.ops._backends import select
+from agm.ops._derivatives import once_differentiable
 from agm.ops.reference import accumulation_dtype
 
 __all__ = ["batch_norm_rows"]
@@ -39,7 +39,11 @@ class _BatchNormRows(torch.autograd.Function):
         return output, updated_mean, updated_var
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable(
+        "batch_norm_rows",
+        'For a gradient penalty in a network of agm.AGM, set passes="two"; elsewhere use '
+        "torch.nn.functional.batch_norm, once for the train rows and once for the others.",
+    )
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 9

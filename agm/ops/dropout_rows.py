@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from agm.ops import _checks
 from agm.ops._backends import select
+from agm.ops._derivatives import once_differentiable
 
 __all__ = ["dropout_rows"]
 
@@ -22,7 +22,11 @@ class _DropoutRows(torch.autograd.Function):
         return kept
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable(
+        "dropout_rows",
+        'For a gradient penalty in a network of agm.AGM, set passes="two"; elsewhere use '
+        "torch.nn.functional.dropout of the train rows.",
+    )
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (mask,) = ctx.saved_tensors
         return select("dropout_rows_backward", grad.device, ctx.backend)(grad, mask, ctx.p), None, None, None

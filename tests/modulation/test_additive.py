@@ -192,7 +192,7 @@ def test_a_second_derivative_is_refused() -> None:
     given["present"].requires_grad_()
     logits = agm.fused_modulate_additive(**given, state=agm.ModulationState(2))
     (first,) = torch.autograd.grad(logits.square().sum(), given["present"], create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiate twice"):
+    with pytest.raises(RuntimeError, match="`fused_modulate_additive` not to be differentiated again"):
         first.sum().backward()
 
 
