@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 from agm.ops._checks import FLOATING, check_tensor, is_number
 
@@ -62,7 +63,7 @@ def _check_gradient(grad: Tensor, name: str, device: torch.device | None) -> Non
 
 def _check_memory(grads: list[tuple[Tensor, str]]) -> None:
     """That no two gradients share memory, and no gradient repeats its own."""
-    if torch.compiler.is_compiling():  # there are no addresses yet
+    if torch.compiler.is_compiling() or any(grad.is_meta or is_fake(grad) for grad, _ in grads):  # no addresses
         if len({id(grad) for grad, _ in grads}) < len(grads):
             raise ValueError(
                 "Expected every gradient to have its own memory, but one is among `gradients` twice and would be "

@@ -13,6 +13,7 @@ from agm.modulation.scores import find_score
 from agm.modulation.state import ModulationState
 from agm.modulation.unfused import Settings
 from agm.ops import _checks, reference
+from agm.ops._autocast import autocasts
 from agm.ops._derivatives import once_differentiable
 
 __all__ = ["fused_modulate_linear_cross_entropy"]
@@ -112,7 +113,7 @@ def fused_modulate_linear_cross_entropy(
         raise ValueError(
             f"Expected argument `chunk_rows` to be a number of samples, 1 or more, but got {chunk_rows!r}."
         )
-    if torch.is_autocast_enabled(hidden.device.type) and hidden.dtype != torch.float64:
+    if autocasts(hidden.device) and hidden.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)

@@ -1,7 +1,6 @@
 """The modulation beyond the kernels: sampled subsets, lacking modalities, other scores, other processes."""
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +14,7 @@ from agm.modulation.state import ModulationState
 from agm.ops import reference
 from agm.ops._derivatives import once_differentiable
 from agm.shapley.sampling import SubsetSample
-from agm.shapley.weights import weights_on
+from agm.shapley.weights import kept, weights_on
 
 __all__ = [
     "Settings",
@@ -179,7 +178,7 @@ def _bits(subsets: tuple[int, ...], modalities: int) -> Tensor:
     return (torch.tensor(subsets).unsqueeze(1) >> torch.arange(modalities) & 1).float()
 
 
-@lru_cache(maxsize=64)
+@kept
 def _bits_on(device: torch.device, modalities: int) -> Tensor:
     subsets = torch.arange(1, 2**modalities, device=device)
     return (subsets.unsqueeze(1) >> torch.arange(modalities, device=device) & 1).float()

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 from agm.shapley.weights import num_modalities
 
@@ -237,13 +238,21 @@ def _instead_of_indices(target: Tensor) -> str:
     )
 
 
-def check_classes(target: Tensor, classes: int, ignore_index: int) -> None:
-    """The range of the class indices, on a CPU only.
+def can_be_read(tensor: Tensor) -> bool:
+    """Whether there are numbers in it that may be looked at.
 
-    Elsewhere it would be a synchronisation, and a compiled graph cannot branch on values: there a wrong
-    index makes the scores NaN, so that the step leaves the running scores alone.
+    On a CPU only: elsewhere that would be a synchronisation. A compiled graph cannot branch on values, and fake tensors
+    have none.
     """
-    if target.device.type != "cpu" or target.numel() == 0 or torch.compiler.is_compiling():
+    return not (tensor.device.type != "cpu" or tensor.numel() == 0 or torch.compiler.is_compiling() or is_fake(tensor))
+
+
+def check_classes(target: Tensor, classes: int, ignore_index: int) -> None:
+    """The range of the class indices, where they can be read.
+
+    Elsewhere a wrong index makes the scores NaN, so that the step leaves the running scores alone.
+    """
+    if not can_be_read(target):
         return
     target = target.long()  # a narrow dtype would wrap the numbers that it is compared with
     lowest, highest = target.aminmax()
