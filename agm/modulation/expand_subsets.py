@@ -91,13 +91,18 @@ def expand_subsets(
     _check_absent(absent, present)
     rows = [one.flatten(1) for one in (*present, *absent)]
     if torch.is_grad_enabled() and any(one.requires_grad for one in rows):
-        expanded: Tensor = _ExpandSubsets.apply(concatenate, backend, *rows)
+        expanded: Tensor = _ExpandSubsets.apply(concatenate, backend, *_apart(rows))
     else:
         expanded = ops.expand_subsets(
             rows[: len(present)], rows[len(present) :], concatenate=concatenate, backend=backend
         )
     joined = sum(one.shape[1] for one in present) if concatenate else present[0].shape[1]
     return expanded.view(expanded.shape[0], joined, *present[0].shape[2:])
+
+
+def _apart(rows: Sequence[Tensor]) -> list[Tensor]:
+    """No tensor twice, as one absent row for all: torch.compile traces no autograd function that is given one so."""
+    return [one.view_as(one) if any(one is other for other in rows[:place]) else one for place, one in enumerate(rows)]
 
 
 def _check_tensors(name: str, tensors: object, device: torch.device | None = None) -> None:

@@ -78,6 +78,19 @@ def test_only_what_needs_a_gradient_receives_one(combine: str) -> None:
     torch.testing.assert_close(absent[2].grad, torch.full_like(absent[2], 3.0 * 5))
 
 
+@pytest.mark.parametrize("size", [(4,), (4, 2)])
+def test_one_row_for_all_that_are_absent_compiles(size: tuple[int, ...]) -> None:
+    def step(a: torch.Tensor, v: torch.Tensor, none: torch.Tensor) -> torch.Tensor:
+        return agm.expand_subsets([a, v], [none, none])
+
+    given = [torch.randn(rows, *size, requires_grad=True) for rows in (3, 3, 1)]
+    made, wanted = torch.compile(step, fullgraph=True, backend="aot_eager")(*given), step(*given)
+    assert torch.equal(made, wanted)
+    both = (torch.autograd.grad(result.square().sum(), given) for result in (made, wanted))
+    for one, other in zip(*both, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_a_tensor_given_twice_receives_both_gradients() -> None:
     (one,), (none,) = features(3)
     one.requires_grad_()
