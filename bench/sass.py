@@ -126,7 +126,7 @@ def kernels(text: str) -> Iterator[Kernel]:
         if found is None or found[2] == "d":  # float64 is not made to be fast
             continue
         name, dtype, modalities, width, loss, peeled = found.groups()
-        loop = class_loop(instructions(body), 2 ** int(modalities) - 1)
+        loop = class_loop(instructions(body), 2 ** int(modalities) - 1, int(width))
         operations = Counter(code.split()[0].split(".")[0] for code in loop)
         yield Kernel(
             name,
@@ -171,30 +171,32 @@ def least_seconds(per_class: float, size: int, modalities: int, batch: int, clas
     return max(moved / gpu.bandwidth, batch * classes * per_class / slots)
 
 
-def class_loop(instructions: list[tuple[int, str]], loads: int) -> list[str]:
-    """The innermost loop that loads from every subset and computes most exponentials, or the first of such.
+def class_loop(instructions: list[tuple[int, str]], subsets: int, width: int) -> list[str]:
+    """The innermost loop that loads once from every subset, and computes most exponentials; with class weights if it
+    can, which are a load each; or the first of such.
 
     The one for what is no number computes some too, and comes last in the code; that of single classes computes fewer.
+    One over the samples may have no loop in it that is closed by a jump back, but loads more.
     """
     index = {at: i for i, (at, _) in enumerate(instructions)}
+
+    def count(loop: tuple[int, int], name: str) -> int:
+        return sum(code.startswith(name) for _, code in instructions[loop[0] : loop[1] + 1])
+
     loops = []
     for end, (_, code) in enumerate(instructions):
         target = re.match(r"BRA\S*\s.*?(0x[0-9a-f]+)", code)
         if target is None or (begin := index.get(int(target[1], 16))) is None or begin > end:
             continue
-        names = [each.split()[0] for _, each in instructions[begin : end + 1]]
-        if sum(name.startswith("LDG") for name in names) >= loads and "MUFU.EX2" in names:
+        if count((begin, end), "MUFU.EX2") and subsets <= count((begin, end), "LDG") <= subsets + width:
             loops.append((begin, end))
-
-    def exponentials(loop: tuple[int, int]) -> int:
-        return sum("MUFU.EX2" in code for _, code in instructions[loop[0] : loop[1] + 1])
 
     innermost = [
         (begin, end)
         for begin, end in loops
         if not any((begin, end) != other and begin <= other[0] and other[1] <= end for other in loops)
     ]
-    begin, end = max(innermost, key=lambda loop: (exponentials(loop), -loop[0]))
+    begin, end = max(innermost, key=lambda loop: (count(loop, "MUFU.EX2"), count(loop, "LDG"), -loop[0]))
     return [code for _, code in instructions[begin : end + 1]]
 
 

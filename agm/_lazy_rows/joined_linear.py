@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from agm.ops._autocast import autocasts
+
 __all__ = ["Stacked", "each_linear", "joined_linear"]
 
 
@@ -125,4 +127,4 @@ def _is_plain(few: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> boo
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return False
-    return weight.layout == torch.strided and not torch.is_autocast_enabled(weight.device.type)
+    return weight.layout == torch.strided and not autocasts(weight.device)

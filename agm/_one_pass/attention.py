@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from agm.ops._derivatives import once_differentiable
 
 if TYPE_CHECKING:
     from agm._one_pass.row_split import RowSplit
@@ -56,7 +57,9 @@ class _Parted(torch.autograd.Function):
         return tuple(part for view in found for part in (view[:train], view[train:]))
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable(
+        "scaled_dot_product_attention", 'For a gradient penalty in a network of agm.AGM, set passes="two".'
+    )
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         made = [empty() if needed else None for empty, needed in zip(ctx.empty, ctx.needs_input_grad[2:], strict=True)]
         every = len(grads) // len(made)  # parts of each

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from agm import ops
@@ -16,11 +15,15 @@ from agm.modulation.scores import Score, ScoreName, find_score
 from agm.modulation.state import ModulationState
 from agm.modulation.unfused import Settings
 from agm.ops import _checks, reference
+from agm.ops._derivatives import once_differentiable
 from agm.ops.reference import accumulation_dtype
 from agm.shapley.sampling import SubsetSample
 from agm.shapley.weights import proper_subsets
 
 __all__ = ["AdditiveLogits", "fused_modulate_additive", "modulate_summands", "scale_additive"]
+
+_OP = "fused_modulate_additive"
+_INSTEAD = "For a gradient penalty take the sum of the parts, or the joint logits, whose gradient is not modulated."
 
 
 class AdditiveLogits(NamedTuple):
@@ -82,7 +85,7 @@ class _ScaleParts(torch.autograd.Function):
         return (logits if joint_logits is None else joint_logits).view_as(logits)
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable(_OP, _INSTEAD)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (scales,) = ctx.saved_tensors
         found = ops.modulate_additive_backward(grad, scales, given_joint=ctx.given_joint, backend=ctx.backend)
@@ -108,7 +111,7 @@ class _ScaleFew(torch.autograd.Function):
         return joint.view_as(joint)
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable(_OP, _INSTEAD)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (scales,) = ctx.saved_tensors
         found = ops.modulate_additive_backward(grad, scales, given_joint=True, backend=ctx.backend)
@@ -183,7 +186,7 @@ def fused_modulate_additive(
             has been computed then.
         RuntimeError: a backend asked for by name cannot serve here.
     """
-    max_gap = check_settings(state, alpha, max_gap, floor, ignore_index, process_group)
+    max_gap = check_settings(state, alpha, max_gap, floor, ignore_index, update, process_group)
     first = _checks.check_present(present, state.num_modalities)
     _checks.check_absent(absent, state.num_modalities, first)
     if bias is not None:
@@ -236,7 +239,7 @@ def modulate_summands(
     Raises:
         ValueError, RuntimeError: as there.
     """
-    max_gap = check_settings(state, alpha, max_gap, floor, ignore_index, process_group)
+    max_gap = check_settings(state, alpha, max_gap, floor, ignore_index, True, process_group)
     scored = find_score(score)
     parts = (logits.present, logits.absent, None, logits.joint)
     _check_parts(parts[0], target, state, ignore_index, scored, available, backend)

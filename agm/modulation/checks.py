@@ -28,11 +28,13 @@ def check_settings(
     max_gap: float | None,
     floor: float,
     ignore_index: int,
+    update: bool,
     process_group: ProcessGroup | None,
 ) -> float:
     """What can be said before the logits are looked at; returns `max_gap` as a float."""
     gap = _checks.check_modulation(alpha, max_gap, floor)
     _checks.check_ignore_index(ignore_index)
+    _checks.check_flag("update", update)
     check_state(state)
     check_group(process_group)
     return gap
@@ -60,8 +62,7 @@ def check_step(
 
 def check_presence(name: str, present: Tensor, batch: int, modalities: int, device: torch.device) -> None:
     """Which samples have which modalities: (B, M) bool on the device of the logits."""
-    if not isinstance(present, Tensor):
-        raise TypeError(f"Expected argument `{name}` to be a tensor of booleans, but got {type(present).__name__}.")
+    _checks.check_tensor(name, present, device)
     if present.dtype != torch.bool:
         raise TypeError(
             f"Expected argument `{name}` to be of dtype torch.bool, but got {present.dtype}. Compare it with 0, or "
@@ -71,11 +72,6 @@ def check_presence(name: str, present: Tensor, batch: int, modalities: int, devi
         raise ValueError(
             f"Expected argument `{name}` to have shape ({batch}, {modalities}), a row a sample and a column a modality "
             f"in bit order, but got {tuple(present.shape)}."
-        )
-    if present.device != device:
-        raise ValueError(
-            f"Expected argument `{name}` to be on {device}, where the logits are, but it is on {present.device}. "
-            f"Move it with {name}.to(device)."
         )
 
 

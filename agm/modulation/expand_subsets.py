@@ -5,14 +5,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from agm import ops
+from agm.ops import _checks
+from agm.ops._derivatives import once_differentiable
 from agm.shapley.weights import MAX_MODALITIES
 
 __all__ = ["expand_subsets"]
 
-_FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _INTEGER = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -27,7 +27,9 @@ class _ExpandSubsets(torch.autograd.Function):
         return ops.expand_subsets(present, absent, concatenate=concatenate, backend=backend)
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable(
+        "expand_subsets", "For a gradient penalty call agm.ops.reference.expand_subsets, which is plain torch."
+    )
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         present, absent = ops.expand_subsets_backward(
             grad, ctx.widths, ctx.batch, concatenate=ctx.concatenate, backend=ctx.backend
@@ -84,12 +86,12 @@ def expand_subsets(
         raise ValueError(f"Expected argument `combine` to be 'concat' or 'sum', but got {combine!r}.")
     concatenate = combine == "concat"
     _check_tensors("present", present)
-    _check_tensors("absent", absent)
+    _check_tensors("absent", absent, present[0].device if present else None)
     _check_present(present, concatenate)
     _check_absent(absent, present)
     rows = [one.flatten(1) for one in (*present, *absent)]
     if torch.is_grad_enabled() and any(one.requires_grad for one in rows):
-        expanded: Tensor = _ExpandSubsets.apply(concatenate, backend, *rows)
+        expanded: Tensor = _ExpandSubsets.apply(concatenate, backend, *_apart(rows))
     else:
         expanded = ops.expand_subsets(
             rows[: len(present)], rows[len(present) :], concatenate=concatenate, backend=backend
@@ -98,14 +100,19 @@ def expand_subsets(
     return expanded.view(expanded.shape[0], joined, *present[0].shape[2:])
 
 
-def _check_tensors(name: str, tensors: object) -> None:
+def _apart(rows: Sequence[Tensor]) -> list[Tensor]:
+    """No tensor twice, as one absent row for all: torch.compile traces no autograd function that is given one so."""
+    return [one.view_as(one) if any(one is other for other in rows[:place]) else one for place, one in enumerate(rows)]
+
+
+def _check_tensors(name: str, tensors: object, device: torch.device | None = None) -> None:
     if not isinstance(tensors, (list, tuple)):
         raise TypeError(
             f"Expected argument `{name}` to be a list of tensors, one a modality, but got {type(tensors).__name__}."
         )
     for m, one in enumerate(tensors):
-        if not isinstance(one, Tensor):
-            raise TypeError(f"Expected argument `{name}` to hold tensors, but got {type(one).__name__} at {m}.")
+        _checks.check_tensor(f"{name}[{m}]", one, device, "`present[0]` is")
+        device = one.device if device is None else device
 
 
 def _check_present(present: Sequence[Tensor], concatenate: bool) -> None:
@@ -115,9 +122,9 @@ def _check_present(present: Sequence[Tensor], concatenate: bool) -> None:
             f"{len(present)}. Pass a list of one tensor a modality."
         )
     first = present[0]
-    if first.dtype not in (_FLOATING + _INTEGER if concatenate else _FLOATING):
+    if first.dtype not in (_checks.FLOATING + _INTEGER if concatenate else _checks.FLOATING):
         raise TypeError(
-            f"Expected argument `present` to hold features of one of {[str(dtype) for dtype in _FLOATING]} (or, for "
+            f"Expected argument `present` to hold features in float32, bfloat16, float16 or float64 (or, for "
             f"combine='concat', integers or bools), but got {first.dtype}. Convert them, or embed them first."
         )
     for m, one in enumerate(present):
@@ -160,9 +167,4 @@ def _check_kind(name: str, m: int, one: Tensor, first: Tensor) -> None:
         raise ValueError(
             f"Expected argument `{name}` to hold {first.dtype}, as `present` does at 0, but got {one.dtype} at {m}. "
             "Convert it with .to(dtype); autocast may have left it so."
-        )
-    if one.device != first.device:
-        raise ValueError(
-            f"Expected argument `{name}` to be on {first.device}, as `present` is at 0, but got {one.device} at {m}. "
-            "Move it with .to(device)."
         )

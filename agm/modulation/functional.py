@@ -5,7 +5,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from agm import ops
@@ -16,6 +15,7 @@ from agm.modulation.scores import Score, ScoreName, find_score
 from agm.modulation.state import ModulationState
 from agm.modulation.unfused import Settings
 from agm.ops import _checks, reference
+from agm.ops._derivatives import once_differentiable
 from agm.ops.reference import accumulation_dtype
 from agm.shapley.sampling import SubsetSample
 
@@ -46,7 +46,10 @@ class _CrossEntropyOfSubsets(torch.autograd.Function):
         return loss.view(()), logits
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable(
+        "fused_modulate_cross_entropy",
+        "For a gradient penalty take the cross-entropy of masked_logits[-1], whose gradient is not modulated.",
+    )
     def backward(ctx: Any, grad_loss: Tensor | None, grad_logits: Tensor | None) -> tuple[Tensor | None, ...]:
         logits, target, weight, normalizer, sums, subset_scales = ctx.saved_tensors
         if grad_loss is not None:
@@ -70,11 +73,12 @@ def _check(
     score: Score,
     present: Tensor | None,
     sample: SubsetSample | None,
+    update: bool,
     process_group: ProcessGroup | None,
     backend: str,
 ) -> float:
     """What both functions check before they compute anything; returns `max_gap` as a float."""
-    gap = check_settings(state, alpha, max_gap, floor, ignore_index, process_group)
+    gap = check_settings(state, alpha, max_gap, floor, ignore_index, update, process_group)
     if sample is None:
         _checks.check_masked_logits(masked_logits, state.num_modalities)
     else:
@@ -162,7 +166,7 @@ def fused_modulate(
         RuntimeError: a backend asked for by name cannot serve here.
     """
     scored = find_score(score)
-    options = (scored, present, sample, process_group, backend)
+    options = (scored, present, sample, update, process_group, backend)
     max_gap = _check(masked_logits, target, state, alpha, max_gap, floor, ignore_index, *options)
     settings = Settings(float(alpha), max_gap, float(floor), ignore_index, update)
     if present is not None:
@@ -227,11 +231,14 @@ def fused_modulate_cross_entropy(
             cannot be.
     """
     _checks.check_label_smoothing(label_smoothing)
-    options = (find_score("cross_entropy"), present, sample, process_group, backend)
+    options = (find_score("cross_entropy"), present, sample, update, process_group, backend)
     max_gap = _check(masked_logits, target, state, alpha, max_gap, floor, ignore_index, *options)
     wide = accumulation_dtype(masked_logits.dtype)
     if weight is not None:
         _checks.check_class_weight(weight, masked_logits)
+    if masked_logits.requires_grad:
+        _checks.check_kept(target=target, weight=weight)
+    if weight is not None:
         weight = weight.detach().to(wide)
     target = target.long()
     if present is not None or sample is not None:

@@ -4,12 +4,11 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
-from agm.ops._checks import is_number
+from agm.ops._checks import FLOATING, check_tensor, is_number
 
 __all__ = ["check_coefficients", "check_generator", "check_gradients"]
-
-_GRADIENT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def check_gradients(gradients: Sequence[Iterable[Tensor | None]]) -> list[tuple[Tensor | None, int]]:
@@ -45,7 +44,7 @@ def _check_gradient(grad: Tensor, name: str, device: torch.device | None) -> Non
         raise TypeError(
             f"Expected `{name}` to be dense, but its layout is {grad.layout}. Use an embedding with sparse=False."
         )
-    if grad.dtype not in _GRADIENT_DTYPES:
+    if grad.dtype not in FLOATING:
         raise TypeError(
             f"Expected `{name}` to be float32, bfloat16, float16 or float64, but got {grad.dtype}. "
             "Leave out what is not a gradient."
@@ -64,7 +63,7 @@ def _check_gradient(grad: Tensor, name: str, device: torch.device | None) -> Non
 
 def _check_memory(grads: list[tuple[Tensor, str]]) -> None:
     """That no two gradients share memory, and no gradient repeats its own."""
-    if torch.compiler.is_compiling():  # there are no addresses yet
+    if torch.compiler.is_compiling() or any(grad.is_meta or is_fake(grad) for grad, _ in grads):  # no addresses
         if len({id(grad) for grad, _ in grads}) < len(grads):
             raise ValueError(
                 "Expected every gradient to have its own memory, but one is among `gradients` twice and would be "
@@ -111,6 +110,7 @@ def check_coefficients(coefficients: Tensor | Sequence[float], groups: int, devi
             )
         coefficients = torch.tensor(coefficients, dtype=torch.float64)
         device = None
+    check_tensor("coefficients", coefficients, device, "the gradients are")
     if not coefficients.is_floating_point():
         raise TypeError(
             f"Expected argument `coefficients` to have a floating dtype, but got {coefficients.dtype}. "
@@ -120,11 +120,6 @@ def check_coefficients(coefficients: Tensor | Sequence[float], groups: int, devi
         raise ValueError(
             f"Expected argument `coefficients` to have shape ({groups},), one number a group of gradients, "
             f"but got {tuple(coefficients.shape)}."
-        )
-    if device is not None and coefficients.device != device:
-        raise ValueError(
-            f"Expected argument `coefficients` to be on {device}, where the gradients are, but it is on "
-            f"{coefficients.device}. Move it with coefficients.to(gradient.device)."
         )
     return coefficients.detach().double()
 

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from agm import ops
@@ -14,6 +13,8 @@ from agm.modulation.scores import find_score
 from agm.modulation.state import ModulationState
 from agm.modulation.unfused import Settings
 from agm.ops import _checks, reference
+from agm.ops._autocast import autocasts
+from agm.ops._derivatives import once_differentiable
 
 __all__ = ["fused_modulate_linear_cross_entropy"]
 
@@ -41,7 +42,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss.view(())
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable(
+        "fused_modulate_linear_cross_entropy",
+        "For a gradient penalty take the cross-entropy of the head on hidden[-1], whose gradient is not modulated.",
+    )
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         grads = ops.modulate_linear_cross_entropy_backward(grad_loss, *ctx.saved_tensors, **ctx.settings)
         needed = (grad if need else None for grad, need in zip(grads, ctx.needs_input_grad, strict=False))
@@ -97,17 +101,19 @@ def fused_modulate_linear_cross_entropy(
     Raises:
         TypeError, ValueError, RuntimeError: as in `fused_modulate`, and for a weight or bias that does not fit.
     """
-    gap = check_settings(state, alpha, max_gap, floor, ignore_index, process_group)
+    gap = check_settings(state, alpha, max_gap, floor, ignore_index, update, process_group)
     _checks.check_label_smoothing(label_smoothing)
     _check_hidden(hidden, state.num_modalities)
     _check_head(hidden, weight, bias)
     shape = (*hidden.shape[1:-1], weight.shape[0])
     check_step(target, state, shape, hidden.device, ignore_index, find_score("cross_entropy"))
-    if chunk_rows is not None and (not isinstance(chunk_rows, int) or chunk_rows < 1):
+    if any(part is not None and part.requires_grad for part in (hidden, weight, bias)):
+        _checks.check_kept(hidden=hidden, weight=weight, bias=bias, target=target)
+    if chunk_rows is not None and not (_checks.is_whole(chunk_rows) and chunk_rows >= 1):
         raise ValueError(
             f"Expected argument `chunk_rows` to be a number of samples, 1 or more, but got {chunk_rows!r}."
         )
-    if torch.is_autocast_enabled(hidden.device.type) and hidden.dtype != torch.float64:
+    if autocasts(hidden.device) and hidden.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
@@ -146,9 +152,8 @@ def fused_modulate_linear_cross_entropy(
 
 
 def _check_hidden(hidden: Tensor, modalities: int) -> None:
-    if not isinstance(hidden, Tensor) or not hidden.is_floating_point():
-        got = hidden.dtype if isinstance(hidden, Tensor) else type(hidden).__name__
-        raise TypeError(f"Expected argument `hidden` to be a floating tensor, but got {got}.")
+    _checks.check_tensor("hidden", hidden)
+    _checks.check_floating("hidden", hidden)
     if hidden.dim() < 3 or hidden.shape[0] != 2**modalities - 1:
         raise ValueError(
             f"Expected argument `hidden` to have shape ({2**modalities - 1}, batch, ..., size), one row for each "
@@ -158,25 +163,19 @@ def _check_hidden(hidden: Tensor, modalities: int) -> None:
 
 
 def _check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"Expected argument `weight` to be a tensor, but got {type(weight).__name__}.")
+    for name, part in (("weight", weight), ("bias", bias)):
+        if part is not None or name == "weight":
+            _checks.check_tensor(name, part, hidden.device, "`hidden` is")
     if weight.dim() != 2 or weight.shape[1] != hidden.shape[-1] or weight.shape[0] < 1:
         raise ValueError(
             f"Expected argument `weight` to have shape (classes, {hidden.shape[-1]}), as the linear head of `hidden` "
             f"{tuple(hidden.shape)}, but got {tuple(weight.shape)}."
         )
-    if bias is not None and not isinstance(bias, Tensor):
-        raise TypeError(f"Expected argument `bias` to be a tensor or None, but got {type(bias).__name__}.")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(
             f"Expected argument `bias` to have shape ({weight.shape[0]},), one number a class, but got "
             f"{tuple(bias.shape)}."
         )
-    for name, part in (("weight", weight), ("bias", bias)):
-        if part is not None and part.device != hidden.device:
-            raise ValueError(
-                f"Expected argument `{name}` to be on {hidden.device}, where `hidden` is, but it is on {part.device}."
-            )
 
 
 def _check_dtypes(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:

@@ -89,9 +89,6 @@ class Modulator(nn.Module):
         self.modalities = _checks.check_modalities(modalities)
         _checks.check_modulation(alpha, max_gap, floor)
         _checks.check_ignore_index(ignore_index)
-        whole = isinstance(start, int) and (stop is None or isinstance(stop, int))
-        if not whole or start < 0 or (stop is not None and stop < start):
-            raise ValueError(f"Expected whole epochs 0 <= `start` <= `stop`, but got start={start!r}, stop={stop!r}.")
         if outside not in ("joint", "published"):
             raise ValueError(f"Expected argument `outside` to be 'joint' or 'published', but got {outside!r}.")
         if backend not in ("auto", *BACKENDS):
@@ -104,7 +101,7 @@ class Modulator(nn.Module):
         self.max_gap = max_gap
         self.floor = floor
         self.ignore_index = ignore_index
-        self._window = start, stop
+        self._window = _window(start, stop)
         self.outside = outside
         self.score = score
         self.backend = backend
@@ -122,7 +119,7 @@ class Modulator(nn.Module):
 
     @start.setter
     def start(self, start: int) -> None:
-        self._window = start, self.stop
+        self._window = _window(start, self.stop)
         self.epoch = self._epoch
 
     @property
@@ -132,7 +129,7 @@ class Modulator(nn.Module):
 
     @stop.setter
     def stop(self, stop: int | None) -> None:
-        self._window = self.start, stop
+        self._window = _window(self.start, stop)
         self.epoch = self._epoch
 
     @property
@@ -142,6 +139,8 @@ class Modulator(nn.Module):
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
+        if not (_checks.is_number(epoch) and epoch == epoch):
+            raise ValueError(f"Expected argument `epoch` to be the number of an epoch, from 0, but got {epoch!r}.")
         self._epoch = epoch
         # A graph is guarded by what a call reads: by the number of the epoch, each epoch would be compiled anew.
         after = epoch >= (math.inf if self.stop is None else self.stop)
@@ -356,3 +355,11 @@ class Modulator(nn.Module):
         window += f", outside={self.outside!r}" if window and self.outside != "joint" else ""
         score = "" if self.score == "cross_entropy" else f", score={self.score!r}"
         return f"{', '.join(self.modalities)}, alpha={self.alpha}, max_gap={self.max_gap}{score}{window}"
+
+
+def _window(start: int, stop: int | None) -> tuple[int, int | None]:
+    """The epochs from `start` to `stop`, checked."""
+    whole = _checks.is_whole(start) and (stop is None or _checks.is_whole(stop))
+    if not whole or start < 0 or (stop is not None and stop < start):
+        raise ValueError(f"Expected whole epochs 0 <= `start` <= `stop`, but got start={start!r}, stop={stop!r}.")
+    return start, stop

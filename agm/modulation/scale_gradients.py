@@ -7,6 +7,7 @@ from torch import Tensor
 
 from agm import ops
 from agm.modulation.gradient_checks import check_coefficients, check_generator, check_gradients
+from agm.ops._checks import check_flag
 
 __all__ = ["scale_gradients_"]
 
@@ -67,6 +68,7 @@ def scale_gradients_(
     device = present[0].device if present else None
     factors = check_coefficients(coefficients, len(gradients), device)
     check_generator(generator, device)
+    check_flag("noise", noise)
     if device is None:
         return
     factors = factors.to(device)

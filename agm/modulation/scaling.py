@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from agm import ops
+from agm.ops._derivatives import once_differentiable
 
 __all__ = ["ScaleSubsets"]
 
@@ -24,7 +24,10 @@ class ScaleSubsets(torch.autograd.Function):
         return masked_logits[-1]
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable(
+        "fused_modulate",
+        "For a gradient penalty take the joint logits masked_logits[-1], whose gradient is not modulated.",
+    )
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (subset_scales,) = ctx.saved_tensors
         return ops.modulate_backward(grad, subset_scales, backend=ctx.backend), None, None

@@ -343,15 +343,13 @@ def _mean_known(cost: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
 
 def _check_rows(target: Tensor, batch: int, device: torch.device) -> None:
     """A target of any kind that has a row a sample."""
-    if not isinstance(target, Tensor):
-        raise TypeError(f"Expected argument `target` to be a tensor, but got {type(target).__name__}.")
+    _checks.check_tensor("target", target, device)
     if target.is_complex():
         raise TypeError(f"Expected argument `target` to hold real numbers, but got {target.dtype}.")
     if target.shape[:1] != (batch,):
         raise ValueError(
             f"Expected argument `target` to have a row for each of the {batch} samples, but got {tuple(target.shape)}."
         )
-    _checks.check_target_device(target, device)
 
 
 def _check_shape(target: Tensor, shape: tuple[int, ...], what: str) -> None:
@@ -367,8 +365,7 @@ def _check_outputs(target: Tensor, shape: Sequence[int], what: str) -> None:
 
 
 def _check_values(target: Tensor, known: Tensor, right: Tensor, what: str) -> None:
-    """On a CPU only, as `check_classes`."""
-    if target.device.type != "cpu" or target.numel() == 0 or torch.compiler.is_compiling():
+    if not _checks.can_be_read(target):
         return
     wrong = known & ~right
     if bool(wrong.any()):

@@ -1,6 +1,7 @@
-"""Where a step of the modulation cannot run: in a recomputed forward, and under the transforms of `torch.func`."""
+"""Where no step of the modulation can run: a recomputed forward, forward mode, the transforms of `torch.func`."""
 
 import torch
+from torch.autograd import forward_ad
 
 __all__ = ["check_surroundings"]
 
@@ -24,4 +25,10 @@ def check_surroundings() -> None:
             "Expected a step of the modulation to run outside torch.func.grad, vjp, jvp and vmap, which cannot write "
             "the running scores, but got one inside. Use loss.backward() or torch.autograd.grad; "
             "torch.func.functional_call works, and so does everything in eval mode."
+        )
+    if forward_ad._current_level >= 0:
+        raise RuntimeError(
+            "Expected a step of the modulation to run outside torch.autograd.forward_ad.dual_level, but got one inside:"
+            " the modulated gradient is one of a backward. Use loss.backward() or torch.autograd.grad; everything in "
+            "eval mode works."
         )

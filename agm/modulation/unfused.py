@@ -1,12 +1,10 @@
 """The modulation beyond the kernels: sampled subsets, lacking modalities, other scores, other processes."""
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from agm import ops
@@ -14,8 +12,9 @@ from agm.distributed import summed
 from agm.modulation.scores import Score
 from agm.modulation.state import ModulationState
 from agm.ops import reference
+from agm.ops._derivatives import once_differentiable
 from agm.shapley.sampling import SubsetSample
-from agm.shapley.weights import weights_on
+from agm.shapley.weights import kept, weights_on
 
 __all__ = [
     "Settings",
@@ -165,7 +164,9 @@ class _ScaleResponses(torch.autograd.Function):
         return joint.view_as(joint)
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable(
+        "fused_modulate_additive", "For a gradient penalty take the joint logits, whose gradient is not modulated."
+    )
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (coefficients,) = ctx.saved_tensors
         rows = ops.modulate_backward(grad.to(ctx.dtype).flatten(0, -2), coefficients)
@@ -177,7 +178,7 @@ def _bits(subsets: tuple[int, ...], modalities: int) -> Tensor:
     return (torch.tensor(subsets).unsqueeze(1) >> torch.arange(modalities) & 1).float()
 
 
-@lru_cache(maxsize=64)
+@kept
 def _bits_on(device: torch.device, modalities: int) -> Tensor:
     subsets = torch.arange(1, 2**modalities, device=device)
     return (subsets.unsqueeze(1) >> torch.arange(modalities, device=device) & 1).float()

@@ -1,13 +1,17 @@
 """Checks of arguments, made before anything is computed. None of them synchronises with a GPU."""
 
 import math
+import sys
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 from agm.shapley.weights import num_modalities
+
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # what the ops compute with
 
 
 def check_modulation(alpha: float, max_gap: float | None, floor: float) -> float:
@@ -26,27 +30,71 @@ def check_modulation(alpha: float, max_gap: float | None, floor: float) -> float
 
 
 def is_number(value: object) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    """Whether it is one that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        return False
+    return not isinstance(value, int) or abs(value) <= sys.float_info.max
 
 
-def _check_tensor(name: str, value: object) -> None:
+def is_whole(value: object) -> bool:
+    """Whether it is an integer of 64 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
+def check_tensor(name: str, value: object, device: torch.device | None = None, beside: str = "the logits are") -> None:
+    """A dense tensor, on `device` if one is given, where other arguments are."""
     if not isinstance(value, Tensor):
         raise TypeError(f"Expected argument `{name}` to be a tensor, but got {type(value).__name__}.")
+    if value.layout != torch.strided:
+        raise TypeError(
+            f"Expected argument `{name}` to be dense, but its layout is {value.layout}. Pass {name}.to_dense()."
+        )
+    if device is not None and value.device != device:
+        raise ValueError(
+            f"Expected argument `{name}` to be on {device}, where {beside}, but it is on {value.device}. "
+            f"Move it with {name}.to({str(device)!r})."
+        )
+
+
+def check_floating(name: str, tensor: Tensor, advice: str = "Convert it with .to(dtype).") -> None:
+    if tensor.dtype not in FLOATING:
+        raise TypeError(
+            f"Expected argument `{name}` to be float32, bfloat16, float16 or float64, but got {tensor.dtype}. {advice}"
+        )
+
+
+def check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"Expected argument `{name}` to be True or False, but got {value!r}.")
+
+
+def check_train_rows(train_rows: int) -> None:
+    """A size, which a compiler may have made a symbol."""
+    if isinstance(train_rows, bool) or not isinstance(train_rows, (int, torch.SymInt)):
+        raise TypeError(f"Expected argument `train_rows` to be an integer, but got {train_rows!r}.")
+
+
+def check_kept(**tensors: Tensor | None) -> None:
+    """Tensors that a backward reads: autograd keeps none that was made in inference mode."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.is_inference():
+            raise ValueError(
+                f"Expected argument `{name}` to be a tensor that autograd can keep for the backward, but got one made "
+                f"in torch.inference_mode(). Pass {name}.clone()."
+            )
 
 
 def _check_logits(name: str, logits: Tensor) -> None:
-    if not logits.is_floating_point():
-        raise TypeError(
-            f"Expected argument `{name}` to have a floating dtype, but got {logits.dtype}. "
-            "Pass logits, not predictions."
-        )
+    check_floating(name, logits, "Pass logits, not predictions, and convert them with .to(dtype).")
     if logits.shape[-1] < 1:
         raise ValueError(f"Expected argument `{name}` to have at least one class, but its last size is 0.")
 
 
 def check_logits_stack(masked_logits: Tensor) -> None:
     """Masked logits of any subsets: (R, B, ..., C)."""
-    _check_tensor("masked_logits", masked_logits)
+    check_tensor("masked_logits", masked_logits)
     if masked_logits.dim() < 3:
         raise ValueError(
             "Expected argument `masked_logits` to have shape (2**M - 1, batch, ..., classes), "
@@ -71,6 +119,8 @@ def check_present(present: Tensor | Sequence[Tensor], modalities: int) -> Tensor
     """
     if not isinstance(present, Tensor):
         parts = _check_parts("present", present)
+        for part in parts:
+            check_tensor("present", part, parts[0].device, "its first tensor is")
         if parts[0].dim() < 2 or any([part.shape != parts[0].shape for part in parts]):
             raise ValueError(
                 "Expected argument `present` to hold tensors of one shape (batch, ..., classes), "
@@ -78,18 +128,18 @@ def check_present(present: Tensor | Sequence[Tensor], modalities: int) -> Tensor
             )
         for part in parts:
             _check_logits("present", part)
-            _check_device("present", part, parts[0].device)
         if any([part.dtype != parts[0].dtype for part in parts]):
             raise TypeError(
                 f"Expected argument `present` to hold tensors of one dtype, but got {[part.dtype for part in parts]}. "
                 "Cast them with .to(dtype)."
             )
-    elif present.dim() < 3:
-        raise ValueError(
-            f"Expected argument `present` to have shape (M, batch, classes), but got {tuple(present.shape)}. "
-            "Stack what each modality adds to the logits, or pass a list of them."
-        )
     else:
+        check_tensor("present", present)
+        if present.dim() < 3:
+            raise ValueError(
+                f"Expected argument `present` to have shape (M, batch, classes), but got {tuple(present.shape)}. "
+                "Stack what each modality adds to the logits, or pass a list of them."
+            )
         _check_logits("present", present)
     if len(present) != modalities:
         raise ValueError(
@@ -103,9 +153,8 @@ def check_absent(absent: Tensor | Sequence[Tensor], modalities: int, present: Te
     """What each modality adds when it is absent, beside `present` (..., B, *rest), rest = (..., C)."""
     parts = [absent] if isinstance(absent, Tensor) else _check_parts("absent", absent)
     for part in parts:
-        if not part.is_floating_point():
-            raise TypeError(f"Expected argument `absent` to have a floating dtype, but got {part.dtype}.")
-        _check_device("absent", part, present.device)
+        check_tensor("absent", part, present.device, "`present` is")
+        check_floating("absent", part)
     rest = tuple(present.shape[2:])
     if isinstance(absent, Tensor):
         right = absent.shape == (modalities, *rest) or absent.shape == (modalities, 1, *rest)
@@ -123,25 +172,23 @@ def check_absent(absent: Tensor | Sequence[Tensor], modalities: int, present: Te
 
 def check_bias(bias: Tensor, present: Tensor, given_joint: bool) -> None:
     """The bias of the joint logits, beside `present` (..., B, ..., C)."""
-    _check_tensor("bias", bias)
+    check_tensor("bias", bias, present.device, "`present` is")
     if given_joint:
         raise ValueError(
             "Expected argument `bias` to be None beside `joint_logits`, but got a tensor. "
             "The joint logits contain their bias, and its gradient flows through them."
         )
-    if not bias.is_floating_point():
-        raise TypeError(f"Expected argument `bias` to have a floating dtype, but got {bias.dtype}.")
+    check_floating("bias", bias)
     if bias.shape != present.shape[-1:]:
         raise ValueError(
             f"Expected argument `bias` to have shape ({present.shape[-1]},), one number a class, "
             f"but got {tuple(bias.shape)}."
         )
-    _check_device("bias", bias, present.device)
 
 
 def check_joint_logits(joint_logits: Tensor, present: Tensor) -> None:
     """The logits of a joint pass of its own, beside `present` (M or 1, B, ..., C)."""
-    _check_tensor("joint_logits", joint_logits)
+    check_tensor("joint_logits", joint_logits, present.device, "`present` is")
     if joint_logits.shape != present.shape[1:]:
         raise ValueError(
             f"Expected argument `joint_logits` to have shape {tuple(present.shape[1:])}, (batch, classes) as in "
@@ -152,7 +199,6 @@ def check_joint_logits(joint_logits: Tensor, present: Tensor) -> None:
             f"Expected argument `joint_logits` to have the dtype of `present`, {present.dtype}, "
             f"but got {joint_logits.dtype}. Cast one of them with .to(dtype)."
         )
-    _check_device("joint_logits", joint_logits, present.device)
 
 
 def _check_parts(name: str, parts: Sequence[Tensor]) -> list[Tensor]:
@@ -164,18 +210,9 @@ def _check_parts(name: str, parts: Sequence[Tensor]) -> list[Tensor]:
     return list(parts)
 
 
-def _check_device(name: str, tensor: Tensor, device: torch.device) -> None:
-    if tensor.device != device:
-        raise ValueError(
-            f"Expected argument `{name}` to be on {device}, where `present` is, but it is on {tensor.device}. "
-            f"Move it with {name}.to(present.device)."
-        )
-
-
 def check_target(target: Tensor, shape: Sequence[int], device: torch.device, classes: int | None = None) -> None:
     """The type, shape (B, ...) and device of class indices; with the number of classes the advice is better."""
-    if not isinstance(target, Tensor):
-        raise TypeError(f"Expected argument `target` to be a tensor of class indices, but got {type(target).__name__}.")
+    check_tensor("target", target, device)
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
         raise TypeError(
             f"Expected argument `target` to hold class indices (int64), but got {target.dtype}. "
@@ -189,7 +226,6 @@ def check_target(target: Tensor, shape: Sequence[int], device: torch.device, cla
             + (" If dimension 1 of the logits has the classes, say class_dim=1, or move it last." if first else "")
             + (" Of one-hot targets pass target.argmax(-1)." if target.shape == (*shape, classes) else "")
         )
-    check_target_device(target, device)
 
 
 def _instead_of_indices(target: Tensor) -> str:
@@ -202,21 +238,21 @@ def _instead_of_indices(target: Tensor) -> str:
     )
 
 
-def check_target_device(target: Tensor, device: torch.device) -> None:
-    if target.device != device:
-        raise ValueError(
-            f"Expected argument `target` to be on {device}, where the logits are, but it is on {target.device}. "
-            "Move it with target.to(logits.device)."
-        )
+def can_be_read(tensor: Tensor) -> bool:
+    """Whether there are numbers in it that may be looked at.
+
+    On a CPU only: elsewhere that would be a synchronisation. A compiled graph cannot branch on values, and fake tensors
+    have none.
+    """
+    return not (tensor.device.type != "cpu" or tensor.numel() == 0 or torch.compiler.is_compiling() or is_fake(tensor))
 
 
 def check_classes(target: Tensor, classes: int, ignore_index: int) -> None:
-    """The range of the class indices, on a CPU only.
+    """The range of the class indices, where they can be read.
 
-    Elsewhere it would be a synchronisation, and a compiled graph cannot branch on values: there a wrong
-    index makes the scores NaN, so that the step leaves the running scores alone.
+    Elsewhere a wrong index makes the scores NaN, so that the step leaves the running scores alone.
     """
-    if target.device.type != "cpu" or target.numel() == 0 or torch.compiler.is_compiling():
+    if not can_be_read(target):
         return
     target = target.long()  # a narrow dtype would wrap the numbers that it is compared with
     lowest, highest = target.aminmax()
@@ -261,16 +297,15 @@ def check_label_smoothing(label_smoothing: float) -> None:
 
 
 def check_ignore_index(ignore_index: int) -> None:
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-        raise TypeError(f"Expected argument `ignore_index` to be an integer, but got {ignore_index!r}.")
+    if not is_whole(ignore_index):
+        raise TypeError(f"Expected argument `ignore_index` to be an integer of 64 bits, but got {ignore_index!r}.")
 
 
 def check_class_weight(weight: Tensor, masked_logits: Tensor) -> None:
-    classes = masked_logits.shape[-1]
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"Expected argument `weight` to be a tensor, but got {type(weight).__name__}.")
-    if not weight.is_floating_point() or weight.shape != (classes,) or weight.device != masked_logits.device:
+    check_tensor("weight", weight, masked_logits.device)
+    check_floating("weight", weight)
+    if weight.shape != masked_logits.shape[-1:]:
         raise ValueError(
-            f"Expected argument `weight` to be one floating number a class, ({classes},) on {masked_logits.device}, "
-            f"but got {weight.dtype} {tuple(weight.shape)} on {weight.device}."
+            f"Expected argument `weight` to have shape ({masked_logits.shape[-1]},), one number a class, but got "
+            f"{tuple(weight.shape)}."
         )

@@ -203,12 +203,12 @@ def _load_native() -> tuple[ModuleType | None, str | None]:
     """The native module, or the reason why there is none."""
     try:
         return importlib.import_module("agm._C"), None
-    except ModuleNotFoundError as error:
-        if error.name != "agm._C":
-            raise
-        return None, f"agm._C is not built: {_build_note() or 'install with a C++ compiler and --no-build-isolation'}"
-    except ImportError as error:  # built, but against something that is not here
-        return None, f"agm._C does not load: {error}"
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "agm._C":
+            note = _build_note() or "install with a C++ compiler and --no-build-isolation"
+            return None, f"agm._C is not built: {note}"
+        # Built, but against something that is not here.
+        return None, f"agm._C does not load: {type(error).__name__}: {error}"
 
 
 native, native_error = _load_native()

@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from agm.ops import _checks
 from agm.ops._backends import select
+from agm.ops._derivatives import once_differentiable
 from agm.ops.reference import accumulation_dtype
 
 __all__ = ["batch_norm_rows"]
@@ -38,7 +39,11 @@ class _BatchNormRows(torch.autograd.Function):
         return output, updated_mean, updated_var
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable(
+        "batch_norm_rows",
+        'For a gradient penalty in a network of agm.AGM, set passes="two"; elsewhere use '
+        "torch.nn.functional.batch_norm, once for the train rows and once for the others.",
+    )
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 9
@@ -97,11 +102,11 @@ def batch_norm_rows(
 
     Raises:
         TypeError: something is no tensor, or of a dtype that does not fit.
-        ValueError: a shape or number that does not fit, or one value a channel in the train rows.
+        ValueError: a shape, device or number that does not fit, or one value a channel in the train rows.
         RuntimeError: a backend asked for by name cannot serve here.
     """
-    _check(input, running_mean, running_var, weight, bias, train_rows)
     arguments = (input, running_mean, running_var, weight, bias, train_rows, momentum, eps)
+    _check(*arguments)
     learns = any(one is not None and one.requires_grad for one in (input, weight, bias))
     if learns and torch.is_grad_enabled():
         result: tuple[Tensor, Tensor, Tensor] = _BatchNormRows.apply(*arguments, backend)
@@ -111,16 +116,23 @@ def batch_norm_rows(
 
 
 def _check(
-    input: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, train_rows: int
+    input: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    train_rows: int,
+    momentum: float,
+    eps: float,
 ) -> None:
-    if not isinstance(input, Tensor) or not input.is_floating_point():
-        got = input.dtype if isinstance(input, Tensor) else type(input).__name__
-        raise TypeError(f"Expected argument `input` to be a floating tensor, but got {got}.")
+    _checks.check_tensor("input", input)
+    _checks.check_floating("input", input)
     if input.dim() < 2:
         raise ValueError(
             f"Expected argument `input` to have shape (rows, channels, ...), but got {tuple(input.shape)}."
         )
     rows, channels = input.shape[:2]
+    _checks.check_train_rows(train_rows)
     if not 1 <= train_rows <= rows:
         raise ValueError(
             f"Expected argument `train_rows` to be from 1 to the {rows} rows of `input`, but got {train_rows}. "
@@ -131,16 +143,24 @@ def _check(
             "Expected more than 1 value per channel in the train rows, but got train rows of shape "
             f"{(train_rows, *input.shape[1:])}. A variance needs two: use a larger batch."
         )
+    if not (_checks.is_number(momentum) and -math.inf < momentum < math.inf):
+        raise ValueError(
+            f"Expected argument `momentum` to be a finite number, but got {momentum!r}. For a cumulative average pass "
+            "1 / (num_batches_tracked + 1), as torch.nn.BatchNorm1d does."
+        )
+    if not (_checks.is_number(eps) and 0 <= eps < math.inf):
+        raise ValueError(f"Expected argument `eps` to be a finite number >= 0, but got {eps!r}.")
     wide = accumulation_dtype(input.dtype)
     parts = {"running_mean": mean, "running_var": var, "weight": weight, "bias": bias}
     for name, part in parts.items():
         if part is None and name in ("weight", "bias"):
             continue
-        if not isinstance(part, Tensor):
+        if part is None:
             raise TypeError(
-                f"Expected argument `{name}` to be a tensor, but got {type(part).__name__}. "
-                "Without running statistics there is no eval mode to split off."
+                f"Expected argument `{name}` to be a tensor, but got None. Without running statistics there is no "
+                "eval mode to split off."
             )
+        _checks.check_tensor(name, part, input.device, "`input` is")
         if part.shape != (channels,):
             raise ValueError(
                 f"Expected argument `{name}` to have shape ({channels},), one number a channel, but got "

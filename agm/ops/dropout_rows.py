@@ -4,9 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from agm.ops import _checks
 from agm.ops._backends import select
+from agm.ops._derivatives import once_differentiable
 
 __all__ = ["dropout_rows"]
 
@@ -21,7 +22,11 @@ class _DropoutRows(torch.autograd.Function):
         return kept
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable(
+        "dropout_rows",
+        'For a gradient penalty in a network of agm.AGM, set passes="two"; elsewhere use '
+        "torch.nn.functional.dropout of the train rows.",
+    )
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (mask,) = ctx.saved_tensors
         return select("dropout_rows_backward", grad.device, ctx.backend)(grad, mask, ctx.p), None, None, None
@@ -46,15 +51,15 @@ def dropout_rows(input: Tensor, p: float, train_rows: int, *, backend: str = "au
         gradient cannot be differentiated again.
 
     Raises:
-        TypeError: `input` is no floating tensor.
+        TypeError: `input` is no floating tensor, or `train_rows` no integer.
         ValueError: `p` is no probability, or `train_rows` is not from 0 to N.
         RuntimeError: a backend asked for by name cannot serve here.
     """
-    if not isinstance(input, Tensor) or not input.is_floating_point():
-        got = input.dtype if isinstance(input, Tensor) else type(input).__name__
-        raise TypeError(f"Expected argument `input` to be a floating tensor, but got {got}.")
-    if not 0 <= p <= 1:
+    _checks.check_tensor("input", input)
+    _checks.check_floating("input", input)
+    if not (_checks.is_number(p) and 0 <= p <= 1):
         raise ValueError(f"Expected argument `p` to be a probability in [0, 1], but got {p!r}.")
+    _checks.check_train_rows(train_rows)
     rows = input.shape[0] if input.dim() else 0
     if not 0 <= train_rows <= rows:
         raise ValueError(f"Expected argument `train_rows` to be from 0 to the {rows} rows, but got {train_rows}.")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from agm.ops._backends import BACKENDS, MOST_ROWS, select
-from agm.shapley.weights import weights_on
+from agm.shapley.weights import weights_on, without_numbers
 
 
 def modulate(
@@ -40,7 +40,7 @@ def prepare(modalities: int, device: torch.device) -> None:
     A first step may run inside a CUDA graph (`torch.compile` with mode "reduce-overhead" warms up there), whose memory
     must not hold what outlives it.
     """
-    if device.type != "cuda":
+    if device.type != "cuda" or without_numbers():
         return
     weights_on(device, modalities)
     if 2**modalities - 1 <= MOST_ROWS and BACKENDS["triton"].why_not("modulate", "cuda") is None:

@@ -1,6 +1,7 @@
 """Subsets of modalities as bitmasks, and the Shapley weights of their masked logits."""
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, wraps
 from math import factorial
 
 import torch
@@ -49,7 +50,30 @@ def subset_weights(modalities: int, *, device: torch.device | str | None = None)
     return torch.tensor(_weights(modalities), dtype=torch.float64, device="cpu" if device is None else device)
 
 
-@lru_cache(maxsize=64)
+def without_numbers() -> bool:
+    """Whether tensors that are made now are fake, or a compiler's: none may outlive the graph or the mode.
+
+    Such a mode takes no others either.
+    """
+    modes = torch._C._TorchDispatchModeKey
+    return torch.compiler.is_compiling() or any(
+        torch._C._get_dispatch_mode(key) is not None for key in (modes.FAKE, modes.FUNCTIONAL)
+    )
+
+
+def kept(make: Callable[[torch.device, int], Tensor]) -> Callable[[torch.device, int], Tensor]:
+    """Makes the table of so many modalities on a device once, and anew where it cannot be kept."""
+    cached = lru_cache(maxsize=64)(make)
+
+    @wraps(make)
+    def table(device: torch.device, modalities: int) -> Tensor:
+        return make(device, modalities) if without_numbers() else cached(device, modalities)
+
+    table.cache_clear = cached.cache_clear  # type: ignore[attr-defined]
+    return table
+
+
+@kept
 def weights_on(device: torch.device, modalities: int) -> Tensor:
     """`subset_weights` without its checks, copied to a device once: the caller must not write to it."""
     if torch.compiler.is_compiling():  # a graph with tensors of the host in it cannot become a CUDA graph

@@ -18,6 +18,7 @@ from agm.modulation.functional import fused_modulate
 from agm.modulation.modulator import Modulator
 from agm.modulation.scores import find_score
 from agm.modulation.unfused import restricted
+from agm.ops._autocast import autocasts
 from agm.shapley.sampling import SubsetSample
 from agm.shapley.weights import subset_weights
 from agm.verification.distances import difference, largest_of
@@ -253,9 +254,8 @@ def _loss(model: AGM, logits: Tensor, target: Tensor) -> Tensor:
 def _tolerance(model: nn.Module, given: Mapping[str, Any], masked: Tensor) -> float:
     tensors = [masked, *model.parameters(), *(x for x in pytree.tree_leaves(given) if isinstance(x, Tensor))]
     dtypes = {tensor.dtype for tensor in tensors}
-    device = masked.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        dtypes.add(torch.get_autocast_dtype(device))
+    if autocasts(masked.device):
+        dtypes.add(torch.get_autocast_dtype(masked.device.type))
     return max(_TOLERANCES.get(dtype, 0.0) for dtype in dtypes)
 
 

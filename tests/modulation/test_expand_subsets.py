@@ -78,6 +78,19 @@ def test_only_what_needs_a_gradient_receives_one(combine: str) -> None:
     torch.testing.assert_close(absent[2].grad, torch.full_like(absent[2], 3.0 * 5))
 
 
+@pytest.mark.parametrize("size", [(4,), (4, 2)])
+def test_one_row_for_all_that_are_absent_compiles(size: tuple[int, ...]) -> None:
+    def step(a: torch.Tensor, v: torch.Tensor, none: torch.Tensor) -> torch.Tensor:
+        return agm.expand_subsets([a, v], [none, none])
+
+    given = [torch.randn(rows, *size, requires_grad=True) for rows in (3, 3, 1)]
+    made, wanted = torch.compile(step, fullgraph=True, backend="aot_eager")(*given), step(*given)
+    assert torch.equal(made, wanted)
+    both = (torch.autograd.grad(result.square().sum(), given) for result in (made, wanted))
+    for one, other in zip(*both, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_a_tensor_given_twice_receives_both_gradients() -> None:
     (one,), (none,) = features(3)
     one.requires_grad_()
@@ -99,7 +112,7 @@ def test_a_second_derivative_is_refused() -> None:
     present[0].requires_grad_()
     result = agm.expand_subsets(present, absent).square().sum()
     (first,) = torch.autograd.grad(result, present[0], create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiate twice"):
+    with pytest.raises(RuntimeError, match="`expand_subsets` not to be differentiated again"):
         first.sum().backward()
 
 
@@ -181,8 +194,8 @@ ONE, NONE = torch.zeros(4, 3), torch.zeros(1, 3)
     [
         ({"present": ONE}, TypeError, "`present` to be a list of tensors, one a modality, but got Tensor"),
         ({"absent": {"a": NONE}}, TypeError, "`absent` to be a list of tensors, .* but got dict"),
-        ({"present": [ONE, 1.0]}, TypeError, "`present` to hold tensors, but got float at 1"),
-        ({"absent": [None, NONE]}, TypeError, "`absent` to hold tensors, but got NoneType at 0"),
+        ({"present": [ONE, 1.0]}, TypeError, r"`present\[1\]` to be a tensor, but got float"),
+        ({"absent": [None, NONE]}, TypeError, r"`absent\[0\]` to be a tensor, but got NoneType"),
         ({"present": [ONE], "absent": [NONE]}, ValueError, "`present` .* 2 to 16 modalities, but got 1"),
         ({"present": [ONE] * 17, "absent": [NONE] * 17}, ValueError, "`present` .* 2 to 16 modalities, but got 17"),
         ({"absent": [NONE] * 3}, ValueError, "`absent` to hold one row for each of the 2 modalities, but got 3"),
@@ -192,8 +205,9 @@ ONE, NONE = torch.zeros(4, 3), torch.zeros(1, 3)
         ({"present": [ONE, ONE[:, :2]], "combine": "sum"}, ValueError, r"one shape to sum, but got .* \(4, 2\) at 1"),
         ({"present": [ONE, ONE.double()]}, ValueError, "`present` to hold torch.float32, .* torch.float64 at 1"),
         ({"absent": [NONE.double(), NONE]}, ValueError, "`absent` to hold torch.float32, .* torch.float64 at 0"),
-        ({"present": [ONE, ONE.to("meta")]}, ValueError, "`present` to be on cpu, .* meta at 1"),
-        ({"absent": [NONE, NONE.to("meta")]}, ValueError, "`absent` to be on cpu, .* meta at 1"),
+        ({"present": [ONE, ONE.to("meta")]}, ValueError, r"`present\[1\]` to be on cpu, .* on meta"),
+        ({"absent": [NONE, NONE.to("meta")]}, ValueError, r"`absent\[1\]` to be on cpu, .* on meta"),
+        ({"present": [ONE, ONE.to_sparse()]}, TypeError, r"`present\[1\]` to be dense, .* torch.sparse_coo"),
         ({"absent": [NONE, ONE]}, ValueError, r"`absent` to hold one row of shape \(1, 3\) at 1, but got \(4, 3\)"),
         ({"absent": [NONE[:, :2], NONE]}, ValueError, r"`absent` to hold one row .* at 0, but got \(1, 2\)"),
         ({"present": [ONE.cfloat()] * 2}, TypeError, "`present` to hold .* but got torch.complex64"),

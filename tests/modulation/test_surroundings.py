@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 import agm
@@ -105,6 +106,13 @@ def test_function_transforms_are_refused_before_anything_changes(name: str) -> N
     inputs, target = batch()
     model(**inputs, target=target).sum().backward()  # and it trains as before
     assert model.modulator.state.step == 1
+
+
+def test_forward_mode_is_refused_before_anything_changes() -> None:
+    state, masked = agm.ModulationState(2), torch.randn(3, 7, 5, requires_grad=True)
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match=r"outside torch\.autograd\.forward_ad"):
+        agm.fused_modulate(forward_ad.make_dual(masked * 1, masked), batch()[1], state)
+    assert state.step.item() == 0
 
 
 def test_function_transforms_of_a_network_in_eval_mode_work() -> None:

@@ -216,3 +216,24 @@ def test_the_engine_and_the_strategy(encoders: dict[str, str] | None) -> None:
 def test_what_cannot_be() -> None:
     with pytest.raises(ValueError, match="`outside` to be 'joint' or 'published', but got 'none'"):
         agm.Modulator(("a", "b"), outside="none")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("epoch", "x", "`epoch` to be the number of an epoch, from 0, but got 'x'"),
+        ("epoch", None, "`epoch`"),
+        ("epoch", float("nan"), "`epoch`"),
+        ("start", -1, "whole epochs 0 <= `start` <= `stop`, but got start=-1, stop=4"),
+        ("start", 5, "but got start=5, stop=4"),
+        ("start", "1", "whole epochs"),
+        ("stop", 1, "but got start=2, stop=1"),
+        ("stop", 2.5, "whole epochs"),
+    ],
+)
+def test_what_cannot_be_set_leaves_the_window_as_it_was(name: str, value: object, message: str) -> None:
+    modulator = agm.Modulator(("a", "b"), start=2, stop=4)
+    modulator.epoch = 3
+    with pytest.raises(ValueError, match=message):
+        setattr(modulator, name, value)
+    assert (modulator.start, modulator.stop, modulator.epoch, modulator.alpha_now) == (2, 4, 3, 1.0)

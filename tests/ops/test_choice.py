@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from agm.ops import _backends
+import agm
+from agm.ops import _backends, _library
 
 
 @pytest.fixture
@@ -59,6 +60,35 @@ def test_triton_that_cannot_launch_is_passed_over(
     assert Broken.launches == 1  # asked once, not in every step
     reason = _backends.BACKENDS["triton"].why_not("modulate", "cuda")
     assert (str(error).splitlines() or [type(error).__name__])[0] in reason
+
+
+NOT_LOADING = [
+    RuntimeError("driver too old"),
+    OSError("libcuda.so.1: cannot open shared object file"),
+    ImportError("undefined symbol: _ZN3c10"),
+    ModuleNotFoundError("No module named 'llvm'", name="llvm"),
+]
+
+
+@pytest.mark.parametrize("error", NOT_LOADING, ids=lambda error: type(error).__name__)
+def test_triton_that_does_not_load_is_passed_over(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(name: str) -> object:
+        raise error
+
+    monkeypatch.setattr(_backends, "_register_triton", _backends._register_triton.__wrapped__)
+    monkeypatch.setattr(_backends.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(_backends.importlib, "import_module", load)
+    reasons = {service.unavailable["triton"] for service in agm.backends() if service.device == "cuda"}
+    assert reasons == {f"triton does not load: {type(error).__name__}: {error}"}
+
+
+@pytest.mark.parametrize("error", NOT_LOADING, ids=lambda error: type(error).__name__)
+def test_a_native_library_that_does_not_load_is_passed_over(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(name: str) -> object:
+        raise error
+
+    monkeypatch.setattr(_library.importlib, "import_module", load)
+    assert _library._load_native() == (None, f"agm._C does not load: {type(error).__name__}: {error}")
 
 
 def test_triton_that_can_launch_serves() -> None:

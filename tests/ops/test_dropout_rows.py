@@ -110,16 +110,20 @@ def test_compiles_without_a_break() -> None:
 def test_differentiated_twice_raises() -> None:
     x = torch.ones(6, 4, requires_grad=True)
     (grad,) = torch.autograd.grad(dropout_rows(x, 0.5, 4).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="`dropout_rows` not to be differentiated again"):
         grad.sum().backward()
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((torch.ones(3, dtype=torch.int64), 0.5, 1), TypeError, "floating tensor, but got torch.int64"),
+        ((torch.ones(3, dtype=torch.int64), 0.5, 1), TypeError, "`input` to be float32.* but got torch.int64"),
         ((None, 0.5, 1), TypeError, "but got NoneType"),
         ((torch.ones(3), 1.5, 1), ValueError, r"probability in \[0, 1\], but got 1.5"),
+        ((torch.ones(3).to_sparse(), 0.5, 1), TypeError, "`input` to be dense"),
+        ((torch.ones(3), "a", 1), ValueError, "probability in .* but got 'a'"),
+        ((torch.ones(3), float("nan"), 1), ValueError, "probability in .* but got nan"),
+        ((torch.ones(3), 0.5, 1.5), TypeError, "`train_rows` to be an integer, but got 1.5"),
         ((torch.ones(3), 0.5, 4), ValueError, "from 0 to the 3 rows, but got 4"),
     ],
 )

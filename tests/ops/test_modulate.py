@@ -248,3 +248,12 @@ def test_fuzz(room: Room, case: int) -> None:
     given = step(*shape, choose.choice(DTYPES), seed=case, **settings)
     given.masked_logits = LAYOUTS[choose.choice(list(LAYOUTS))](given.masked_logits)
     check(room, given)
+
+
+@pytest.mark.parametrize("modalities", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_equal_logits_have_equal_responses(modalities: int, dtype: torch.dtype) -> None:
+    """A product of matrices rounded the last columns differently, and the first class no longer was the largest."""
+    for classes in (3, 5, 16, 257):
+        response = reference.responses(torch.full((2**modalities - 1, 5, classes), 0.7, dtype=dtype))
+        assert torch.equal(response, response[..., :1].expand_as(response))

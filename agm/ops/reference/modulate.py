@@ -23,13 +23,27 @@ def responses(masked_logits: Tensor, weights: Tensor | None = None) -> Tensor:
     rows, batch, classes = masked_logits.shape
     if weights is None:
         weights = weights_on(masked_logits.device, num_modalities(rows))
-    # A product in float64 is one that neither autocast nor TF32 cuts short, rounds equal logits alike, and does not
-    # overflow on the way to a response that does not.
+    # A product in float64 is one that neither autocast nor TF32 cuts short, and does not overflow on the way to a
+    # response that does not. Its order of summation varies from column to column, which rounding to float32 hides; in
+    # float64 it has to be the same for all, or equal logits would have different responses.
     logits = masked_logits.double().reshape(rows, batch * classes)
     impossible = logits == -torch.inf
-    response = weights @ logits.masked_fill(impossible, 0.0)
+    possible = logits.masked_fill(impossible, 0.0)
+    if masked_logits.dtype == torch.float64:
+        response = torch.stack([_summed(weight.unsqueeze(1) * possible) for weight in weights.unbind()])
+    else:
+        response = weights @ possible
     response = without(impossible.any(0), response)
     return response.view(len(weights), batch, classes).to(accumulation_dtype(masked_logits.dtype))
+
+
+def _summed(rows: Tensor) -> Tensor:
+    """The sum over the first dimension, written over the rows: elementwise, in halves."""
+    while len(rows) > 1:
+        half = len(rows) // 2
+        rows[:half] += rows[-half:]
+        rows = rows[:-half]
+    return rows[0]
 
 
 def without(impossible: Tensor, response: Tensor) -> Tensor:
