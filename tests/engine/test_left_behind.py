@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import agm
 from agm._module_state import undo
 from agm._module_state.replace_forward import answering
+from agm._module_state.traces import Traces
 from agm._module_state.undo import all_or_nothing
 
 from .plain_network import ENCODERS, NAMES, TARGET, Net, inputs
