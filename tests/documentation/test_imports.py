@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[2] / "agm"
 BELOW = {
     "shapley": set[str](),
     "_module_state": set[str](),
-    "distributed.py": set[str](),
+    "distributed.py": {"shapley", "waiting.py"},
     "ops": {"shapley", "kernels", "_C"},
     "modulation": {"ops", "shapley", "distributed.py"},
     "_inputs": {"ops"},
