@@ -26,7 +26,7 @@ from agm._one_pass.choice import GLOBAL_HOOKS, Choice, apart, check_apart, choos
 from agm._one_pass.counters import CountingTogether, has_counters
 from agm._one_pass.joint_call import JointCall, in_the_way, versions
 from agm._one_pass.known_layers import known_layers
-from agm._passes.absent_features import AbsentFeatures, detached, looking, warn_if_amplified
+from agm._passes.absent_features import AbsentFeatures, detached
 from agm._passes.chunks import Chunks
 from agm._passes.joint_pass import Joint, answer, joint_pass, refusal
 from agm._passes.options import MaskedOptions
@@ -99,21 +99,6 @@ class FactorisedPasses:
             that output, and the masked ones (len(rows), C), or where they are a sum what each modality adds to
             them: its bit -> (B + 1, C), that of its absent row last.
         """
-        output, masked, parted = self._run(arguments, rows, absent, here, hooks, structure)
-        # Behind the passes, since a checkpoint of the joint one would recompute with what it had.
-        self._look_at_absent_rows(parted, rows.batch, hooks)
-        return output, masked
-
-    def _run(
-        self,
-        arguments: Arguments,
-        rows: Rows,
-        absent: Mapping[str, Any],
-        here: Mapping[str, Tensor] | None,
-        hooks: ForwardHooks | None,
-        structure: Structure | None,
-    ) -> tuple[Any, Tensor | Mapping[int, Tensor], Mapping[str, tuple[Any, Any]]]:
-        """As a call, and the features as the encoders gave them: modality -> of present rows, and of absent ones."""
         self._check(arguments)
         inputs = arguments.inputs
         encoders = self.encoders()
@@ -149,7 +134,7 @@ class FactorisedPasses:
             forward = partial(self._by_forward, before(), absent)
         structure = self.structures.of(self.network)  # as the joint pass has left it
         with evaluation(self.network, hooks, structure):
-            parted = made = {
+            parted = {
                 name: self._features(name, given.get(name), kept.get(name), found, calls.get(name), rows.batch)
                 for name in self.modalities
             }
@@ -165,22 +150,22 @@ class FactorisedPasses:
             if torch.compiler.is_compiling():  # a compiler cannot look into deferred rows
                 how = Deferral("rows")
                 if (declared := self._declared(parted)) is not None:
-                    return joint, declared, made
+                    return joint, declared
             elif forward is not None:
                 how = Deferral("rows", "forward does more than call the encoders and `fuse`")
             else:
                 how = self._how(parted, rows, device)
             if how.how == "sum":
-                return joint, outcome(self._deferred(parted, rows)), made
+                return joint, outcome(self._deferred(parted, rows))
             mixes = mixes_samples(self.network) if structure is None else structure.mixes_samples()
             if not self.chunks and not mixes:
-                return joint, self._written(parted, rows, how, forward), made
+                return joint, self._written(parted, rows, how, forward)
         parts = self.chunks.parts(self.network, rows.batch, len(rows.subsets))
 
         def run(part: range | None) -> Tensor:
             return self._written(parted, replace(rows, part=part), how, forward)
 
-        return joint, self.chunks.run(self.network, run, parts, hooks), made
+        return joint, self.chunks.run(self.network, run, parts, hooks)
 
     def _check(self, arguments: Arguments) -> None:
         """That its encoders and `fuse` can be called by themselves.
@@ -373,19 +358,6 @@ class FactorisedPasses:
         else:
             both = self._encoded(name, given, found, call, batch)
         return detached(both) if name in found.frozen else both
-
-    def _look_at_absent_rows(
-        self, parted: Mapping[str, tuple[Any, Any]], batch: int, hooks: ForwardHooks | None
-    ) -> None:
-        """Warns once where their gradient explodes."""
-        looks = self.absent_features.gradient and batch and torch.is_grad_enabled() and not self.record.has_warned
-        if not looks or torch.compiler.is_compiling() or self.peers.together:
-            return
-        self.record.has_warned = True
-        with looking(self.network, hooks):
-            for name, (present, absent) in parted.items():
-                encoder = self.network.encoders[name]
-                warn_if_amplified(name, encoder, leaves_of(present), leaves_of(absent))
 
     def _encoded(self, name: str, given: Any, found: Joint, call: JointCall | None, batch: int) -> tuple[Any, Any]:
         if call is not None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from agm._inputs.absent import is_opaque, is_rows
+from agm._inputs.absent import is_opaque
 from agm._inputs.closeness import close
 from agm._inputs.rows import EVERYWHERE
 from agm._inputs.samples import Samples, is_listed
@@ -105,7 +105,6 @@ class Answer:
         self.meeting = meeting
         self.absent_features = absent_features
         self.order: list[str] = []
-        self.examples: list[tuple[str, list[Any], list[Any]]] = []  # features of present rows and of an absent one
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.deferred and not torch.is_grad_enabled() and reentrant_checkpoint() is not None:
@@ -246,10 +245,6 @@ class Answer:
                     output = self.recorder.function(*args, **kwargs)
         if keeps:
             self.absent_features.keep(name, absent, output)
-        if self.check and self.absent_features.gradient and torch.is_grad_enabled():
-            encoded = leaves_of(output)
-            last = [leaf[-1:] for leaf in encoded if is_rows(leaf)]
-            self.examples.append((name, leaves_of(call.output) if shares else encoded, last))
         return self._in_place(output, call, rows, shares)
 
     def _in_two(self, picked: Sequence[Any], dims: Sequence[int | None], structure: Any, rows: EncoderRows) -> Any:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,12 +15,14 @@ from agm._inputs.arguments import Arguments, Binding, names_of
 from agm._inputs.rows import check_others, copied, lacking, masked_arguments
 from agm._lazy_rows.joined_linear import Stacked
 from agm._lazy_rows.tensor import Rows
+from agm._module_state.capture import is_recorded
 from agm._module_state.compiled import is_compiled
 from agm._module_state.eval_mode import evaluation, mixes_samples, mode_dependent_layers, unfrozen
 from agm._module_state.hooks import ForwardHooks
 from agm._module_state.structure import Structure, Structures
 from agm._one_pass.choice import refused
 from agm._passes.absent_features import AbsentFeatures
+from agm._passes.amplified import Look, can_look
 from agm._passes.by_path import InterceptedPasses
 from agm._passes.by_protocol import FactorisedPasses, is_factorised
 from agm._passes.chunks import Chunks
@@ -84,6 +87,7 @@ class MaskedPasses:
         peers = Peers(False) if peers is None else peers
         record = Record() if record is None else record
         self.record = record
+        self.peers = peers
         self.network = network
         self.options = options
         self.shared = options.shared
@@ -180,8 +184,21 @@ class MaskedPasses:
         run = self._parted or self._whole
         structure = structure or self.structure()
         hooks = None if structure is None else ForwardHooks(structure.hooked)
+        look = self._look(arguments, absent, batch) if self.record.looks else None
         output, masked = run(arguments, rows, absent, here, hooks, structure)
+        if look is not None:  # behind the passes, which find the network as it is
+            seen = (hooks is not None and hooks.act) or look(partial(evaluation, self.network, hooks, self.structure()))
+            self.record.looks = 0 if seen else self.record.looks - 1
         return output, masked, rows
+
+    def _look(self, arguments: Arguments, absent: Mapping[str, Any], batch: int) -> Look | None:
+        """What will warn of absent rows that amplify; None: they have no gradient, or nobody can look at them."""
+        if not batch or not torch.is_grad_enabled() or is_recorded():
+            return None
+        if self.peers.together or not self.absent_features.gradient or not can_look(self.network):
+            self.record.looks = 0
+            return None
+        return Look(self.network, self.binding, self.outputs, self.encoders(), arguments, absent, batch)
 
     def structure(self) -> Structure | None:
         """That of the network as it is now; None in a step that is compiled."""

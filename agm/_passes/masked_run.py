@@ -17,7 +17,6 @@ from agm._module_state.eval_mode import evaluation, mixes_samples
 from agm._module_state.hooks import ForwardHooks
 from agm._module_state.replace_forward import answering_methods
 from agm._module_state.undo import Contexts
-from agm._passes.absent_features import looking, warn_if_amplified
 from agm._passes.encoder_calls import Answer, KnownCall, NeedsOrigins
 from agm._passes.encoder_recording import Handed, Recorder
 from agm._passes.origins import Origins
@@ -146,10 +145,6 @@ class MaskedRun:
             return logits
         record = self.passes.record
         for answer in answers:
-            if answer.examples and not self.passes.peers.together:
-                with looking(network, self.hooks):
-                    for name, present, absent in answer.examples:
-                        warn_if_amplified(name, answer.target.owner, present, absent)
             record.all_rows.update(answer.all_rows)
             record.other_rows.update(answer.other_rows)
             record.order[str(answer.target)] = answer.order
