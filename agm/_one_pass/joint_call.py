@@ -105,6 +105,7 @@ class JointCall:
         few: a copy of the features of the present rows, and of those that went with them behind, if known layers have
             made them.
         rows: set if a second pass must follow: what it takes.
+        dims: id of a tensor in `more` -> the dimension of its rows.
     """
 
     def __init__(
@@ -155,6 +156,7 @@ class JointCall:
         self._went_with: Any = None
         self.few: Tensor | None = None
         self.rows: Any = None
+        self.dims: dict[int, int] = {}
         self._reach: Reach | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -267,6 +269,7 @@ class JointCall:
             exchanges=exchanges,
             aliases=self.aliases,
             network=self.network,
+            dims=self.dims,
         )
         self.known.passed.add(kind)
         return features
@@ -304,6 +307,7 @@ class JointCall:
         if self._went_with is None and self.few is not None:
             with torch._C.DisableTorchFunction():  # a pass around may watch, and need not see this
                 self._went_with = self.few[self.batch :]
+                self.dims[id(self._went_with)] = 0
         return self._went_with
 
     def check_reach(self, joint: Tensor) -> None:

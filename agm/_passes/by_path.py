@@ -35,7 +35,7 @@ from agm._passes.encoder_recording import Handed, Recorder, Target
 from agm._passes.masked_run import MaskedRun, called_instead, few_rows
 from agm._passes.options import MaskedOptions
 from agm._passes.outputs import Outputs
-from agm._passes.plan import Line, encoder_lines, fusion_line
+from agm._passes.plan import ONE_ROW, Line, encoder_lines, fusion_line
 from agm._passes.record import Record
 from agm.distributed import Peers, is_sharded
 
@@ -132,7 +132,8 @@ class InterceptedPasses:
         for name in self.paths:
             choice = self.record.choices(name, chosen[self.modalities.index(name)])
             rows = subsets if name in self.record.all_rows else None
-            lines += encoder_lines(self.network, name, encoders[name], choice, all_rows=rows)
+            absent = self.record.absent_rows.get(name, ONE_ROW)
+            lines += encoder_lines(self.network, name, encoders[name], choice, all_rows=rows, absent=absent)
         left = [f"`{name}`" for name in self.modalities if name not in self.paths]
         note = f", with what encodes {', '.join(left)}" if left else ""
         found = self.record.deferral

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from agm._inputs.absent import device_of
+from agm._inputs.absent import device_of, is_rows
 from agm._inputs.arguments import Arguments, Binding
 from agm._inputs.rows import aligned, copied, lacking, masked_arguments, stacked
 from agm._inputs.samples import has_samples, unwrap
@@ -32,7 +32,7 @@ from agm._passes.joint_pass import Joint, answer, joint_pass, refusal
 from agm._passes.options import MaskedOptions
 from agm._passes.outputs import Outputs
 from agm._passes.parted_features import absent_features, deferred_leaf, in_two, parted_features, written_leaf
-from agm._passes.plan import Line, encoder_lines, fusion_line
+from agm._passes.plan import ONE_ROW, Line, encoder_lines, fusion_line
 from agm._passes.record import Record
 from agm.distributed import Peers, is_sharded
 
@@ -110,6 +110,8 @@ class FactorisedPasses:
         counting: dict[nn.Module, CountingTogether] = {}
         for name in self.modalities:
             absent_rows = aligned(absent[name])
+            if type(absent_rows) is not Tensor and rows.batch > 1:
+                self.record.absent_rows[name] = (1, 0) if _count(absent_rows) > 1 else ONE_ROW
             if self.shared and (features := self.absent_features.find(name, absent_rows)) is not None:
                 kept[name] = features
                 encoder = encoders[name]
@@ -280,7 +282,8 @@ class FactorisedPasses:
         lines = []
         for name, encoder in self.encoders().items():
             choice = self.record.choices(name, self._choose(name, device))
-            lines += encoder_lines(self.network, name, encoder, choice)
+            absent = self.record.absent_rows.get(name, ONE_ROW)
+            lines += encoder_lines(self.network, name, encoder, choice, absent=absent)
         note = self.chunks.describe(self.network)
         found, head = self.record.deferral, None if self.head is None else self.head.path
         return [*lines, *fusion_line("fusion", self.modalities, self.network, note, subsets, found, head)]
@@ -380,3 +383,8 @@ class FactorisedPasses:
             if self.shared:
                 return found.features[name], absent_features(encoder, given)
             return parted_features(name, encoder(unwrap(given)), batch)
+
+
+def _count(absent: Any) -> int:
+    """How many rows there are."""
+    return max((leaf.shape[0] for leaf in leaves_of(absent) if is_rows(leaf)), default=1)

@@ -105,6 +105,7 @@ class Answer:
         self.meeting = meeting
         self.absent_features = absent_features
         self.order: list[str] = []
+        self.absent_rows: dict[str, tuple[int, int]] = {}  # modality -> how many were encoded, in batches and beside
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.deferred and not torch.is_grad_enabled() and reentrant_checkpoint() is not None:
@@ -165,6 +166,7 @@ class Answer:
             if features is None:
                 return None
             self.order.append(name)
+            self.absent_rows[name] = (0, 1)
             return Deferred.of(self.rows, bit, features)
 
     def _features(self, name: str, call: Call, few: Tensor) -> Tensor | None:
@@ -227,7 +229,11 @@ class Answer:
         here = None if self.here is None else self.here[name]
         rows = EncoderRows(name, bit, self.rows, per_sample, shares, here, self.mixes)
         single = as_given and len(self.recorder.calls) == 1
-        output = known_features(self.recorder.calls_with.get(bit), rows) if single else None
+        output = known_features(joint_call := self.recorder.calls_with.get(bit), rows) if single else None
+        dims: Mapping[int, int] = {}
+        if output is not None and joint_call is not None:
+            dims, rows.spare = joint_call.dims, 0
+        self.absent_rows[name] = (1, rows.spare) if per_sample else (0, 1 + rows.spare)
         keeps = self.recorder.shared and shares and single and (rows.absent, rows.spare) == (1, 0)
         absent = [source.few[-source.fold :] for source in sources if source.few is not None] if keeps else None
         if output is None and keeps:
@@ -245,7 +251,7 @@ class Answer:
                     output = self.recorder.function(*args, **kwargs)
         if keeps:
             self.absent_features.keep(name, absent, output)
-        return self._in_place(output, call, rows, shares)
+        return self._in_place(output, call, rows, shares, dims)
 
     def _in_two(self, picked: Sequence[Any], dims: Sequence[int | None], structure: Any, rows: EncoderRows) -> Any:
         """What an encoder in which rows may meet makes of present rows, and of absent ones, each by themselves."""
@@ -289,6 +295,8 @@ class Answer:
         """Encodes every row as it is given; where features are shared, present rows have those of the joint pass."""
         args, kwargs = unflattened([written(leaf) for leaf in leaves], structure)
         output = self.recorder.function(*args, **kwargs)
+        if not self.rows.batch:
+            return output
         if bit is not None:
             self.all_rows.append(self.target.names[bit])
         gradient = self.absent_features.gradient
@@ -306,13 +314,13 @@ class Answer:
         ]
         return unflattened(placed, made)
 
-    def _in_place(self, output: Any, call: Call, rows: EncoderRows, shares: bool) -> Any:
+    def _in_place(self, output: Any, call: Call, rows: EncoderRows, shares: bool, dims: Mapping[int, int]) -> Any:
         leaves, structure = self._leaves("returns", output)
         if len(leaves) != len(call.output_sizes):
             raise self._refusal("returns another structure in the masked pass than in the joint pass")
         joint = leaves_of(call.output) if shares else [None] * len(leaves)
         expanded = [
-            rows.expand(leaf, size, own, self.deferred, self.absent_features.gradient)
+            rows.expand(leaf, size, own, self.deferred, self.absent_features.gradient, dims.get(id(leaf)))
             for leaf, size, own in zip(leaves, call.output_sizes, joint, strict=True)
         ]
         if self.origins is not None:

@@ -147,6 +147,8 @@ class MaskedRun:
         for answer in answers:
             record.all_rows.update(answer.all_rows)
             record.other_rows.update(answer.other_rows)
+            if rows.batch > 1:
+                record.absent_rows.update(answer.absent_rows)
             record.order[str(answer.target)] = answer.order
         return logits
 

@@ -21,6 +21,7 @@ class Record:
         all_rows: modalities of which an encoder was given rows that others went into.
         other_rows: modalities whose encoder was given other rows in a masked pass than in the joint pass, though as far
             as one could see it was given its input.
+        absent_rows: modality -> how many absent rows its encoder took in the last batch, in batches and beside them.
         looks: how many batches are yet to be looked at for absent rows that amplify.
         order: encoder -> the modalities of its calls, in their order.
         calls_fuse: whether the forward of a network with `encoders` and `fuse` calls `fuse`; None: nobody has looked.
@@ -35,6 +36,7 @@ class Record:
     follows: bool = False
     all_rows: set[str] = field(default_factory=set)
     other_rows: set[str] = field(default_factory=set)
+    absent_rows: dict[str, tuple[int, int]] = field(default_factory=dict)
     looks: int = 3
     order: dict[str, list[str]] = field(default_factory=dict)
     calls_fuse: bool | None = None
