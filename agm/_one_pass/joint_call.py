@@ -50,6 +50,7 @@ class Known:
         missed: kind of call -> how often what has been one pass could not be.
         depends: modalities whose encoder depends on the mode though none of its layers says so.
         mixes: modalities in whose encoder rows may meet.
+        apart: modalities whose encoder has been seen not to mix rows in a pass of their own.
     """
 
     refused: dict[object, str] = field(default_factory=dict)
@@ -58,6 +59,7 @@ class Known:
     missed: dict[object, int] = field(default_factory=dict)
     depends: set[str] = field(default_factory=set)
     mixes: set[str] = field(default_factory=set)
+    apart: set[str] = field(default_factory=set)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "runs": {}}  # what has run holds functions, and tensors by their identity
@@ -228,6 +230,7 @@ class JointCall:
                 self.reason = str(error)
                 if isinstance(error, Meeting):
                     self.known.mixes.add(self.name)
+                    self.known.apart.discard(self.name)
             if self.reason == DEPENDS:
                 self.known.depends.add(self.name)
                 self.reason = self._depend()

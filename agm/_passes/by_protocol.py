@@ -17,7 +17,7 @@ from agm._inputs.trees import leaves_of, mapped
 from agm._lazy_rows.decision import Deferral, declares_sum, deferral
 from agm._lazy_rows.tensor import CannotDefer, Rows, current, outcome, written
 from agm._module_state.compiled import is_compiled
-from agm._module_state.eval_mode import evaluation, mixes_samples
+from agm._module_state.eval_mode import counts_samples, evaluation, mixes_samples
 from agm._module_state.hooks import ForwardHooks
 from agm._module_state.modules import submodules
 from agm._module_state.replace_forward import answering
@@ -31,7 +31,7 @@ from agm._passes.chunks import Chunks
 from agm._passes.joint_pass import Joint, answer, joint_pass, refusal
 from agm._passes.options import MaskedOptions
 from agm._passes.outputs import Outputs
-from agm._passes.parted_features import absent_features, deferred_leaf, in_two, parted_features, written_leaf
+from agm._passes.parted_features import absent_features, deferred_leaf, in_two, parted_features, rows_meet, written_leaf
 from agm._passes.plan import ONE_ROW, Line, encoder_lines, fusion_line
 from agm._passes.record import Record
 from agm.distributed import Peers, is_sharded
@@ -308,8 +308,8 @@ class FactorisedPasses:
         if self.shared and torch.compiler.is_compiling():  # at once: a graph would be guarded by all that is looked at
             return Choice("shared", "masked='shared'")
         encoders = self.encoders()
-        if not self.shared:
-            check_apart(name, mixes_samples(encoders[name]))
+        if not self.shared or counts_samples(encoders[name]):
+            check_apart(name, encoders[name])
         if is_compiled(self.network):
             why = "the network is compiled as a whole, for encoders as they are"
             return apart(name, self.passes, why, shared=self.shared)
@@ -362,6 +362,16 @@ class FactorisedPasses:
             both = self._encoded(name, given, found, call, batch)
         return detached(both) if name in found.frozen else both
 
+    def _meet(self, name: str, encoder: nn.Module, given: Any, batch: int) -> bool:
+        """Whether rows may meet in an encoder: where no pass has followed them, the first one looks."""
+        known = self.record.one_pass
+        if name in known.apart:
+            return False
+        if name not in known.mixes and not torch.compiler.is_compiling():
+            few = mapped(lambda leaf: leaf[: 2 if batch > 2 else 1] if is_rows(leaf) else leaf, given)
+            (known.mixes if rows_meet(encoder, encoder, given, few) else known.apart).add(name)
+        return name in known.mixes
+
     def _encoded(self, name: str, given: Any, found: Joint, call: JointCall | None, batch: int) -> tuple[Any, Any]:
         if call is not None:
             given = call.second_pass()
@@ -378,7 +388,7 @@ class FactorisedPasses:
             if constant:
                 stack.enter_context(torch.no_grad())
             encoder = self.network.encoders[name]
-            if not self.shared and name in self.record.one_pass.mixes and not has_samples(given):
+            if not self.shared and batch and not has_samples(given) and self._meet(name, encoder, given, batch):
                 return in_two(encoder, given, batch)
             if self.shared:
                 return found.features[name], absent_features(encoder, given)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from agm._module_state.eval_mode import Evaluation, mixes_samples
+from agm._module_state.eval_mode import Evaluation, mixes_samples, why_mixes
 from agm._module_state.hooks import ForwardHooks
 from agm._passes.declared_head import DeclaredHead
 
@@ -47,7 +47,8 @@ class Chunks:
     def describe(self, network: nn.Module) -> str:
         """In words for a plan, to be appended to what goes through in chunks."""
         if mixing := mixes_samples(network):
-            rows = f", one subset at a time, because `{mixing[0]}` normalises with the statistics of the batch"
+            why, _ = why_mixes(network, mixing[0])
+            rows = f", one subset at a time, because `{mixing[0]}` {why}"
         else:
             rows = f", at most {self.max_rows} rows at a time" if self.max_rows is not None else ""
         return rows + (", recomputed in the backward" if self.checkpoint else "")
@@ -61,10 +62,10 @@ class Chunks:
         size = self.max_rows or max(batch * subsets, 1)
         if mixing := mixes_samples(network):
             if size < batch:
+                why, instead = why_mixes(network, mixing[0])
                 raise ValueError(
                     f"Expected argument `max_rows` to be at least the {batch} samples of a batch, since `{mixing[0]}` "
-                    f"normalises with the statistics of the batch in eval mode too, but got {size}. Give it running "
-                    "statistics, or raise `max_rows`."
+                    f"{why}, but got {size}. {instead}, or raise `max_rows`."
                 )
             size = batch
         rows = range(batch * subsets)

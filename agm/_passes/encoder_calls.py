@@ -17,11 +17,13 @@ from agm._inputs.trees import flattened, leaves_of, mapped, unflattened
 from agm._lazy_rows.tensor import CannotDefer, Deferred, Rows, written
 from agm._module_state.checkpoints import check_not_reentrant, reentrant_checkpoint
 from agm._module_state.untouched import untouched
+from agm._one_pass.joint_call import Known
 from agm._passes.absent_features import AbsentFeatures
 from agm._passes.encoder_recording import Call, Handed, Recorder
 from agm._passes.encoder_rows import EncoderRows
 from agm._passes.encoder_sources import Source, behind, dim_of, known_features, mixed
 from agm._passes.origins import Origins
+from agm._passes.parted_features import rows_meet
 
 __all__ = ["Answer", "KnownCall", "NeedsOrigins"]
 
@@ -63,7 +65,7 @@ class Answer:
         other_rows: modalities whose encoder was given other rows in a masked pass than in the joint pass, though as far
             as one could see it was given its input.
         known: in a compiled pass, what an eager step has found out about each call; None: the pass is not compiled.
-        meeting: modalities in whose encoder rows may meet.
+        one_pass: what is known of encoders in which rows may meet.
         absent_features: of rows in which a modality is absent.
         check: whether to look at the rows that are picked.
         deferred: whether features are handed on as deferred rows.
@@ -82,7 +84,7 @@ class Answer:
         origins: Origins | None,
         other_rows: Collection[str],
         known: Sequence[KnownCall] | None,
-        meeting: Collection[str],
+        one_pass: Known,
         absent_features: AbsentFeatures,
         check: bool,
         deferred: bool,
@@ -102,7 +104,7 @@ class Answer:
         self.all_rows: list[str] = []  # modalities of which all rows were encoded
         self.other_rows: set[str] = set(other_rows)
         self.known = known
-        self.meeting = meeting
+        self.one_pass = one_pass
         self.absent_features = absent_features
         self.order: list[str] = []
         self.absent_rows: dict[str, tuple[int, int]] = {}  # modality -> how many were encoded, in batches and beside
@@ -244,14 +246,34 @@ class Answer:
             # Absent rows by themselves need no graph if they are to have no gradient.
             constant = rows.present == 0 and not self.absent_features.gradient
             with torch.no_grad() if constant else nullcontext():
-                if rows.present and name in self.meeting and not any(source.is_listed for source in sources):
-                    output = self._in_two(picked, [dim_of(*one, rows) for one in found], structure, rows)
+                listed = any(source.is_listed for source in sources)
+                if not rows.present or listed or name in self.one_pass.apart:
+                    places = None
+                else:
+                    places = [dim_of(*one, rows) for one in found]
+                if places is not None and self._meet(name, picked, places, structure, rows):
+                    output = self._in_two(picked, places, structure, rows)
                 else:
                     args, kwargs = unflattened(picked, structure)
                     output = self.recorder.function(*args, **kwargs)
         if keeps:
             self.absent_features.keep(name, absent, output)
         return self._in_place(output, call, rows, shares, dims)
+
+    def _meet(
+        self, name: str, picked: Sequence[Any], dims: Sequence[int | None], structure: Any, rows: EncoderRows
+    ) -> bool:
+        """Whether rows may meet in an encoder: where no pass has followed them, the first one looks."""
+        known = self.one_pass
+        if name not in known.mixes and self.known is None:
+            few = [rows.first(x, dim) for x, dim in zip(picked, dims, strict=True)]
+
+            def run(leaves: list[Any]) -> Any:
+                args, kwargs = unflattened(leaves, structure)
+                return self.recorder.function(*args, **kwargs)
+
+            (known.mixes if rows_meet(self.target.owner, run, picked, few) else known.apart).add(name)
+        return name in known.mixes
 
     def _in_two(self, picked: Sequence[Any], dims: Sequence[int | None], structure: Any, rows: EncoderRows) -> Any:
         """What an encoder in which rows may meet makes of present rows, and of absent ones, each by themselves."""

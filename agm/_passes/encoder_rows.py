@@ -101,6 +101,13 @@ class EncoderRows:
         rows = picked.shape[dim] // (self.present + self.absent + self.spare) * self.present
         return picked.narrow(dim, 0, rows) if present else picked.narrow(dim, rows, picked.shape[dim] - rows)
 
+    def first(self, picked: Any, dim: int | None) -> Any:
+        """Of what `pick` gave the rows of the first present samples, fewer than there are."""
+        if dim is None:
+            return picked
+        rows = picked.shape[dim] // (self.present + self.absent + self.spare)
+        return picked.narrow(dim, 0, rows * (2 if self.present > 2 else 1))
+
     def verify(self, leaf: Tensor, dim: int, rows: int) -> None:
         """That the rows are what `pick` takes them for; the only synchronisation, on the first batch."""
         present = self._block(leaf, dim, self.is_present.index(True), rows, self.batch)

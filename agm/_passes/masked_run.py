@@ -124,7 +124,7 @@ class MaskedRun:
                 origins=origins,
                 other_rows=() if compiling else self.passes.record.other_rows,
                 known=self._known_calls(recorder) if compiling else None,
-                meeting=self.passes.record.one_pass.mixes,
+                one_pass=self.passes.record.one_pass,
                 absent_features=self.passes.absent_features,
                 check=check,
                 deferred=deferred,

@@ -130,13 +130,13 @@ def _rows(client: Client, model: agm.AGM, targets: dict[str, Tensor]) -> dict[st
         weights = list(modules[path].parameters()) if path in modules and paths.count(path) == 1 else []
         with Used(weights) as alone, torch.no_grad():
             model.module(**client.inputs())
-        first = next((place for place, used in enumerate(alone.elements) if used), None)
-        if first is None:
+        if not any(alone.elements):
             rows[name] = model.plan().count(f"encoder `{name}`", BATCH) / BATCH
             continue
         with Used(weights) as together:
             model(**client.inputs(), **targets)
-        rows[name] = together.elements[first] / alone.elements[first]
+        # The most, as some weights stand in for rows that are left out in training mode alone.
+        rows[name] = max(a / b for a, b in zip(together.elements, alone.elements, strict=True) if b)
     return rows
 
 
