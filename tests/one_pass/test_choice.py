@@ -169,7 +169,7 @@ def test_two_forwards_before_one_backward(masked: Any) -> None:
     [
         (normed, "one", [2 * BATCH + 1], [BATCH + 1]),
         (normed, "two", [BATCH, BATCH + 1], [BATCH, 1]),
-        (normed, "auto", [BATCH, BATCH + 1], [BATCH, 1]),
+        (normed, "auto", [2 * BATCH + 1], [BATCH + 1]),
         (dropping, "one", [2 * BATCH + 1], [BATCH + 1]),
         (dropping, "two", [BATCH, BATCH + 1], [BATCH, 1]),
         (dropping, "auto", [2 * BATCH + 1], [BATCH + 1]),
