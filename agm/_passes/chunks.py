@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from agm._module_state.eval_mode import Evaluation, mixes_samples, why_mixes
 from agm._module_state.hooks import ForwardHooks
 from agm._passes.declared_head import DeclaredHead
 
-__all__ = ["Chunks"]
+__all__ = ["Chunks", "note_rows"]
 
 
 class Chunks:
@@ -102,3 +103,13 @@ class Chunks:
         # What is no tensor is for the caller to refuse, who can say what was expected.
         tensors = all(isinstance(output, Tensor) for output in outputs)
         return torch.cat(outputs) if tensors and len(outputs) > 1 else outputs[0]
+
+
+def note_rows(error: BaseException, network: nn.Module, rows: int, batch: int) -> None:
+    """Notes at an error of a masked pass that an attribute has a tensor of as many rows as the joint pass, if so."""
+    kept = [value for module in network.modules() for name, value in vars(module).items() if name[0] != "_"]
+    if any(isinstance(leaf, Tensor) and batch in leaf.shape for leaf in pytree.tree_leaves(kept)):
+        error.add_note(
+            f"This was the masked pass, of {rows} rows at once, and the network keeps something of the size of the "
+            f"batch from call to call (a hidden state). Set max_rows={batch}: each subset then has a pass of its own."
+        )

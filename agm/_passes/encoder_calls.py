@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from agm._inputs.absent import is_opaque
+from agm._inputs.absent import is_opaque, is_rows
 from agm._inputs.closeness import close
 from agm._inputs.rows import EVERYWHERE
 from agm._inputs.samples import Samples, is_listed
@@ -28,6 +28,10 @@ from agm._passes.parted_features import rows_meet
 __all__ = ["Answer", "KnownCall", "NeedsOrigins"]
 
 _NO_BITS: frozenset[int] = frozenset()
+_OTHER_STRUCTURE = (
+    "returns another structure in the masked pass than in the joint pass. Of a list with a tensor for each sample "
+    "(LLaVA's get_image_features) name what returns one tensor of all samples (its vision_tower)"
+)
 
 
 class NeedsOrigins(RuntimeError):
@@ -120,8 +124,12 @@ class Answer:
         if self.deferred and len(args) == 1 and not kwargs and (few := self._at_once(call, args[0])) is not None:
             return few
         leaves, structure = self._leaves("takes", (args, kwargs))
-        if len(leaves) != len(call.input_sizes):
-            raise self._refusal("takes other arguments in the masked pass than in the joint pass")
+        new = [is_rows(leaf) and size is None for leaf, size in zip(leaves, call.input_sizes, strict=False)]
+        if len(leaves) != len(call.input_sizes) or any(new):
+            raise self._refusal(
+                "takes other arguments in the masked pass than in the joint pass (a hidden state that an earlier call "
+                "has left has the rows of that one: leave `encoders` out, and set `max_rows` to the size of the batch)"
+            )
         sources = [Source.of(leaf, size, self.handed) for leaf, size in zip(leaves, call.input_sizes, strict=True)]
         if self.known or (self.known is not None and any(source.is_unknown for source in sources)):
             return self._as_known(self.known, call, leaves, structure, sources)
@@ -283,6 +291,8 @@ class Answer:
             args, kwargs = unflattened(parts, structure)
             with untouched(self.target.owner, parts):  # each finds what the joint pass has left
                 outputs.append(self.recorder.function(*args, **kwargs))
+        if flattened(outputs[0])[1] != flattened(outputs[1])[1]:
+            raise self._refusal(_OTHER_STRUCTURE)
         return mapped(behind, *outputs)
 
     def _are_as_handed(self, leaves: Sequence[Any], sources: Sequence["Source"], bit: int) -> bool:
@@ -339,7 +349,7 @@ class Answer:
     def _in_place(self, output: Any, call: Call, rows: EncoderRows, shares: bool, dims: Mapping[int, int]) -> Any:
         leaves, structure = self._leaves("returns", output)
         if len(leaves) != len(call.output_sizes):
-            raise self._refusal("returns another structure in the masked pass than in the joint pass")
+            raise self._refusal(_OTHER_STRUCTURE)
         joint = leaves_of(call.output) if shares else [None] * len(leaves)
         expanded = [
             rows.expand(leaf, size, own, self.deferred, self.absent_features.gradient, dims.get(id(leaf)))

@@ -25,7 +25,7 @@ from agm._passes.absent_features import AbsentFeatures
 from agm._passes.amplified import Look, can_look
 from agm._passes.by_path import InterceptedPasses
 from agm._passes.by_protocol import FactorisedPasses, is_factorised
-from agm._passes.chunks import Chunks
+from agm._passes.chunks import Chunks, note_rows
 from agm._passes.declared_head import DeclaredHead
 from agm._passes.options import MaskedOptions
 from agm._passes.outputs import Outputs
@@ -342,7 +342,11 @@ class MaskedPasses:
         masked = masked_arguments(arguments, absent, subsets)
         joint = self._joint(arguments, hooks)
         with evaluation(self.network, hooks, self.structure()):
-            return joint, self.outputs.logits(self.binding.call(masked))
+            try:
+                return joint, self.outputs.logits(self.binding.call(masked))
+            except RuntimeError as error:
+                note_rows(error, self.network, len(rows), batch)
+                raise
 
     def _joint(self, arguments: Arguments, hooks: ForwardHooks | None) -> Any:
         with nullcontext() if hooks is None or not hooks.are_there else hooks.watched():

@@ -1,6 +1,7 @@
 """Features of the present rows and of the absent ones, of an encoder that is called by itself."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from agm._inputs.trees import leaves_of, mapped
 from agm._lazy_rows.tensor import Deferred, Rows
 from agm._module_state.eval_mode import mixes_samples
 from agm._module_state.modules import submodules
+from agm._module_state.traces import untraced
 from agm._module_state.untouched import untouched
 from agm.distributed import is_sharded
 
@@ -40,12 +42,13 @@ def rows_meet(encoder: nn.Module, run: Callable[[Any], Any], given: Any, few: An
         given: what it would be given.
         few: the first samples of that.
     """
-    if any(map(is_sharded, submodules(encoder))):  # each call of it waits for the other processes
+    modules = submodules(encoder)
+    if any(map(is_sharded, modules)):  # each call of it waits for the other processes
         return False
     try:
-        with untouched(encoder, given):
+        with untouched(encoder, given), untraced(modules, nullcontext):
             alone = leaves_of(run(copied(few)))
-        with untouched(encoder, given):
+        with untouched(encoder, given), untraced(modules, nullcontext):
             together = leaves_of(run(copied(given)))
     except Exception:
         return False

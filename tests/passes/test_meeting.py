@@ -41,7 +41,7 @@ METHOD = {"audio": "encode", "visual": "visual_net"}
     [
         (lambda: Pairs(Centred()), {"encoders": BOTH}),
         (lambda: Pairs(Centred()), {"encoders": BOTH, "passes": "two"}),
-        (lambda: Pairs(Centred(norm=True)), {"encoders": BOTH}),
+        (lambda: Pairs(Centred(norm=True)), {"encoders": BOTH, "passes": "two"}),
         (lambda: Encoding(Centred()), {"encoders": METHOD}),
         (Factorised, {"passes": "two"}),
     ],

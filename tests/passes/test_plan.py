@@ -111,7 +111,9 @@ def test_with_hooks_that_count_an_encoder_has_two_passes() -> None:
     network: Any = model.module
     network.text_net[0].register_forward_pre_hook(lambda module, args: rows.append(len(args[0])) or args)
     plan = model.plan()
-    model(**{name: torch.randn(BATCH, 4) for name in MODALITIES}, target=torch.zeros(BATCH, dtype=torch.int64))
+    for _ in range(2):  # in the first one more passes look whether rows meet
+        rows.clear()
+        model(**{name: torch.randn(BATCH, 4) for name in MODALITIES}, target=torch.zeros(BATCH, dtype=torch.int64))
     assert rows == [line.count(BATCH) for line in plan.lines if line.part == "encoder `text`"] == [BATCH, BATCH + 1]
     assert "hooks" in str(plan)
 
@@ -138,7 +140,7 @@ def test_says_why() -> None:
         "B + 1 rows in training mode: the joint pass, whose features serve the present rows, and an absent one in its "
         "batch: no layer depends on the mode"
     )
-    assert "one pass through norms is not always faster on cpu" in str(agm.AGM(Fusing()).plan())
+    assert agm.AGM(Fusing()).plan().lines[0].note.endswith("weights are read once and kernels launched once")
     two = str(agm.AGM(Fusing(), passes="two").plan())
     assert "because it depends on the mode (`audio_net.1` BatchNorm1d, `audio_net.2` Dropout); a pass of their" in two
     assert "passes='two'" in agm.AGM(Fusing(), passes="two").plan().lines[3].note
