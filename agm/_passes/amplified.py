@@ -57,6 +57,9 @@ class Look:
         arguments: of forward, as they are before the joint pass, which may write to them.
         absent: modality -> its absent input.
         batch: how many samples there are.
+
+    Attributes:
+        hooks: whether forward has given tensors hooks.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Look:
         self._binding = binding
         self._outputs = outputs
         self._encoders = encoders
+        self.hooks = False
         every, part = 2 ** len(binding.modalities) - 1, range(min(batch, _SAMPLES))
         subsets = [every, *(every ^ 1 << bit for bit in range(len(binding.modalities)))]
         try:
@@ -112,8 +116,9 @@ class Look:
             weights = torch.linspace(0.5, 1.5, logits.numel()).to(logits).view_as(logits)
             return list(torch.autograd.grad((logits * weights).sum(), list(leaves.values()), allow_unused=True))
 
-        with torch.enable_grad(), _NoHooks():  # what is recomputed in the backward needs the same parameters
+        with torch.enable_grad(), _NoHooks() as hooks:  # what is recomputed in the backward needs the same parameters
             found: list[Tensor | None] = torch.func.functional_call(whole, leaves, (run,))
+        self.hooks |= hooks.given
         ids = map(id, named.values())
         return {key: x for key, x in zip(ids, found, strict=True) if x is not None and x.layout == torch.strided}
 
@@ -130,10 +135,17 @@ class _Around(nn.Module):
 
 
 class _NoHooks(TorchFunctionMode):
-    """Tensors get no hooks inside: these are the user's, who waits for the gradients of a loss."""
+    """Tensors get no hooks inside: these are the user's, who waits for the gradients of a loss.
+
+    Attributes:
+        given: whether one would have got some.
+    """
+
+    given = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.register_hook, Tensor.register_post_accumulate_grad_hook):
+            self.given = True
             return RemovableHandle(OrderedDict())
         return func(*args, **(kwargs or {}))
 

@@ -27,6 +27,7 @@ from agm._passes.by_path import InterceptedPasses
 from agm._passes.by_protocol import FactorisedPasses, is_factorised
 from agm._passes.chunks import Chunks, note_rows
 from agm._passes.declared_head import DeclaredHead
+from agm._passes.hook_notes import hook_notes
 from agm._passes.options import MaskedOptions
 from agm._passes.outputs import Outputs
 from agm._passes.plan import Plan, fusion_lines
@@ -189,6 +190,7 @@ class MaskedPasses:
         if look is not None:  # behind the passes, which find the network as it is
             seen = (hooks is not None and hooks.act) or look(partial(evaluation, self.network, hooks, self.structure()))
             self.record.looks = 0 if seen else self.record.looks - 1
+            self.record.tensor_hooks |= look.hooks
         return output, masked, rows
 
     def _look(self, arguments: Arguments, absent: Mapping[str, Any], batch: int) -> Look | None:
@@ -301,14 +303,18 @@ class MaskedPasses:
                 "instead."
             )
             with unfrozen(self.network):
-                return Plan(self.modalities, masked, tuple(self._parted.plan(subsets)), (note,))
+                return Plan(self.modalities, masked, tuple(self._parted.plan(subsets)), (note, *self.hook_notes()))
         note = (
             'No encoders are named, so all masked inputs go through the whole network. Name them, encoders={"audio": '
             '"path.in.the.network", ...}, or give the network `encoders` and `fuse`: then each encoder sees 2 B + 1 '
             "rows, or B + 1 with masked='shared' or where nothing depends on the mode, for any number of modalities."
         )
         lines = fusion_lines("network", self.modalities, self.chunks.describe(self.network), subsets)
-        return Plan(self.modalities, masked, tuple(lines), (note,))
+        return Plan(self.modalities, masked, tuple(lines), (note, *self.hook_notes()))
+
+    def hook_notes(self) -> list[str]:
+        """On hooks that are called for masked rows too."""
+        return list(hook_notes(self.network, self.record.tensor_hooks))
 
     def _whole(
         self,
