@@ -104,8 +104,8 @@ def _of_no_sample(model: AGM, given: Mapping[str, Any], whole: Tensor, tolerance
             name: pytree.tree_map(first_half, x) if name in parted else x for name, x in copied(dict(given)).items()
         }
         try:
-            with torch.no_grad(), eval_mode(model.module):
-                return model._passes.outputs.logits(binding.call(binding.split((), some)))
+            with eval_mode(model.module):
+                return model._passes.outputs.logits(binding.call(binding.split((), some))).detach()
         except Exception:  # of the network's own, which such a batch may cause
             return None
 
@@ -131,9 +131,9 @@ def _eval_passes(model: AGM, given: Mapping[str, Any]) -> tuple[Tensor, Tensor, 
         return leaf[:count] if is_rows(leaf) and leaf.shape[0] == batch else leaf
 
     def call(arguments: dict[str, Any]) -> Tensor:
-        return model._passes.outputs.logits(binding.call(binding.split((), arguments)))
+        return model._passes.outputs.logits(binding.call(binding.split((), arguments))).detach()
 
-    with torch.no_grad(), eval_mode(model.module):
+    with eval_mode(model.module):
         first, second = (call(copied(dict(given))) for _ in range(2))
         half = call(pytree.tree_map(first_half, copied(dict(given)))) if count else first
     return first, second, half, batch
