@@ -36,6 +36,8 @@ def can_look(network: nn.Module) -> bool:
     modules = submodules(network)
     if any(GLOBAL_HOOKS) or any(map(is_compiled, modules)) or any(map(is_sharded, modules)):
         return False
+    if any(parameter.is_meta for parameter in network.parameters()):  # who fetches it would put it elsewhere
+        return False
     wrappers = (torch.jit.ScriptModule, DataParallel, DistributedDataParallel)
     return not any(isinstance(module, wrappers) or is_exchanging(module) for module in modules)
 

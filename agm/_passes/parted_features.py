@@ -17,6 +17,7 @@ from agm._module_state.eval_mode import mixes_samples
 from agm._module_state.modules import submodules
 from agm._module_state.traces import untraced
 from agm._module_state.untouched import untouched
+from agm._one_pass.synchronised import has_own_way, is_exchanging
 from agm.distributed import is_sharded
 
 __all__ = ["absent_features", "deferred_leaf", "in_two", "parted_features", "rows_meet", "written_leaf"]
@@ -43,7 +44,8 @@ def rows_meet(encoder: nn.Module, run: Callable[[Any], Any], given: Any, few: An
         few: the first samples of that.
     """
     modules = submodules(encoder)
-    if any(map(is_sharded, modules)):  # each call of it waits for the other processes
+    own_way = any(is_exchanging(module) and has_own_way(module) for module in modules)
+    if own_way or any(map(is_sharded, modules)):  # each call of it may wait for the other processes
         return False
     try:
         with untouched(encoder, given), untraced(modules, nullcontext):
