@@ -21,12 +21,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Evaluation",
+    "counts",
+    "counts_samples",
     "depends_on_mode",
     "evaluation",
     "may_depend_on_mode",
     "mixes_samples",
     "mode_dependent_layers",
     "unfrozen",
+    "why_mixes",
     "written_buffers",
 ]
 
@@ -181,12 +184,30 @@ def _is_written(buffer: Tensor) -> bool:
 
 
 def mixes_samples(network: nn.Module) -> list[str]:
-    """Names of layers that normalise with the statistics of the batch in eval mode too."""
-    return _names(network, _mixes)
+    """Names of layers in which a row counts for others in eval mode too: see `why_mixes`."""
+    return _names(network, lambda module: _mixes(module) or counts(module))
+
+
+def counts_samples(network: nn.Module) -> list[str]:
+    """Names of layers whose gradient of a row goes by how many rows there are, be they those of a pass or fewer."""
+    return _names(network, counts)
 
 
 def _mixes(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
+
+
+def counts(module: nn.Module) -> bool:
+    """Whether its gradient of a row goes by how many rows there are."""
+    return isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and bool(module.scale_grad_by_freq)
+
+
+def why_mixes(network: nn.Module, name: str) -> tuple[str, str]:
+    """What a layer that `mixes_samples` names does, and what to do about it."""
+    module = dict(network.named_modules()).get(name, network)
+    if counts(module):
+        return "divides its gradient by counts over the batch (scale_grad_by_freq)", "Set scale_grad_by_freq=False"
+    return "normalises with the statistics of the batch there too", "Give it running statistics"
 
 
 def mode_dependent_layers(network: nn.Module) -> list[str]:

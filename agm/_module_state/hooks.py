@@ -42,6 +42,13 @@ class ForwardHooks:
         """Whether there are any."""
         return len(self._hooked) > 0
 
+    @property
+    def act(self) -> bool:
+        """Whether one that is not the network's own is no observer."""
+        return any(
+            not _is_of_the_network(hook) for module, kind in self._hooked for hook in self._left(module, kind).values()
+        )
+
     def watched(self) -> AbstractContextManager[None]:
         """Finds out, while the joint pass runs inside, what each hook does."""
         return self._replaced(self._watch)

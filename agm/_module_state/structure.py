@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from agm._module_state.compiled import is_compiled
 from agm._module_state.containers import contents, is_generator
-from agm._module_state.eval_mode import depends_on_mode, may_depend_on_mode
+from agm._module_state.eval_mode import counts, depends_on_mode, may_depend_on_mode
 from agm._module_state.hooks import KINDS
 from agm._module_state.modules import submodules
 from agm._module_state.traces import is_own
@@ -50,6 +50,7 @@ class Structure:
         self.draws = False
         self._moded = [module for module in self.modules if may_depend_on_mode(module)]
         self._norms = [module for module in self.modules if isinstance(module, _BatchNorm)]
+        self._counts = any(map(counts, self.modules))
         self._within = set(self.modules)
         self._parts: dict[nn.Module, Structure] = {}
         self._chosen: dict[Hashable, Any] = {}
@@ -70,8 +71,8 @@ class Structure:
         return found
 
     def mixes_samples(self) -> bool:
-        """Whether a layer normalises with the statistics of the batch in eval mode too."""
-        return len(self._norms) > 0 and any([norm.running_mean is None for norm in self._norms])
+        """Whether there is a layer in which a row counts for others in eval mode too."""
+        return self._counts or (len(self._norms) > 0 and any([norm.running_mean is None for norm in self._norms]))
 
     def depending(self) -> tuple[bool, ...]:
         """Of each layer that may depend on its mode whether it does so as it is now."""

@@ -7,10 +7,9 @@ from typing import Literal
 import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
-from torch.nn.modules.batchnorm import _NormBase
 
 from agm._module_state.compiled import is_compiled
-from agm._module_state.eval_mode import depends_on_mode
+from agm._module_state.eval_mode import depends_on_mode, mixes_samples, why_mixes
 from agm._module_state.modules import path_of, submodules
 from agm._one_pass.synchronised import has_own_way, is_exchanging
 
@@ -70,17 +69,17 @@ def check_passes(passes: object) -> None:
         raise ValueError(f"Expected argument `passes` to be 'auto', 'one' or 'two', but got {passes!r}.")
 
 
-def check_apart(name: str, mixing: Sequence[str]) -> None:
+def check_apart(name: str, encoder: nn.Module) -> None:
     """That no layer puts present and absent rows together.
 
     Raises:
         ValueError: there are some.
     """
-    if mixing:
+    if mixing := mixes_samples(encoder):
+        why, instead = why_mixes(encoder, mixing[0])
         raise ValueError(
-            f"Expected the encoder of `{name}` to treat samples apart in eval mode, but its `{mixing[0]}` normalises "
-            "with the statistics of the batch there too, in which present and absent rows would mix. Give it running "
-            "statistics."
+            f"Expected the encoder of `{name}` to treat samples apart in eval mode, but its `{mixing[0]}` {why}, in "
+            f"which present and absent rows would mix. {instead}."
         )
 
 
@@ -125,8 +124,6 @@ def choose(
     if depends and reason is None:
         reason = unsplit()
     reason = reason or _why_not(encoder, modules, device)
-    if reason is None and depends and passes == "auto" and device.type != "cuda" and any(map(_is_norm, modules)):
-        reason = f"one pass through norms is not always faster on {device}"
     if reason is not None:
         return apart(name, passes, reason, shared=shared)
     if shared:
@@ -134,11 +131,6 @@ def choose(
     if not depends:
         return Choice("joined", "no layer depends on the mode")
     return Choice("split", why_split(passes))
-
-
-def _is_norm(module: nn.Module) -> bool:
-    """Whether it normalises by statistics of the batch in training mode and by running ones in eval mode."""
-    return isinstance(module, _NormBase) and module.training and bool(module.track_running_stats)
 
 
 def apart(name: str, passes: Passes, reason: str, *, shared: bool = False) -> Choice:

@@ -51,6 +51,7 @@ class Known:
         missed: kind of call -> how often what has been one pass could not be.
         depends: modalities whose encoder depends on the mode though none of its layers says so.
         mixes: modalities in whose encoder rows may meet.
+        apart: modalities whose encoder has been seen not to mix rows in a pass of their own.
     """
 
     refused: dict[object, str] = field(default_factory=dict)
@@ -59,6 +60,7 @@ class Known:
     missed: dict[object, int] = field(default_factory=dict)
     depends: set[str] = field(default_factory=set)
     mixes: set[str] = field(default_factory=set)
+    apart: set[str] = field(default_factory=set)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "runs": {}}  # what has run holds functions, and tensors by their identity
@@ -106,6 +108,7 @@ class JointCall:
         few: a copy of the features of the present rows, and of those that went with them behind, if known layers have
             made them.
         rows: set if a second pass must follow: what it takes.
+        dims: id of a tensor in `more` -> the dimension of its rows.
     """
 
     def __init__(
@@ -156,6 +159,7 @@ class JointCall:
         self._went_with: Any = None
         self.few: Tensor | None = None
         self.rows: Any = None
+        self.dims: dict[int, int] = {}
         self._reach: Reach | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -227,6 +231,7 @@ class JointCall:
                 self.reason = str(error)
                 if isinstance(error, Meeting):
                     self.known.mixes.add(self.name)
+                    self.known.apart.discard(self.name)
             if self.reason == DEPENDS:
                 self.known.depends.add(self.name)
                 self.reason = self._depend()
@@ -268,6 +273,7 @@ class JointCall:
             exchanges=exchanges,
             aliases=self.aliases,
             network=self.network,
+            dims=self.dims,
         )
         self.known.passed.add(kind)
         return features
@@ -305,6 +311,7 @@ class JointCall:
         if self._went_with is None and self.few is not None:
             with torch._C.DisableTorchFunction():  # a pass around may watch, and need not see this
                 self._went_with = self.few[self.batch :]
+                self.dims[id(self._went_with)] = 0
         return self._went_with
 
     def check_reach(self, joint: Tensor) -> None:

@@ -159,6 +159,8 @@ def _embedding(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], k
     layout = only_first(split, func, args, kwargs)
     if argument(args, kwargs, 3, "max_norm") is not None:
         raise Unsplit("it renormalises the weight of an embedding in every pass (max_norm)")
+    if argument(args, kwargs, 5, "scale_grad_by_freq", False):
+        raise Unsplit("it divides gradients of an embedding by counts over all rows (scale_grad_by_freq)")
     return split.note(func(*args, **kwargs), layout)
 
 

@@ -49,6 +49,7 @@ def split_pass(
     exchanges: Exchanges | None = None,
     aliases: bool = False,
     network: nn.Module | None = None,
+    dims: dict[int, int] | None = None,
 ) -> tuple[Any, Any]:
     """Features of a batch as the encoder's modes have it, and of more rows as in eval mode, in one pass.
 
@@ -63,6 +64,7 @@ def split_pass(
         exchanges: what its norms exchange with other processes in this call of it; None: nothing so far.
         aliases: whether features that are the input's own memory must stay it.
         network: of which it is a part, and whose modules its code may look at or write to; None: itself.
+        dims: gets the dimension of the rows of each tensor in the second one, by its id.
 
     Returns:
         two pytrees as the encoder returns them.
@@ -111,7 +113,7 @@ def split_pass(
             raise Unsplit("it draws random numbers of Python or NumPy")
         if aliases and shares_memory(features, [both for _, both in joined.values()]):
             raise Unsplit(ALIASES)
-        parted = _parted(split, features, structure)
+        parted = _parted(split, features, structure, {} if dims is None else dims)
         for leaf, both in joined.values():
             if both._version:  # what the encoder has written to its input is seen by others too
                 leaf.copy_(both[:batch])
@@ -170,7 +172,7 @@ def _run(
     return flattened(features, is_leaf=is_opaque)
 
 
-def _parted(split: RowSplit, leaves: Sequence[Any], structure: Any) -> tuple[Any, Any]:
+def _parted(split: RowSplit, leaves: Sequence[Any], structure: Any, dims: dict[int, int]) -> tuple[Any, Any]:
     first, others = [], []
     for leaf in leaves:
         if isinstance(leaf, Tensor) and leaf.dim():
@@ -180,6 +182,7 @@ def _parted(split: RowSplit, leaves: Sequence[Any], structure: Any) -> tuple[Any
             train, rest = split.sizes(leaf.shape[layout.dim])
             first.append(leaf.narrow(layout.dim, 0, train))
             others.append(leaf.narrow(layout.dim, train, rest))
+            dims[id(others[-1])] = layout.dim
             continue
         if is_opaque(leaf) or type(leaf) in (RowCount, Mode):
             raise Unsplit(f"it returns a {type(leaf).__name__}, whose rows cannot be told apart")

@@ -1,27 +1,14 @@
-"""Features of absent rows: their gradient, how long they are kept, and a warning where that gradient explodes."""
+"""Features of absent rows: their gradient, and how long they are kept."""
 
-import warnings
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from agm._inputs.absent import is_rows
 from agm._inputs.trees import leaves_of, mapped
 from agm._module_state.capture import is_recorded
-from agm._module_state.compiled import is_compiled
-from agm._module_state.hooks import ForwardHooks
-from agm._module_state.modules import submodules
-from agm._module_state.traces import Attributes
-from agm._module_state.undo import Contexts, putting_back
-from agm._module_state.untouched import untouched
-from agm._one_pass.synchronised import is_exchanging
 
-__all__ = ["AbsentFeatures", "AbsentFeaturesState", "detached", "looking", "warn_if_amplified"]
-
-_AMPLIFIED = 1e4  # times the gradient that a present row gives an encoder: a layer or two of LayerNorm on zeros
+__all__ = ["AbsentFeatures", "AbsentFeaturesState", "detached"]
 
 
 class AbsentFeatures:
@@ -103,62 +90,3 @@ def _kind(absent: Any) -> list[object]:
 def detached(tree: Any) -> Any:
     """A pytree whose tensors have no graph."""
     return mapped(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, tree)
-
-
-def looking(network: nn.Module, hooks: ForwardHooks | None) -> AbstractContextManager[None]:
-    """Gradients that are looked at inside leave no trace: checkpoints run parts of forward again for them.
-
-    Args:
-        network: whose features have these gradients.
-        hooks: of its modules; observers are not called.
-    """
-    return Contexts(
-        lambda: untouched(network, list(network.parameters())),
-        lambda: putting_back(Attributes(submodules(network)).put_back),
-        *([] if hooks is None else [hooks.acting_alone]),
-    )
-
-
-def warn_if_amplified(name: str, encoder: nn.Module, present: Iterable[Any], absent: Iterable[Any]) -> None:
-    """Warns where an absent row gives an encoder's parameters a far larger gradient than a present one.
-
-    Zeros that meet biases of zero are normalised by their own variance, which is zero: each LayerNorm multiplies the
-    gradient by eps**-0.5.
-
-    Args:
-        name: of the modality.
-        encoder: its encoder.
-        present, absent: features of rows, one tensor or more each.
-    """
-    modules = submodules(encoder)
-    # The backward of one may run once alone, and that of the other waits for other processes.
-    if any(map(is_compiled, modules)) or any(map(is_exchanging, modules)):
-        return
-    parameters = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
-    norms = [_gradient(rows, parameters) for rows in (present, absent)]
-    if None in norms:
-        return
-    of_present, of_absent = norms
-    assert of_present is not None
-    assert of_absent is not None
-    if not of_absent <= _AMPLIFIED * of_present and of_present > 0:
-        warnings.warn(
-            f"An absent `{name}` gives its encoder a gradient {of_absent / of_present:.0e} times that of a present "
-            "one, as zeros do where biases are zero and LayerNorm divides by their standard deviation. Training may "
-            "overflow. Set absent_gradient=False, or say what an absent input is: absent={"
-            f"{name!r}: ...}}, such as the mean of the data.",
-            stacklevel=2,
-        )
-
-
-def _gradient(features: Iterable[Any], parameters: list[nn.Parameter]) -> float | None:
-    """Norm of the gradient of the sum of one row's features, None where there is none."""
-    leaves = [leaf[:1] for leaf in features if is_rows(leaf) and leaf.requires_grad and len(leaf)]
-    if not leaves or not parameters:
-        return None
-    # Not all the same weight: what is normalised sums to nothing.
-    total = sum((leaf * torch.linspace(0.5, 1.5, leaf.numel()).to(leaf).view_as(leaf)).sum() for leaf in leaves)
-    assert isinstance(total, Tensor)
-    found = torch.autograd.grad(total, parameters, retain_graph=True, allow_unused=True)
-    gradients = [gradient for gradient in found if gradient is not None and not gradient.is_sparse]
-    return float(nn.utils.get_total_norm(gradients)) if gradients else None

@@ -21,7 +21,7 @@ from agm._inputs.trees import leaves_of
 from agm._lazy_rows.decision import SHARDED, Deferral, found_deferral, some_subsets
 from agm._lazy_rows.tensor import CannotDefer, Rows, current, outcome
 from agm._module_state.compiled import compiled_part, in_one_piece, is_compiled
-from agm._module_state.eval_mode import mixes_samples
+from agm._module_state.eval_mode import counts_samples, mixes_samples, why_mixes
 from agm._module_state.hooks import ForwardHooks
 from agm._module_state.structure import Structure, Structures
 from agm._module_state.untouched import untouched
@@ -35,7 +35,7 @@ from agm._passes.encoder_recording import Handed, Recorder, Target
 from agm._passes.masked_run import MaskedRun, called_instead, few_rows
 from agm._passes.options import MaskedOptions
 from agm._passes.outputs import Outputs
-from agm._passes.plan import Line, encoder_lines, fusion_line
+from agm._passes.plan import ONE_ROW, Line, encoder_lines, fusion_line
 from agm._passes.record import Record
 from agm.distributed import Peers, is_sharded
 
@@ -132,7 +132,8 @@ class InterceptedPasses:
         for name in self.paths:
             choice = self.record.choices(name, chosen[self.modalities.index(name)])
             rows = subsets if name in self.record.all_rows else None
-            lines += encoder_lines(self.network, name, encoders[name], choice, all_rows=rows)
+            absent = self.record.absent_rows.get(name, ONE_ROW)
+            lines += encoder_lines(self.network, name, encoders[name], choice, all_rows=rows, absent=absent)
         left = [f"`{name}`" for name in self.modalities if name not in self.paths]
         note = f", with what encodes {', '.join(left)}" if left else ""
         found = self.record.deferral
@@ -191,12 +192,13 @@ class InterceptedPasses:
         if self.shared and mixing:
             inside = {module for target in targets if target.method == "forward" for module in target.owner.modules()}
             mixing = [name for name in mixing if self.network.get_submodule(name) not in inside]
+            mixing = mixing or counts_samples(self.network)
         if mixing:
+            why, instead = why_mixes(self.network, mixing[0])
             raise ValueError(
                 "Expected a network with the paths of `encoders` to treat samples apart in eval mode, but "
-                f"`{mixing[0]}` normalises with the statistics of the batch there too, in which the rows of several "
-                "subsets would mix. Give it running statistics, or leave `encoders` out: each subset then goes through "
-                "the network by itself."
+                f"`{mixing[0]}` {why}, in which the rows of several subsets would mix. {instead}, or leave `encoders` "
+                "out: each subset then goes through the network by itself."
             )
 
     @in_one_piece

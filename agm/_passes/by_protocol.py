@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from agm._inputs.absent import device_of
+from agm._inputs.absent import device_of, is_rows
 from agm._inputs.arguments import Arguments, Binding
 from agm._inputs.rows import aligned, copied, lacking, masked_arguments, stacked
 from agm._inputs.samples import has_samples, unwrap
@@ -17,7 +17,7 @@ from agm._inputs.trees import leaves_of, mapped
 from agm._lazy_rows.decision import Deferral, declares_sum, deferral
 from agm._lazy_rows.tensor import CannotDefer, Rows, current, outcome, written
 from agm._module_state.compiled import is_compiled
-from agm._module_state.eval_mode import evaluation, mixes_samples
+from agm._module_state.eval_mode import counts_samples, evaluation, mixes_samples
 from agm._module_state.hooks import ForwardHooks
 from agm._module_state.modules import submodules
 from agm._module_state.replace_forward import answering
@@ -26,13 +26,13 @@ from agm._one_pass.choice import GLOBAL_HOOKS, Choice, apart, check_apart, choos
 from agm._one_pass.counters import CountingTogether, has_counters
 from agm._one_pass.joint_call import JointCall, in_the_way, versions
 from agm._one_pass.known_layers import known_layers
-from agm._passes.absent_features import AbsentFeatures, detached, looking, warn_if_amplified
+from agm._passes.absent_features import AbsentFeatures, detached
 from agm._passes.chunks import Chunks
 from agm._passes.joint_pass import Joint, answer, joint_pass, refusal
 from agm._passes.options import MaskedOptions
 from agm._passes.outputs import Outputs
-from agm._passes.parted_features import absent_features, deferred_leaf, in_two, parted_features, written_leaf
-from agm._passes.plan import Line, encoder_lines, fusion_line
+from agm._passes.parted_features import absent_features, deferred_leaf, in_two, parted_features, rows_meet, written_leaf
+from agm._passes.plan import ONE_ROW, Line, encoder_lines, fusion_line
 from agm._passes.record import Record
 from agm.distributed import Peers, is_sharded
 
@@ -99,21 +99,6 @@ class FactorisedPasses:
             that output, and the masked ones (len(rows), C), or where they are a sum what each modality adds to
             them: its bit -> (B + 1, C), that of its absent row last.
         """
-        output, masked, parted = self._run(arguments, rows, absent, here, hooks, structure)
-        # Behind the passes, since a checkpoint of the joint one would recompute with what it had.
-        self._look_at_absent_rows(parted, rows.batch, hooks)
-        return output, masked
-
-    def _run(
-        self,
-        arguments: Arguments,
-        rows: Rows,
-        absent: Mapping[str, Any],
-        here: Mapping[str, Tensor] | None,
-        hooks: ForwardHooks | None,
-        structure: Structure | None,
-    ) -> tuple[Any, Tensor | Mapping[int, Tensor], Mapping[str, tuple[Any, Any]]]:
-        """As a call, and the features as the encoders gave them: modality -> of present rows, and of absent ones."""
         self._check(arguments)
         inputs = arguments.inputs
         encoders = self.encoders()
@@ -125,6 +110,8 @@ class FactorisedPasses:
         counting: dict[nn.Module, CountingTogether] = {}
         for name in self.modalities:
             absent_rows = aligned(absent[name])
+            if type(absent_rows) is not Tensor and rows.batch > 1:
+                self.record.absent_rows[name] = (1, 0) if _count(absent_rows) > 1 else ONE_ROW
             if self.shared and (features := self.absent_features.find(name, absent_rows)) is not None:
                 kept[name] = features
                 encoder = encoders[name]
@@ -149,7 +136,7 @@ class FactorisedPasses:
             forward = partial(self._by_forward, before(), absent)
         structure = self.structures.of(self.network)  # as the joint pass has left it
         with evaluation(self.network, hooks, structure):
-            parted = made = {
+            parted = {
                 name: self._features(name, given.get(name), kept.get(name), found, calls.get(name), rows.batch)
                 for name in self.modalities
             }
@@ -165,22 +152,22 @@ class FactorisedPasses:
             if torch.compiler.is_compiling():  # a compiler cannot look into deferred rows
                 how = Deferral("rows")
                 if (declared := self._declared(parted)) is not None:
-                    return joint, declared, made
+                    return joint, declared
             elif forward is not None:
                 how = Deferral("rows", "forward does more than call the encoders and `fuse`")
             else:
                 how = self._how(parted, rows, device)
             if how.how == "sum":
-                return joint, outcome(self._deferred(parted, rows)), made
+                return joint, outcome(self._deferred(parted, rows))
             mixes = mixes_samples(self.network) if structure is None else structure.mixes_samples()
             if not self.chunks and not mixes:
-                return joint, self._written(parted, rows, how, forward), made
+                return joint, self._written(parted, rows, how, forward)
         parts = self.chunks.parts(self.network, rows.batch, len(rows.subsets))
 
         def run(part: range | None) -> Tensor:
             return self._written(parted, replace(rows, part=part), how, forward)
 
-        return joint, self.chunks.run(self.network, run, parts, hooks, structure), made
+        return joint, self.chunks.run(self.network, run, parts, hooks, structure)
 
     def _check(self, arguments: Arguments) -> None:
         """That its encoders and `fuse` can be called by themselves.
@@ -295,7 +282,8 @@ class FactorisedPasses:
         lines = []
         for name, encoder in self.encoders().items():
             choice = self.record.choices(name, self._choose(name, device))
-            lines += encoder_lines(self.network, name, encoder, choice)
+            absent = self.record.absent_rows.get(name, ONE_ROW)
+            lines += encoder_lines(self.network, name, encoder, choice, absent=absent)
         note = self.chunks.describe(self.network)
         found, head = self.record.deferral, None if self.head is None else self.head.path
         return [*lines, *fusion_line("fusion", self.modalities, self.network, note, subsets, found, head)]
@@ -320,8 +308,8 @@ class FactorisedPasses:
         if self.shared and torch.compiler.is_compiling():  # at once: a graph would be guarded by all that is looked at
             return Choice("shared", "masked='shared'")
         encoders = self.encoders()
-        if not self.shared:
-            check_apart(name, mixes_samples(encoders[name]))
+        if not self.shared or counts_samples(encoders[name]):
+            check_apart(name, encoders[name])
         if is_compiled(self.network):
             why = "the network is compiled as a whole, for encoders as they are"
             return apart(name, self.passes, why, shared=self.shared)
@@ -374,18 +362,15 @@ class FactorisedPasses:
             both = self._encoded(name, given, found, call, batch)
         return detached(both) if name in found.frozen else both
 
-    def _look_at_absent_rows(
-        self, parted: Mapping[str, tuple[Any, Any]], batch: int, hooks: ForwardHooks | None
-    ) -> None:
-        """Warns once where their gradient explodes."""
-        looks = self.absent_features.gradient and batch and torch.is_grad_enabled() and not self.record.has_warned
-        if not looks or torch.compiler.is_compiling() or self.peers.together:
-            return
-        self.record.has_warned = True
-        with looking(self.network, hooks):
-            for name, (present, absent) in parted.items():
-                encoder = self.network.encoders[name]
-                warn_if_amplified(name, encoder, leaves_of(present), leaves_of(absent))
+    def _meet(self, name: str, encoder: nn.Module, given: Any, batch: int) -> bool:
+        """Whether rows may meet in an encoder: where no pass has followed them, the first one looks."""
+        known = self.record.one_pass
+        if name in known.apart:
+            return False
+        if name not in known.mixes and not torch.compiler.is_compiling():
+            few = mapped(lambda leaf: leaf[: 2 if batch > 2 else 1] if is_rows(leaf) else leaf, given)
+            (known.mixes if rows_meet(encoder, encoder, given, few) else known.apart).add(name)
+        return name in known.mixes
 
     def _encoded(self, name: str, given: Any, found: Joint, call: JointCall | None, batch: int) -> tuple[Any, Any]:
         if call is not None:
@@ -403,8 +388,13 @@ class FactorisedPasses:
             if constant:
                 stack.enter_context(torch.no_grad())
             encoder = self.network.encoders[name]
-            if not self.shared and name in self.record.one_pass.mixes and not has_samples(given):
+            if not self.shared and batch and not has_samples(given) and self._meet(name, encoder, given, batch):
                 return in_two(encoder, given, batch)
             if self.shared:
                 return found.features[name], absent_features(encoder, given)
             return parted_features(name, encoder(unwrap(given)), batch)
+
+
+def _count(absent: Any) -> int:
+    """How many rows there are."""
+    return max((leaf.shape[0] for leaf in leaves_of(absent) if is_rows(leaf)), default=1)

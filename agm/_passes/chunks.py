@@ -6,14 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
-from agm._module_state.eval_mode import Evaluation, mixes_samples
+from agm._module_state.eval_mode import Evaluation, mixes_samples, why_mixes
 from agm._module_state.hooks import ForwardHooks
 from agm._module_state.structure import Structure
 from agm._passes.declared_head import DeclaredHead
 
-__all__ = ["Chunks"]
+__all__ = ["Chunks", "note_rows"]
 
 
 class Chunks:
@@ -48,7 +49,8 @@ class Chunks:
     def describe(self, network: nn.Module) -> str:
         """In words for a plan, to be appended to what goes through in chunks."""
         if mixing := mixes_samples(network):
-            rows = f", one subset at a time, because `{mixing[0]}` normalises with the statistics of the batch"
+            why, _ = why_mixes(network, mixing[0])
+            rows = f", one subset at a time, because `{mixing[0]}` {why}"
         else:
             rows = f", at most {self.max_rows} rows at a time" if self.max_rows is not None else ""
         return rows + (", recomputed in the backward" if self.checkpoint else "")
@@ -62,10 +64,10 @@ class Chunks:
         size = self.max_rows or max(batch * subsets, 1)
         if mixing := mixes_samples(network):
             if size < batch:
+                why, instead = why_mixes(network, mixing[0])
                 raise ValueError(
                     f"Expected argument `max_rows` to be at least the {batch} samples of a batch, since `{mixing[0]}` "
-                    f"normalises with the statistics of the batch in eval mode too, but got {size}. Give it running "
-                    "statistics, or raise `max_rows`."
+                    f"{why}, but got {size}. {instead}, or raise `max_rows`."
                 )
             size = batch
         rows = range(batch * subsets)
@@ -104,3 +106,13 @@ class Chunks:
         # What is no tensor is for the caller to refuse, who can say what was expected.
         tensors = all(isinstance(output, Tensor) for output in outputs)
         return torch.cat(outputs) if tensors and len(outputs) > 1 else outputs[0]
+
+
+def note_rows(error: BaseException, network: nn.Module, rows: int, batch: int) -> None:
+    """Notes at an error of a masked pass that an attribute has a tensor of as many rows as the joint pass, if so."""
+    kept = [value for module in network.modules() for name, value in vars(module).items() if name[0] != "_"]
+    if any(isinstance(leaf, Tensor) and batch in leaf.shape for leaf in pytree.tree_leaves(kept)):
+        error.add_note(
+            f"This was the masked pass, of {rows} rows at once, and the network keeps something of the size of the "
+            f"batch from call to call (a hidden state). Set max_rows={batch}: each subset then has a pass of its own."
+        )

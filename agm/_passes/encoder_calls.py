@@ -17,15 +17,21 @@ from agm._inputs.trees import flattened, leaves_of, mapped, unflattened
 from agm._lazy_rows.tensor import CannotDefer, Deferred, Rows, written
 from agm._module_state.checkpoints import check_not_reentrant, reentrant_checkpoint
 from agm._module_state.untouched import untouched
+from agm._one_pass.joint_call import Known
 from agm._passes.absent_features import AbsentFeatures
 from agm._passes.encoder_recording import Call, Handed, Recorder
 from agm._passes.encoder_rows import EncoderRows
 from agm._passes.encoder_sources import Source, behind, dim_of, known_features, mixed
 from agm._passes.origins import Origins
+from agm._passes.parted_features import rows_meet
 
 __all__ = ["Answer", "KnownCall", "NeedsOrigins"]
 
 _NO_BITS: frozenset[int] = frozenset()
+_OTHER_STRUCTURE = (
+    "returns another structure in the masked pass than in the joint pass. Of a list with a tensor for each sample "
+    "(LLaVA's get_image_features) name what returns one tensor of all samples (its vision_tower)"
+)
 
 
 class NeedsOrigins(RuntimeError):
@@ -63,7 +69,7 @@ class Answer:
         other_rows: modalities whose encoder was given other rows in a masked pass than in the joint pass, though as far
             as one could see it was given its input.
         known: in a compiled pass, what an eager step has found out about each call; None: the pass is not compiled.
-        meeting: modalities in whose encoder rows may meet.
+        one_pass: what is known of encoders in which rows may meet.
         absent_features: of rows in which a modality is absent.
         check: whether to look at the rows that are picked.
         deferred: whether features are handed on as deferred rows.
@@ -82,7 +88,7 @@ class Answer:
         origins: Origins | None,
         other_rows: Collection[str],
         known: Sequence[KnownCall] | None,
-        meeting: Collection[str],
+        one_pass: Known,
         absent_features: AbsentFeatures,
         check: bool,
         deferred: bool,
@@ -102,10 +108,10 @@ class Answer:
         self.all_rows: list[str] = []  # modalities of which all rows were encoded
         self.other_rows: set[str] = set(other_rows)
         self.known = known
-        self.meeting = meeting
+        self.one_pass = one_pass
         self.absent_features = absent_features
         self.order: list[str] = []
-        self.examples: list[tuple[str, list[Any], list[Any]]] = []  # features of present rows and of an absent one
+        self.absent_rows: dict[str, tuple[int, int]] = {}  # modality -> how many were encoded, in batches and beside
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.deferred and not torch.is_grad_enabled() and reentrant_checkpoint() is not None:
@@ -118,8 +124,12 @@ class Answer:
         if self.deferred and len(args) == 1 and not kwargs and (few := self._at_once(call, args[0])) is not None:
             return few
         leaves, structure = self._leaves("takes", (args, kwargs))
-        if len(leaves) != len(call.input_sizes):
-            raise self._refusal("takes other arguments in the masked pass than in the joint pass")
+        new = [is_rows(leaf) and size is None for leaf, size in zip(leaves, call.input_sizes, strict=False)]
+        if len(leaves) != len(call.input_sizes) or any(new):
+            raise self._refusal(
+                "takes other arguments in the masked pass than in the joint pass (a hidden state that an earlier call "
+                "has left has the rows of that one: leave `encoders` out, and set `max_rows` to the size of the batch)"
+            )
         sources = [Source.of(leaf, size, self.handed) for leaf, size in zip(leaves, call.input_sizes, strict=True)]
         if self.known or (self.known is not None and any(source.is_unknown for source in sources)):
             return self._as_known(self.known, call, leaves, structure, sources)
@@ -166,6 +176,7 @@ class Answer:
             if features is None:
                 return None
             self.order.append(name)
+            self.absent_rows[name] = (0, 1)
             return Deferred.of(self.rows, bit, features)
 
     def _features(self, name: str, call: Call, few: Tensor) -> Tensor | None:
@@ -228,7 +239,11 @@ class Answer:
         here = None if self.here is None else self.here[name]
         rows = EncoderRows(name, bit, self.rows, per_sample, shares, here, self.mixes)
         single = as_given and len(self.recorder.calls) == 1
-        output = known_features(self.recorder.calls_with.get(bit), rows) if single else None
+        output = known_features(joint_call := self.recorder.calls_with.get(bit), rows) if single else None
+        dims: Mapping[int, int] = {}
+        if output is not None and joint_call is not None:
+            dims, rows.spare = joint_call.dims, 0
+        self.absent_rows[name] = (1, rows.spare) if per_sample else (0, 1 + rows.spare)
         keeps = self.recorder.shared and shares and single and (rows.absent, rows.spare) == (1, 0)
         absent = [source.few[-source.fold :] for source in sources if source.few is not None] if keeps else None
         if output is None and keeps:
@@ -239,18 +254,34 @@ class Answer:
             # Absent rows by themselves need no graph if they are to have no gradient.
             constant = rows.present == 0 and not self.absent_features.gradient
             with torch.no_grad() if constant else nullcontext():
-                if rows.present and name in self.meeting and not any(source.is_listed for source in sources):
-                    output = self._in_two(picked, [dim_of(*one, rows) for one in found], structure, rows)
+                listed = any(source.is_listed for source in sources)
+                if not rows.present or listed or name in self.one_pass.apart:
+                    places = None
+                else:
+                    places = [dim_of(*one, rows) for one in found]
+                if places is not None and self._meet(name, picked, places, structure, rows):
+                    output = self._in_two(picked, places, structure, rows)
                 else:
                     args, kwargs = unflattened(picked, structure)
                     output = self.recorder.function(*args, **kwargs)
         if keeps:
             self.absent_features.keep(name, absent, output)
-        if self.check and self.absent_features.gradient and torch.is_grad_enabled():
-            encoded = leaves_of(output)
-            last = [leaf[-1:] for leaf in encoded if is_rows(leaf)]
-            self.examples.append((name, leaves_of(call.output) if shares else encoded, last))
-        return self._in_place(output, call, rows, shares)
+        return self._in_place(output, call, rows, shares, dims)
+
+    def _meet(
+        self, name: str, picked: Sequence[Any], dims: Sequence[int | None], structure: Any, rows: EncoderRows
+    ) -> bool:
+        """Whether rows may meet in an encoder: where no pass has followed them, the first one looks."""
+        known = self.one_pass
+        if name not in known.mixes and self.known is None:
+            few = [rows.first(x, dim) for x, dim in zip(picked, dims, strict=True)]
+
+            def run(leaves: list[Any]) -> Any:
+                args, kwargs = unflattened(leaves, structure)
+                return self.recorder.function(*args, **kwargs)
+
+            (known.mixes if rows_meet(self.target.owner, run, picked, few) else known.apart).add(name)
+        return name in known.mixes
 
     def _in_two(self, picked: Sequence[Any], dims: Sequence[int | None], structure: Any, rows: EncoderRows) -> Any:
         """What an encoder in which rows may meet makes of present rows, and of absent ones, each by themselves."""
@@ -260,6 +291,8 @@ class Answer:
             args, kwargs = unflattened(parts, structure)
             with untouched(self.target.owner, parts):  # each finds what the joint pass has left
                 outputs.append(self.recorder.function(*args, **kwargs))
+        if flattened(outputs[0])[1] != flattened(outputs[1])[1]:
+            raise self._refusal(_OTHER_STRUCTURE)
         return mapped(behind, *outputs)
 
     def _are_as_handed(self, leaves: Sequence[Any], sources: Sequence["Source"], bit: int) -> bool:
@@ -294,6 +327,8 @@ class Answer:
         """Encodes every row as it is given; where features are shared, present rows have those of the joint pass."""
         args, kwargs = unflattened([written(leaf) for leaf in leaves], structure)
         output = self.recorder.function(*args, **kwargs)
+        if not self.rows.batch:
+            return output
         if bit is not None:
             self.all_rows.append(self.target.names[bit])
         gradient = self.absent_features.gradient
@@ -311,13 +346,13 @@ class Answer:
         ]
         return unflattened(placed, made)
 
-    def _in_place(self, output: Any, call: Call, rows: EncoderRows, shares: bool) -> Any:
+    def _in_place(self, output: Any, call: Call, rows: EncoderRows, shares: bool, dims: Mapping[int, int]) -> Any:
         leaves, structure = self._leaves("returns", output)
         if len(leaves) != len(call.output_sizes):
-            raise self._refusal("returns another structure in the masked pass than in the joint pass")
+            raise self._refusal(_OTHER_STRUCTURE)
         joint = leaves_of(call.output) if shares else [None] * len(leaves)
         expanded = [
-            rows.expand(leaf, size, own, self.deferred, self.absent_features.gradient)
+            rows.expand(leaf, size, own, self.deferred, self.absent_features.gradient, dims.get(id(leaf)))
             for leaf, size, own in zip(leaves, call.output_sizes, joint, strict=True)
         ]
         if self.origins is not None:

@@ -101,6 +101,13 @@ class EncoderRows:
         rows = picked.shape[dim] // (self.present + self.absent + self.spare) * self.present
         return picked.narrow(dim, 0, rows) if present else picked.narrow(dim, rows, picked.shape[dim] - rows)
 
+    def first(self, picked: Any, dim: int | None) -> Any:
+        """Of what `pick` gave the rows of the first present samples, fewer than there are."""
+        if dim is None:
+            return picked
+        rows = picked.shape[dim] // (self.present + self.absent + self.spare)
+        return picked.narrow(dim, 0, rows * (2 if self.present > 2 else 1))
+
     def verify(self, leaf: Tensor, dim: int, rows: int) -> None:
         """That the rows are what `pick` takes them for; the only synchronisation, on the first batch."""
         present = self._block(leaf, dim, self.is_present.index(True), rows, self.batch)
@@ -113,17 +120,23 @@ class EncoderRows:
                 )
 
     def expand(
-        self, leaf: Any, joint: torch.Size | None, shared: Tensor | None, deferred: bool, gradient: bool = True
+        self,
+        leaf: Any,
+        joint: torch.Size | None,
+        shared: Tensor | None,
+        deferred: bool,
+        gradient: bool = True,
+        dim: int | None = None,
     ) -> Any:
         """What the encoder returned for the picked rows, put in place for every row, or deferred.
 
         `joint` is the size of the joint pass's output and `shared` that output, if it serves the present rows; the
-        absent ones have a `gradient` or none.
+        absent ones have a `gradient` or none. `dim` is that of the samples, if it is known.
         """
-        if joint is None or not is_rows(leaf) or leaf.shape == joint:
+        if joint is None or not is_rows(leaf) or (leaf.shape == joint and dim is None):
             return leaf
         encoded = self.present + self.absent + self.spare
-        changed = changed_dims(leaf.shape, joint)
+        changed = changed_dims(leaf.shape, joint) if dim is None else [dim]
         if len(changed) != 1 or leaf.shape[changed[0]] * self.batch != joint[changed[0]] * encoded:
             raise self.refusal(
                 f"returns {tuple(leaf.shape)} for {encoded} samples where it returned {tuple(joint)} for {self.batch}"

@@ -76,7 +76,7 @@ def known_features(call: JointCall | None, rows: EncoderRows) -> Any:
     if call is None or not call.is_done:
         return None
     present = 0 if call.chosen.how == "joined" else rows.batch
-    return call.more if (rows.present, rows.absent, rows.spare) == (present, call.absent, 0) else None
+    return call.more if (rows.present, rows.absent) == (present, call.absent) else None
 
 
 def mixed(

@@ -127,9 +127,8 @@ def masked_logits(
         encoders: modality -> path of the submodule that encodes it. Some modalities may be left out. An encoder may
             take and return pytrees, have its samples in any dimension, see several rows a sample (frames), and be
             called several times; it must depend on its own modality alone, which the first batch verifies.
-        passes: of an encoder: "auto": one, where it is proved to be the same, but not with batch norm on a CPU, where
-            two may be faster; "one": raises where it is not proved; "two": the rows of the masked passes have one of
-            their own, as they always have where the step is compiled.
+        passes: of an encoder: "auto": one, where it is proved to be the same; "one": raises where it is not proved;
+            "two": the rows of the masked passes have one of their own, as they always have where the step is compiled.
         absent_gradient: whether a gradient flows into an encoder through rows in which its modality is absent, as
             published. False: the features of absent rows are constants, for networks whose encoders are known.
         max_rows: at most so many masked rows at a time go through a network of one piece, or through `fuse` (each

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -15,16 +16,19 @@ from agm._inputs.rows import check_others, copied, lacking, masked_arguments
 from agm._inputs.whole import Whole
 from agm._lazy_rows.joined_linear import Stacked
 from agm._lazy_rows.tensor import Rows
+from agm._module_state.capture import is_recorded
 from agm._module_state.compiled import is_compiled
 from agm._module_state.eval_mode import evaluation, mixes_samples, mode_dependent_layers, unfrozen
 from agm._module_state.hooks import ForwardHooks
 from agm._module_state.structure import Structure, Structures
 from agm._one_pass.choice import refused
 from agm._passes.absent_features import AbsentFeatures
+from agm._passes.amplified import Look, can_look
 from agm._passes.by_path import InterceptedPasses
 from agm._passes.by_protocol import FactorisedPasses, is_factorised
-from agm._passes.chunks import Chunks
+from agm._passes.chunks import Chunks, note_rows
 from agm._passes.declared_head import DeclaredHead
+from agm._passes.hook_notes import hook_notes
 from agm._passes.one_by_one import check_wholes, one_by_one, wholes_note
 from agm._passes.options import MaskedOptions
 from agm._passes.outputs import Outputs
@@ -89,6 +93,7 @@ class MaskedPasses:
         peers = Peers(False) if peers is None else peers
         record = Record() if record is None else record
         self.record = record
+        self.peers = peers
         self.network = network
         self.options = options
         self.shared = options.shared
@@ -192,11 +197,25 @@ class MaskedPasses:
         if structure is not None:
             structure.tensors.note()
         hooks = None if structure is None else ForwardHooks(structure.hooked)
+        look = self._look(arguments, absent, batch) if self.record.looks else None
         output, masked = run(arguments, rows, absent, here, hooks, structure)
         if structure is not None and not self._has_looked and torch.is_grad_enabled() and not self.outputs.are_withheld:
             self._has_looked = True
             self.kept_losses = kept_losses(self.network, self.outputs.leaf(output))
+        if look is not None:  # behind the passes, which find the network as it is
+            seen = (hooks is not None and hooks.act) or look(partial(evaluation, self.network, hooks, self.structure()))
+            self.record.looks = 0 if seen else self.record.looks - 1
+            self.record.tensor_hooks |= look.hooks
         return output, masked, rows
+
+    def _look(self, arguments: Arguments, absent: Mapping[str, Any], batch: int) -> Look | None:
+        """What will warn of absent rows that amplify; None: they have no gradient, or nobody can look at them."""
+        if not batch or not torch.is_grad_enabled() or is_recorded():
+            return None
+        if self.peers.together or not self.absent_features.gradient or not can_look(self.network):
+            self.record.looks = 0
+            return None
+        return Look(self.network, self.binding, self.outputs, self.encoders(), arguments, absent, batch)
 
     def structure(self) -> Structure | None:
         """That of the network as it is now; None in a step that is compiled."""
@@ -302,17 +321,23 @@ class MaskedPasses:
                 "instead."
             )
             with unfrozen(self.network):
-                return Plan(self.modalities, masked, tuple(self._parted.plan(subsets)), (note, *self._loss_notes()))
+                notes = (note, *self._loss_notes(), *self.hook_notes())
+                return Plan(self.modalities, masked, tuple(self._parted.plan(subsets)), notes)
         note = (
             'No encoders are named, so all masked inputs go through the whole network. Name them, encoders={"audio": '
             '"path.in.the.network", ...}, or give the network `encoders` and `fuse`: then each encoder sees 2 B + 1 '
             "rows, or B + 1 with masked='shared' or where nothing depends on the mode, for any number of modalities."
         )
         lines = fusion_lines("network", self.modalities, self.chunks.describe(self.network), subsets)
-        return Plan(self.modalities, masked, tuple(lines), (note, *wholes_note(self), *self._loss_notes()))
+        notes = (note, *wholes_note(self), *self._loss_notes(), *self.hook_notes())
+        return Plan(self.modalities, masked, tuple(lines), notes)
 
     def _loss_notes(self) -> tuple[str, ...]:
         return (kept_losses_note(self.kept_losses),) if self.kept_losses else ()
+
+    def hook_notes(self) -> list[str]:
+        """On hooks that are called for masked rows too."""
+        return list(hook_notes(self.network, self.record.tensor_hooks))
 
     def _whole(
         self,
@@ -348,7 +373,11 @@ class MaskedPasses:
         masked = masked_arguments(arguments, absent, subsets)
         joint = self.joint_output(arguments, hooks)
         with evaluation(self.network, hooks, self.structure()):
-            return joint, self.outputs.logits(self.binding.call(masked))
+            try:
+                return joint, self.outputs.logits(self.binding.call(masked))
+            except RuntimeError as error:
+                note_rows(error, self.network, len(rows), batch)
+                raise
 
     def joint_output(self, arguments: Arguments, hooks: ForwardHooks | None) -> Any:
         """What the network returns in the joint pass, if there are logits in it."""

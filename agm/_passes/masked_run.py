@@ -17,7 +17,6 @@ from agm._module_state.eval_mode import evaluation, mixes_samples
 from agm._module_state.hooks import ForwardHooks
 from agm._module_state.replace_forward import answering_methods
 from agm._module_state.undo import Contexts
-from agm._passes.absent_features import looking, warn_if_amplified
 from agm._passes.encoder_calls import Answer, KnownCall, NeedsOrigins
 from agm._passes.encoder_recording import Handed, Recorder
 from agm._passes.origins import Origins
@@ -125,7 +124,7 @@ class MaskedRun:
                 origins=origins,
                 other_rows=() if compiling else self.passes.record.other_rows,
                 known=self._known_calls(recorder) if compiling else None,
-                meeting=self.passes.record.one_pass.mixes,
+                one_pass=self.passes.record.one_pass,
                 absent_features=self.passes.absent_features,
                 check=check,
                 deferred=deferred,
@@ -146,12 +145,10 @@ class MaskedRun:
             return logits
         record = self.passes.record
         for answer in answers:
-            if answer.examples and not self.passes.peers.together:
-                with looking(network, self.hooks):
-                    for name, present, absent in answer.examples:
-                        warn_if_amplified(name, answer.target.owner, present, absent)
             record.all_rows.update(answer.all_rows)
             record.other_rows.update(answer.other_rows)
+            if rows.batch > 1:
+                record.absent_rows.update(answer.absent_rows)
             record.order[str(answer.target)] = answer.order
         return logits
 

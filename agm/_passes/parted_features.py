@@ -1,19 +1,26 @@
 """Features of the present rows and of the absent ones, of an encoder that is called by itself."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from agm._inputs.absent import is_rows
-from agm._inputs.rows import blocks, combine, stacked
+from agm._inputs.closeness import close
+from agm._inputs.rows import blocks, combine, copied, stacked
 from agm._inputs.samples import unwrap
 from agm._inputs.trees import leaves_of, mapped
 from agm._lazy_rows.tensor import Deferred, Rows
 from agm._module_state.eval_mode import mixes_samples
+from agm._module_state.modules import submodules
+from agm._module_state.traces import untraced
 from agm._module_state.untouched import untouched
+from agm._one_pass.synchronised import has_own_way, is_exchanging
+from agm.distributed import is_sharded
 
-__all__ = ["absent_features", "deferred_leaf", "in_two", "parted_features", "written_leaf"]
+__all__ = ["absent_features", "deferred_leaf", "in_two", "parted_features", "rows_meet", "written_leaf"]
 
 
 def in_two(encoder: nn.Module, given: Any, batch: int) -> tuple[Any, Any]:
@@ -23,6 +30,37 @@ def in_two(encoder: nn.Module, given: Any, batch: int) -> tuple[Any, Any]:
         with untouched(encoder, part):  # each finds what the joint pass has left
             features.append(encoder(unwrap(part)))
     return features[0], features[1]
+
+
+def rows_meet(encoder: nn.Module, run: Callable[[Any], Any], given: Any, few: Any) -> bool:
+    """Whether an encoder makes something else of the first samples by themselves than among others, as it is now.
+
+    Where it cannot tell, it is False.
+
+    Args:
+        encoder: on which nothing of it stays.
+        run: calls it.
+        given: what it would be given.
+        few: the first samples of that.
+    """
+    modules = submodules(encoder)
+    own_way = any(is_exchanging(module) and has_own_way(module) for module in modules)
+    if own_way or any(map(is_sharded, modules)):  # each call of it may wait for the other processes
+        return False
+    try:
+        with untouched(encoder, given), untraced(modules, nullcontext):
+            alone = leaves_of(run(copied(few)))
+        with untouched(encoder, given), untraced(modules, nullcontext):
+            together = leaves_of(run(copied(given)))
+    except Exception:
+        return False
+    for one, all_rows in zip(alone, together, strict=False):
+        if not is_rows(one) or one.shape == all_rows.shape:
+            continue
+        dims = [d for d in range(one.dim()) if one.shape[d] != all_rows.shape[d]] if one.dim() == all_rows.dim() else []
+        if len(dims) != 1 or not close(one, all_rows.narrow(dims[0], 0, one.shape[dims[0]])):
+            return True
+    return False
 
 
 def absent_features(encoder: nn.Module, absent: Any) -> Any:

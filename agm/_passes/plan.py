@@ -10,7 +10,10 @@ from agm._lazy_rows.decision import Deferral, declares_sum
 from agm._module_state.eval_mode import depends_on_mode
 from agm._one_pass.choice import Choice
 
-__all__ = ["Line", "Plan", "encoder_lines", "fusion_line", "fusion_lines"]
+__all__ = ["ONE_ROW", "Line", "Plan", "encoder_lines", "fusion_line", "fusion_lines"]
+
+
+ONE_ROW = (0, 1)  # absent rows, in batches and beside them
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,12 @@ class Plan:
 
 
 def encoder_lines(
-    network: nn.Module, name: str, encoder: nn.Module, choice: Choice, all_rows: int | None = None
+    network: nn.Module,
+    name: str,
+    encoder: nn.Module,
+    choice: Choice,
+    all_rows: int | None = None,
+    absent: tuple[int, int] = ONE_ROW,
 ) -> list[Line]:
     """The passes of one encoder: the joint one and that of the masked inputs, or one for both.
 
@@ -95,32 +103,34 @@ def encoder_lines(
         encoder: its encoder.
         choice: how many passes it takes.
         all_rows: the number of masked subsets, if it is given rows that other modalities go into; None: it is not.
+        absent: how many absent rows it is given, in batches and beside them.
     """
     part = f"encoder `{name}`"
+    batches, rows = absent
+    row = "an absent one" if not batches else "an absent one of each sample, as they differ"
     if all_rows is not None:
         note = "every masked row, since what forward gives it was computed from other modalities too"
         return [Line(part, "training", 1, 0, "the joint pass"), Line(part, "eval", all_rows, 0, note)]
     if choice.how == "split":
         note = (
-            "the joint pass, and in the same batch the present inputs and an absent one, which norms and dropouts "
+            f"the joint pass, and in the same batch the present inputs and {row}, which norms and dropouts "
             f"treat as in eval mode: {choice.why}"
         )
-        return [Line(part, "training", 2, 1, note)]
+        return [Line(part, "training", 2 + batches, rows, note)]
     if choice.how == "joined":
-        note = f"the joint pass, whose features serve the present rows, and an absent one in its batch: {choice.why}"
+        note = f"the joint pass, whose features serve the present rows, and {row} in its batch: {choice.why}"
         if layers := _mode_dependent(network, encoder):
             note += f"; what depends on the mode treats that one as in eval mode ({layers})"
-        return [Line(part, "training", 1, 1, note)]
+        return [Line(part, "training", 1 + batches, rows, note)]
     joint = Line(part, "training", 1, 0, "the joint pass")
     if choice.how == "shared":
-        note = (
-            f"the absent input, by itself: {choice.why}; the features of the present ones are those of the joint pass"
-        )
-        return [joint, Line(part, "eval", 0, 1, note)]
-    note = "the present inputs and an absent one"
+        row = row if batches else "the absent input"
+        note = f"{row}, by itself: {choice.why}; the features of the present ones are those of the joint pass"
+        return [joint, Line(part, "eval", batches, rows, note)]
+    note = f"the present inputs and {row}"
     if layers := _mode_dependent(network, encoder):
         note += f", because it depends on the mode ({layers})"
-    return [joint, Line(part, "eval", 1, 1, f"{note}; a pass of their own: {choice.why}")]
+    return [joint, Line(part, "eval", 1 + batches, rows, f"{note}; a pass of their own: {choice.why}")]
 
 
 def fusion_lines(part: str, modalities: Sequence[str], note: str, subsets: int) -> list[Line]:

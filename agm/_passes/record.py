@@ -21,7 +21,9 @@ class Record:
         all_rows: modalities of which an encoder was given rows that others went into.
         other_rows: modalities whose encoder was given other rows in a masked pass than in the joint pass, though as far
             as one could see it was given its input.
-        has_warned: whether the gradient of absent rows has been looked at.
+        absent_rows: modality -> how many absent rows its encoder took in the last batch, in batches and beside them.
+        looks: how many batches are yet to be looked at for absent rows that amplify.
+        tensor_hooks: whether forward has been seen to give tensors hooks.
         order: encoder -> the modalities of its calls, in their order.
         calls_fuse: whether the forward of a network with `encoders` and `fuse` calls `fuse`; None: nobody has looked.
         by_path: whether such a forward does something else, that came to the same so far: it runs for masked rows too.
@@ -35,7 +37,9 @@ class Record:
     follows: bool = False
     all_rows: set[str] = field(default_factory=set)
     other_rows: set[str] = field(default_factory=set)
-    has_warned: bool = False
+    absent_rows: dict[str, tuple[int, int]] = field(default_factory=dict)
+    looks: int = 3
+    tensor_hooks: bool = False
     order: dict[str, list[str]] = field(default_factory=dict)
     calls_fuse: bool | None = None
     by_path: bool = False

@@ -1,16 +1,20 @@
 """A training step of a model beside the definition's, and how far they are apart."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from agm._inputs.arguments import Arguments
 from agm._inputs.rows import copied
+from agm._module_state.compiled import is_compiled
 from agm._module_state.replace_forward import answering
 from agm.engine import AGM
 from agm.modulation.additive import AdditiveLogits
@@ -26,6 +30,7 @@ from agm.verification.leftovers import differences as left_differences
 from agm.verification.leftovers import left_behind
 from agm.verification.oracle import separate_passes
 from agm.verification.result import Verification
+from agm.verification.rounding import allowing, perturb, perturbed
 
 __all__ = ["compare"]
 
@@ -47,6 +52,32 @@ class _Step:
     coefficients: Tensor  # (M,)
     buffers: dict[str, Tensor]
     left: dict[str, Any]
+    dtypes: Collection[torch.dtype] = ()  # in which products were computed
+
+
+class _Dtypes(TorchFunctionMode):
+    """Notes in which dtypes products are computed inside: autocast and casts within forward are seen nowhere else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[torch.dtype] = set()
+        self.hooks = False  # whether a tensor was given one
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.hooks |= func is Tensor.register_hook
+        if getattr(func, "__name__", "") in _PRODUCTS and isinstance(result, Tensor):
+            self.found.add(result.dtype)
+        return result
+
+
+_PRODUCTS = frozenset(
+    (
+        *("linear", "bilinear", "matmul", "__matmul__", "bmm", "mm", "mv", "addmm", "baddbmm", "einsum"),
+        *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+        "scaled_dot_product_attention",
+    )
+)
 
 
 def compare(
@@ -58,13 +89,33 @@ def compare(
     tolerance: float | None,
 ) -> Verification:
     """The differences between the two steps; the model is restored after each."""
+    lacking = set(_lacking_numbers(model))
+    run = partial(_both_steps, model, given, target, present, restore)
     try:
-        own, separate = _both_steps(model, given, target, present, restore, tracks=True)
-    except RuntimeError as error:
-        if "leaf variables" not in str(error):
-            raise
-        restore()  # forward asks for gradients of its input, which only a leaf can be asked for
-        own, separate = _both_steps(model, given, target, present, restore, tracks=False)
+        own, separate = run(tracks=True)
+    except (RuntimeError, TypeError):
+        restore()  # forward does with its input what cannot be done with one that has a gradient
+        own, separate = run(tracks=False)
+    tracks = any(name.startswith("input ") for name in separate.gradients)
+    result = Verification(
+        masked=model._options.masked,
+        **_differences(model, own, separate),
+        tolerance=_tolerance(model, given, own.masked, separate.dtypes) if tolerance is None else tolerance,
+        not_finite=tuple(_not_finite(separate, own.subsets, model.modalities, lacking)),
+    )
+    if result.ok or result.not_finite or tolerance is not None:
+        return result
+    _set_in_motion(model.modulator)
+    perturb(model.module)
+    try:
+        rounded = _separate_step(model, perturbed(given), target, present, own.sample, tracks)
+    finally:
+        restore()
+    return allowing(result, _differences(model, rounded, separate))
+
+
+def _differences(model: AGM, own: _Step, separate: _Step) -> dict[str, Any]:
+    """How far a step is from that of the definition: kind -> where -> the difference."""
     masked, expected = own.masked, separate.masked
     scale = largest_of(expected)
     largest = max((largest_of(x) for x in separate.gradients.values() if x is not None), default=0.0)
@@ -72,24 +123,21 @@ def compare(
         (_words(subset, model.modalities), difference(mine, its, scale))
         for subset, mine, its in zip(own.subsets, masked, expected, strict=True)
     ]
-    return Verification(
-        masked=model._options.masked,
-        logits={words: max(d for other, d in differences if other == words) for words, _ in differences},
-        gradients={
+    return {
+        "logits": {words: max(d for other, d in differences if other == words) for words, _ in differences},
+        "gradients": {
             name: _gradient_difference(own.gradients[name], x, _SMALL * largest)
             for name, x in separate.gradients.items()
         },
-        buffers={name: difference(own.buffers[name], x, largest_of(x)) for name, x in separate.buffers.items()},
-        coefficients={
+        "buffers": {name: difference(own.buffers[name], x, largest_of(x)) for name, x in separate.buffers.items()},
+        "coefficients": {
             name: difference(kappa, expected_kappa, abs(float(expected_kappa)))
             for name, kappa, expected_kappa in zip(
                 model.modalities, own.coefficients, separate.coefficients, strict=True
             )
         },
-        tolerance=_tolerance(model, given, masked) if tolerance is None else tolerance,
-        left=left_differences(own.left, separate.left),
-        not_finite=tuple(_not_finite(separate, own.subsets, model.modalities)),
-    )
+        "left": left_differences(own.left, separate.left),
+    }
 
 
 def _both_steps(
@@ -111,7 +159,24 @@ def _both_steps(
     return own, separate
 
 
-def _not_finite(step: "_Step", subsets: Sequence[int], modalities: tuple[str, ...]) -> Iterator[str]:
+def _lacks_numbers(value: object) -> bool:
+    """Whether a tensor holds NaN or infinities; minus infinity rules something out and is none of these."""
+    if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()) or value.is_meta:
+        return False
+    value = value.detach() if value.layout == torch.strided else value.detach().to_dense()
+    return bool(value.isnan().any()) or (not value.is_complex() and bool(value.isposinf().any()))
+
+
+def _lacking_numbers(model: AGM) -> Iterator[str]:
+    """Buffers and attributes that hold NaN or infinities."""
+    for name, value in (*model.module.named_buffers(), *left_behind(model.module).items()):
+        if _lacks_numbers(value):
+            yield name
+
+
+def _not_finite(
+    step: "_Step", subsets: Sequence[int], modalities: tuple[str, ...], before: Collection[str]
+) -> Iterator[str]:
     """What holds NaN or infinities; minus infinity rules a class out and is none of these."""
     for subset, logits in zip(subsets, step.masked, strict=True):
         if bool((logits.isnan() | logits.isposinf()).any()):
@@ -119,6 +184,9 @@ def _not_finite(step: "_Step", subsets: Sequence[int], modalities: tuple[str, ..
     for name, gradient in step.gradients.items():
         if gradient is not None and not bool(gradient.isfinite().all()):
             yield f"gradient of {name}"
+    for name, value in (*step.buffers.items(), *step.left.items()):
+        if name not in before and _lacks_numbers(value):
+            yield name
 
 
 def _set_in_motion(modulator: Modulator) -> None:
@@ -164,9 +232,13 @@ def _separate_step(
         here = dict(zip(model.modalities, present.unbind(1), strict=True))
         arguments = model._passes.lacking(arguments, absent, here)
     left: dict[str, Any] = {}
-    masked = separate_passes(
-        model._passes, arguments, absent, subsets[:-1], tracks, lambda: left.update(left_behind(model.module))
-    )
+    dtypes = _Dtypes()
+    # In a compiled part graphs would break at every function that is watched.
+    with nullcontext() if any(map(is_compiled, model.module.modules())) else dtypes:
+        masked = separate_passes(
+            model._passes, arguments, absent, subsets[:-1], tracks, lambda: left.update(left_behind(model.module))
+        )
+    model._passes.record.tensor_hooks |= dtypes.hooks
     settings, state = model.modulator, copy.deepcopy(model.modulator.state)
     with torch.no_grad():
         fused_modulate(
@@ -189,7 +261,8 @@ def _separate_step(
     upstream = scales.view(-1, *[1] * gradient.dim()) * gradient
     rows = masked if present is None else restricted(masked, present, sample)
     gradients = _gradients(rows, leaves, upstream)
-    return _step(model, sample, masked.detach(), leaves, gradients, state.coefficients, left)
+    step = _step(model, sample, masked.detach(), leaves, gradients, state.coefficients, left)
+    return replace(step, dtypes=dtypes.found)
 
 
 def _gradients(outputs: Tensor, leaves: Mapping[str, Tensor], upstream: Tensor | None = None) -> list[Tensor | None]:
@@ -251,9 +324,9 @@ def _loss(model: AGM, logits: Tensor, target: Tensor) -> Tensor:
     return find_score(model.modulator.score).loss(wide, target, model.modulator.ignore_index)
 
 
-def _tolerance(model: nn.Module, given: Mapping[str, Any], masked: Tensor) -> float:
+def _tolerance(model: nn.Module, given: Mapping[str, Any], masked: Tensor, inside: Collection[torch.dtype]) -> float:
     tensors = [masked, *model.parameters(), *(x for x in pytree.tree_leaves(given) if isinstance(x, Tensor))]
-    dtypes = {tensor.dtype for tensor in tensors}
+    dtypes = {*inside, *(tensor.dtype for tensor in tensors)}
     if autocasts(masked.device):
         dtypes.add(torch.get_autocast_dtype(masked.device.type))
     return max(_TOLERANCES.get(dtype, 0.0) for dtype in dtypes)

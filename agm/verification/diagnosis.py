@@ -103,8 +103,8 @@ def _of_no_sample(model: AGM, given: Mapping[str, Any], whole: Tensor, tolerance
         if whole_name is not None:
             some = some._replace(rest={**some.rest, whole_name: copied(arguments.rest[whole_name])})
         try:
-            with torch.no_grad(), eval_mode(model.module):
-                return model._passes.outputs.logits(binding.call(some))
+            with eval_mode(model.module):
+                return model._passes.outputs.logits(binding.call(some)).detach()
         except Exception:  # of the network's own, which such a batch may cause
             return None
 
@@ -138,9 +138,9 @@ def _eval_passes(model: AGM, given: Mapping[str, Any]) -> tuple[Tensor, Tensor, 
     count = batch // 2
 
     def call(samples: int) -> Tensor:
-        return model._passes.outputs.logits(binding.call(_first_samples(arguments, samples, batch)))
+        return model._passes.outputs.logits(binding.call(_first_samples(arguments, samples, batch))).detach()
 
-    with torch.no_grad(), eval_mode(model.module):
+    with eval_mode(model.module):
         first, second = (call(batch) for _ in range(2))
         try:
             half = call(count) if count else first

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from agm._module_state.containers import contents
 from agm._module_state.generators import kept_generators
 from agm._module_state.iterators import StandIns, copy_of
+from agm.verification.distances import is_same
 
 __all__ = ["Counted", "preserved"]
 
@@ -59,7 +60,8 @@ def preserved(root: nn.Module) -> Iterator[Callable[[], None]]:
     containers, hidden = contents([kept for _, kept in attributes], modules, set(modules))
     # Hooks too, which a network may register on itself in its first forward.
     hooks = [(kept[name], kept[name].copy()) for _, kept in attributes for name in _HOOKS if kept.get(name) is not None]
-    tensors = {id(tensor): (tensor, tensor.detach().clone()) for tensor in _tensors([*modules, *hidden])}
+    inside = [value for held in containers for value in held.inner() if isinstance(value, Tensor)]
+    tensors = {id(tensor): (tensor, tensor.detach().clone()) for tensor in (*_tensors([*modules, *hidden]), *inside)}
     gradients = [(parameter, parameter.grad) for parameter in root.parameters()]
     devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())] if torch.cuda.is_initialized() else []
     put_back_generators = kept_generators(*devices)
@@ -77,7 +79,7 @@ def preserved(root: nn.Module) -> Iterator[Callable[[], None]]:
         with torch.no_grad():
             for tensor, value in tensors.values():
                 # Not by versions: batch norm writes to its running statistics without counting one.
-                if not torch.equal(tensor, value):
+                if not is_same(tensor, value):
                     tensor.data.copy_(value)  # as it was: `data` counts no version either
         for parameter, gradient in gradients:
             if parameter.grad is not gradient:

@@ -73,9 +73,11 @@ def verify(
         arguments: other keyword arguments of the network's forward.
         present: (B, M) bool, which samples have which modalities; in "exact" mode only.
         tolerance: largest relative difference that is taken for rounding. By default it goes by the coarsest dtype
-            among parameters, inputs, logits and autocast: 1e-8 for float64, 1e-3 for float32, 5e-2 for float16, 1e-1
-            for bfloat16. Rounding alone stays an order below this in deep networks, and what is wrong is far above,
-            for then a sample gets what belongs to another. Convolutions in TF32 may want 1e-2, or `double`.
+            among parameters, inputs, logits, and products in forward (autocast): 1e-8 for float64, 1e-3 for float32,
+            5e-2 for float16, 1e-1 for bfloat16. Rounding alone stays an order below this in deep networks, and what is
+            wrong is far above, for then a sample gets what belongs to another. Convolutions in TF32 may want 1e-2, or
+            `double`. A difference that is larger is tolerated, and reported, where the definition itself changes as
+            much when parameters and inputs are changed by rounding.
         double: check a float64 copy of the model, so that rounding cannot be taken for an error nor hide one.
 
     Returns:
@@ -84,7 +86,7 @@ def verify(
     Raises:
         ValueError: the model is in eval mode, `tolerance` is not positive; as `model(...)`, which may refuse the
             network by itself.
-        TypeError: `model` is not an `agm.AGM`, or cannot be copied for `double`.
+        TypeError: `model` is not an `agm.AGM`, or cannot be copied or computed for `double`.
     """
     if not isinstance(model, AGM):
         raise TypeError(
@@ -113,15 +115,21 @@ def verify(
     peers = model.modulator.peers
     kept = _preserved(model, peers.together)
     with torch.inference_mode(False), torch.enable_grad(), peers.apart(), _returning_logits(model), kept as restore:
-        result = compare(model, given, target, present, restore, tolerance)
-        masks = tuple(mask_advice(name) for name in sorted(_masks(model, given)))
+        try:
+            result = compare(model, given, target, present, restore, tolerance)
+        except RuntimeError as error:
+            if double and "dtype" in str(error):
+                raise TypeError(_CASTS.format(error)) from error
+            raise
+        notes = model._passes.hook_notes()
+        masks = (*(mask_advice(name) for name in sorted(_masks(model, given))), *notes)
         if losses := model._passes.kept_losses:
             masks = (*masks, kept_losses_note(losses))
         restore()
         if drawn := [name for name in counted(model.module) if result.left.get(name)]:
             return replace(result, advice=(_DRAWN.format(", ".join(f"`{name}`" for name in drawn)), *masks))
-        if result.ok:
-            return replace(result, advice=masks)
+        if result.ok or result.advice:
+            return replace(result, advice=(*result.advice, *masks))
         if result.worst <= result.tolerance:
             return replace(result, advice=(_NOT_FINITE, *masks))
         if result.worst < _FAR * result.tolerance and not double:
@@ -140,6 +148,12 @@ def verify(
 _NOT_FINITE = (
     "The network itself comes to numbers that are not finite there. If these are rows in which a modality is absent, "
     "say what an absent input is (absent=), or leave its gradient out: absent_gradient=False."
+)
+
+
+_CASTS = (
+    "Expected argument `model` to compute in float64 for double=True, but its forward casts to a dtype of its own "
+    "(.float(), autocast): {}. Leave `double` out."
 )
 
 
@@ -187,7 +201,7 @@ def _masks(model: AGM, given: Mapping[str, Any]) -> set[str]:
     arguments = Arguments(inputs, others, rest, arguments.placed)
     plain = {name: x for name, x in inputs.items() if model._passes.absent.get(name) is None}
     finder = MaskFinder(plain)
-    with torch.no_grad(), eval_mode(model.module), finder:
+    with eval_mode(model.module), finder:  # with gradients, as forward may take some itself
         model._passes.binding.call(arguments)
     return finder.found
 

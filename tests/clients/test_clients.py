@@ -27,9 +27,12 @@ def test_is_right_and_fast(name: str, masked: str) -> None:
     found = measured(CLIENTS[name], masked)
     assert found.ok, found.report
     assert found.finite
-    # B + 1 in shared mode and without norms or dropouts, else 2 B + 1; three passes were 3 B.
+    # B + 1 in shared mode and without norms or dropouts, else 2 B + 1; three passes were 3 B. Where an absent input
+    # differs from sample to sample, as a text does whose mask or length stays, it is B rows.
     most = 2 + 1 / BATCH if masked == "exact" else 1 + 1 / BATCH
-    assert {modality: rows for modality, rows in found.rows.items() if rows > most} == {}
+    most_of_text = 3 if masked == "exact" else 2.5
+    texts = ("text", "input_ids")
+    assert {one: rows for one, rows in found.rows.items() if rows > (most_of_text if one in texts else most)} == {}
 
 
 def test_the_page_has_all_of_them() -> None:

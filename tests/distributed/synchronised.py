@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, distributed, nn
@@ -100,8 +99,7 @@ def one_that_leaves_the_one_pass(rank: int, size: int) -> None:
     """In the middle of an encoder, in a first batch or in a later one: it does not exchange again."""
     for name in VARIANTS:
         for first in (True, False):
-            with patch.object(agm._one_pass.choice, "_is_norm", lambda module: False):  # as on a GPU
-                _leave(rank, size, name, first)
+            _leave(rank, size, name, first)
 
 
 def _leave(rank: int, size: int, name: str, first: bool) -> None:
@@ -141,7 +139,6 @@ def features_that_are_left_out(rank: int, size: int) -> None:
 
     with (
         stand_in(),
-        patch.object(agm._one_pass.choice, "_is_norm", lambda module: False),
         exchanged_alike() as exchanged,
     ):
         train(DistributedDataParallel(model), single, rank, _parts(size)[:4], given)

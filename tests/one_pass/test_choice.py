@@ -73,7 +73,7 @@ def test_training_steps_of_transformers(masked: Any, one: tuple[str, ...], two: 
             "visual": rows(BATCH, 5, 6, seed=step + 10),
         }
 
-    assert_one_is_two(LateFusion(encoders, CLASSES), inputs, one, apart=two, masked=masked)
+    assert_one_is_two(LateFusion(encoders, CLASSES), inputs, one, apart=two, of_each=True, masked=masked)
 
 
 def test_training_steps_of_resnets() -> None:
@@ -127,8 +127,8 @@ def test_pytrees_with_absent_rows_of_their_own() -> None:
         padding = torch.arange(7) >= torch.tensor([7, 3, 5, 2, 6]).unsqueeze(1)
         return {"audio": {"x": rows(BATCH, 7, 4, seed=step), "padding": padding}, "visual": vectors(step)["visual"]}
 
-    assert_one_is_two(copy.deepcopy(network), inputs)
-    assert_one_is_two(network, inputs, JOINED, apart=SHARED, masked="shared")
+    assert_one_is_two(copy.deepcopy(network), inputs, of_each=True)
+    assert_one_is_two(network, inputs, JOINED, apart=SHARED, of_each=True, masked="shared")
 
 
 @pytest.mark.parametrize("masked", ["exact", "shared"])
@@ -169,7 +169,7 @@ def test_two_forwards_before_one_backward(masked: Any) -> None:
     [
         (normed, "one", [2 * BATCH + 1], [BATCH + 1]),
         (normed, "two", [BATCH, BATCH + 1], [BATCH, 1]),
-        (normed, "auto", [BATCH, BATCH + 1], [BATCH, 1]),
+        (normed, "auto", [2 * BATCH + 1], [BATCH + 1]),
         (dropping, "one", [2 * BATCH + 1], [BATCH + 1]),
         (dropping, "two", [BATCH, BATCH + 1], [BATCH, 1]),
         (dropping, "auto", [2 * BATCH + 1], [BATCH + 1]),

@@ -59,7 +59,7 @@ class TestRowsThatMeet:
         if not extra:
             model = agm.AGM(network, passes="auto")
             model(**vectors(0), target=target())
-            assert encoded(model) == [TWO, TWO]
+            assert encoded(model) == [SPLIT, TWO]
             assert "over the dimension of the rows" in why(model, "visual")
             assert agm.verify(model, vectors(0), target()).ok  # present rows and the absent one do not meet
 
@@ -155,8 +155,8 @@ class TestPlan:
     @pytest.mark.parametrize(
         ("masked", "found"),
         [
-            ("exact", {"one": [SPLIT, JOINED], "two": [TWO, TWO], "auto": [TWO, JOINED]}),
-            ("shared", {"one": [JOINED, JOINED], "two": [SHARED, SHARED], "auto": [SHARED, JOINED]}),
+            ("exact", {"one": [SPLIT, JOINED], "two": [TWO, TWO], "auto": [SPLIT, JOINED]}),
+            ("shared", {"one": [JOINED, JOINED], "two": [SHARED, SHARED], "auto": [JOINED, JOINED]}),
         ],
     )
     def test_in_words(self, masked: Any, found: dict[Any, list[tuple[str, ...]]]) -> None:
@@ -175,11 +175,12 @@ class TestPlan:
         part = agm.AGM(Pair(plain), ("audio", "visual"), encoders={"visual": "visual_net"})
         assert encoded(part) == [JOINED]
         shared = agm.AGM(Pair(normed), ("audio", "visual"), encoders=PATHS, masked="shared")
-        assert encoded(shared) == [SHARED, SHARED]
+        assert encoded(shared) == [JOINED, JOINED]
 
-    def test_auto_splits_rows_on_cuda(self) -> None:
-        assert choose("audio", normed(4), "auto", torch.device("cuda")).how == "split"
-        assert choose("audio", normed(4), "auto", torch.device("cuda"), shared=True).how == "joined"
+    @pytest.mark.parametrize("device", ["cuda", "cpu"])
+    def test_auto_splits_rows_on_every_device(self, device: str) -> None:
+        assert choose("audio", normed(4), "auto", torch.device(device)).how == "split"
+        assert choose("audio", normed(4), "auto", torch.device(device), shared=True).how == "joined"
 
 
 class TestLayersInCommon:
