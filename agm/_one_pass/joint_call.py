@@ -51,7 +51,7 @@ class Known:
         missed: kind of call -> how often what has been one pass could not be.
         depends: modalities whose encoder depends on the mode though none of its layers says so.
         mixes: modalities in whose encoder rows may meet.
-        apart: modalities whose encoder has been seen not to mix rows in a pass of their own.
+        apart: modalities in whose encoder rows do not meet, as a pass that followed them or a look has shown.
     """
 
     refused: dict[object, str] = field(default_factory=dict)
@@ -64,6 +64,11 @@ class Known:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "runs": {}}  # what has run holds functions, and tensors by their identity
+
+    def treats_apart(self, name: str) -> None:
+        """A pass has followed the rows of a modality through its encoder, and they did not meet."""
+        if name not in self.mixes:  # in another kind of batch they may have
+            self.apart.add(name)
 
     def refuse(self, kind: object, reason: str) -> None:
         """One pass was tried and could not be told to be right: it is not tried again, or not often."""
@@ -208,6 +213,7 @@ class JointCall:
         except Exception:  # two passes will raise it for the rows that the user knows
             return None
         self.is_done, self.reason = True, None
+        self.known.treats_apart(self.name)
         self.few = features.clone()
         if not self.keeps:
             self.present = self.few[: self.batch]
@@ -276,6 +282,7 @@ class JointCall:
             dims=self.dims,
         )
         self.known.passed.add(kind)
+        self.known.treats_apart(self.name)
         return features
 
     def _more(self) -> dict[int, Tensor]:

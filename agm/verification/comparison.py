@@ -129,7 +129,10 @@ def _differences(model: AGM, own: _Step, separate: _Step) -> dict[str, Any]:
             name: _gradient_difference(own.gradients[name], x, _SMALL * largest)
             for name, x in separate.gradients.items()
         },
-        "buffers": {name: difference(own.buffers[name], x, largest_of(x)) for name, x in separate.buffers.items()},
+        "buffers": {
+            name: difference(own.buffers[name], x, _scale_of(name, separate.buffers))
+            for name, x in separate.buffers.items()
+        },
         "coefficients": {
             name: difference(kappa, expected_kappa, abs(float(expected_kappa)))
             for name, kappa, expected_kappa in zip(
@@ -138,6 +141,14 @@ def _differences(model: AGM, own: _Step, separate: _Step) -> dict[str, Any]:
         },
         "left": left_differences(own.left, separate.left),
     }
+
+
+def _scale_of(name: str, buffers: Mapping[str, Tensor]) -> float:
+    """What a buffer's differences are measured by: a running mean that is nothing but rounding by its variance."""
+    module = name.rpartition(".")[0]
+    beside = [x for other, x in buffers.items() if other.rpartition(".")[0] == module and x.is_floating_point()]
+    own = largest_of(buffers[name])
+    return max(own, _SMALL * max(map(largest_of, beside), default=0.0)) if buffers[name].is_floating_point() else own
 
 
 def _both_steps(

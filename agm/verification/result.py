@@ -15,7 +15,8 @@ class Verification:
         logits: subset in words -> largest difference of its logits, over the largest logit of all.
         gradients: parameter or input -> largest difference of its gradient, over the largest element of the gradient,
             or over a tenth of the largest one of all if that is more.
-        buffers: buffer -> largest difference after the step, over its largest element.
+        buffers: buffer -> largest difference after the step, over its largest element, or over a tenth of the largest
+            one of its module's if that is more.
         coefficients: modality -> difference of its modulation coefficient, over the coefficient.
         left: attribute of a module, or parameter -> how far what the step left there is from what one joint pass
             leaves, over its largest element; infinite for something of another kind.

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 import torch
@@ -135,8 +136,8 @@ def _rows(client: Client, model: agm.AGM, targets: dict[str, Tensor]) -> dict[st
             continue
         with Used(weights) as together:
             model(**client.inputs(), **targets)
-        # The most, as some weights stand in for rows that are left out in training mode alone.
-        rows[name] = max(a / b for a, b in zip(together.elements, alone.elements, strict=True) if b)
+        # Of most weights: some are used in training mode alone, or computed from others, whatever rows there are.
+        rows[name] = median(a / b for a, b in zip(together.elements, alone.elements, strict=True) if b)
     return rows
 
 
