@@ -18,6 +18,7 @@ from agm._inputs.learnt_absent import LearntAbsent
 from agm._inputs.target_name import check_target_name
 from agm._inputs.trees import leaves_of
 from agm._module_state.capture import check_captured
+from agm._module_state.draws import settle
 from agm._module_state.generators import kept_generators
 from agm._module_state.modules import submodules
 from agm._module_state.structure import Structure
@@ -337,6 +338,8 @@ class AGM(nn.Module):
         before = self._as_before(structure)
         with all_or_nothing(kept_surroundings()), all_or_nothing(*before), Explained(arguments):
             output = self._modulated(arguments, target, present, items, structure)
+        if structure is not None and structure.left is not None:
+            settle(structure)
         if not self._has_stepped:
             self._has_stepped = True
         return output

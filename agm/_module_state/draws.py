@@ -15,7 +15,7 @@ from agm._module_state.generators import comparable, is_only_thread, numpy_state
 if TYPE_CHECKING:
     from agm._module_state.structure import Structure
 
-__all__ = ["DRAWING", "Draws", "may_draw"]
+__all__ = ["DRAWING", "Draws", "may_draw", "settle"]
 
 _NAMES = (
     "rand randn randint randperm bernoulli normal multinomial poisson rand_like randn_like randint_like binomial "
@@ -34,7 +34,7 @@ class Draws:
 
     Those of torch are noted when the first number is about to be drawn. Those of Python and NumPy cannot be seen to be
     drawn from: they are noted before the pass. What another thread draws meanwhile looks the same, and is not to be
-    drawn again: where there are some they are put back for a network alone that has drawn when there were none.
+    drawn again: where there are threads those of a network that was seen not to draw are left alone (`settle`).
 
     Args:
         structure: of the network, which keeps that; None: they are put back every time.
@@ -47,7 +47,7 @@ class Draws:
 
     def begin(self) -> None:
         """Notes those of Python and NumPy."""
-        if self._structure is None or self._structure.draws or is_only_thread():
+        if self._structure is None or self._structure.draws is not False or is_only_thread():
             self._host = random.getstate(), numpy_state()
 
     def before(self, name: str, args: Any, kwargs: Any) -> None:
@@ -73,8 +73,22 @@ class Draws:
         if now is not numpy and comparable(now) != comparable(numpy):
             drawn = True
             np.random.set_state(numpy)
-        if self._structure is not None and drawn and is_only_thread():
-            self._structure.draws = True
+        known = self._structure
+        if known is None or (known.draws is not None and known.draws >= drawn):
+            return
+        if is_only_thread():
+            known.draws = drawn
+        elif not drawn:
+            known.draws = False
+        else:
+            known.left = random.getstate(), numpy_state()
+
+
+def settle(structure: "Structure") -> None:
+    """Behind a step: who has drawn since its last masked pass is another thread, and the network is let off."""
+    left, structure.left = structure.left, None
+    if left is not None and (random.getstate() != left[0] or comparable(numpy_state()) != comparable(left[1])):
+        structure.draws = False
 
 
 def may_draw(name: str) -> bool:

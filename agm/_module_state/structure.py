@@ -33,7 +33,8 @@ class Structure:
         hooked: those with forward hooks.
         is_compiled: whether `torch.compile` has been applied to one.
         exchanges: whether a norm exchanges statistics with other processes, where there are some.
-        draws: whether a masked pass has drawn from the generators of Python and NumPy.
+        draws: whether a masked pass has drawn from the generators of Python and NumPy; None: it cannot be told yet.
+        left: where these were after a pass that may have.
     """
 
     def __init__(self, root: nn.Module) -> None:
@@ -47,7 +48,8 @@ class Structure:
         self.hooked = [module for module in self.modules if any(module.__dict__[kind] for kind in KINDS)]
         self.is_compiled = any(map(is_compiled, self.modules))
         self.exchanges = any(isinstance(module, nn.SyncBatchNorm) for module in self.modules)
-        self.draws = False
+        self.draws: bool | None = None
+        self.left: tuple[Any, Any] | None = None
         self._moded = [module for module in self.modules if may_depend_on_mode(module)]
         self._norms = [module for module in self.modules if isinstance(module, _BatchNorm)]
         self._counts = any(map(counts, self.modules))
