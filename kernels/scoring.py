@@ -10,7 +10,6 @@ from agm.kernels.responses import _add_tile, _beaten_by, _cost, _is_odd, _possib
 
 RESPONSE_SCALE = 4.0  # responses are kept divided by it
 _SCALE = tl.constexpr(RESPONSE_SCALE)
-_SPREAD_SCALE = tl.constexpr(2.0**-32)  # differences of logits that are finite may not be, nor their sum
 
 # What varies with the size of the last batch is not compiled in.
 _BY_BATCH = ["batch", "row_stride", "batch_stride"]
@@ -71,10 +70,10 @@ def _look_at_classes(
             *(response, index, inside, target, label, start, largest, total, beaten, _SCALE, EXACT)
         )
         if SMOOTHING:
-            away = joint_target[:, None] * _SPREAD_SCALE - joint * _SPREAD_SCALE
+            away = joint_target[:, None] - joint
             if class_weight is not None:
                 away *= tl.load(class_weight + index, mask=index < end, other=0.0)[None, :]
-            spread += tl.sum(tl.where(inside, away, 0.0), 1).to(tl.float64) / _SPREAD_SCALE
+            spread += tl.sum(tl.where(inside, away, 0.0), 1).to(tl.float64)
         if LOSS:
             joint = tl.where(inside, joint, float("-inf"))
             joint_new = tl.maximum(joint_largest, joint_own)

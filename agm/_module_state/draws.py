@@ -34,7 +34,7 @@ class Draws:
 
     Those of torch are noted when the first number is about to be drawn. Those of Python and NumPy cannot be seen to be
     drawn from: they are noted before the pass. What another thread draws meanwhile looks the same, and is not to be
-    drawn again: where there are threads those of a network that was seen not to draw are left alone (`settle`).
+    drawn again: where there are threads they are left alone once a step has shown that another one draws (`settle`).
 
     Args:
         structure: of the network, which keeps that; None: they are put back every time.
@@ -47,7 +47,7 @@ class Draws:
 
     def begin(self) -> None:
         """Notes those of Python and NumPy."""
-        if self._structure is None or self._structure.draws is not False or is_only_thread():
+        if self._structure is None or not self._structure.others_draw:
             self._host = random.getstate(), numpy_state()
 
     def before(self, name: str, args: Any, kwargs: Any) -> None:
@@ -73,22 +73,15 @@ class Draws:
         if now is not numpy and comparable(now) != comparable(numpy):
             drawn = True
             np.random.set_state(numpy)
-        known = self._structure
-        if known is None or (known.draws is not None and known.draws >= drawn):
-            return
-        if is_only_thread():
-            known.draws = drawn
-        elif not drawn:
-            known.draws = False
-        else:
-            known.left = random.getstate(), numpy_state()
+        if drawn and self._structure is not None and not is_only_thread():
+            self._structure.left = random.getstate(), numpy_state()
 
 
 def settle(structure: "Structure") -> None:
-    """Behind a step: who has drawn since its last masked pass is another thread, and the network is let off."""
+    """Behind a step: who has drawn since its last masked pass is another thread."""
     left, structure.left = structure.left, None
     if left is not None and (random.getstate() != left[0] or comparable(numpy_state()) != comparable(left[1])):
-        structure.draws = False
+        structure.others_draw = True
 
 
 def may_draw(name: str) -> bool:

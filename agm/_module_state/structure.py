@@ -33,8 +33,8 @@ class Structure:
         hooked: those with forward hooks.
         is_compiled: whether `torch.compile` has been applied to one.
         exchanges: whether a norm exchanges statistics with other processes, where there are some.
-        draws: whether a masked pass has drawn from the generators of Python and NumPy; None: it cannot be told yet.
-        left: where these were after a pass that may have.
+        others_draw: whether another thread was seen to draw from the generators of Python and NumPy.
+        left: where these were after a masked pass in which somebody has drawn.
     """
 
     def __init__(self, root: nn.Module) -> None:
@@ -48,7 +48,7 @@ class Structure:
         self.hooked = [module for module in self.modules if any(module.__dict__[kind] for kind in KINDS)]
         self.is_compiled = any(map(is_compiled, self.modules))
         self.exchanges = any(isinstance(module, nn.SyncBatchNorm) for module in self.modules)
-        self.draws: bool | None = None
+        self.others_draw = False
         self.left: tuple[Any, Any] | None = None
         self._moded = [module for module in self.modules if may_depend_on_mode(module)]
         self._norms = [module for module in self.modules if isinstance(module, _BatchNorm)]

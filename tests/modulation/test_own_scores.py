@@ -29,7 +29,7 @@ class TestOwn:
         assert own.samples == B
         assert own.mono_correct.tolist() == [0, 0]
         assert [one.requires_grad for one in given] == [False, False]
-        assert torch.equal(torch.stack(given), torch.einsum("ms,sbc->mbc", WEIGHTS, masked.detach()))
+        torch.testing.assert_close(torch.stack(given), torch.einsum("ms,sbc->mbc", WEIGHTS, masked.detach()))
         (gradient,) = torch.autograd.grad(logits.sum(), masked)
         torch.testing.assert_close(gradient, scaled(own.coefficients, torch.ones(B, 2), torch.ones_like(logits)))
 

@@ -204,7 +204,7 @@ def step(model: agm.AGM, batch: int, meta: Any) -> Any:
     """What the masked pass of a batch is given."""
     SEEN.clear()
     model(**inputs_of(batch), meta=meta, target=torch.zeros(batch, dtype=torch.int64))
-    assert len(SEEN) == 2
+    assert len(SEEN) >= 2  # a first step looks at absent rows, too
     return SEEN[1]
 
 
