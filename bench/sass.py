@@ -171,12 +171,12 @@ def least_seconds(per_class: float, size: int, modalities: int, batch: int, clas
     return max(moved / gpu.bandwidth, batch * classes * per_class / slots)
 
 
-def class_loop(instructions: list[tuple[int, str]], subsets: int, width: int) -> list[str]:
+def class_loop(instructions: list[tuple[int, str]], subsets: int, width: float = float("inf")) -> list[str]:
     """The innermost loop that loads once from every subset, and computes most exponentials; with class weights if it
     can, which are a load each; or the first of such.
 
     The one for what is no number computes some too, and comes last in the code; that of single classes computes fewer.
-    One over the samples may have no loop in it that is closed by a jump back, but loads more.
+    One over the samples may have no loop in it that is closed by a jump back, but loads over `width` more.
     """
     index = {at: i for i, (at, _) in enumerate(instructions)}
 
