@@ -13,6 +13,7 @@ from agm._inputs.samples import has_samples
 from agm._inputs.trees import leaves_of
 from agm._module_state.modules import submodules
 from agm._module_state.replace_forward import answering
+from agm._module_state.structure import Structure
 from agm._module_state.threads import unguarded
 from agm._one_pass.choice import GLOBAL_HOOKS, Choice, Passes, refused, why_split
 from agm._one_pass.known_layers import KnownLayers
@@ -64,6 +65,15 @@ class Known:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "runs": {}}  # what has run holds functions, and tensors by their identity
+
+    def holds_for(self, structure: Structure | None) -> None:
+        """What is said of rows that do not meet is said of modules as they are: of others nobody has seen it.
+
+        Args:
+            structure: of the network as it is now; None in a step that is compiled.
+        """
+        if structure is not None:
+            self.apart = structure.chosen("rows apart", set)
 
     def treats_apart(self, name: str) -> None:
         """A pass has followed the rows of a modality through its encoder, and they did not meet."""

@@ -135,6 +135,7 @@ class FactorisedPasses:
         if self.record.by_path and not torch.compiler.is_compiling():
             forward = partial(self._by_forward, before(), absent)
         structure = self.structures.of(self.network)  # as the joint pass has left it
+        self.record.one_pass.holds_for(structure)
         with evaluation(self.network, hooks, structure):
             parted = {
                 name: self._features(name, given.get(name), kept.get(name), found, calls.get(name), rows.batch)

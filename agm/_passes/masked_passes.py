@@ -196,6 +196,7 @@ class MaskedPasses:
         structure = structure or self.structure()
         if structure is not None:
             structure.tensors.note()
+            self.record.one_pass.holds_for(structure)
         hooks = None if structure is None else ForwardHooks(structure.hooked)
         look = self._look(arguments, absent, batch) if self.record.looks else None
         output, masked = run(arguments, rows, absent, here, hooks, structure)

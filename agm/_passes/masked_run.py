@@ -70,6 +70,7 @@ class MaskedRun:
             arguments.others, arguments.rest
         )
         self.structure = passes.structures.of(passes.network)  # as the joint pass has left it
+        passes.record.one_pass.holds_for(self.structure)
 
     def logits(self, rows: Rows, *, deferred: bool, check: bool = False) -> Any:
         """What the network makes of the masked rows, its encoders answering for them.

@@ -203,8 +203,9 @@ SEEN: list[Any] = []
 def step(model: agm.AGM, batch: int, meta: Any) -> Any:
     """What the masked pass of a batch is given."""
     SEEN.clear()
+    model._passes.record.looks = 0  # at absent rows, which are passes more
     model(**inputs_of(batch), meta=meta, target=torch.zeros(batch, dtype=torch.int64))
-    assert len(SEEN) >= 2  # a first step looks at absent rows, too
+    assert len(SEEN) == 2
     return SEEN[1]
 
 
