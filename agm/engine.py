@@ -1,6 +1,5 @@
 """AGM in one line: the wrapped network trains with modulated gradients and otherwise is what it was."""
 
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import chain
@@ -22,7 +21,7 @@ from agm._module_state.draws import settle
 from agm._module_state.generators import kept_generators
 from agm._module_state.modules import submodules
 from agm._module_state.structure import Structure
-from agm._module_state.threads import WAYS_OUT, lock_of
+from agm._module_state.threads import lock_of
 from agm._module_state.undo import all_or_nothing
 from agm._module_state.values import kept_surroundings, kept_values
 from agm._one_pass.choice import Passes
@@ -297,7 +296,7 @@ class AGM(nn.Module):
         modulates = self.training and self.modulator.active
         if torch.compiler.is_compiling():
             return self._call(args, kwargs, target, present, modulates)
-        with self._alone():
+        with lock_of(self.module):
             return self._call(args, kwargs, target, present, modulates)
 
     def _call(
@@ -335,6 +334,8 @@ class AGM(nn.Module):
             return self._modulated(arguments, target, present, items)
         check_captured(None if self.sampler is None else self.sampler.subsets, self._has_stepped)
         structure = self._passes.structure()
+        if structure is not None:
+            structure.left = None
         before = self._as_before(structure)
         with all_or_nothing(kept_surroundings()), all_or_nothing(*before), Explained(arguments):
             output = self._modulated(arguments, target, present, items, structure)
@@ -370,26 +371,6 @@ class AGM(nn.Module):
         if self.sampler is not None:
             self.sampler.draws += 1
         return logits if output is joint else self._passes.outputs.put(output, logits)
-
-    def _alone(self) -> threading.Lock:
-        """Held while a call runs, one thread at a time: a step changes the modes of the network's modules meanwhile.
-
-        Raises:
-            RuntimeError: another thread is inside, by this model or by another one of the network.
-        """
-        known = self.__dict__.get("_lock")
-        if known is None or known[0] is not self.module:
-            known = self.__dict__["_lock"] = (self.module, lock_of(self.module))
-        lock: threading.Lock = known[1]
-        if lock.locked():
-            raise RuntimeError(
-                "Expected one thread at a time to call an agm.AGM, or several of one network, but another one is "
-                f"inside: a training step changes the modes of the network's modules while it runs. {WAYS_OUT}"
-            )
-        return lock
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
 
     def _as_before(self, structure: Structure | None) -> list[Callable[[], None]]:
         """What puts back all that a failed step may have moved: statistics, generators, and the state."""

@@ -1,6 +1,7 @@
 """Random numbers that a pass draws, put back so that the next ones are those that would have come without it."""
 
 import random
+import threading
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from agm._module_state.capture import is_capturing
-from agm._module_state.generators import comparable, is_only_thread, numpy_state
+from agm._module_state.generators import comparable, numpy_state
 
 if TYPE_CHECKING:
     from agm._module_state.structure import Structure
@@ -73,7 +74,7 @@ class Draws:
         if now is not numpy and comparable(now) != comparable(numpy):
             drawn = True
             np.random.set_state(numpy)
-        if drawn and self._structure is not None and not is_only_thread():
+        if drawn and self._structure is not None and threading.active_count() > 1:
             self._structure.left = random.getstate(), numpy_state()
 
 

@@ -14,7 +14,7 @@ from agm._module_state.hooks import ForwardHooks
 from agm._module_state.modules import submodules
 from agm._module_state.traces import Traces
 from agm._module_state.undo import Contexts, putting_back
-from agm._module_state.written import Place, StandIn, stand_ins
+from agm._module_state.written import Place, StandIn, merged, stand_ins
 
 if TYPE_CHECKING:
     from agm._module_state.structure import Structure
@@ -98,8 +98,7 @@ class Evaluation:
             if written is None and structure is not None:
                 written = structure.tensors.written()
             if written:
-                known = {(id(held), name) for held, name in places}
-                places += [(held, name) for held, name in written if (id(held), name) not in known]
+                places = merged(places, written)
             if torch.compiler.is_compiling():  # nobody watches who writes to the others (`Traces`)
                 whole = [(m._buffers, name, x) for m in buffered for name, x in m._buffers.items() if x is not None]
                 places += [(held, name) for held, name, x in whole if not x.is_floating_point()]

@@ -12,27 +12,16 @@ import torch
 
 from agm._module_state.capture import is_capturing
 
-__all__ = ["comparable", "is_only_thread", "kept_generators", "numpy_state"]
+__all__ = ["comparable", "kept_generators", "numpy_state"]
 
 
-def is_only_thread() -> bool:
-    """Whether no other thread may draw; that of tqdm, which looks after bars, does not."""
-    if threading.active_count() == 1:
-        return True
-    here = threading.current_thread()
-    return all(one is here or type(one).__name__ == "TMonitor" for one in threading.enumerate())
-
-
-def kept_generators(*devices: torch.device, of_all: bool = True) -> Callable[[], None]:
-    """The states of the generators of the host and of these devices; the callable puts them back.
-
-    Args:
-        devices: GPUs.
-        of_all: whether those of Python and NumPy are put back where another thread may draw from them meanwhile, too.
-    """
-    states: list[tuple[Callable[[Any], object], Any]] = [(torch.set_rng_state, torch.get_rng_state())]
-    if of_all or is_only_thread():
-        states += [(np.random.set_state, numpy_state()), (random.setstate, random.getstate())]
+def kept_generators(*devices: torch.device) -> Callable[[], None]:
+    """The states of the generators of the host and of these devices; the callable puts them back."""
+    states: list[tuple[Callable[[Any], object], Any]] = [
+        (torch.set_rng_state, torch.get_rng_state()),
+        (np.random.set_state, numpy_state()),
+        (random.setstate, random.getstate()),
+    ]
     for device in devices:
         if device.type == "cuda" and not is_capturing():
             states.append((partial(torch.cuda.set_rng_state, device=device), torch.cuda.get_rng_state(device)))

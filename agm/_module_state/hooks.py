@@ -10,10 +10,11 @@ from torch.utils import _pytree as pytree
 
 from agm._module_state.undo import putting_back
 
-__all__ = ["ALL_KINDS", "KINDS", "ForwardHooks"]
+__all__ = ["ALL_KINDS", "BACKWARD_KINDS", "KINDS", "ForwardHooks", "hooked", "replaced"]
 
 KINDS = ("_forward_pre_hooks", "_forward_hooks")
-ALL_KINDS = (*KINDS, "_backward_pre_hooks", "_backward_hooks")
+BACKWARD_KINDS = ("_backward_pre_hooks", "_backward_hooks")
+ALL_KINDS = (*KINDS, *BACKWARD_KINDS)
 
 
 # Models of these packages make their own outputs of what hooks of theirs capture.
@@ -24,6 +25,33 @@ def _is_of_the_network(hook: Callable[..., Any]) -> bool:
     return (getattr(hook, "__module__", None) or "").startswith(_CAPTURING)
 
 
+def hooked(modules: Sequence[nn.Module], kinds: Sequence[str]) -> list[tuple[nn.Module, str]]:
+    """Modules that have hooks, and of which of these kinds."""
+    return [(module, kind) for module in modules for kind in kinds if module.__dict__[kind]]
+
+
+def replaced(
+    own: Sequence[tuple[nn.Module, str]], hooks: Callable[[nn.Module, str], "OrderedDict[int, Any]"]
+) -> AbstractContextManager[None]:
+    """Modules have other hooks inside.
+
+    Args:
+        own: modules, and the kind of hooks.
+        hooks: makes those that they have instead.
+    """
+    before = [(module, kind, module.__dict__[kind]) for module, kind in own]
+
+    def put_back() -> None:
+        for module, kind, mine in before:
+            module.__dict__[kind] = mine
+
+    def replace() -> None:
+        for module, kind, _ in before:
+            module.__dict__[kind] = hooks(module, kind)
+
+    return putting_back(put_back, replace, True)
+
+
 class ForwardHooks:
     """The hooks of modules, and which of them act: return something, or write to what they are given.
 
@@ -32,8 +60,7 @@ class ForwardHooks:
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
-        found = [(module, kind) for module in modules for kind in KINDS if module.__dict__[kind]]
-        self._hooked = found
+        self._hooked = hooked(modules, KINDS)
         self._observers: set[tuple[int, str, int]] = set()
         self._acting: set[tuple[int, str, int]] = set()
 
@@ -58,17 +85,7 @@ class ForwardHooks:
         return self._replaced(self._left)
 
     def _replaced(self, hooks: Callable[[nn.Module, str], "OrderedDict[int, Any]"]) -> AbstractContextManager[None]:
-        own = [(module, kind, module.__dict__[kind]) for module, kind in self._hooked]
-
-        def put_back() -> None:
-            for module, kind, mine in own:
-                module.__dict__[kind] = mine
-
-        def replace() -> None:
-            for module, kind, _ in own:
-                module.__dict__[kind] = hooks(module, kind)
-
-        return putting_back(put_back, replace, True)
+        return replaced(self._hooked, hooks)
 
     def _watch(self, module: nn.Module, kind: str) -> "OrderedDict[int, Any]":
         own = module.__dict__[kind]

@@ -65,6 +65,13 @@ class Structure:
             looks[0] = (*looks[0][:-1], self._looks[0][-1])
         return looks == self._looks
 
+    def marks(self) -> object:
+        """What another structure of the same network has as well if nothing has changed; it holds no module."""
+        return tuple(
+            (kind, training, id(compiled), *numbers, *(children or ()), id(forward))
+            for kind, training, compiled, *numbers, children, forward in self._looks
+        )
+
     def part(self, module: nn.Module) -> "Structure":
         """That of a module, which as a part of this one is as current as this one is."""
         found = self._parts.get(module)

@@ -7,19 +7,28 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-__all__ = ["WAYS_OUT", "guarded", "lock_of", "unguarded"]
+__all__ = ["guarded", "lock_of", "unguarded"]
 
 _locks: "WeakKeyDictionary[nn.Module, threading.Lock]" = WeakKeyDictionary()
-_making = threading.Lock()
 
 _GUARDS = "_agm_guards"
-WAYS_OUT = "Give the other thread a copy.deepcopy of it, or let it wait with a lock of your own."
+_WAYS_OUT = "Give the other thread a copy.deepcopy of it, or let it wait with a lock of your own."
 
 
 def lock_of(network: nn.Module) -> threading.Lock:
-    """The lock of a network, the same for all that wrap it."""
-    with _making:
-        return _locks.setdefault(network, threading.Lock())
+    """Held while a call of a model runs: the lock of its network, the same for all models of that.
+
+    Raises:
+        RuntimeError: another thread is inside.
+    """
+    # No lock of its own around this: `setdefault` is one operation, and an interrupt could leave a lock held for good.
+    lock = _locks.setdefault(network, threading.Lock())
+    if lock.locked():
+        raise RuntimeError(
+            "Expected one thread at a time to call an agm.AGM, or several of one network, but another one is inside: a "
+            f"training step changes the modes of the network's modules while it runs. {_WAYS_OUT}"
+        )
+    return lock
 
 
 def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -34,7 +43,7 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
         if threading.get_ident() != owner:
             raise RuntimeError(
                 "Expected one thread at a time in a network that trains, but another one is in a training step of "
-                f"agm.AGM. {WAYS_OUT}"
+                f"agm.AGM. {_WAYS_OUT}"
             )
         return function(*args, **kwargs)
 

@@ -26,7 +26,7 @@ def untouched(module: nn.Module, inputs: Any) -> AbstractContextManager[None]:
     copies: dict[Tensor, Tensor] = {}
     own = [(m, name, b) for m in module.modules() for name, b in m._buffers.items() if b is not None]
     generators = _generators(inputs)
-    put_back_generators = kept_generators(of_all=False)
+    put_back_generators = kept_generators()  # of the host, Python's and NumPy's among them
 
     def begin() -> None:
         for layer, name, buffer in own:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-__all__ = ["Place", "StandIn", "Tensors", "stand_ins"]
+__all__ = ["Place", "StandIn", "Tensors", "merged", "stand_ins"]
 
 # What holds a tensor (a dictionary of a module, a list in an attribute), and under which name or number.
 Place = tuple[Any, Any]
@@ -51,8 +51,7 @@ class Tensors:
             return []
         both = zip(self._places, self._noted, now, strict=True)
         found = [place for place, (own, before), (other, after) in both if own == other and before != after]
-        known = [] if self.moving is None else self.moving
-        self.moving = [*known, *(place for place in found if not any(_same(place, other) for other in known))]
+        self.moving = merged(self.moving or (), found)
         return found
 
     def moved(self) -> list[Tensor]:
@@ -84,14 +83,15 @@ def _places(module: nn.Module) -> list[Place]:
     ]
 
 
+def merged(places: Iterable[Place], others: Iterable[Place]) -> list[Place]:
+    """All of these places, each once."""
+    return list({(id(held), name): (held, name) for held, name in (*places, *others)}.values())
+
+
 def _at(held: Any, name: Any) -> Any:
     if isinstance(held, dict):
         return held.get(name)
     return held[name] if name < len(held) else None
-
-
-def _same(one: Place, other: Place) -> bool:
-    return one[0] is other[0] and one[1] == other[1]
 
 
 class StandIn:

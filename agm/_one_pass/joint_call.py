@@ -53,6 +53,7 @@ class Known:
         depends: modalities whose encoder depends on the mode though none of its layers says so.
         mixes: modalities in whose encoder rows may meet.
         apart: modalities in whose encoder rows do not meet, as a pass that followed them or a look has shown.
+        seen: what a network is made of -> what was `apart` in it.
     """
 
     refused: dict[object, str] = field(default_factory=dict)
@@ -62,9 +63,10 @@ class Known:
     depends: set[str] = field(default_factory=set)
     mixes: set[str] = field(default_factory=set)
     apart: set[str] = field(default_factory=set)
+    seen: dict[object, set[str]] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "runs": {}}  # what has run holds functions, and tensors by their identity
+        return {**vars(self), "runs": {}, "seen": {}}  # functions, and tensors and modules by their identity
 
     def holds_for(self, structure: Structure | None) -> None:
         """What is said of rows that do not meet is said of modules as they are: of others nobody has seen it.
@@ -73,7 +75,12 @@ class Known:
             structure: of the network as it is now; None in a step that is compiled.
         """
         if structure is not None:
-            self.apart = structure.chosen("rows apart", set)
+            self.apart = structure.chosen("rows apart", lambda: self._seen_in(structure.marks()))
+
+    def _seen_in(self, marks: object) -> set[str]:
+        if len(self.seen) >= _STRUCTURES:
+            self.seen.clear()
+        return self.seen.setdefault(marks, set())
 
     def treats_apart(self, name: str) -> None:
         """A pass has followed the rows of a modality through its encoder, and they did not meet."""
@@ -89,6 +96,7 @@ class Known:
 
 
 _OFTEN = 3
+_STRUCTURES = 8
 
 
 class JointCall:

@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from agm._inputs.arguments import Arguments, Binding
 from agm._inputs.rows import masked_arguments
 from agm._module_state.compiled import is_compiled
+from agm._module_state.hooks import BACKWARD_KINDS, hooked, replaced
 from agm._module_state.modules import submodules
 from agm._module_state.traces import Attributes
 from agm._module_state.undo import Contexts, putting_back
@@ -155,21 +156,10 @@ class _NoHooks(TorchFunctionMode):
 def _without_trace(network: nn.Module) -> Contexts:
     """Inside, the backward hooks of modules are not called; afterwards everything is as before."""
     modules = submodules(network)
-    kinds = ("_backward_pre_hooks", "_backward_hooks")
-    hooked = [(vars(module), kind, vars(module)[kind]) for module in modules for kind in kinds if vars(module)[kind]]
-
-    def put_back() -> None:
-        for own, kind, hooks in hooked:
-            own[kind] = hooks
-
-    def remove() -> None:
-        for own, kind, _ in hooked:
-            own[kind] = OrderedDict()
-
     return Contexts(
         lambda: untouched(network, list(network.parameters())),
         lambda: putting_back(Attributes(modules, modules).put_back),
-        lambda: putting_back(put_back, remove),
+        lambda: replaced(hooked(modules, BACKWARD_KINDS), lambda module, kind: OrderedDict()),
     )
 
 

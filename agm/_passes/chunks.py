@@ -89,9 +89,10 @@ class Chunks:
                 checkpoint keeps what it is given: so it keeps one batch of inputs, and not one for every subset.
             parts: see `parts`.
             hooks: of the network's modules, of which observers are left out.
-            structure: of the network, which tells what the joint pass has written to.
+            structure: of the network as it is now, if it is known.
         """
-        mode = Evaluation(network, hooks, draws=True, written=[] if structure is None else structure.tensors.written())
+        written = [] if structure is None else structure.tensors.written()
+        mode = Evaluation(network, hooks, structure, draws=True, written=written)
         withheld = nullcontext if self.head is None or not self.head.is_withheld else self.head.withheld
 
         def evaluated(part: range | None) -> Any:

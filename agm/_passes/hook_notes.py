@@ -4,12 +4,10 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from agm._module_state.hooks import ALL_KINDS, KINDS
+from agm._module_state.hooks import BACKWARD_KINDS, KINDS
 from agm._one_pass.choice import GLOBAL_HOOKS
 
 __all__ = ["hook_notes"]
-
-_BACKWARD = [kind for kind in ALL_KINDS if kind not in KINDS]
 
 
 def hook_notes(network: nn.Module, on_tensors: bool) -> Iterator[str]:
@@ -21,7 +19,7 @@ def hook_notes(network: nn.Module, on_tensors: bool) -> Iterator[str]:
     """
     if forward := _hooked(network, KINDS):
         yield f"Forward hooks of {forward} that return something or write to what they get run for masked rows too."
-    if backward := _hooked(network, _BACKWARD):
+    if backward := _hooked(network, BACKWARD_KINDS):
         yield f"Backward hooks of {backward} are called with the gradients of masked rows too."
     if any(GLOBAL_HOOKS):
         yield "Hooks on all modules (register_module_forward_hook and its like) are called for masked rows too."
@@ -29,7 +27,7 @@ def hook_notes(network: nn.Module, on_tensors: bool) -> Iterator[str]:
         yield "Forward gives tensors hooks (register_hook), which are called with the gradients of masked rows too."
 
 
-def _hooked(network: nn.Module, kinds: tuple[str, ...] | list[str]) -> str:
+def _hooked(network: nn.Module, kinds: tuple[str, ...]) -> str:
     names = [
         f"`{name}`" if name else "the network"
         for name, module in network.named_modules()

@@ -1,7 +1,6 @@
 """How a network's masked logits are computed: chosen and checked once, then called with every batch."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -12,13 +11,13 @@ from torch.utils import _pytree as pytree
 
 from agm._inputs.absent import absent_group, absent_input, batch_size, check_absent
 from agm._inputs.arguments import Arguments, Binding, names_of
-from agm._inputs.rows import check_others, copied, lacking, masked_arguments
+from agm._inputs.rows import lacking
 from agm._inputs.whole import Whole
 from agm._lazy_rows.joined_linear import Stacked
 from agm._lazy_rows.tensor import Rows
 from agm._module_state.capture import is_recorded
 from agm._module_state.compiled import is_compiled
-from agm._module_state.eval_mode import evaluation, mixes_samples, mode_dependent_layers, unfrozen
+from agm._module_state.eval_mode import evaluation, unfrozen
 from agm._module_state.hooks import ForwardHooks
 from agm._module_state.structure import Structure, Structures
 from agm._one_pass.choice import refused
@@ -26,15 +25,15 @@ from agm._passes.absent_features import AbsentFeatures
 from agm._passes.amplified import Look, can_look
 from agm._passes.by_path import InterceptedPasses
 from agm._passes.by_protocol import FactorisedPasses, is_factorised
-from agm._passes.chunks import Chunks, note_rows
+from agm._passes.chunks import Chunks
 from agm._passes.declared_head import DeclaredHead
 from agm._passes.hook_notes import hook_notes
-from agm._passes.one_by_one import check_wholes, one_by_one, wholes_note
 from agm._passes.options import MaskedOptions
 from agm._passes.outputs import Outputs
 from agm._passes.own_losses import kept_losses, kept_losses_note
 from agm._passes.plan import Plan, fusion_lines
 from agm._passes.record import Record
+from agm._passes.whole_passes import check_wholes, whole_passes, wholes_note
 from agm.distributed import Peers
 from agm.modulation.additive import AdditiveLogits
 from agm.modulation.checks import check_presence
@@ -192,7 +191,7 @@ class MaskedPasses:
         rows = Rows(batch, modalities, subsets)
         if self.record.by_path and isinstance(self._parted, FactorisedPasses):
             self._parted = self._as_paths(self._parted)
-        run = self._parted or self._whole
+        run = self._parted or partial(whole_passes, self)
         structure = structure or self.structure()
         if structure is not None:
             structure.tensors.note()
@@ -339,53 +338,6 @@ class MaskedPasses:
     def hook_notes(self) -> list[str]:
         """On hooks that are called for masked rows too."""
         return list(hook_notes(self.network, self.record.tensor_hooks))
-
-    def _whole(
-        self,
-        arguments: Arguments,
-        rows: Rows,
-        absent: Mapping[str, Any],
-        here: Mapping[str, Tensor] | None = None,
-        hooks: ForwardHooks | None = None,
-        structure: Structure | None = None,
-    ) -> tuple[Any, Tensor]:
-        batch, subsets = rows.batch, rows.subsets
-        if self.shared and (layers := mode_dependent_layers(self.network)):
-            raise ValueError(
-                "Expected `encoders` with masked='shared': there are no features to share in a network that is one "
-                f"piece, and some of its layers depend on the mode ({', '.join(layers[:5])}). Name the encoders, or "
-                "use masked='exact'."
-            )
-        if self.binding.wholes:
-            return one_by_one(self, arguments, rows, absent, hooks)
-        check_others(arguments, batch)
-        if self.chunks or (mixes_samples(self.network) if structure is None else structure.mixes_samples()):
-            parts = self.chunks.parts(self.network, batch, len(subsets))
-            # Copies, since the network may write to its inputs in the joint pass, after which the chunks are built.
-            inputs, others, rest = copied(tuple(arguments[:3]))
-            kept, kept_absent = Arguments(inputs, others, rest, arguments.placed), copied(absent)
-            joint = self.joint_output(arguments, hooks)
-
-            def call(part: range | None) -> Any:
-                masked = masked_arguments(kept, kept_absent, subsets, part)
-                return self.outputs.logits(self.binding.call(masked))
-
-            return joint, self.chunks.run(self.network, call, parts, hooks, structure)
-        masked = masked_arguments(arguments, absent, subsets)
-        joint = self.joint_output(arguments, hooks)
-        with evaluation(self.network, hooks, self.structure()):
-            try:
-                return joint, self.outputs.logits(self.binding.call(masked))
-            except RuntimeError as error:
-                note_rows(error, self.network, len(rows), batch)
-                raise
-
-    def joint_output(self, arguments: Arguments, hooks: ForwardHooks | None) -> Any:
-        """What the network returns in the joint pass, if there are logits in it."""
-        with nullcontext() if hooks is None or not hooks.are_there else hooks.watched():
-            output = self.binding.call(arguments)
-        self.outputs.logits(output)  # refused here, where it is the joint pass's
-        return output
 
 
 def _pad_id(network: nn.Module) -> int:

@@ -17,7 +17,7 @@ from agm._module_state.modules import submodules
 from agm._module_state.replace_forward import answering, called_function
 from agm._module_state.structure import Structure
 from agm._module_state.traces import untraced
-from agm._module_state.written import Place, StandIn, stand_ins
+from agm._module_state.written import Place, StandIn, merged, stand_ins
 from agm._passes.absent_features import detached
 from agm._passes.masked_passes import MaskedPasses
 
@@ -170,5 +170,4 @@ def _copied(arguments: Arguments) -> Arguments:
 def _own_memory(network: nn.Module, written: Sequence[Place]) -> list[Place]:
     """What each pass has of its own, since the backward of earlier ones reads what they had: buffers, and `written`."""
     buffers = [(m._buffers, name) for m in network.modules() for name, x in m._buffers.items() if x is not None]
-    known = {(id(held), name) for held, name in buffers}
-    return [*buffers, *((held, name) for held, name in written if (id(held), name) not in known)]
+    return merged(buffers, written)

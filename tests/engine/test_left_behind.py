@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import agm
 from agm._module_state import undo
 from agm._module_state.replace_forward import answering
+from agm._module_state.threads import lock_of
 from agm._module_state.traces import Traces
 from agm._module_state.undo import all_or_nothing
 
@@ -368,7 +369,7 @@ class TestInterrupts:
         there = (torch.is_grad_enabled(), torch.overrides._len_torch_function_stack())
         there += (torch._C._is_torch_function_enabled(),)
         hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-        return (buffers, torch.get_rng_state().tolist(), modes, forwards, there, hooks, model._alone().locked())
+        return (buffers, torch.get_rng_state().tolist(), modes, forwards, there, hooks, lock_of(model.module).locked())
 
 
 def test_a_step_after_a_failed_one_is_as_if_it_had_not_been() -> None:
