@@ -171,7 +171,7 @@ def test_a_padding_mask_in_the_input_of_a_missing_modality() -> None:
     [
         (torch.ones(B, 2, dtype=torch.bool), ValueError, r"shape \(7, 3\)"),
         (torch.ones(B, 3), TypeError, r"torch\.bool"),
-        ({"audio": True}, TypeError, "to be a tensor"),
+        ({"audio": True}, TypeError, r"`present` to be a tensor, but got dict"),
     ],
 )
 def test_a_refused_batch_loses_nothing(present: Any, error: type[Exception], message: str) -> None:
