@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from agm._module_state.kinds import CLASS, ITERATOR, KINDS, MODULE, OBJECT, Kind, Slots
 from agm._module_state.modules import submodules
 
-__all__ = ["OF_MODULES", "Held", "contents", "home_of", "is_generator", "is_iterator", "noted", "parts"]
+__all__ = ["OF_MODULES", "REGISTERED", "Held", "contents", "home_of", "is_generator", "is_iterator", "noted", "parts"]
 
 _PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None), Tensor, nn.Parameter))
 _LARGE = 100_000
-_REGISTERED = ("_parameters", "_buffers", "_modules")
+REGISTERED = ("_parameters", "_buffers", "_modules")
 # A function that somebody has put in the place of a forward watches what runs, and may go on with that. So does a
 # backend of torch.compile, which Lightning keeps with the other arguments.
 OF_MODULES = frozenset((*vars(nn.Module()), "forward", "_compile_kwargs"))
@@ -113,7 +113,7 @@ def contents(
         found.append(held)
         pending += [(x, True) for x in held.content.values() if type(x) not in _PLAIN]
     for kept in attributes:
-        pending += [(kept[name], False) for name in _REGISTERED if kept.get(name)]
+        pending += [(kept[name], False) for name in REGISTERED if kept.get(name)]
         pending += [(x, True) for name, x in kept.items() if type(x) not in _PLAIN and name not in OF_MODULES]
     seen: set[tuple[int, int]] = set()
     while pending:

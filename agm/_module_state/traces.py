@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from agm._module_state.checkpoints import CheckpointedRegions
 from agm._module_state.compiled import is_compiled
-from agm._module_state.containers import contents
+from agm._module_state.containers import REGISTERED, contents
 from agm._module_state.draws import Draws, may_draw
 from agm._module_state.iterators import StandIns
 from agm._module_state.undo import Contexts, putting_back
@@ -125,10 +125,20 @@ class Attributes:
         owners = [module for module in modules if is_own(module)] if own is None else [*own]
         self.kept = [(module.__dict__, module.__dict__.copy()) for module in modules]
         self.held, self.hidden = contents([module.__dict__ for module in owners], owners, set(modules))
+        # No containers yet, but where forward may register a first parameter, buffer or module.
+        self._empty: list[dict[str, Any]] = []
+        for module in owners:
+            for name in REGISTERED:
+                if (registry := module.__dict__.get(name)) == {}:
+                    self._empty.append(registry)
 
     def have_changed(self) -> bool:
         """Whether an attribute is another one, or a container holds something else."""
-        return any(_differ(*both) for both in self.kept) or any(held.has_changed() for held in self.held)
+        return (
+            any(_differ(*both) for both in self.kept)
+            or any(held.has_changed() for held in self.held)
+            or any(self._empty)
+        )
 
     def put_back(self) -> None:
         """Leaves everything as it was."""
@@ -142,6 +152,9 @@ class Attributes:
                 current.update(mode)
         for held in self.held:
             held.put_back()
+        for registry in self._empty:
+            if registry:
+                registry.clear()
 
 
 def _differ(current: dict[str, Any], kept: dict[str, Any]) -> bool:

@@ -38,6 +38,7 @@ __all__ = ["compare"]
 _TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
 
 
+_IN_ONE = float("inf")  # of a parameter or a buffer that forward has made in one of the two steps alone
 _SMALL = 0.1  # a gradient below this part of the largest one may be nothing but rounding (a bias before batch norm)
 
 
@@ -126,12 +127,16 @@ def _differences(model: AGM, own: _Step, separate: _Step) -> dict[str, Any]:
     return {
         "logits": {words: max(d for other, d in differences if other == words) for words, _ in differences},
         "gradients": {
-            name: _gradient_difference(own.gradients[name], x, _SMALL * largest)
-            for name, x in separate.gradients.items()
+            name: _gradient_difference(own.gradients[name], separate.gradients[name], _SMALL * largest)
+            if name in own.gradients and name in separate.gradients
+            else _IN_ONE
+            for name in {**separate.gradients, **own.gradients}
         },
         "buffers": {
-            name: difference(own.buffers[name], x, _scale_of(name, separate.buffers))
-            for name, x in separate.buffers.items()
+            name: difference(own.buffers[name], separate.buffers[name], _scale_of(name, separate.buffers))
+            if name in own.buffers and name in separate.buffers
+            else _IN_ONE
+            for name in {**separate.buffers, **own.buffers}
         },
         "coefficients": {
             name: difference(kappa, expected_kappa, abs(float(expected_kappa)))
@@ -220,6 +225,7 @@ def _own_step(model: AGM, given: Mapping[str, Any], target: Tensor, present: Ten
         output = model(*positional, **named, **{model._target_name: target}, present=present)
     left = left_behind(model.module)
     loss = _loss(model, model._passes.outputs.logits(output), target)
+    leaves.update(_parameters(model))
     gradients = _gradients(loss, leaves)
     masked, sample = kept[0]
     if isinstance(masked, AdditiveLogits):  # from which the responses of all subsets follow, whatever was drawn
@@ -271,6 +277,7 @@ def _separate_step(
     scales = (state.coefficients @ weights.to(state.coefficients)).to(gradient.dtype)
     upstream = scales.view(-1, *[1] * gradient.dim()) * gradient
     rows = masked if present is None else restricted(masked, present, sample)
+    leaves.update(_parameters(model))
     gradients = _gradients(rows, leaves, upstream)
     step = _step(model, sample, masked.detach(), leaves, gradients, state.coefficients, left)
     return replace(step, dtypes=dtypes.found)
@@ -296,11 +303,7 @@ def _subsets(model: AGM, sample: SubsetSample | None) -> Sequence[int]:
 
 def _tracked(model: AGM, given: Mapping[str, Any], tracks: bool) -> tuple[Arguments, dict[str, Tensor]]:
     """Arguments of the network, and by name what gets a gradient: parameters and, if `tracks`, floating inputs."""
-    leaves: dict[str, Tensor] = {
-        name.removeprefix("module."): parameter
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
+    leaves = _parameters(model)
     arguments = model._passes.binding.split((), given)
 
     def tracked(path: Any, leaf: Any) -> Any:
@@ -314,6 +317,12 @@ def _tracked(model: AGM, given: Mapping[str, Any], tracks: bool) -> tuple[Argume
 
     inputs = pytree.tree_map_with_path(tracked, arguments.inputs)
     return arguments._replace(inputs=inputs, rest=copied(arguments.rest)), leaves
+
+
+def _parameters(model: AGM) -> dict[str, Tensor]:
+    """By name those that get a gradient, as they are now: a first forward may make some."""
+    named = model.named_parameters()
+    return {name.removeprefix("module."): parameter for name, parameter in named if parameter.requires_grad}
 
 
 def _step(

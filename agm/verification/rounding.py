@@ -46,7 +46,7 @@ def allowing(result: Verification, rounding: Mapping[str, Mapping[str, float]]) 
     """
     for kind, found in rounding.items():
         for where, value in getattr(result, kind).items():
-            if value > result.tolerance and not value <= _MOST * found[where]:
+            if value > result.tolerance and not value <= _MOST * found.get(where, 0.0):
                 return result
     most = max(value for found in rounding.values() for value in found.values())
     told = result.worst <= _LARGEST

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agm._module_state.containers import contents
+from agm._module_state.containers import REGISTERED, contents
 from agm._module_state.generators import kept_generators
 from agm._module_state.iterators import StandIns, copy_of
 from agm.verification.distances import is_same
@@ -60,6 +60,8 @@ def preserved(root: nn.Module) -> Iterator[Callable[[], None]]:
     containers, hidden = contents([kept for _, kept in attributes], modules, set(modules))
     # Hooks too, which a network may register on itself in its first forward.
     hooks = [(kept[name], kept[name].copy()) for _, kept in attributes for name in _HOOKS if kept.get(name) is not None]
+    # An empty one is no container above.
+    empty = [kept[name] for _, kept in attributes for name in REGISTERED if kept.get(name) == {}]
     inside = [value for held in containers for value in held.inner() if isinstance(value, Tensor)]
     tensors = {id(tensor): (tensor, tensor.detach().clone()) for tensor in (*_tensors([*modules, *hidden]), *inside)}
     gradients = [(parameter, parameter.grad) for parameter in root.parameters()]
@@ -73,6 +75,8 @@ def preserved(root: nn.Module) -> Iterator[Callable[[], None]]:
             current.update(kept)
         for held in containers:
             held.put_back()
+        for registry in empty:
+            registry.clear()
         for registered, before in hooks:
             registered.clear()
             registered.update(before)

@@ -210,3 +210,35 @@ def test_random_numbers_are_those_of_the_joint_pass(
     own = run(lambda: model(**inputs(), target=TARGET))
     for left, right in zip(own, run(lambda: plain(**inputs())), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
+
+
+class Registering(Net):
+    """Registers something where nothing was, in a pass that is not the joint one."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+        self.part = nn.Identity()
+        self.part.forward = self.registered  # type: ignore[method-assign]
+
+    def registered(self, x: Tensor) -> Tensor:
+        if not self.training and self.what == "parameter":
+            self.part.register_parameter("first", nn.Parameter(torch.ones(2)))
+        elif not self.training and self.what == "buffer":
+            self.part.register_buffer("first", torch.ones(2))
+        elif not self.training:
+            self.part.add_module("first", nn.Linear(2, 2))
+        return x
+
+    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+        return self.head(self.part(self.hidden(audio, visual)))
+
+
+@pytest.mark.parametrize("what", ["parameter", "buffer", "module"])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_the_first_that_a_masked_pass_registers_goes_again(options: dict[str, Any], what: str) -> None:
+    network = Registering(what)
+    model = agm.AGM(network, NAMES, **options)
+    for _ in range(2):
+        model(**inputs(), target=TARGET)
+    assert not [name for name in (*network.state_dict(), *dict(network.named_modules())) if "first" in name]

@@ -1,5 +1,6 @@
 """Networks that train rightly and do what a check may stumble over: no false alarm, no error, no trace."""
 
+import traceback
 from typing import Any
 
 import pytest
@@ -215,3 +216,74 @@ def test_hooks_that_see_masked_rows_are_named(encoders: Any) -> None:
     finally:
         handle.remove()
     assert all("Forward gives tensors hooks" in text for text in told(Hooking()))
+
+
+class Growing(Net):
+    """Makes itself a scale in its first forward, or a scale for every number of rows."""
+
+    def __init__(self, registry: str, by_rows: bool = False) -> None:
+        super().__init__()
+        self.registry, self.by_rows = registry, by_rows
+        self.listed, self.named = nn.ParameterList(), nn.ParameterDict()
+
+    def scale(self, rows: int) -> Tensor:
+        if self.registry == "list":
+            if not len(self.listed):
+                self.listed.append(nn.Parameter(torch.rand(3)))
+            return self.listed[0]
+        if self.registry == "dict":
+            name = f"of {rows}" if self.by_rows else "scale"
+            if name not in self.named:
+                self.named[name] = nn.Parameter(torch.ones(3))
+            return self.named[name]
+        if not hasattr(self, "own"):
+            own = torch.rand(3)
+            self.register_buffer("own", own) if self.registry == "buffer" else setattr(self, "own", nn.Parameter(own))
+        return self.own
+
+    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+        return super().forward(audio, visual) * self.scale(len(audio))
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"encoders": BOTH},
+    {"encoders": BOTH, "passes": "two"},
+    {"encoders": BOTH, "masked": "shared"},
+    {"max_rows": 4},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("registry", ["list", "dict", "parameter", "buffer"])
+def test_what_forward_makes_in_the_step_is_compared_and_goes_again(registry: str, options: dict[str, Any]) -> None:
+    network = Growing(registry)
+    before = [*network.state_dict()]
+    result = agm.verify(agm.AGM(network, NAMES, **options), inputs(), TARGET)
+    assert result.ok, str(result)
+    made = {"list": "listed.0", "dict": "named.scale"}.get(registry, "own")
+    assert made in (result.buffers if registry == "buffer" else result.gradients)
+    assert [*network.state_dict()] == before
+
+
+def test_a_scale_for_every_number_of_rows_is_named() -> None:
+    """The masked rows that come in one batch are scaled by another than the joint ones."""
+    result = agm.verify(agm.AGM(Growing("dict", by_rows=True), NAMES), inputs(), TARGET)
+    assert not result.ok
+    assert result.gradients["named.of 4"] > result.tolerance
+
+
+@pytest.mark.parametrize("who", ["_own_step", "_separate_step"])
+def test_a_parameter_that_only_the_step_or_the_definition_has_differs(who: str) -> None:
+    """Forward looks who calls it."""
+
+    class Asking(Net):
+        def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+            if who in [frame.name for frame in traceback.extract_stack()] and not hasattr(self, "own"):
+                self.own = nn.Parameter(torch.ones(3))
+            return super().forward(audio, visual) * getattr(self, "own", 1.0)
+
+    result = agm.verify(agm.AGM(Asking(), NAMES), inputs(), TARGET)
+    assert not result.ok
+    assert result.gradients["own"] == float("inf")
+    assert "own" in str(result)
