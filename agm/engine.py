@@ -23,7 +23,7 @@ from agm._module_state.modules import submodules
 from agm._module_state.structure import Structure
 from agm._module_state.threads import lock_of
 from agm._module_state.undo import all_or_nothing
-from agm._module_state.values import kept_surroundings, kept_values
+from agm._module_state.values import first_writes, kept_surroundings, kept_values
 from agm._one_pass.choice import Passes
 from agm._passes.absent_features import AbsentFeaturesState
 from agm._passes.head_loss import HeadLoss
@@ -336,9 +336,15 @@ class AGM(nn.Module):
         structure = self._passes.structure()
         if structure is not None:
             structure.left = None
-        before = self._as_before(structure)
+        before, writes = self._as_before(structure), None
+        if structure is not None and structure.tensors.moving is None and (writes := first_writes(structure)):
+            before.append(writes.put_back)
         with all_or_nothing(kept_surroundings()), all_or_nothing(*before), Explained(arguments):
-            output = self._modulated(arguments, target, present, items, structure)
+            if writes is None:
+                output = self._modulated(arguments, target, present, items, structure)
+            else:
+                with writes:
+                    output = self._modulated(arguments, target, present, items, structure)
         if structure is not None and structure.left is not None:
             settle(structure)
         if not self._has_stepped:
@@ -360,7 +366,7 @@ class AGM(nn.Module):
                     "kernel takes samples that have all modalities. Give inputs that are absent as such, or leave "
                     "`loss` out."
                 )
-            return self._loss.step(self._passes, self.modulator, arguments, target, items)
+            return self._loss.step(self._passes, self.modulator, arguments, target, items, structure)
         sample = None if self.sampler is None else self.sampler()
         output, masked, rows = self._passes.step(arguments, present, sample, structure)
         joint = self._passes.outputs.logits(output)

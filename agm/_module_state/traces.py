@@ -1,6 +1,5 @@
 """What forward leaves behind: put back after a masked pass, so that it is the joint pass's."""
 
-import re
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -10,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from agm._module_state.checkpoints import CheckpointedRegions
 from agm._module_state.compiled import is_compiled
 from agm._module_state.containers import REGISTERED, contents
-from agm._module_state.draws import Draws, may_draw
+from agm._module_state.draws import Draws
 from agm._module_state.iterators import StandIns
 from agm._module_state.undo import Contexts, putting_back
+from agm._module_state.writes import WRITES, Writes, kind_of
 from agm._module_state.written import StandIn
 
 if TYPE_CHECKING:
@@ -189,7 +188,7 @@ def _have_graph(kept: list[tuple[dict[str, Any], dict[str, Any]]]) -> bool:
     return False
 
 
-class _Watch(TorchFunctionMode):
+class _Watch(Writes):
     """Copies what belongs to the network before the pass writes to it."""
 
     def __init__(
@@ -200,56 +199,27 @@ class _Watch(TorchFunctionMode):
         draws: Draws | None,
         copies: Sequence[StandIn],
     ) -> None:
-        super().__init__()
+        super().__init__(self._of_network)
         self._modules = modules
         self._draws = draws
         self._attributes = attributes
         self._regions = CheckpointedRegions(again)
-        self._storages: dict[int, Tensor] | None = None
         self._stand_ins = copies
-        self._copies: dict[int, tuple[Tensor, Tensor]] = {}
-        self._data: list[tuple[Tensor, Tensor]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         regions = self._regions
         if regions.open or _saved_hooks(True) is not None or not torch.is_grad_enabled():
             regions.settle()
-        kind = _WRITES.get(func)
+        kind = WRITES.get(func)
         if kind is None:
-            kind = _WRITES[func] = _kind_of(func)
-        if kind:
-            self._before(kind, args, kwargs or {})
+            kind = WRITES[func] = kind_of(func)
+        if kind or (kwargs and "out" in kwargs):
+            if self._draws is not None and kind.startswith("draw"):
+                self._draws.before(kind[len("draw ") :], args, kwargs or {})
+            self.before(kind, func, args, kwargs or {})
         return func(*args, **(kwargs or {}))
 
-    def _before(self, kind: str, args: Any, kwargs: Any) -> None:
-        if kind.startswith("draw"):
-            if self._draws is not None:
-                self._draws.before(kind[len("draw ") :], args, kwargs)
-            if not kind.endswith("_"):
-                return
-            kind = "first"
-        if kind == "data" and isinstance(args[0], Tensor) and self._owner(args[0]) is not None:
-            self._data.append((args[0], args[0].data))
-            return
-        written = args[_WRITTEN.get(kind, slice(1))]
-        if kind == "norm" and not (kwargs.get("training", args[5] if len(args) > 5 else False)):
-            return
-        for tensor in (*written, kwargs.get("out"), kwargs.get("running_mean"), kwargs.get("running_var")):
-            owner = self._owner(tensor) if isinstance(tensor, Tensor) else None
-            if owner is not None and id(owner) not in self._copies:
-                self._copies[id(owner)] = (owner, owner.detach().clone())
-
-    def _owner(self, tensor: Tensor) -> Tensor | None:
-        """The tensor of the network that shares its memory."""
-        if self._storages is None:
-            self._storages = {}
-            for owner in self._tensors():
-                if (address := _address(owner)) is not None:
-                    self._storages.setdefault(address, owner)
-        address = _address(tensor)
-        return None if address is None else self._storages.get(address)
-
-    def _tensors(self) -> Iterator[Tensor]:
+    def _of_network(self) -> Iterator[Tensor]:
         for module in (*self._modules, *self._attributes.hidden):
             yield from (x for x in module._parameters.values() if x is not None)
             yield from (x for x in module._buffers.values() if x is not None)
@@ -265,40 +235,12 @@ class _Watch(TorchFunctionMode):
         self._regions.close()
         if not self._copies and not self._data:
             return
-        with torch.no_grad(), torch._C.DisableTorchFunction():  # a mode may be left on by an interrupt
+        with torch._C.DisableTorchFunction():  # a mode may be left on by an interrupt
             for one in self._stand_ins:
                 if (known := self._copies.pop(id(one.copy), None)) is not None:
                     # The graph of this pass has what was written; who enters again begins anew.
                     one.copy = known[1].requires_grad_(known[0].requires_grad)
-            for owner, values in self._copies.values():
-                owner.data.copy_(values)  # no new version: a graph of before may have saved it
-        for owner, data in reversed(self._data):
-            owner.data = data
+        self.put_back()
 
 
 _saved_hooks = torch._C._autograd._top_saved_tensors_default_hooks
-# Function -> what it writes to: "" nothing, "first", "norm", "observer", "data", or "draw" and its name.
-_WRITES: dict[Any, str] = {}
-_WRITTEN = {"norm": slice(1, 3), "observer": slice(3, 7)}  # which arguments; of others the first
-_SHARES = frozenset(("numpy", "__array__", "__dlpack__"))  # hands out memory, to which anybody may write
-_IN_PLACE = re.compile(r"__(setitem|i(add|sub|mul|truediv|floordiv|mod|pow|and|or|xor|lshift|rshift))__|\w*[^_]_")
-
-
-def _kind_of(func: Any) -> str:
-    name = getattr(func, "__name__", "")
-    if func == Tensor.data.__set__:  # type: ignore[attr-defined]
-        return "data"
-    if name in ("batch_norm", "instance_norm"):
-        return "norm"
-    if name == "fused_moving_avg_obs_fake_quant":
-        return "observer"
-    if may_draw(name):
-        return f"draw {name}"
-    return "first" if name in _SHARES or _IN_PLACE.fullmatch(name) else ""
-
-
-def _address(tensor: Tensor) -> int | None:
-    try:
-        return tensor.untyped_storage().data_ptr() or None
-    except (RuntimeError, NotImplementedError):  # it has no memory of its own to write to
-        return None

@@ -12,15 +12,17 @@ from agm._module_state.checkpoints import end_checkpoints, packing_hook
 from agm._module_state.containers import noted
 from agm._module_state.eval_mode import written_buffers
 from agm._module_state.structure import Structure
+from agm._module_state.writes import Writes
 
-__all__ = ["kept_surroundings", "kept_values"]
+__all__ = ["first_writes", "kept_surroundings", "kept_values"]
 
 
 def kept_values(network: Structure, modulation: Iterable[nn.Module], state: Iterable[Tensor]) -> Callable[[], None]:
     """Copies what a step writes to; the callable puts the values back.
 
     Of the network that is what norms and joint passes so far have written to, and all buffers before the first of them.
-    A parameter that the first one writes to keeps that.
+    What else that one writes to is copied meanwhile (`first_writes`). A parameter to which a later one is the first to
+    write keeps that.
 
     Buffers that forward replaces by others, and generators of random numbers in attributes, are as before, too.
 
@@ -59,6 +61,14 @@ def kept_values(network: Structure, modulation: Iterable[nn.Module], state: Iter
                     buffer.data.copy_(copy)  # as it was: `data` counts no version
 
     return put_back
+
+
+def first_writes(network: Structure) -> Writes | None:
+    """What copies parameters and the like that the first joint pass writes to; None where it cannot be seen to do so.
+
+    In a compiled part graphs would break at every function that is watched.
+    """
+    return None if network.is_compiled else Writes(network.tensors.all)
 
 
 def _copies(tensors: list[Tensor]) -> list[Tensor]:

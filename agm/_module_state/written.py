@@ -35,6 +35,8 @@ class Tensors:
             if isinstance(one, (dict, list)) and id(one) not in known:
                 items = one.items() if isinstance(one, dict) else enumerate(one)
                 places += [(one, key) for key, value in items if isinstance(value, Tensor)]
+        # The layer has them in a list, too: nothing can stand in for them.
+        self._pinned = {id(module._parameters) for module in modules if isinstance(module, nn.RNNBase)}
         self._places = places
         self._are_plain = all(isinstance(held, dict) for held, _ in self._places)
         self._noted: list[tuple[int, int]] | None = None
@@ -45,14 +47,19 @@ class Tensors:
         self._noted = self._versions()
 
     def written(self) -> list[Place]:
-        """Where tensors are that have been written to since, and that are still there."""
+        """Where tensors are that have been written to since, that are still there, and that others can stand in for."""
         if self._noted is None or (now := self._versions()) == self._noted:
             self.moving = self.moving or []
             return []
         both = zip(self._places, self._noted, now, strict=True)
         found = [place for place, (own, before), (other, after) in both if own == other and before != after]
         self.moving = merged(self.moving or (), found)
-        return found
+        return [place for place in found if id(place[0]) not in self._pinned]
+
+    def all(self) -> list[Tensor]:
+        """Those that are there now."""
+        found = [_at(held, name) for held, name in self._places]
+        return [tensor for tensor in found if isinstance(tensor, Tensor)]
 
     def moved(self) -> list[Tensor]:
         """The tensors in the places of `moving`."""
@@ -71,8 +78,7 @@ class Tensors:
 
 def _places(module: nn.Module) -> list[Place]:
     own = vars(module)
-    # The one has its parameters in a list, too, the other has none in Python.
-    if isinstance(module, (nn.RNNBase, torch.jit.ScriptModule)):
+    if isinstance(module, torch.jit.ScriptModule):  # it has none in Python
         return []
     left_out = _OF_NORMS if isinstance(module, _NormBase) else frozenset[str]()
     return [

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from agm._inputs.arguments import Arguments
+from agm._module_state.structure import Structure
 from agm._passes.masked_passes import MaskedPasses
 from agm._passes.options import LossName
 from agm._passes.outputs import Outputs, check_no_loss
@@ -60,7 +61,13 @@ class HeadLoss:
         )
 
     def step(
-        self, passes: MaskedPasses, modulator: Modulator, arguments: Arguments, target: Tensor, items: Any = None
+        self,
+        passes: MaskedPasses,
+        modulator: Modulator,
+        arguments: Arguments,
+        target: Tensor,
+        items: Any = None,
+        structure: Structure | None = None,
     ) -> Any:
         """The output of a call in training mode, with the loss in it and no logits.
 
@@ -72,6 +79,7 @@ class HeadLoss:
             arguments: of forward.
             target: class indices (B, ...), or the labels (B, T).
             items: by how many of them the sum of their losses is divided; None: by as many as count.
+            structure: of the network as it is now; None where the step is compiled.
 
         Raises:
             ValueError: the head is not what returns the logits, or the output holds a loss or has no room for one.
@@ -85,7 +93,11 @@ class HeadLoss:
                 "agm.AGM(..., target='labels')."
             )
         target = self.shifted(target, modulator.ignore_index)
+        if structure is not None:
+            structure.tensors.note()
         output, hidden = passes.before_head(arguments) if modulator.active else passes.joint_before_head(arguments)
+        if structure is not None:  # without its head the network had another one, which was told by itself
+            structure.tensors.written()
         check_no_loss(output)
         loss = modulator.linear_cross_entropy(hidden, head.weight, target, head.bias)
         if items is not None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import agm
 
-from .plain_network import NAMES, OPTIONS, TARGET, Net, inputs
+from .plain_network import CLASSES, ENCODERS, NAMES, OPTIONS, TARGET, Net, inputs
 
 
 @torch.library.custom_op("agm_tests::decay", mutates_args=("x",))
@@ -161,24 +161,31 @@ def test_a_parameter_that_is_clamped_in_forward(options: dict[str, Any]) -> None
 
 
 class Failing(Net):
-    """A queue and its place, a tower that follows the encoder, and a generator of its own."""
+    """A queue and its place, towers that follow the encoder, and a generator of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, write: Callable[[Tensor], object]) -> None:
         super().__init__()
         self.register_buffer("queue", torch.zeros(8, 5, dtype=torch.float64))
         self.register_buffer("place", torch.zeros(1, dtype=torch.long))
         self.register_buffer("rebound", torch.zeros(3, dtype=torch.float64))
-        self.tower = nn.Linear(4, 5).double()
+        self.tower, self.recurrent = nn.Linear(4, 5).double(), nn.GRU(4, 4).double()
+        self.words = nn.Embedding(4, 5, max_norm=0.1).double()
+        self.hidden_tower = [nn.Linear(4, 5).double()]
         self.generator = torch.Generator().manual_seed(0)
+        self.write = write
         self.fails: str | None = None
+
+    def values(self) -> dict[str, Tensor]:
+        return {**self.state_dict(), **dict(self.hidden_tower[0].named_parameters(prefix="hidden"))}
 
     def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
         if self.training:
             torch.rand(2, generator=self.generator)
             with torch.no_grad():
-                for own, source in zip(self.tower.parameters(), self.audio_net.parameters(), strict=True):
-                    own.lerp_(source, 0.1)
-                self.queue[int(self.place)] = self.tower(audio).mean(0)
+                for one in (self.tower, self.recurrent, self.hidden_tower[0], self.head):
+                    for own in one.parameters():
+                        self.write(own)
+                self.queue[int(self.place)] = self.tower(audio).mean(0) + self.words(torch.arange(2)).sum(0)
                 self.place.copy_((self.place + 1) % 8)
                 self.rebound = self.rebound + 1
         if self.fails == ("joint" if self.training else "masked"):
@@ -186,21 +193,37 @@ class Failing(Net):
         return self.logits(audio, visual)
 
 
-@pytest.mark.parametrize("fails", ["joint", "masked"])
+@pytest.mark.parametrize("fails", ["joint", "masked", "scores"])
 @pytest.mark.parametrize("steps", [0, 1])
-def test_a_step_that_fails_puts_back_what_forward_has_written(fails: str, steps: int) -> None:
-    network = Failing()
-    model = agm.AGM(network, NAMES, **OPTIONS[1])
+@pytest.mark.parametrize(
+    "options", [*OPTIONS, {"encoders": ENCODERS, "head": "head", "loss": "cross_entropy"}], ids=str
+)
+def test_a_step_that_fails_puts_back_what_forward_has_written(options: dict[str, Any], fails: str, steps: int) -> None:
+    check_failing(options, "methods", steps, fails)
+
+
+@pytest.mark.parametrize("write", [name for name in WRITES if name not in ("TorchScript", "set_")])
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_step_that_fails_puts_back_what_any_function_has_written(steps: int, write: str) -> None:
+    check_failing(OPTIONS[1], write, steps, "joint")
+
+
+def check_failing(options: dict[str, Any], write: str, steps: int, fails: str) -> None:
+    network = Failing(WRITES[write])
+    model = agm.AGM(network, NAMES, **options)
     for _ in range(steps):
         model(**inputs(), target=TARGET)
-    before = {name: value.clone() for name, value in network.state_dict().items()}
+    before = {name: value.clone() for name, value in network.values().items()}
     state = network.generator.get_state()
     network.fails = fails
-    with pytest.raises(KeyboardInterrupt):
-        model(**inputs(), target=TARGET)
-    after = network.state_dict()
-    if not steps and fails == "joint":  # nobody has seen forward write to a parameter yet
-        before = {name: value for name, value in before.items() if not name.startswith("tower")}
-    changed = [name for name, value in before.items() if not torch.equal(after[name], value)]
-    assert changed == ([] if steps or fails == "joint" else ["tower.weight", "tower.bias"])
+    target = TARGET + CLASSES if fails == "scores" else TARGET
+    with pytest.raises((KeyboardInterrupt, ValueError, IndexError)):
+        model(**inputs(), target=target)
+    assert [name for name, value in network.values().items() if not torch.equal(before[name], value)] == []
     assert torch.equal(network.generator.get_state(), state)
+
+    network.fails = None
+    model(**inputs(), target=TARGET)
+    assert not any(
+        torch.equal(before[name], value) for name, value in network.tower.state_dict(prefix="tower.").items()
+    )
