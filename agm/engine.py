@@ -59,6 +59,10 @@ class AGM(nn.Module):
     its own coefficients and its own copy of the running statistics of batch norm. A forward that raises leaves the
     state and the modes of all submodules as they were.
 
+    One thread at a time: while a training step runs, which changes modes, calls of the model or of the network by other
+    threads are refused. Not seen are calls of a part of the network that is no encoder, and those of a thread that began
+    while the step ran or that was inside before it; an evaluation beside training takes a copy.deepcopy.
+
     The first step verifies that named encoders receive what they should, and reads from the device for it. Later steps
     do not read from the device, and can be captured in a CUDA graph.
 

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -12,8 +12,9 @@ from agm._module_state.hooks import ALL_KINDS
 from agm._module_state.threads import guarded, unguarded
 from agm._module_state.undo import putting_back
 
-__all__ = ["answering", "answering_methods", "called_function", "make_answerable"]
+__all__ = ["answering", "answering_methods", "called_function", "keeping_threads_out", "make_answerable"]
 
+_Result = TypeVar("_Result")
 _MISSING = object()
 _COMPILED = "_compiled_call_impl"  # where `module.compile()` leaves what calls of the module go to
 _HOOKS = "_forward_pre_hooks"
@@ -69,10 +70,20 @@ def answering_methods(
 
     def replace() -> None:
         alone = (not eager and torch.compiler.is_compiling()) or threading.active_count() == 1
-        for attributes, place, answer, _ in own:
-            attributes[place] = answer if alone else guarded(answer)
+        for attributes, place, answer, value in own:
+            attributes[place] = answer if alone else guarded(answer, None if value is _MISSING else value)
 
     return putting_back(put_back, replace, eager)
+
+
+def keeping_threads_out(network: nn.Module, function: Callable[..., _Result]) -> Callable[..., _Result]:
+    """A function that refuses the network to other threads while it runs."""
+
+    def kept(*args: Any, **kwargs: Any) -> _Result:
+        with answering({network: called_function(network)}):
+            return function(*args, **kwargs)
+
+    return kept
 
 
 def _place(module: nn.Module, method: str) -> str:

@@ -12,6 +12,7 @@ from agm._module_state.containers import contents, is_generator
 from agm._module_state.eval_mode import counts, depends_on_mode, may_depend_on_mode
 from agm._module_state.hooks import KINDS
 from agm._module_state.modules import submodules
+from agm._module_state.threads import own_of
 from agm._module_state.traces import is_own
 from agm._module_state.written import Tensors
 
@@ -57,12 +58,15 @@ class Structure:
         self._parts: dict[nn.Module, Structure] = {}
         self._chosen: dict[Hashable, Any] = {}
         self._looks = _looks(self.modules)
+        self._looks[:1] = map(_unguarded, self._looks[:1])
 
     def is_current(self, answers: bool = False) -> bool:
         """Whether everything is as it was, but for the root's forward where something `answers` in its place."""
         looks = _looks(self.modules)
         if answers:
             looks[0] = (*looks[0][:-1], self._looks[0][-1])
+        elif looks and (looks[0][-1] is not None or looks[0][2] is not None):
+            looks[0] = _unguarded(looks[0])
         return looks == self._looks
 
     def marks(self) -> object:
@@ -109,6 +113,12 @@ def _looks(modules: list[nn.Module]) -> list[tuple[Any, ...]]:
         )
         for module in modules
     ]
+
+
+def _unguarded(look: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The look of a root that is refused to other threads as it was before."""
+    kind, training, compiled, *others, forward = look
+    return (kind, training, own_of(compiled), *others, own_of(forward))
 
 
 class Structures:

@@ -7,11 +7,11 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-__all__ = ["guarded", "lock_of", "unguarded"]
+__all__ = ["guarded", "lock_of", "own_of", "unguarded"]
 
 _locks: "WeakKeyDictionary[nn.Module, threading.Lock]" = WeakKeyDictionary()
 
-_GUARDS = "_agm_guards"
+_GUARDS, _OWN = "_agm_guards", "_agm_own"
 _WAYS_OUT = "Give the other thread a copy.deepcopy of it, or let it wait with a lock of your own."
 
 
@@ -31,8 +31,12 @@ def lock_of(network: nn.Module) -> threading.Lock:
     return lock
 
 
-def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
+def guarded(function: Callable[..., Any], own: object = None) -> Callable[..., Any]:
     """What stands in for a forward during a step, for the thread that takes the step; others get an error.
+
+    Args:
+        function: what this thread calls.
+        own: what the module had in its place, see `own_of`.
 
     Raises:
         RuntimeError: when called by another thread.
@@ -48,7 +52,13 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*args, **kwargs)
 
     setattr(call, _GUARDS, function)
+    setattr(call, _OWN, own)
     return call
+
+
+def own_of(function: Any) -> Any:
+    """What a module had, None for nothing, where `guarded` has put this; else this itself."""
+    return getattr(function, _OWN, function)
 
 
 def unguarded(function: Callable[..., Any]) -> Callable[..., Any]:

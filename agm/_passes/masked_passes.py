@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from threading import active_count
 from typing import Any, cast
 
 import torch
@@ -19,6 +20,7 @@ from agm._module_state.capture import is_recorded
 from agm._module_state.compiled import is_compiled
 from agm._module_state.eval_mode import evaluation, unfrozen
 from agm._module_state.hooks import ForwardHooks
+from agm._module_state.replace_forward import keeping_threads_out
 from agm._module_state.structure import Structure, Structures
 from agm._one_pass.choice import refused
 from agm._passes.absent_features import AbsentFeatures
@@ -191,8 +193,11 @@ class MaskedPasses:
         rows = Rows(batch, modalities, subsets)
         if self.record.by_path and isinstance(self._parted, FactorisedPasses):
             self._parted = self._as_paths(self._parted)
-        run = self._parted or partial(whole_passes, self)
+        run: Callable[..., Any] = self._parted or partial(whole_passes, self)
         structure = structure or self.structure()
+        others = structure is not None and active_count() > 1
+        if others:
+            run = keeping_threads_out(self.network, run)
         if structure is not None:
             structure.tensors.note()
             self.record.one_pass.holds_for(structure)
@@ -203,7 +208,9 @@ class MaskedPasses:
             self._has_looked = True
             self.kept_losses = kept_losses(self.network, self.outputs.leaf(output))
         if look is not None:  # behind the passes, which find the network as it is
-            seen = (hooks is not None and hooks.act) or look(partial(evaluation, self.network, hooks, self.structure()))
+            looked = keeping_threads_out(self.network, look) if others else look
+            within = partial(evaluation, self.network, hooks, self.structure())
+            seen = (hooks is not None and hooks.act) or looked(within)
             self.record.looks = 0 if seen else self.record.looks - 1
             self.record.tensor_hooks |= look.hooks
         return output, masked, rows

@@ -6,12 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import agm
 
-from .plain_network import ENCODERS, NAMES, TARGET, Net, inputs
+from .plain_network import CLASSES, ENCODERS, NAMES, OPTIONS, TARGET, Factorised, Net, inputs
+
+
+def options_of(make: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Without paths where the network offers its encoders."""
+    return options if make is Net else {name: value for name, value in options.items() if name != "encoders"}
 
 
 class TestThreads:
@@ -83,10 +88,11 @@ class TestThreads:
             release.set()
             thread.join()
 
-    @pytest.mark.parametrize("options", [{}, {"masked": "shared"}, {"passes": "two"}], ids=str)
-    def test_the_plain_network_in_another_thread_breaks_nothing(self, options: dict[str, Any]) -> None:
-        network = Net()
-        model = agm.AGM(network, NAMES, encoders=ENCODERS, **options)
+    @pytest.mark.parametrize("make", [Net, Factorised])
+    @pytest.mark.parametrize("options", OPTIONS, ids=str)
+    def test_the_plain_network_in_another_thread_breaks_nothing(self, options: dict[str, Any], make: Any) -> None:
+        network = make()
+        model = agm.AGM(network, NAMES, **options_of(make, options))
         model(**inputs(), target=TARGET)
         stop, said = threading.Event(), set()
 
@@ -113,3 +119,64 @@ class TestThreads:
         assert said <= {"Expected one thread at a time in a network that trains"}
         assert not [name for name, module in network.named_modules() if "forward" in vars(module)]
         assert torch.equal(network.eval()(**inputs()), expected)
+
+    @pytest.mark.parametrize("make", [Net, Factorised])
+    @pytest.mark.parametrize("mode", ["joint", "masked"])
+    @pytest.mark.parametrize("options", OPTIONS, ids=str)
+    def test_the_plain_network_is_refused_to_others_in_every_pass(
+        self, options: dict[str, Any], mode: str, make: Any
+    ) -> None:
+        network = make()
+        network.head = head = Waiting(10, CLASSES).double()
+        model = agm.AGM(network, NAMES, **options_of(make, options))
+        model(**inputs(), target=TARGET)
+        expected = network(**inputs())
+
+        def step() -> None:
+            head.thread, head.waits_in = threading.get_ident(), mode
+            head.outputs.append(model(**inputs(), target=TARGET))
+
+        thread = threading.Thread(target=step)
+        thread.start()
+        assert head.inside.wait(20)
+        try:
+            with pytest.raises(RuntimeError, match="one thread at a time in a network that trains"):
+                network(**inputs())
+        finally:
+            head.release.set()
+            thread.join()
+        torch.testing.assert_close(head.outputs, [expected])
+        assert torch.equal(network(**inputs()), expected)
+        assert "forward" not in vars(network)
+
+    def test_a_thread_that_only_waits_changes_nothing(self) -> None:
+        """As those of data loaders and progress bars do: nothing of the network is looked at anew."""
+        model = agm.AGM(Net(), NAMES)
+        model(**inputs(), target=TARGET)
+        known = model._passes.structure()
+        done = threading.Event()
+        thread = threading.Thread(target=done.wait)
+        thread.start()
+        try:
+            for _ in range(2):
+                model(**inputs(), target=TARGET)
+                assert model._passes.structure() is known
+        finally:
+            done.set()
+            thread.join()
+
+
+class Waiting(nn.Linear):
+    """Waits in one pass of one thread's step."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.waits_in, self.thread = "", 0
+        self.outputs: list[Tensor] = []
+        self.inside, self.release = threading.Event(), threading.Event()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.waits_in == ("joint" if self.training else "masked") and self.thread == threading.get_ident():
+            self.inside.set()
+            assert self.release.wait(20)
+        return super().forward(x)
