@@ -60,8 +60,8 @@ class AGM(nn.Module):
     state and the modes of all submodules as they were.
 
     One thread at a time: while a training step runs, which changes modes, calls of the model or of the network by other
-    threads are refused. Not seen are calls of a part of the network that is no encoder, and those of a thread that began
-    while the step ran or that was inside before it; an evaluation beside training takes a copy.deepcopy.
+    threads are refused. Not seen are calls of a part of the network that is no encoder, and those of a thread that was
+    inside before or that began while the step ran; an evaluation beside training takes a copy.deepcopy.
 
     The first step verifies that named encoders receive what they should, and reads from the device for it. Later steps
     do not read from the device, and can be captured in a CUDA graph.
@@ -118,7 +118,8 @@ class AGM(nn.Module):
         output: where the network's output holds the logits: a key, an index, a path of these, or a function that picks
             them. None: the output itself, or its `logits`. A scalar beside them may be an auxiliary loss (of features,
             of routers); one that is computed from the logits has a gradient that passes by the modulation, and is
-            refused. Of one that forward keeps in an attribute `plan` and `agm.verify` tell.
+            refused, and so are losses of each sample (`reduction="none"`). Other numbers of the logits, one a sample,
+            are warned of. Of a loss that forward keeps in an attribute `plan` and `agm.verify` tell.
         class_dim: the dimension of the classes, where it is not the last: 1 for (B, C, H, W).
         target: the name under which a call takes the targets, for networks whose forward has a `target` of its own.
         passes: of each encoder: "auto", "one" or "two", as in `agm.masked_logits`.

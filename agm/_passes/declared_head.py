@@ -98,6 +98,12 @@ class DeclaredHead:
         """Whether the network ends before its head now."""
         return self._pass is not None
 
+    @property
+    def left_out(self) -> nn.Linear | None:
+        """The head, where the network ends before it now; None where it does not."""
+        found = self._find() if self.is_withheld else None
+        return found if isinstance(found, nn.Linear) else None
+
     def withheld(self) -> AbstractContextManager[None]:
         """Inside, the head returns what it is given: the network's logits are then the hidden features (B, ..., D)."""
         before, own = self._pass, _Pass()

@@ -11,7 +11,7 @@ from agm._inputs.arguments import Arguments
 from agm._module_state.structure import Structure
 from agm._passes.masked_passes import MaskedPasses
 from agm._passes.options import LossName
-from agm._passes.outputs import Outputs, check_no_loss
+from agm._passes.outputs import Outputs
 from agm.modulation.modulator import Modulator
 
 __all__ = ["HeadLoss"]
@@ -98,7 +98,7 @@ class HeadLoss:
         output, hidden = passes.before_head(arguments) if modulator.active else passes.joint_before_head(arguments)
         if structure is not None:  # without its head the network had another one, which was told by itself
             structure.tensors.written()
-        check_no_loss(output)
+        passes.outputs.check_losses(output, head)
         loss = modulator.linear_cross_entropy(hidden, head.weight, target, head.bias)
         if items is not None:
             count = (target != modulator.ignore_index).sum()

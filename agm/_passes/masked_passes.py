@@ -204,9 +204,10 @@ class MaskedPasses:
         hooks = None if structure is None else ForwardHooks(structure.hooked)
         look = self._look(arguments, absent, batch) if self.record.looks else None
         output, masked = run(arguments, rows, absent, here, hooks, structure)
-        if structure is not None and not self._has_looked and torch.is_grad_enabled() and not self.outputs.are_withheld:
+        if structure is not None and not self._has_looked and torch.is_grad_enabled():
             self._has_looked = True
-            self.kept_losses = kept_losses(self.network, self.outputs.leaf(output))
+            head = None if self.head is None else self.head.left_out
+            self.kept_losses = kept_losses(self.network, self.outputs.leaf(output), head)
         if look is not None:  # behind the passes, which find the network as it is
             looked = keeping_threads_out(self.network, look) if others else look
             within = partial(evaluation, self.network, hooks, self.structure())

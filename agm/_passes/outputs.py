@@ -6,14 +6,14 @@ from copy import copy
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agm._inputs.structures import entries, parse_path, read, replaced, where
 from agm._lazy_rows.tensor import Deferred
 from agm._passes.declared_head import DeclaredHead
 from agm._passes.own_losses import own_losses
 
-__all__ = ["Output", "Outputs", "check_no_loss"]
+__all__ = ["Output", "Outputs"]
 
 Output = str | int | tuple[Any, ...] | Callable[[Any], Tensor]
 """Which part of a network's output holds the logits: a key, an index, a path of these, or a function."""
@@ -48,7 +48,7 @@ class Outputs:
         self.class_dim = class_dim
         self.head = head
         self._has_warned = False
-        self._has_doubted = False
+        self._has_doubted: set[str] = set()
 
     @property
     def are_withheld(self) -> bool:
@@ -104,8 +104,7 @@ class Outputs:
         """
         leaf = self.leaf(output)
         if leaf is not output:
-            check_no_loss(output)
-            self._check_scalars(output, leaf)
+            self.check_losses(output)
         if self.class_dim is not None:
             logits = logits.movedim(-1, self.class_dim)
         logits = logits.view_as(leaf) if leaf.dim() == 1 else logits
@@ -119,26 +118,28 @@ class Outputs:
             )
         return replaced(output, path, logits)
 
-    def _check_scalars(self, output: Any, logits: Tensor) -> None:
-        """That no loss beside the logits is computed from them.
+    def check_losses(self, output: Any, head: nn.Linear | None = None) -> None:
+        """That the output of a network that trains holds no loss that it has computed from its logits.
+
+        Args:
+            output: of the network.
+            head: what makes logits of what is in their place, as in `own_losses`.
 
         Raises:
-            ValueError: one is.
+            ValueError: it does, or a `loss` of whatever.
         """
+        loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+        if isinstance(loss, Tensor) and loss.requires_grad and torch.is_grad_enabled():
+            raise ValueError(_OWN_LOSS.format("a `loss`"))
+        logits = self.leaf(output)
         if torch.compiler.is_compiling() or not torch.is_grad_enabled() or logits.grad_fn is None:
             return
-        for place, verdict in own_losses(output, logits).items():
-            if verdict == "logits":
+        for place, verdict in own_losses(output, logits, head).items():
+            if verdict == "loss":
                 raise ValueError(_OWN_LOSS.format(f"one at {place}, computed from the logits"))
-            if not self._has_doubted:
-                self._has_doubted = True
-                warnings.warn(
-                    f"The network's output holds a scalar with a gradient at {place}, which a compiled or a custom "
-                    "function returns together with the logits: whether it is computed from them cannot be seen. If "
-                    "it is, its gradient passes by the modulation: leave the labels out of the call, and compute the "
-                    "loss from the logits.",
-                    stacklevel=2,
-                )
+            if verdict not in self._has_doubted:
+                self._has_doubted.add(verdict)
+                warnings.warn(_DOUBTS[verdict].format(place), stacklevel=2)
 
     def with_loss(self, output: Any, loss: Tensor, *, keeps_logits: bool) -> Any:
         """The output in its own structure with a loss in it, and None in the place of the logits if they are not kept.
@@ -189,23 +190,26 @@ def _named_logits(output: Any) -> Any:
     return getattr(output, "logits", None)
 
 
-def check_no_loss(output: Any) -> None:
-    """That the output of a network that trains holds no loss of its own.
-
-    Raises:
-        ValueError: it does.
-    """
-    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-    if isinstance(loss, Tensor) and loss.requires_grad and torch.is_grad_enabled():
-        raise ValueError(_OWN_LOSS.format("a `loss`"))
-
-
 _OWN_LOSS = (
     "Expected the network's forward to return no loss of its own while it trains, since its gradient would pass by the "
     "modulation, but its output holds {}. Leave the labels out of the call, give them as `target`, and compute the "
     "loss from the logits: F.cross_entropy(output.logits, target). What is only looked at may come without its graph "
     "(detach)."
 )
+
+
+_DOUBTS = {
+    "unknown": (
+        "The network's output holds a scalar with a gradient at {}, which a compiled or a custom function returns "
+        "together with the logits: whether it is computed from them cannot be seen. If it is, its gradient passes by "
+        "the modulation: leave the labels out of the call, and compute the loss from the logits."
+    ),
+    "numbers": (
+        "The network's output holds numbers at {}, one a sample, which it has computed from its logits. The gradient "
+        "of a loss that is made of them passes by the modulation: compute it from the logits that the model returns. "
+        "What is only looked at may come without its graph (detach)."
+    ),
+}
 
 
 def _refusal(output: Any, given: Output | None) -> str:

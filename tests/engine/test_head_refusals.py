@@ -48,6 +48,28 @@ def with_loss(net: Net, hidden: Tensor) -> Any:
     return {"logits": net.head(hidden), "loss": hidden.mean()}
 
 
+@torch.jit.script
+def scripted(logits: Tensor) -> Tensor:
+    return logits.logsumexp(1).mean()
+
+
+def of_the_weight(net: Net, hidden: Tensor) -> Any:
+    """As fused losses of many classes are."""
+    logits = F.linear(hidden, net.head.weight, net.head.bias)
+    return {"logits": net.head(hidden), "lm_loss": F.cross_entropy(logits, torch.arange(len(hidden)))}
+
+
+def one_a_sample(net: Net, hidden: Tensor) -> Any:
+    logits = F.linear(hidden, net.head.weight, net.head.bias)
+    losses = F.cross_entropy(logits, torch.arange(len(hidden)), reduction="none")
+    return {"logits": net.head(hidden), "parts": (losses,)}
+
+
+def by_torchscript(net: Net, hidden: Tensor) -> Any:
+    logits = net.head(hidden)
+    return {"logits": logits, "parts": (scripted(logits),)}
+
+
 def as_a_tuple(net: Net, hidden: Tensor) -> Any:
     return net.head(hidden), hidden
 
@@ -61,6 +83,9 @@ def as_a_tuple(net: Net, hidden: Tensor) -> Any:
         (by_weight, "forward does not call it"),
         (with_probabilities, "forward does more with what it returns, by `softmax`"),
         (with_loss, "Expected the network's forward to return no loss of its own"),
+        (of_the_weight, "loss of its own.* one at lm_loss, computed from the logits"),
+        (one_a_sample, r"loss of its own.* one at parts\.0, computed from the logits"),
+        (by_torchscript, r"loss of its own.* one at parts\.0, computed from the logits"),
         (as_a_tuple, r"a mapping or an object with a `loss` beside them.*got a tuple"),
     ],
 )
@@ -81,6 +106,24 @@ def test_a_head_that_is_not_the_last_is_refused(
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
     assert "forward" not in vars(network.head)
+
+
+@pytest.mark.parametrize("settings", [{}, {"encoders": PATHS}])
+def test_losses_of_the_features_may_stay_and_kept_ones_are_named(settings: dict[str, Any]) -> None:
+    class Auxiliary(Net):
+        def forward(self, audio: Tensor, visual: Tensor) -> Any:
+            hidden = self.hidden(audio, visual)
+            logits = F.linear(hidden, self.head.weight, self.head.bias)
+            self.kept = logits.logsumexp(1).mean() if self.keeps else None
+            return {"logits": self.head(hidden), "aux_loss": hidden.square().mean(), "norms": hidden.norm(dim=1)}
+
+    for keeps in (False, True):
+        network = Auxiliary()
+        network.keeps = keeps
+        model = ending(network, **settings)
+        output = model(**inputs(), target=TARGET)
+        assert output["aux_loss"].requires_grad
+        assert ("own logits in `kept`:" in str(model.plan())) == keeps
 
 
 def hooked(net: Net) -> None:

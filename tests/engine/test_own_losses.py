@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import agm
@@ -38,6 +39,19 @@ def loss_of(logits: Tensor) -> Tensor:
     return -logits.log_softmax(1)[:, 0].mean()
 
 
+def cross_entropies(logits: Tensor) -> Tensor:
+    return F.cross_entropy(logits, torch.arange(len(logits)) % 3, reduction="none")
+
+
+def binary(logits: Tensor, target: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, target.float(), reduction="none")
+
+
+def deep(logits: Tensor, features: Tensor, network: Any) -> Any:
+    ends = [network.head(network.head(features).relu() @ network.head.weight) for _ in range(2)]
+    return {"logits": ends[0], "ce": loss_of(ends[1])}
+
+
 def scaled(logits: Tensor, features: Tensor, network: Any) -> Any:
     return {"logits": (logits / 2).float(), "ce": loss_of(logits)}
 
@@ -52,6 +66,23 @@ OF_THE_LOGITS: dict[str, tuple[Callable[..., Any], dict[str, Any], str]] = {
     "of shape (1,)": (lambda z, h, n: {"logits": z, "ce": loss_of(z).view(1)}, {}, "at ce"),
     "of logits that are scaled": (scaled, {}, "at ce"),
     "of what came of them": (lambda z, h, n: {"logits": z, "ce": -z.softmax(1).log()[0, 0]}, {}, "at ce"),
+    "of logits made once more": (lambda z, h, n: {"logits": z, "ce": loss_of(n.head(h))}, {}, "at ce"),
+    "of logits made before": (lambda z, h, n: {"logits": n.head(h), "ce": loss_of(z)}, {}, "at ce"),
+    "of what a deep head made once more": (deep, {}, "at ce"),
+    "one a sample": (lambda z, h, n: {"logits": z, "ce": cross_entropies(z)}, {}, "at ce"),
+    "one a sample, in a tuple": (lambda z, h, n: (z, cross_entropies(z)), {"output": 0}, "at 1"),
+    "one a sample, named so": (
+        lambda z, h, n: {"logits": z, "token_losses": -z.log_softmax(1)[:, 0]},
+        {},
+        "at token_l",
+    ),
+    "one a sample, as the `loss`": (lambda z, h, n: {"logits": z, "loss": cross_entropies(z)}, {}, "a `loss`"),
+    "one a class": (lambda z, h, n: {"logits": z, "bce": binary(z, z.detach() > 0)}, {}, "at bce"),
+    "one a sample of one class": (
+        lambda z, h, n: {"logits": z[:, 0], "bce": binary(z[:, 0], z[:, 0].detach() > 0)},
+        {"score": "squared_error"},
+        "at bce",
+    ),
     "beside a tensor named so": (lambda z, h, n: {"logits": z, "loss": loss_of(z)}, {}, "a `loss`"),
 }
 
@@ -144,10 +175,25 @@ def test_what_one_function_returns_is_doubted_once() -> None:
         model(**inputs_of(), target=TARGET)
 
 
+@pytest.mark.parametrize("encoders", [None, ENCODERS])
+def test_numbers_of_the_logits_one_a_sample_are_doubted_once(encoders: dict[str, str] | None) -> None:
+    def make(logits: Tensor, features: Tensor, network: Any) -> dict[str, Tensor]:
+        chances = logits.softmax(1)
+        return {"logits": logits, "chances": chances, "norm": features.norm(dim=1), "confidence": chances.amax(1)}
+
+    model = agm.AGM(Network(make), NAMES, encoders=encoders)
+    with pytest.warns(UserWarning, match="numbers at confidence, one a sample"):
+        model(**inputs_of(), target=TARGET)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(**inputs_of(), target=TARGET)
+
+
 class Keeping(Network):
     def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
         logits = super().forward(audio, visual)
         self.losses = {"ce": loss_of(logits), "norm": self.head.weight.square().sum()}
+        self.each = cross_entropies(logits)
         self.head.norm = self.head.weight.square().sum()
         return logits
 
@@ -157,7 +203,7 @@ def test_a_loss_kept_in_an_attribute_is_named(encoders: dict[str, str] | None) -
     model = agm.AGM(Keeping(lambda z, h, n: z), NAMES, encoders=encoders)
     assert "passes by the modulation" not in str(model.plan())
     model(**inputs_of(), target=TARGET)
-    assert "own logits in `losses.ce`:" in str(model.plan())
+    assert "own logits in `losses.ce`, `each`:" in str(model.plan())
     found = agm.verify(agm.AGM(Keeping(lambda z, h, n: z), NAMES, encoders=encoders), inputs_of(), TARGET)
     assert found.ok
-    assert any("own logits in `losses.ce`:" in one for one in found.advice)
+    assert any("own logits in `losses.ce`, `each`:" in one for one in found.advice)
