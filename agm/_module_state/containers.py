@@ -19,9 +19,9 @@ __all__ = ["OF_MODULES", "REGISTERED", "Held", "contents", "home_of", "is_genera
 _PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None), Tensor, nn.Parameter))
 _LARGE = 100_000
 REGISTERED = ("_parameters", "_buffers", "_modules")
-# A function that somebody has put in the place of a forward watches what runs, and may go on with that. So does a
-# backend of torch.compile, which Lightning keeps with the other arguments.
-OF_MODULES = frozenset((*vars(nn.Module()), "forward", "_compile_kwargs"))
+# A function that somebody has put in the place of a forward watches what runs, and may go on with that (beside it is
+# what copies the module without it). So does a backend of torch.compile, which Lightning keeps with other arguments.
+OF_MODULES = frozenset((*vars(nn.Module()), "forward", "__deepcopy__", "_compile_kwargs"))
 _LIBRARIES = frozenset(("torch", "numpy", "tensorboard", "wandb"))
 # What of the standard library is like a user's own.
 _QUEUES = (queue.Queue, queue.LifoQueue, queue.PriorityQueue)

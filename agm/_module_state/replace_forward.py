@@ -1,8 +1,10 @@
 """Another forward for some modules while a network runs."""
 
+import copy
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +18,7 @@ __all__ = ["answering", "answering_methods", "called_function", "keeping_threads
 
 _Result = TypeVar("_Result")
 _MISSING = object()
+_COPIER = "__deepcopy__"
 _COMPILED = "_compiled_call_impl"  # where `module.compile()` leaves what calls of the module go to
 _HOOKS = "_forward_pre_hooks"
 # Before torch 2.13 a graph has the forward of a module's class in it, whatever the module has of its own, if there are
@@ -52,7 +55,9 @@ def answering_methods(
     answers: Iterable[tuple[nn.Module, str, Callable[..., Any]]], eager: bool = False
 ) -> AbstractContextManager[None]:
     """As `answering`, of a method for each module; `eager` where nothing is compiled, as far as the caller knows."""
+    answers = [*answers]
     own: list[tuple[dict[str, Any], str, Any, Any]] = []
+    copied: list[tuple[dict[str, Any], Any]] = []
     for module, method, answer in answers:
         place = _place(module, method)
         if _CALLS_CLASS and place == "forward" and torch.compiler.is_compiling() and not _has_hooks(module):
@@ -67,13 +72,39 @@ def answering_methods(
                 attributes.pop(place, None)
             else:
                 attributes[place] = value
+        for attributes, copier in copied:
+            if copier is None:
+                attributes.pop(_COPIER, None)
+            else:
+                attributes[_COPIER] = copier
 
     def replace() -> None:
-        alone = (not eager and torch.compiler.is_compiling()) or threading.active_count() == 1
+        is_compiling = not eager and torch.compiler.is_compiling()
+        alone = is_compiling or threading.active_count() == 1
         for attributes, place, answer, value in own:
             attributes[place] = answer if alone else guarded(answer, None if value is _MISSING else value)
+        if is_compiling:
+            return
+        for (module, _, _), (attributes, place, _, value) in zip(answers, own, strict=True):
+            copied.append((attributes, attributes.get(_COPIER)))
+            attributes[_COPIER] = partial(_copied, module, place, value, copied[-1][1])
 
     return putting_back(put_back, replace, eager)
+
+
+def _copied(module: nn.Module, place: str, value: Any, copier: Any, memo: dict[int, Any]) -> nn.Module:
+    """A copy of a module, as forward makes itself a teacher: what stands in for its method is not a part of it."""
+    now = module.__dict__
+    before = now.copy()
+    for name, own in ((place, value), (_COPIER, _MISSING if copier is None else copier)):
+        if own is _MISSING:
+            del now[name]
+        else:
+            now[name] = own
+    try:
+        return copy.deepcopy(module, memo)
+    finally:
+        now.update(before)
 
 
 def keeping_threads_out(network: nn.Module, function: Callable[..., _Result]) -> Callable[..., _Result]:

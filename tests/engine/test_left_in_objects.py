@@ -1,7 +1,9 @@
 """What forward changes inside of objects, and in generators of random numbers, is what one joint pass leaves there."""
 
 import argparse
+import copy
 import random
+import threading
 from collections import Counter, OrderedDict, UserDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 
 import agm
 
-from .plain_network import NAMES, OPTIONS, TARGET, Net, inputs
+from .plain_network import CLASSES, NAMES, OPTIONS, TARGET, Net, inputs
 
 
 class Attributes(dict[str, Any]):
@@ -242,3 +244,54 @@ def test_the_first_that_a_masked_pass_registers_goes_again(options: dict[str, An
     for _ in range(2):
         model(**inputs(), target=TARGET)
     assert not [name for name in (*network.state_dict(), *dict(network.named_modules())) if "first" in name]
+
+
+class Teaching(Net):
+    """Makes itself a teacher, a copy of an encoder or of all of it, in its first forward or in a later one."""
+
+    def __init__(self, whole: bool, first: int) -> None:
+        super().__init__()
+        self.whole, self.first, self.calls = whole, first, 0
+        self.teacher: list[nn.Module] = []
+
+    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+        self.calls += self.training
+        if self.calls >= self.first and not self.teacher:
+            self.teacher.append(copy.deepcopy(self if self.whole else self.audio_net))
+        logits = self.logits(audio, visual)
+        for teacher in self.teacher:
+            for own in teacher.parameters():
+                own.requires_grad_(False)
+            logits = logits + (Net.logits(teacher, audio, visual) if self.whole else teacher(audio)[:, :CLASSES])
+        return logits
+
+
+@pytest.mark.parametrize("first", [1, 2])
+@pytest.mark.parametrize("whole", [False, True], ids=["encoder", "network"])
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "with a thread"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_a_copy_that_forward_makes_has_nothing_that_stands_in(
+    options: dict[str, Any], alone: bool, whole: bool, first: int
+) -> None:
+    network, plain = Teaching(whole, first), Teaching(whole, first)
+    model = agm.AGM(network, NAMES, **options)
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    if not alone:
+        thread.start()
+    try:
+        for step in range(3):
+            given = inputs(step)
+            torch.testing.assert_close(model(**given, target=TARGET), plain(**given), rtol=0, atol=1e-12)
+    finally:
+        done.set()
+        if not alone:
+            thread.join()
+    for module in (*network.modules(), *network.teacher[0].modules()):
+        assert not {"forward", "__deepcopy__"} & vars(module).keys()
+    torch.testing.assert_close(network.teacher[0].state_dict(), plain.teacher[0].state_dict())
+    with torch.no_grad():  # it is a network of its own
+        for own in network.teacher[0].parameters():
+            own.zero_()
+    assert any(bool(own.any()) for own in network.audio_net.parameters())
+    assert agm.verify(model, inputs(), TARGET).ok
