@@ -23,7 +23,7 @@ from agm._one_pass.rules import put_together
 from agm._one_pass.split_pass import ALIASES, Given, split_pass, what_runs
 from agm._one_pass.synchronised import Exchanges, Reach
 
-__all__ = ["JointCall", "Known", "autocasts", "in_the_way", "surroundings", "versions"]
+__all__ = ["JointCall", "Known", "Ways", "autocasts", "in_the_way", "surroundings", "versions"]
 
 LEFT_OUT = "the joint pass leaves features of it out, so that norms would exchange gradients of the masked rows alone"
 OWN_WAY = "the network encodes in its own way (in an activation checkpoint, without gradients, more than once)"
@@ -41,6 +41,10 @@ def in_the_way(inputs: Any) -> str | None:
     return f"its input is a {strange[0].__name__}, of which nothing is known" if strange else None
 
 
+Ways = set[tuple[int, int]]
+"""Functions of torch that have run one after the other, in pairs."""
+
+
 @dataclass
 class Known:
     """What has become of encoders in one pass, in the batches so far.
@@ -52,7 +56,9 @@ class Known:
         missed: kind of call -> how often what has been one pass could not be.
         depends: modalities whose encoder depends on the mode though none of its layers says so.
         mixes: modalities in whose encoder rows may meet.
-        apart: modalities in whose encoder rows do not meet, as a pass that followed them or a look has shown.
+        apart: modality, and which call of its encoder -> the ways through it on which a look has shown that rows do not
+            meet: pairs of functions that ran one after the other.
+        doubted: those of `apart` that are to be looked at again, since a batch has gone another way.
         seen: what a network is made of -> what was `apart` in it.
     """
 
@@ -62,8 +68,9 @@ class Known:
     missed: dict[object, int] = field(default_factory=dict)
     depends: set[str] = field(default_factory=set)
     mixes: set[str] = field(default_factory=set)
-    apart: set[str] = field(default_factory=set)
-    seen: dict[object, set[str]] = field(default_factory=dict)
+    apart: dict[tuple[str, int], Ways] = field(default_factory=dict)
+    doubted: set[tuple[str, int]] = field(default_factory=set)
+    seen: dict[object, dict[tuple[str, int], Ways]] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "runs": {}, "seen": {}}  # functions, and tensors and modules by their identity
@@ -77,15 +84,33 @@ class Known:
         if structure is not None:
             self.apart = structure.chosen("rows apart", lambda: self._seen_in(structure.marks()))
 
-    def _seen_in(self, marks: object) -> set[str]:
+    def _seen_in(self, marks: object) -> dict[tuple[str, int], Ways]:
         if len(self.seen) >= _STRUCTURES:
             self.seen.clear()
-        return self.seen.setdefault(marks, set())
+        return self.seen.setdefault(marks, {})
 
-    def treats_apart(self, name: str) -> None:
-        """A pass has followed the rows of a modality through its encoder, and they did not meet."""
-        if name not in self.mixes:  # in another kind of batch they may have
-            self.apart.add(name)
+    def meet(self, call: tuple[str, int], look: Callable[[], bool]) -> bool:
+        """Whether rows may meet in a call of an encoder, as a `look` tells where none has, or where one is doubted.
+
+        Args:
+            call: the modality, and which call of its encoder.
+            look: see `rows_meet`.
+        """
+        name, _ = call
+        if name not in self.mixes and (not self.apart.get(call) or call in self.doubted):
+            if look():
+                self.mixes.add(name)
+            else:
+                self.apart.setdefault(call, set())
+            self.doubted.discard(call)
+        return name in self.mixes
+
+    def is_another(self, call: tuple[str, int], ways: Ways) -> bool:
+        """Whether rows that were looked at went other ways through an encoder than those of now, which are noted."""
+        known = self.apart.setdefault(call, set())
+        before = len(known)
+        known |= ways or {(0, 0)}
+        return 0 < before < len(known)
 
     def refuse(self, kind: object, reason: str) -> None:
         """One pass was tried and could not be told to be right: it is not tried again, or not often."""
@@ -231,7 +256,6 @@ class JointCall:
         except Exception:  # two passes will raise it for the rows that the user knows
             return None
         self.is_done, self.reason = True, None
-        self.known.treats_apart(self.name)
         self.few = features.clone()
         if not self.keeps:
             self.present = self.few[: self.batch]
@@ -255,7 +279,6 @@ class JointCall:
                 self.reason = str(error)
                 if isinstance(error, Meeting):
                     self.known.mixes.add(self.name)
-                    self.known.apart.discard(self.name)
             if self.reason == DEPENDS:
                 self.known.depends.add(self.name)
                 self.reason = self._depend()
@@ -300,7 +323,6 @@ class JointCall:
             dims=self.dims,
         )
         self.known.passed.add(kind)
-        self.known.treats_apart(self.name)
         return features
 
     def _more(self) -> dict[int, Tensor]:

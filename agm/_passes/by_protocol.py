@@ -31,7 +31,7 @@ from agm._passes.chunks import Chunks
 from agm._passes.joint_pass import Joint, answer, joint_pass, refusal
 from agm._passes.options import MaskedOptions
 from agm._passes.outputs import Outputs
-from agm._passes.parted_features import absent_features, deferred_leaf, in_two, parted_features, rows_meet, written_leaf
+from agm._passes.parted_features import absent_features, deferred_leaf, features_apart, parted_features, written_leaf
 from agm._passes.plan import ONE_ROW, Line, encoder_lines, fusion_line
 from agm._passes.record import Record
 from agm.distributed import Peers, is_sharded
@@ -363,16 +363,6 @@ class FactorisedPasses:
             both = self._encoded(name, given, found, call, batch)
         return detached(both) if name in found.frozen else both
 
-    def _meet(self, name: str, encoder: nn.Module, given: Any, batch: int) -> bool:
-        """Whether rows may meet in an encoder: where no pass has followed them, the first one looks."""
-        known = self.record.one_pass
-        if name in known.apart:
-            return False
-        if name not in known.mixes and not torch.compiler.is_compiling():
-            few = mapped(lambda leaf: leaf[: 2 if batch > 2 else 1] if is_rows(leaf) else leaf, given)
-            (known.mixes if rows_meet(encoder, encoder, given, few) else known.apart).add(name)
-        return name in known.mixes
-
     def _encoded(self, name: str, given: Any, found: Joint, call: JointCall | None, batch: int) -> tuple[Any, Any]:
         if call is not None:
             given = call.second_pass()
@@ -389,10 +379,12 @@ class FactorisedPasses:
             if constant:
                 stack.enter_context(torch.no_grad())
             encoder = self.network.encoders[name]
-            if not self.shared and batch and not has_samples(given) and self._meet(name, encoder, given, batch):
-                return in_two(encoder, given, batch)
             if self.shared:
                 return found.features[name], absent_features(encoder, given)
+            if batch and not has_samples(given):
+                structure = self.structures.of(self.network)
+                watches = structure is not None and not structure.is_compiled
+                return features_apart(name, encoder, given, batch, self.record.one_pass, watches)
             return parted_features(name, encoder(unwrap(given)), batch)
 
 

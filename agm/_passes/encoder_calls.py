@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,11 +24,10 @@ from agm._passes.encoder_recording import Call, Handed, Recorder
 from agm._passes.encoder_rows import EncoderRows
 from agm._passes.encoder_sources import Source, behind, dim_of, known_features, mixed
 from agm._passes.origins import Origins
-from agm._passes.parted_features import rows_meet
+from agm._passes.parted_features import at_once, rows_meet
 
 __all__ = ["Answer", "KnownCall", "NeedsOrigins"]
 
-_NO_BITS: frozenset[int] = frozenset()
 _OTHER_STRUCTURE = (
     "returns another structure in the masked pass than in the joint pass. Of a list with a tensor for each sample "
     "(LLaVA's get_image_features) name what returns one tensor of all samples (its vision_tower)"
@@ -73,6 +73,7 @@ class Answer:
         absent_features: of rows in which a modality is absent.
         check: whether to look at the rows that are picked.
         deferred: whether features are handed on as deferred rows.
+        watches: whether it may be seen on which ways rows go through the encoder.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Answer:
         absent_features: AbsentFeatures,
         check: bool,
         deferred: bool,
+        watches: bool,
     ) -> None:
         self.recorder = recorder
         self.target = recorder.target
@@ -104,6 +106,7 @@ class Answer:
         self.origins = origins
         self.check = check
         self.deferred = deferred
+        self.watches = watches
         self.pending = list(reversed(recorder.calls))
         self.all_rows: list[str] = []  # modalities of which all rows were encoded
         self.other_rows: set[str] = set(other_rows)
@@ -254,34 +257,34 @@ class Answer:
             # Absent rows by themselves need no graph if they are to have no gradient.
             constant = rows.present == 0 and not self.absent_features.gradient
             with torch.no_grad() if constant else nullcontext():
-                listed = any(source.is_listed for source in sources)
-                if not rows.present or listed or name in self.one_pass.apart:
-                    places = None
-                else:
-                    places = [dim_of(*one, rows) for one in found]
-                if places is not None and self._meet(name, picked, places, structure, rows):
-                    output = self._in_two(picked, places, structure, rows)
-                else:
-                    args, kwargs = unflattened(picked, structure)
-                    output = self.recorder.function(*args, **kwargs)
+                alone = not rows.present or any(source.is_listed for source in sources)
+                output = self._apart(
+                    name, picked, [] if alone else [dim_of(*one, rows) for one in found], structure, rows
+                )
         if keeps:
             self.absent_features.keep(name, absent, output)
         return self._in_place(output, call, rows, shares, dims)
 
-    def _meet(
-        self, name: str, picked: Sequence[Any], dims: Sequence[int | None], structure: Any, rows: EncoderRows
-    ) -> bool:
-        """Whether rows may meet in an encoder: where no pass has followed them, the first one looks."""
-        known = self.one_pass
-        if name not in known.mixes and self.known is None:
-            few = [rows.first(x, dim) for x, dim in zip(picked, dims, strict=True)]
+    def _apart(
+        self, name: str, picked: list[Any], dims: Sequence[int | None], structure: Any, rows: EncoderRows
+    ) -> Any:
+        """What an encoder makes of present rows and absent ones, each by themselves where they may meet."""
 
-            def run(leaves: list[Any]) -> Any:
-                args, kwargs = unflattened(leaves, structure)
-                return self.recorder.function(*args, **kwargs)
+        def run(leaves: list[Any]) -> Any:
+            args, kwargs = unflattened(leaves, structure)
+            return self.recorder.function(*args, **kwargs)
 
-            (known.mixes if rows_meet(self.target.owner, run, picked, few) else known.apart).add(name)
-        return name in known.mixes
+        def look() -> bool:
+            return rows_meet(self.target.owner, run, picked, list(map(rows.first, picked, dims)))
+
+        if not dims:  # there are no others, or none that can be told apart
+            return run(picked)
+        if self.known is not None:
+            output = None if name in self.one_pass.mixes else run(picked)
+        else:
+            call = name, len(self.recorder.calls) - len(self.pending) - 1
+            output = at_once(self.one_pass, call, partial(run, picked), look, self.watches)
+        return self._in_two(picked, dims, structure, rows) if output is None else output
 
     def _in_two(self, picked: Sequence[Any], dims: Sequence[int | None], structure: Any, rows: EncoderRows) -> Any:
         """What an encoder in which rows may meet makes of present rows, and of absent ones, each by themselves."""
@@ -361,7 +364,7 @@ class Answer:
 
     def _bits(self, leaves: list[Any], sources: Sequence["Source"]) -> frozenset[int]:
         """The modalities that what grows with the batch was computed from."""
-        bits = _NO_BITS
+        bits: frozenset[int] = frozenset()
         for leaf, source in zip(leaves, sources, strict=True):
             if not source.grows or source.is_listed:
                 continue
@@ -385,8 +388,7 @@ class Answer:
         return leaves, structure
 
     def _refusal(self, what: str) -> ValueError:
-        name = next(iter(self.target.names.values()))
-        return EncoderRows(name, 0, self.rows, False, False).refusal(what)
+        return EncoderRows(next(iter(self.target.names.values())), 0, self.rows, False, False).refusal(what)
 
     def finish(self) -> None:
         """That it was called as often as in the joint pass.

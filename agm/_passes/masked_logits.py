@@ -96,8 +96,12 @@ def masked_logits(
     torch's own layers (nn.Sequential of linear layers, convolutions, activations ...), without hooks or subclasses and
     none of which depends on the mode, it is known what runs, and nothing is followed. Where the code of
     an encoder asks for its mode or for the number of rows (`if self.training`), a first batch shows whether the same
-    functions run in eval mode, and later ones whether they still do. `passes` says what to do with it. An encoder in
-    which rows may meet has its present rows and its absent ones by themselves.
+    functions run in eval mode, and later ones whether they still do. `passes` says what to do with it.
+
+    An encoder in which rows may meet has its present rows and its absent ones by themselves. In two passes a first
+    batch shows whether they do, and any later one in which other functions of torch run, or in another order. Where
+    these are out of sight (TorchScript, compiled parts, sharded encoders) or the same ones take other arguments, and
+    in a network of one piece, `agm.verify` tells of the batch that it is given.
 
     A norm that exchanges statistics with other processes (`SyncBatchNorm`) exchanges those of the B rows, once a step
     forward and backward, whether its encoder has one pass or two, or leaves the one pass in its middle: processes need

@@ -20,6 +20,8 @@ from agm._module_state.undo import Contexts
 from agm._passes.encoder_calls import Answer, KnownCall, NeedsOrigins
 from agm._passes.encoder_recording import Handed, Recorder
 from agm._passes.origins import Origins
+from agm._passes.parted_features import AnotherWay
+from agm.distributed import is_sharded
 
 if TYPE_CHECKING:
     from agm._passes.by_path import InterceptedPasses
@@ -71,6 +73,10 @@ class MaskedRun:
         )
         self.structure = passes.structures.of(passes.network)  # as the joint pass has left it
         passes.record.one_pass.holds_for(self.structure)
+        # Other processes would not begin their pass anew with this one.
+        self.watches = self.structure is not None and not (
+            self.structure.is_compiled or self.structure.exchanges or self.structure.chosen("sharded", self._is_sharded)
+        )
 
     def logits(self, rows: Rows, *, deferred: bool, check: bool = False) -> Any:
         """What the network makes of the masked rows, its encoders answering for them.
@@ -83,12 +89,13 @@ class MaskedRun:
         record = self.passes.record
         if self.structure is None:
             return self._run(rows, deferred, check, None)
-        if not record.follows:
+        while True:
             try:
-                return self._run(rows, deferred, check, None)
+                return self._run(rows, deferred, check, Origins() if record.follows else None)
             except NeedsOrigins:
                 record.follows = True
-        return self._run(rows, deferred, check, Origins())
+            except AnotherWay:
+                pass  # the same rows are looked at
 
     def _run(self, rows: Rows, deferred: bool, check: bool, origins: Origins | None) -> Any:
         compiling = self.structure is None
@@ -129,6 +136,7 @@ class MaskedRun:
                 absent_features=self.passes.absent_features,
                 check=check,
                 deferred=deferred,
+                watches=self.watches,
             )
             for recorder in self.recorders
         ]
@@ -152,6 +160,9 @@ class MaskedRun:
                 record.absent_rows.update(answer.absent_rows)
             record.order[str(answer.target)] = answer.order
         return logits
+
+    def _is_sharded(self) -> bool:
+        return any(map(is_sharded, self.passes.network.modules()))
 
     def _mixes(self, encoder: nn.Module) -> bool:
         if self.structure is None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from agm._inputs.absent import is_rows
 from agm._inputs.closeness import close
@@ -17,10 +18,20 @@ from agm._module_state.eval_mode import mixes_samples
 from agm._module_state.modules import submodules
 from agm._module_state.traces import untraced
 from agm._module_state.untouched import untouched
+from agm._one_pass.joint_call import Known, Ways
 from agm._one_pass.synchronised import has_own_way, is_exchanging
 from agm.distributed import is_sharded
 
-__all__ = ["absent_features", "deferred_leaf", "in_two", "parted_features", "rows_meet", "written_leaf"]
+__all__ = [
+    "AnotherWay",
+    "absent_features",
+    "at_once",
+    "deferred_leaf",
+    "features_apart",
+    "parted_features",
+    "rows_meet",
+    "written_leaf",
+]
 
 
 def in_two(encoder: nn.Module, given: Any, batch: int) -> tuple[Any, Any]:
@@ -61,6 +72,87 @@ def rows_meet(encoder: nn.Module, run: Callable[[Any], Any], given: Any, few: An
         if len(dims) != 1 or not close(one, all_rows.narrow(dims[0], 0, one.shape[dims[0]])):
             return True
     return False
+
+
+class Way(TorchFunctionMode):
+    """Notes on which way an encoder goes, by the functions of torch that run one after the other.
+
+    Where rows come to meet in a later batch (forward counts its calls, or looks at its values) another function runs.
+
+    Attributes:
+        steps: pairs of functions. A loop has the same, however long it is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: Ways = set()
+        self._last = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        now = hash(func)
+        self.steps.add((self._last, now))
+        self._last = now
+        return func(*args, **(kwargs or {}))
+
+
+class AnotherWay(RuntimeError):
+    """Rows went another way through an encoder than those that have been looked at: the pass begins anew."""
+
+
+def at_once(
+    known: Known, call: tuple[str, int], run: Callable[[], Any], look: Callable[[], bool], watches: bool
+) -> Any:
+    """What an encoder makes of present rows and absent ones in one call; None: they may meet in it.
+
+    Args:
+        known: of earlier calls.
+        call: the modality, and which call of its encoder.
+        run: calls it.
+        look: whether they meet in this batch, see `rows_meet`.
+        watches: whether it may be seen on which way they go.
+
+    Raises:
+        AnotherWay: they may or not, for they went on ways that nobody has looked at.
+    """
+    if known.meet(call, look):
+        return None
+    if not watches:
+        known.is_another(call, set())
+        return run()
+    with Way() as way:
+        output = run()
+    if known.is_another(call, way.steps):
+        known.doubted.add(call)
+        raise AnotherWay
+    return output
+
+
+def features_apart(
+    name: str, encoder: nn.Module, given: Any, batch: int, known: Known, watches: bool
+) -> tuple[Any, Any]:
+    """Features of present and of absent rows, each by themselves where rows may meet.
+
+    Args:
+        name: of the modality.
+        encoder: its encoder.
+        given: present rows, and absent ones behind them.
+        batch: how many samples there are.
+        known, watches: as in `at_once`.
+    """
+    if torch.compiler.is_compiling():
+        meet = name in known.mixes
+        return in_two(encoder, given, batch) if meet else parted_features(name, encoder(unwrap(given)), batch)
+
+    def look() -> bool:
+        few = mapped(lambda leaf: leaf[: 2 if batch > 2 else 1] if is_rows(leaf) else leaf, given)
+        return rows_meet(encoder, encoder, given, few)
+
+    while True:
+        try:
+            features = at_once(known, (name, 0), lambda: encoder(unwrap(given)), look, watches)
+        except AnotherWay:
+            continue
+        return in_two(encoder, given, batch) if features is None else parted_features(name, features, batch)
 
 
 def absent_features(encoder: nn.Module, absent: Any) -> Any:

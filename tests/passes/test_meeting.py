@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import agm
+from agm._passes.parted_features import rows_meet
 
 from .networks import BOTH, Factorised, Pairs, inputs, rows, separate
 
@@ -98,3 +99,72 @@ class TestGradientsByFrequency:
         model.module.audio_net.table.scale_grad_by_freq = False
         model(**TOKENS, target=TARGET)
         assert "(scale_grad_by_freq)" in str(model.plan())
+
+
+@torch.jit.script
+def centred(x: Tensor) -> Tensor:
+    return x - x.mean(0)
+
+
+class Later(nn.Module):
+    """In which rows meet from a later batch on, or in batches of large values alone."""
+
+    def __init__(self, when: str, mean: Any = lambda x: x - x.mean(0)) -> None:
+        super().__init__()
+        self.layer, self.norm, self.when, self.mean, self.calls = nn.Linear(6, 5), nn.BatchNorm1d(5), when, mean, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.calls += 1
+        features = self.norm(self.layer(x))
+        for _ in range(self.calls):  # a longer way is no other one
+            features = features.tanh()
+        meets = {"later": self.calls > 3, "large": bool(x.abs().max() > 9), "never": False}[self.when]
+        return self.mean(features) if meets else features
+
+
+def stepped(network: nn.Module, when: str, **options: Any) -> tuple[agm.AGM, list[bool]]:
+    """Whether each of six steps has the masked logits of the definition."""
+    model = agm.AGM(network, ("audio", "visual"), **options)
+    found: list[Tensor] = []
+    model.modulator.register_forward_pre_hook(lambda _, given: found.append(given[0]))
+    right = []
+    for step in range(6):
+        given = {name: x * (20 if when == "large" and step > 3 else 1) for name, x in inputs(4).items()}
+        expected = separate(copy.deepcopy(network), given)
+        model(**given, target=TARGET)
+        masked = found[-1] if isinstance(found[-1], Tensor) else found[-1].stacked()
+        right.append(torch.allclose(masked, expected, rtol=1e-9, atol=1e-9))
+    return model, right
+
+
+@pytest.mark.parametrize("when", ["later", "large", "never"])
+@pytest.mark.parametrize("how", ["auto", "two", "method", "fuse"])
+def test_rows_that_meet_from_a_later_batch_on(how: str, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[bool] = []
+
+    def counted(*given: Any) -> bool:
+        looks.append(rows_meet(*given))
+        return looks[-1]
+
+    for room in ("encoder_calls", "parted_features"):
+        monkeypatch.setattr(f"agm._passes.{room}.rows_meet", counted)
+    torch.manual_seed(0)
+    network: Any = Factorised() if how == "fuse" else Encoding(Later(when)) if how == "method" else Pairs(Later(when))
+    options: dict[str, Any] = {"encoders": METHOD if how == "method" else BOTH}
+    if how == "fuse":
+        network.encoders["audio"], options = Later(when).double(), {"passes": "two"}
+    elif how == "two":
+        options["passes"] = "two"
+    _, right = stepped(network, when, **options)
+    assert right == [True] * 6
+    assert looks.count(True) == (when != "never")
+    assert len(looks) <= 6  # of each encoder, and where a loop begins to go round
+
+
+def test_rows_that_meet_where_no_function_is_seen_are_found_by_verify() -> None:
+    torch.manual_seed(0)
+    network = Pairs(Later("later", lambda x: centred(x)))
+    model, right = stepped(network, "later", encoders=BOTH, passes="two")
+    assert right == [True] * 3 + [False] * 3
+    assert not agm.verify(model, inputs(4), TARGET).ok
