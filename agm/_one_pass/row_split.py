@@ -81,6 +81,7 @@ class RowSplit(TorchFunctionMode):
         ran: the functions that have run, with what was given to them beside tensors.
         failed: the first `Unsplit`, which code inside may have caught.
         exchange: what a norm makes of train rows, while one runs that exchanges statistics with other processes.
+        batches: how many a norm has counted before, while one runs whose statistics are averages of all batches.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class RowSplit(TorchFunctionMode):
         self.ran: list[Any] = []
         self.failed: Unsplit | None = None
         self.exchange: Exchange | None = None
+        self.batches: Tensor | None = None
         self._is_told = False  # whether what runs was given the mode
         self._read_by = ""  # the layer of torch's that has read its mode
         self._generators: dict[torch.device, Callable[[], None]] = {}  # puts back their state before the first draw

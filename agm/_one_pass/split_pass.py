@@ -21,6 +21,7 @@ from agm._module_state.modules import submodules
 from agm._module_state.traces import Attributes, is_own
 from agm._module_state.undo import Contexts, putting_back
 from agm._module_state.untouched import untouched
+from agm._one_pass.averaging import averaging_on_device
 from agm._one_pass.layouts import Mode, RowCount, Unsplit, telling_rows
 from agm._one_pass.own_modes import check_mode, telling_around
 from agm._one_pass.records import Origins
@@ -100,7 +101,8 @@ def split_pass(
     args, kwargs = mapped(join, given)
     iterators.begin()
     try:
-        features, structure = _run(encoder, _Modes(modules, around, split), args, kwargs, split, exchanges)
+        modes = _Modes(modules, around, split)
+        features, structure = _run(encoder, modules, modes, args, kwargs, split, exchanges)
         split.finish(features, structure)
         if _have_hooks(modules):
             raise Unsplit("it registers hooks")
@@ -163,10 +165,16 @@ def _around(network: nn.Module | None, modules: Sequence[nn.Module]) -> list[nn.
 
 
 def _run(
-    encoder: nn.Module, modes: "_Modes", args: Any, kwargs: Any, split: RowSplit, exchanges: Exchanges
+    encoder: nn.Module,
+    modules: Sequence[nn.Module],
+    modes: "_Modes",
+    args: Any,
+    kwargs: Any,
+    split: RowSplit,
+    exchanges: Exchanges,
 ) -> tuple[list[Any], Any]:
     """Leaves of the features, and their structure."""
-    with modes.told(), exchanges.within(split), split:
+    with averaging_on_device(modules, split), modes.told(), exchanges.within(split), split:
         features = encoder.forward(*args, **kwargs)  # it stands in for that, inside a call of the encoder
         modes.check()
     return flattened(features, is_leaf=is_opaque)
@@ -302,7 +310,7 @@ def what_runs(
             try:
                 if train:
                     modes = _Modes(modules, around, split)
-                    features, structure = _run(encoder, modes, args, kwargs, split, exchanges)
+                    features, structure = _run(encoder, modules, modes, args, kwargs, split, exchanges)
                 else:
                     with telling_rows(split.read, split.fail), evaluation(whole), exchanges.within(split), split:
                         output = encoder.forward(*args, **kwargs)
