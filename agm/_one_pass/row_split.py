@@ -21,7 +21,7 @@ from agm._one_pass.layer_rules import LAYER_RULES
 from agm._one_pass.layouts import Layout, Mode, RowCount, Unsplit
 from agm._one_pass.mode_rules import MODE_RULES, TWICE
 from agm._one_pass.records import Origins, told_call
-from agm._one_pass.rules import Rule, meet, no_counts, pointwise, tensors_in
+from agm._one_pass.rules import Rule, meet, no_counts, pointwise, tensors_in, with_numbers
 from agm._one_pass.shape_rules import SHAPE_RULES
 from agm._one_pass.synchronised import Exchange
 
@@ -272,7 +272,7 @@ class RowSplit(TorchFunctionMode):
                 assert rule is not None
                 if name not in _SIZED:
                     no_counts(name, (*args, *kwargs.values()))
-                result = rule(self, _with_numbers(func) if name in _SIZED else func, args, kwargs)
+                result = rule(self, with_numbers(func) if name in _SIZED else func, args, kwargs)
             else:
                 result = self._without_rows(func, name, rule, args, kwargs)
             has_tensors = self.origins.add(result, len(self.ran))
@@ -337,7 +337,7 @@ class RowSplit(TorchFunctionMode):
         if _tells(values):
             if name not in _COUNTING or rule is None:
                 raise Unsplit(f"it gives `{name}` the number of rows, which is another one in one pass")
-            return rule(self, _with_numbers(func), args, kwargs)
+            return rule(self, with_numbers(func), args, kwargs)
         if name.rstrip("_") in DRAWING:
             raise Unsplit(f"it draws random numbers (`{name}`)")
         if name in _OF_MODES and name != "_set_grad_enabled":
@@ -368,22 +368,6 @@ def _is_true(value: Any) -> bool:
 
 def _memory(tensor: Tensor) -> object:
     return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
-
-
-def _number(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return tuple(map(_number, value))
-    return value.number if type(value) is RowCount else value
-
-
-def _with_numbers(func: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that takes the number of rows as a size."""
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return func(*map(_number, args), **{key: _number(value) for key, value in kwargs.items()})
-
-    call.__name__ = getattr(func, "__name__", str(func))
-    return call
 
 
 DEPENDS = "it depends on the mode"
