@@ -79,7 +79,7 @@ fi
 # Each backend of the modulation; whole steps; steps in CUDA graphs; one pass against two; then the rest.
 ! has head || measure 110 head --variants cuda triton --op modulate modulate_backward modulate_cross_entropy \
   modulate_cross_entropy_backward
-! has step || measure 60 step --network av-mnist --fusion late --modalities 2 --variants exact shared
+! has step || measure 60 step --network av-mnist --fusion late --modalities 2 --variants exact shared refreshed
 ! has graphs || measure 50 compile --network av-mnist --variants "joint, graph" "exact, graph" "shared, graph"
 ! has passes || measure 40 step --network tokens --fusion late --modalities 2 --variants exact exact-one
 ! has linear || measure 40 linear

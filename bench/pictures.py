@@ -17,6 +17,7 @@ COLOURS = {
     "exact": "#0072B2",
     "exact-one": "#004C74",
     "shared": "#009E73",
+    "refreshed": "#004D3A",
     "sampled": "#56B4E9",
     "auto": "#0072B2",
     "reference": "#E69F00",

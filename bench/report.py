@@ -29,6 +29,7 @@ VARIANTS = {
     "exact": "`exact`",
     "exact-one": "`exact`, one pass",
     "shared": "`shared`",
+    "refreshed": "`shared`, absent rows kept for 16 steps",
     "sampled": "`shared`, drawn subsets",
 }
 SHOWN_OPS = (

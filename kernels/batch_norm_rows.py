@@ -1,8 +1,8 @@
 """Batch norm of train rows and eval rows in Triton: NVIDIA and AMD GPUs, and CPU tensors under `TRITON_INTERPRET=1`.
 
-`agm.ops.reference` is the specification. Two launches each way, whatever the split: the first leaves what each chunk
-of the values of a channel adds, the second puts these together again in each of its programs and writes. Where torch
-reads an activation twice and writes one, so do these.
+`agm.ops.reference` is the specification. Two launches each way: the first leaves what each chunk of the values of a
+channel adds, the second puts these together again in each of its programs, and writes. No byte is moved more than by
+torch.
 """
 
 import math
@@ -56,12 +56,14 @@ def _inverse_deviation(variance, eps):
 @triton.jit(do_not_specialize=_BY_BATCH)
 def _collect(
     source,
-    partial,  # (2, train_chunks, channels): means, sums of squares about them
+    partial,  # (2, chunks, channels): means, sums of squares about them
     channels,
     positions,
+    values,
     train_values,
     share,
     train_chunks,
+    chunks,  # those of the train rows, or all
     CHANNELS_LAST: tl.constexpr,
     VALUES: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -69,8 +71,7 @@ def _collect(
 ):
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     inside = channel < channels
-    begin = tl.program_id(1) * share
-    end = tl.minimum(begin + share, train_values)
+    begin, end, _ = _chunk(tl.program_id(1), values, train_values, share, train_chunks)
     mean = tl.zeros([1, CHANNELS], DTYPE)
     squares = tl.zeros([1, CHANNELS], DTYPE)
     for first in range(begin, end, VALUES):
@@ -89,28 +90,42 @@ def _collect(
         squares += tl.sum(difference * difference, 0, keep_dims=True) + apart * apart * (before * portion)
     target = partial + tl.program_id(1) * channels + channel
     tl.store(target, mean, mask=inside)
-    tl.store(target + train_chunks * channels, squares, mask=inside)
+    tl.store(target + chunks * channels, squares, mask=inside)
+
+
+@triton.jit
+def _merged(partial, chunk, chunks, there, channel, channels, count, total):
+    """(1, CHANNELS) mean and sum of squares about it, of the chunks that are `there`, each of `count` of all values."""
+    means = tl.load(partial + chunk * channels + channel, mask=there, other=0.0)
+    squares = tl.load(partial + (chunks + chunk) * channels + channel, mask=there, other=0.0)
+    mean = tl.sum(means * (count / total), 0, keep_dims=True)
+    apart = tl.where(there, means - mean, 0.0)
+    mean += tl.sum(apart * (count / total), 0, keep_dims=True)  # what the first sum was rounded by
+    apart = tl.where(there, means - mean, 0.0)
+    return mean, tl.sum(squares + apart * apart * count, 0, keep_dims=True).to(tl.float64)
 
 
 @triton.jit(do_not_specialize=_BY_BATCH)
 def _normalise(
     source,
     out,
-    partial,  # (2, train_chunks, channels), as `_collect` leaves it
-    running_mean,
-    running_var,
+    partial,  # (2, train_chunks or chunks, channels), as `_collect` leaves it
+    running_mean,  # (channels,) or None
+    running_var,  # (channels,) or None
     weight,  # (channels,) or None
     bias,  # (channels,) or None
+    batches,  # () int64 or None
     updated_mean,
     updated_var,
-    saved_mean,
-    saved_invstd,
+    saved_mean,  # (channels,); without running statistics (2, channels)
+    saved_invstd,  # likewise
     channels,
     positions,
     values,
     train_values,
     share,
     train_chunks,
+    chunks,
     momentum,
     eps,
     CHANNELS_LAST: tl.constexpr,
@@ -127,31 +142,45 @@ def _normalise(
     chunk = tl.arange(0, CHUNKS)[:, None]
     there = (chunk < train_chunks) & inside
     count = tl.maximum(tl.minimum(train_values - chunk * share, share), 0).to(DTYPE)
-    means = tl.load(partial + chunk * channels + channel, mask=there, other=0.0)
-    squares = tl.load(partial + (train_chunks + chunk) * channels + channel, mask=there, other=0.0)
     total = tl.cast(train_values, DTYPE)
-    mean = tl.sum(means * (count / total), 0, keep_dims=True)
-    apart = tl.where(there, means - mean, 0.0)
-    mean += tl.sum(apart * (count / total), 0, keep_dims=True)  # what the first sum was rounded by
-    apart = tl.where(there, means - mean, 0.0)
-    squares = tl.sum(squares + apart * apart * count, 0, keep_dims=True).to(tl.float64)
+    of_partial = chunks if running_mean is None else train_chunks
+    mean, squares = _merged(partial, chunk, of_partial, there, channel, channels, count, total)
     wide_total = tl.cast(train_values, tl.float64)
     invstd = _inverse_deviation(squares / wide_total, eps)
-    old_mean = _per_channel(running_mean, channel, inside, 0.0, tl.float64)
-    old_var = _per_channel(running_var, channel, inside, 0.0, tl.float64)
-    new_mean = momentum * mean.to(tl.float64) + (1.0 - momentum) * old_mean
-    new_var = momentum * (squares / (wide_total - 1.0)) + (1.0 - momentum) * old_var
-    new_mean = new_mean.to(DTYPE).to(updated_mean.dtype.element_ty)  # the interpreter cannot round float64 to 16 bits
-    new_var = new_var.to(DTYPE).to(updated_var.dtype.element_ty)
+    if running_mean is None:
+        # The others have statistics of their own.
+        rest_values = tl.maximum(values - train_values, 1)  # where there are none, nothing is divided by 0
+        rest = (chunk >= train_chunks) & (chunk < chunks) & inside
+        rest_count = tl.maximum(tl.minimum(values - train_values - (chunk - train_chunks) * share, share), 0)
+        rest_count = tl.where(rest, rest_count, 0).to(DTYPE)
+        rest_mean, rest_squares = _merged(
+            partial, chunk, chunks, rest, channel, channels, rest_count, tl.cast(rest_values, DTYPE)
+        )
+        rest_invstd = _inverse_deviation(rest_squares / tl.cast(rest_values, tl.float64), eps)
+        if tl.program_id(1) == 0:
+            tl.store(saved_mean + channels + channel, rest_mean, mask=inside)
+            tl.store(saved_invstd + channels + channel, rest_invstd.to(DTYPE), mask=inside)
+    else:
+        if batches is not None:
+            momentum = 1.0 / (tl.load(batches).to(tl.float64) + 1.0)
+        old_mean = _per_channel(running_mean, channel, inside, 0.0, tl.float64)
+        old_var = _per_channel(running_var, channel, inside, 0.0, tl.float64)
+        new_mean = momentum * mean.to(tl.float64) + (1.0 - momentum) * old_mean
+        new_var = momentum * (squares / (wide_total - 1.0)) + (1.0 - momentum) * old_var
+        new_mean = new_mean.to(DTYPE).to(updated_mean.dtype.element_ty)  # interpreted, no float64 is rounded to 16 bits
+        new_var = new_var.to(DTYPE).to(updated_var.dtype.element_ty)
+        rest_mean = new_mean.to(DTYPE)
+        rest_invstd = _inverse_deviation(new_var, eps)
+        if tl.program_id(1) == 0:
+            tl.store(updated_mean + channel, new_mean, mask=inside)
+            tl.store(updated_var + channel, new_var, mask=inside)
     if tl.program_id(1) == 0:
-        tl.store(updated_mean + channel, new_mean, mask=inside)
-        tl.store(updated_var + channel, new_var, mask=inside)
         tl.store(saved_mean + channel, mean, mask=inside)
         tl.store(saved_invstd + channel, invstd.to(DTYPE), mask=inside)
 
     begin, end, train = _chunk(tl.program_id(1), values, train_values, share, train_chunks)
-    centre = tl.where(train, mean, new_mean.to(DTYPE))
-    scale = tl.where(train, invstd, _inverse_deviation(new_var, eps)).to(DTYPE)
+    centre = tl.where(train, mean, rest_mean)
+    scale = tl.where(train, invstd, rest_invstd).to(DTYPE)
     scale *= _per_channel(weight, channel, inside, 1.0, DTYPE)
     offset = _per_channel(bias, channel, inside, 0.0, DTYPE)
     for first in range(begin, end, VALUES):
@@ -168,7 +197,7 @@ def _collect_gradients(
     source,
     partial,  # (2, chunks, channels): sums of g, and of g (x - mean)
     saved_mean,
-    updated_mean,
+    rest_mean,  # what the others were normalised by
     channels,
     positions,
     values,
@@ -185,7 +214,7 @@ def _collect_gradients(
     inside = channel < channels
     begin, end, train = _chunk(tl.program_id(1), values, train_values, share, train_chunks)
     mean = _per_channel(saved_mean, channel, inside, 0.0, DTYPE)
-    centre = tl.where(train, mean, _per_channel(updated_mean, channel, inside, 0.0, DTYPE))
+    centre = tl.where(train, mean, _per_channel(rest_mean, channel, inside, 0.0, DTYPE))
     total = tl.zeros([1, CHANNELS], DTYPE)
     product = tl.zeros([1, CHANNELS], DTYPE)
     for first in range(begin, end, VALUES):
@@ -208,10 +237,10 @@ def _pull_back(
     out,
     partial,  # (2, chunks, channels), as `_collect_gradients` leaves it
     weight,  # (channels,) or None
-    saved_mean,
-    saved_invstd,
-    updated_mean,
-    updated_var,
+    saved_mean,  # (channels,); without running statistics (2, channels)
+    saved_invstd,  # likewise
+    updated_mean,  # (channels,) or None
+    updated_var,  # (channels,) or None
     grad_weight,
     grad_bias,
     channels,
@@ -239,8 +268,13 @@ def _pull_back(
     product = tl.sum(tl.where(of_train, products, 0.0), 0, keep_dims=True)
     rest_product = tl.sum(tl.where(of_train, 0.0, products), 0, keep_dims=True)
     invstd = _per_channel(saved_invstd, channel, inside, 0.0, DTYPE)
-    variance = tl.load(updated_var + channel, mask=inside, other=1.0)
-    rest_invstd = _inverse_deviation(variance, float64(eps)).to(DTYPE)
+    if updated_mean is None:
+        rest_mean = tl.load(saved_mean + channels + channel, mask=inside, other=0.0).to(DTYPE)
+        rest_invstd = tl.load(saved_invstd + channels + channel, mask=inside, other=0.0).to(DTYPE)
+    else:
+        rest_mean = _per_channel(updated_mean, channel, inside, 0.0, DTYPE)
+        variance = tl.load(updated_var + channel, mask=inside, other=1.0)
+        rest_invstd = _inverse_deviation(variance, float64(eps)).to(DTYPE)
     if tl.program_id(1) == 0:
         of_weight = product * invstd + rest_product * rest_invstd
         tl.store(grad_weight + channel, of_weight.to(grad_weight.dtype.element_ty), mask=inside)
@@ -249,9 +283,13 @@ def _pull_back(
     begin, end, train = _chunk(tl.program_id(1), values, train_values, share, train_chunks)
     count = tl.cast(train_values, DTYPE)
     mean = _per_channel(saved_mean, channel, inside, 0.0, DTYPE)
-    centre = tl.where(train, mean, _per_channel(updated_mean, channel, inside, 0.0, DTYPE))
-    mean_g = tl.where(train, total / count, 0.0)
+    centre = tl.where(train, mean, rest_mean)
+    mean_g = tl.where(train, total / count, 0.0)  # through running statistics nothing flows
     slope = tl.where(train, product / count * invstd * invstd, 0.0)
+    if updated_mean is None:
+        rest_count = tl.cast(tl.maximum(values - train_values, 1), DTYPE)
+        mean_g = tl.where(train, mean_g, tl.sum(tl.where(of_train, 0.0, totals), 0, keep_dims=True) / rest_count)
+        slope = tl.where(train, slope, rest_product / rest_count * rest_invstd * rest_invstd)
     scale = tl.where(train, invstd, rest_invstd) * _per_channel(weight, channel, inside, 1.0, DTYPE)
     for first in range(begin, end, VALUES):
         value = first + tl.arange(0, VALUES)[:, None]
@@ -286,41 +324,40 @@ class _Plan:
         self.chunks = self.train_chunks + triton.cdiv(self.values - self.train_values, self.share)
         self.grid = (blocks, self.chunks)
         _, dtype = accumulation_dtype(tensor.dtype)
-        self.options = {
-            "CHANNELS_LAST": channels_last,
-            "VALUES": length,
-            "CHANNELS": columns,
-            "DTYPE": dtype,
-            "enable_fp_fusion": True,
-        }
+        self.options = {"CHANNELS_LAST": channels_last, "VALUES": length, "CHANNELS": columns, "DTYPE": dtype}
+        self.options["enable_fp_fusion"] = True
 
 
 def batch_norm_rows(
     input: Tensor,  # (N, C, ...)
-    running_mean: Tensor,  # (C,)
-    running_var: Tensor,  # (C,)
+    running_mean: Tensor | None,  # (C,)
+    running_var: Tensor | None,  # (C,)
     weight: Tensor | None,  # (C,)
     bias: Tensor | None,  # (C,)
     train_rows: int,
     momentum: float,
     eps: float,
+    batches: Tensor | None = None,  # () int64
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The output, the updated statistics and those of the train rows, in two launches."""
     plan = _Plan(input, train_rows)
     wide, _ = accumulation_dtype(input.dtype)
     out = torch.empty_like(plan.tensor)
-    updated = torch.empty_like(running_mean, memory_format=torch.contiguous_format), torch.empty_like(running_var)
-    saved = [input.new_empty(plan.channels, dtype=wide) for _ in range(2)]
-    partial = input.new_empty((2, plan.train_chunks, plan.channels), dtype=wide)
+    if running_mean is None or running_var is None:
+        updated = [input.new_empty(0, dtype=wide) for _ in range(2)]
+        shape, chunks = (2, plan.channels), plan.chunks
+    else:
+        updated = [input.new_empty(plan.channels, dtype=part.dtype) for part in (running_mean, running_var)]
+        shape, chunks = (plan.channels,), plan.train_chunks
+    saved = [input.new_empty(shape, dtype=wide) for _ in range(2)]
+    partial = input.new_empty((2, chunks, plan.channels), dtype=wide)
     parameters = [None if part is None else part.contiguous() for part in (running_mean, running_var, weight, bias)]
-    sizes = (plan.train_values, plan.share, plan.train_chunks)
+    sizes = (plan.channels, plan.positions, plan.values, plan.train_values, plan.share, plan.train_chunks, chunks)
     with device_guard(input):
-        _collect[(plan.grid[0], plan.train_chunks)](
-            *(plan.tensor, partial, plan.channels, plan.positions, *sizes), **plan.options
-        )
+        _collect[(plan.grid[0], chunks)](*(plan.tensor, partial, *sizes), **plan.options)
         _normalise[plan.grid](
-            *(plan.tensor, out, partial, *parameters, *updated, *saved),
-            *(plan.channels, plan.positions, plan.values, *sizes, bits(momentum), bits(eps)),
+            *(plan.tensor, out, partial, *parameters, batches, *updated, *saved),
+            *(*sizes, bits(momentum), bits(eps)),
             CHUNKS=_MAX_CHUNKS,
             **plan.options,
         )
@@ -331,10 +368,10 @@ def batch_norm_rows_backward(
     grad: Tensor,  # (N, C, ...)
     input: Tensor,  # (N, C, ...)
     weight: Tensor | None,  # (C,)
-    mean: Tensor,  # (C,)
-    invstd: Tensor,  # (C,)
-    updated_mean: Tensor,  # (C,)
-    updated_var: Tensor,  # (C,)
+    mean: Tensor,  # (C,), or (2, C)
+    invstd: Tensor,  # (C,), or (2, C)
+    updated_mean: Tensor,  # (C,), or (0,)
+    updated_var: Tensor,  # (C,), or (0,)
     train_rows: int,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -343,15 +380,18 @@ def batch_norm_rows_backward(
     grad = grad.contiguous(memory_format=plan.layout)
     wide, _ = accumulation_dtype(input.dtype)
     out = torch.empty_like(plan.tensor)
-    of_parameters = torch.empty_like(updated_mean), torch.empty_like(updated_mean)
+    own = updated_mean.dtype if weight is None else weight.dtype
+    of_parameters = [input.new_empty(plan.channels, dtype=own) for _ in range(2)]
     partial = input.new_empty((2, plan.chunks, plan.channels), dtype=wide)
     sizes = (plan.channels, plan.positions, plan.values, plan.train_values, plan.share, plan.train_chunks, plan.chunks)
-    saved = [part.contiguous() for part in (mean, invstd, updated_mean, updated_var)]
+    saved = [part.contiguous() for part in (mean, invstd)]
+    running = [part.contiguous() if part.numel() else None for part in (updated_mean, updated_var)]
+    rest_mean = saved[0][1] if running[0] is None else running[0]
     with device_guard(input):
-        _collect_gradients[plan.grid](*(grad, plan.tensor, partial, saved[0], saved[2], *sizes), **plan.options)
+        _collect_gradients[plan.grid](*(grad, plan.tensor, partial, saved[0], rest_mean, *sizes), **plan.options)
         _pull_back[plan.grid](
             *(grad, plan.tensor, out, partial, None if weight is None else weight.contiguous()),
-            *(*saved, *of_parameters, *sizes, bits(eps)),
+            *(*saved, *running, *of_parameters, *sizes, bits(eps)),
             CHUNKS=_MAX_CHUNKS,
             **plan.options,
         )

@@ -76,11 +76,17 @@ class Loss:
     sums: Tensor  # (2,) float64
 
 
+_WIDE = 8  # blocks: of so many classes a sample takes long enough to be shared out, and to be merged by another launch
+
+
 def shares_of(batch: int, classes: int, block: int, resident: int) -> int:
-    """Programs that share out the classes of one sample: 1 where the samples alone keep the device busy, so that each
-    is added up where it is looked at."""
-    if batch > resident // 2:
-        return 1
+    """Programs that share out the classes of one sample; 0: none, each sample is added up where it is looked at.
+
+    Which of the two it is, and so which kernels are compiled, goes by the classes alone: a small last batch takes the
+    kernels that the others took.
+    """
+    if classes < _WIDE * block:
+        return 0
     return parts_that_fill(batch, classes // (4 * block), resident)
 
 
@@ -128,7 +134,7 @@ def launch_step(
         "enable_fp_fusion": True,
     }
     with device_guard(logits):
-        if shares > 1:
+        if shares:
             share = triton.cdiv(triton.cdiv(classes, block), shares)
             shares = triton.cdiv(classes, share * block)
             found = logits.new_empty((3, shares, padded, batch), dtype=wide)

@@ -364,7 +364,7 @@ def modulate_additive(
     fits = {"ALIGNED": are_aligned(*strides[:2]), "DTYPE": dtype}
     finish = {"SCALES": "additive beside joint logits" if given else "additive", "UPDATE": update, **common}
     with device_guard(present):
-        if shares > 1:
+        if shares:
             share = triton.cdiv(triton.cdiv(classes, block), shares)
             shares = triton.cdiv(classes, share * block)
             found = present.new_empty((3, shares, padded, batch), dtype=wide)

@@ -10,6 +10,7 @@ from agm.kernels.responses import _add_tile, _beaten_by, _cost, _is_odd, _possib
 
 RESPONSE_SCALE = 4.0  # responses are kept divided by it
 _SCALE = tl.constexpr(RESPONSE_SCALE)
+_SPREAD_SCALE = tl.constexpr(2.0**-32)  # differences of logits that are finite may not be, nor their sum
 
 # What varies with the size of the last batch is not compiled in.
 _BY_BATCH = ["batch", "row_stride", "batch_stride"]
@@ -44,6 +45,9 @@ def _look_at_classes(
     joint_largest = tl.full([SAMPLES], float("-inf"), DTYPE)
     joint_total = tl.zeros([SAMPLES], DTYPE)
     spread = tl.zeros([SAMPLES], tl.float64)
+    if SMOOTHING:
+        aim = tl.broadcast_to((joint_target * _SPREAD_SCALE)[:, None], [SAMPLES, CLASSES])
+        down = tl.full([SAMPLES, CLASSES], -_SPREAD_SCALE, DTYPE)
     for start in range(begin, end, CLASSES):
         index = start + tl.arange(0, CLASSES)
         inside = known[:, None] & (index < end)[None, :]  # (SAMPLES, CLASSES)
@@ -70,7 +74,7 @@ def _look_at_classes(
             *(response, index, inside, target, label, start, largest, total, beaten, _SCALE, EXACT)
         )
         if SMOOTHING:
-            away = joint_target[:, None] - joint
+            away = tl.fma(joint, down, aim)
             if class_weight is not None:
                 away *= tl.load(class_weight + index, mask=index < end, other=0.0)[None, :]
             spread += tl.sum(tl.where(inside, away, 0.0), 1).to(tl.float64)
@@ -81,7 +85,7 @@ def _look_at_classes(
             joint_total *= tl.exp(joint_largest - joint_shift)
             joint_total += tl.sum(tl.exp(joint - joint_shift[:, None]), 1)
             joint_largest = joint_new
-    return largest, total, beaten, joint_beaten, joint_largest, joint_total, spread
+    return largest, total, beaten, joint_beaten, joint_largest, joint_total, spread / _SPREAD_SCALE
 
 
 @triton.jit

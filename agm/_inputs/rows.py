@@ -26,6 +26,8 @@ __all__ = [
     "one_subset",
     "stacked",
     "tile",
+    "whole_of",
+    "with_whole",
 ]
 
 
@@ -102,6 +104,17 @@ def doubled(tree: Any) -> tuple[Any, Any]:
         return tree.view_as(tree) if tree.requires_grad else tree, tree.clone()
     handed = mapped(lambda leaf: leaf.view_as(leaf) if isinstance(leaf, Tensor) and leaf.requires_grad else leaf, tree)
     return handed, copied(tree)
+
+
+def with_whole(whole: Tensor, present: Tensor, absent: Tensor) -> None:
+    """Notes in the parts of a tensor, which no user has, that it has them one behind the other."""
+    present._agm_whole = (whole, absent)  # type: ignore[attr-defined]
+
+
+def whole_of(present: Tensor, absent: Tensor) -> Tensor | None:
+    """The tensor whose parts these are, so that nothing need be put together, nor its gradient; None: there is none."""
+    whole, behind = getattr(present, "_agm_whole", (None, None))
+    return whole if behind is absent else None
 
 
 def combine(present: Any, absent: Any, is_present: list[bool], part: range | None = None) -> Any:

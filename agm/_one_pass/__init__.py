@@ -6,7 +6,8 @@ it. What goes out: the features of both, or `Unsplit` with a reason in words, an
 `row_split` is a mode of torch's functions that follows the rows through the pass; `layouts` says where they lie in a
 tensor. Each function has a rule: `layer_rules` for those that compute, `shape_rules` for those that move elements,
 `mode_rules`, `heads` and `attention` for those that do something else in eval mode. A function without a rule ends the
-pass. `synchronised` has norms exchange statistics with other processes once, though a pass is ended and repeated.
+pass. `averaging` has norms with averages of all batches wait for no counter, and `synchronised` has norms exchange
+statistics with other processes once, though a pass is ended and repeated.
 `records` tells what runs, and where each tensor comes from; `own_modes` finds modes that are read unseen.
 An encoder that is a chain of torch's own layers needs none of this: `known_layers` asks before each batch whether it
 still is one, and it runs as it is.

@@ -1,21 +1,20 @@
 """An encoder's call in the joint pass that takes the rows of the masked passes with it."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from agm._inputs.absent import is_rows
-from agm._inputs.rows import aligned, copied, doubled, stacked
+from agm._inputs.rows import aligned, copied, doubled, stacked, with_whole
 from agm._inputs.samples import has_samples
 from agm._inputs.trees import leaves_of
 from agm._module_state.modules import submodules
 from agm._module_state.replace_forward import answering
-from agm._module_state.structure import Structure
 from agm._module_state.threads import unguarded
 from agm._one_pass.choice import GLOBAL_HOOKS, Choice, Passes, refused, why_split
+from agm._one_pass.known import Known
 from agm._one_pass.known_layers import KnownLayers
 from agm._one_pass.layouts import Meeting, Unsplit
 from agm._one_pass.row_split import DEPENDS, READS
@@ -23,7 +22,7 @@ from agm._one_pass.rules import put_together
 from agm._one_pass.split_pass import ALIASES, Given, split_pass, what_runs
 from agm._one_pass.synchronised import Exchanges, Reach
 
-__all__ = ["JointCall", "Known", "Ways", "autocasts", "in_the_way", "surroundings", "versions"]
+__all__ = ["JointCall", "autocasts", "in_the_way", "surroundings", "versions"]
 
 LEFT_OUT = "the joint pass leaves features of it out, so that norms would exchange gradients of the masked rows alone"
 OWN_WAY = "the network encodes in its own way (in an activation checkpoint, without gradients, more than once)"
@@ -39,89 +38,6 @@ def in_the_way(inputs: Any) -> str | None:
         return "its input holds values of Python"
     strange = [type(x) for x in leaves_of(inputs) if isinstance(x, Tensor) and type(x) not in _PLAIN]
     return f"its input is a {strange[0].__name__}, of which nothing is known" if strange else None
-
-
-Ways = set[tuple[int, int]]
-"""Functions of torch that have run one after the other, in pairs."""
-
-
-@dataclass
-class Known:
-    """What has become of encoders in one pass, in the batches so far.
-
-    Attributes:
-        refused: kind of call -> why it cannot be one pass.
-        runs: kind of call, and its rows -> what runs in it, where modules read their mode.
-        passed: kinds of calls that have been one pass.
-        missed: kind of call -> how often what has been one pass could not be.
-        depends: modalities whose encoder depends on the mode though none of its layers says so.
-        mixes: modalities in whose encoder rows may meet.
-        apart: modality, and which call of its encoder -> the ways through it on which a look has shown that rows do not
-            meet: pairs of functions that ran one after the other.
-        doubted: those of `apart` that are to be looked at again, since a batch has gone another way.
-        seen: what a network is made of -> what was `apart` in it.
-    """
-
-    refused: dict[object, str] = field(default_factory=dict)
-    runs: dict[object, Sequence[Any]] = field(default_factory=dict)
-    passed: set[object] = field(default_factory=set)
-    missed: dict[object, int] = field(default_factory=dict)
-    depends: set[str] = field(default_factory=set)
-    mixes: set[str] = field(default_factory=set)
-    apart: dict[tuple[str, int], Ways] = field(default_factory=dict)
-    doubted: set[tuple[str, int]] = field(default_factory=set)
-    seen: dict[object, dict[tuple[str, int], Ways]] = field(default_factory=dict)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "runs": {}, "seen": {}}  # functions, and tensors and modules by their identity
-
-    def holds_for(self, structure: Structure | None) -> None:
-        """What is said of rows that do not meet is said of modules as they are: of others nobody has seen it.
-
-        Args:
-            structure: of the network as it is now; None in a step that is compiled.
-        """
-        if structure is not None:
-            self.apart = structure.chosen("rows apart", lambda: self._seen_in(structure.marks()))
-
-    def _seen_in(self, marks: object) -> dict[tuple[str, int], Ways]:
-        if len(self.seen) >= _STRUCTURES:
-            self.seen.clear()
-        return self.seen.setdefault(marks, {})
-
-    def meet(self, call: tuple[str, int], look: Callable[[], bool]) -> bool:
-        """Whether rows may meet in a call of an encoder, as a `look` tells where none has, or where one is doubted.
-
-        Args:
-            call: the modality, and which call of its encoder.
-            look: see `rows_meet`.
-        """
-        name, _ = call
-        if name not in self.mixes and (not self.apart.get(call) or call in self.doubted):
-            if look():
-                self.mixes.add(name)
-            else:
-                self.apart.setdefault(call, set())
-            self.doubted.discard(call)
-        return name in self.mixes
-
-    def is_another(self, call: tuple[str, int], ways: Ways) -> bool:
-        """Whether rows that were looked at went other ways through an encoder than those of now, which are noted."""
-        known = self.apart.setdefault(call, set())
-        before = len(known)
-        known |= ways or {(0, 0)}
-        return 0 < before < len(known)
-
-    def refuse(self, kind: object, reason: str) -> None:
-        """One pass was tried and could not be told to be right: it is not tried again, or not often."""
-        if kind in self.passed:
-            self.missed[kind] = self.missed.get(kind, 0) + 1
-        if self.missed.get(kind, _OFTEN) >= _OFTEN:
-            self.refused[kind] = reason
-
-
-_OFTEN = 3
-_STRUCTURES = 8
 
 
 class JointCall:
@@ -145,6 +61,7 @@ class JointCall:
         network: of which the encoder is a part.
         layers: of an encoder that is a chain of known layers; None: it is not.
         around: the surroundings of the joint pass; None: those of now.
+        copies: whether features of the joint pass and those that went with them are to be copied as one, if they are.
         aliases: whether features must be the input's own memory where the encoder returns that, as whoever has the
             input would see what is written to them.
 
@@ -152,7 +69,7 @@ class JointCall:
         planned: the choice as given.
         chosen: that, or "split" where "joined" was found to depend on the mode.
         reason: why it was no single pass; None: it was, or nobody has called.
-        present: features of the present rows for the masked passes, if these are "joined" and not kept.
+        present: features of the present rows for the masked passes, if these are "joined" and not kept, or copied.
         few: a copy of the features of the present rows, and of those that went with them behind, if known layers have
             made them.
         rows: set if a second pass must follow: what it takes.
@@ -175,8 +92,10 @@ class JointCall:
         network: nn.Module,
         layers: KnownLayers | None = None,
         around: tuple[Any, ...] | None = None,
+        copies: bool = True,
         aliases: bool = False,
     ) -> None:
+        self.copies = copies
         self.aliases = aliases
         self.name = name
         self.encoder = encoder
@@ -208,6 +127,7 @@ class JointCall:
         self.few: Tensor | None = None
         self.rows: Any = None
         self.dims: dict[int, int] = {}
+        self._wholes: dict[int, Tensor] = {}
         self._reach: Reach | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -232,10 +152,25 @@ class JointCall:
             self.is_done, self.reason = True, None
             if self.chosen.how == "split" and exchanges.norms:
                 self._reach = Reach(exchanges, features)
-            if self.chosen.how == "split" or self.keeps:
+            if self.chosen.how == "split":
+                return features
+            if (whole := self._whole()) is not None:
+                self._part(whole.clone())
+            if whole is not None or self.keeps:
                 return features
             handed, self.present = doubled(features)
             return handed
+
+    def _whole(self) -> Tensor | None:
+        """The features of all rows, if they are one tensor, and to be copied."""
+        return self._wholes.get(id(self._went_with)) if self.copies else None
+
+    def _part(self, few: Tensor) -> None:
+        """Features of the present rows and of those that went with them, which are a copy of all."""
+        with torch._C.DisableTorchFunction():  # a pass around may watch, and need not see this
+            self.present, self._went_with = few[: self.batch], few[self.batch :]
+            with_whole(few, self.present, self._went_with)
+            self.dims[id(self._went_with)] = 0
 
     def of_known_layers(self, x: Any) -> Tensor | None:
         """Features of the joint pass, of an encoder in which no function need be followed; None: it is another one.
@@ -257,7 +192,9 @@ class JointCall:
             return None
         self.is_done, self.reason = True, None
         self.few = features.clone()
-        if not self.keeps:
+        if self.copies:
+            self._part(self.few)
+        elif not self.keeps:
             self.present = self.few[: self.batch]
         first: Tensor = features.narrow(0, 0, self.batch)
         return first
@@ -308,19 +245,20 @@ class JointCall:
     def _passed(self, given: Given, kind: object, exchanges: Exchanges) -> Any:
         serves = self.chosen.how == "joined" and not self.shared
         expected = self.known.runs.get(self._sized(kind))
-        rows, count = self._more(), self._count()
         features, self._went_with = split_pass(
             self.encoder,
             given,
-            rows,
+            self._with,
             self.batch,
-            count,
+            self._count(),
+            again=self.chosen.how == "split",
             serves=serves,
             expected=expected,
             exchanges=exchanges,
             aliases=self.aliases,
             network=self.network,
             dims=self.dims,
+            wholes=self._wholes,
         )
         self.known.passed.add(kind)
         return features

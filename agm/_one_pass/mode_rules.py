@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from agm._one_pass.attention import attend
 from agm._one_pass.heads import heads
 from agm._one_pass.layouts import Layout, Unsplit
-from agm._one_pass.rules import Rule, argument, as_it_is, first_of, meet, name_of, put_together, rows_first
+from agm._one_pass.rules import Rule, argument, as_it_is, first_of, meet, name_of, put_together, rows_first, tensors_in
 from agm._one_pass.synchronised import split_exchange
 from agm.ops.batch_norm_rows import batch_norm_rows
 from agm.ops.dropout_rows import dropout_rows
@@ -54,12 +55,12 @@ def _batch_norm(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], 
         return rows_first(split, func, args, kwargs)
     if split.exchange is not None:
         return split_exchange(split, split.exchange, given, train)
-    if mean is None or var is None:  # the statistics of the batch in eval mode too: each kind of rows has its own
-        del given["input"]
-        return split.note(put_together([func(x[:train], **given), func(x[train:], **given)]), Layout(0))
-    momentum, eps = given.get("momentum", 0.1), given.get("eps", 1e-5)
-    output, *updated = batch_norm_rows(x, mean, var, given.get("weight"), given.get("bias"), train, momentum, eps)
-    split.write_later((mean, var), updated)
+    momentum = None if split.batches is not None else given.get("momentum", 0.1)
+    affine, eps = (given.get("weight"), given.get("bias")), given.get("eps", 1e-5)
+    # Without running statistics each kind of rows is a batch of its own, as in two passes.
+    output, *updated = batch_norm_rows(x, mean, var, *affine, train, momentum, eps, batches=split.batches)
+    if mean is not None and var is not None:
+        split.write_later((mean, var), tensors_in(updated))
     return split.note(output, Layout(0))
 
 
@@ -73,13 +74,15 @@ def _instance_norm(split: RowSplit, func: Callable[..., Any], args: Sequence[Any
     train = split.train_size(x, name_of(func))
     if not split.acts():
         return rows_first(split, func, args, kwargs)
-    updated = [mean.clone(), var.clone()]
-    given.update(running_mean=updated[0], running_var=updated[1])
-    first = func(x[:train], **given)
-    split.write_later((mean, var), updated)
-    # Others, since the backward of the first reads what its forward wrote.
-    given.update(running_mean=updated[0].clone(), running_var=updated[1].clone(), use_input_stats=False)
-    return split.note(put_together([first, func(x[train:], **given)]), Layout(0))
+    first, rest = x.split((train, len(x) - train))  # not two slices, whose gradients would be added
+    with torch.no_grad():
+        updated = torch.stack((mean, var))
+    first = func(first, **{**given, "running_mean": updated[0], "running_var": updated[1]})
+    split.write_later((mean, var), updated.unbind())
+    # By running statistics each channel is normalised as in batch norm, which repeats them for no sample.
+    affine, eps = (given.get("weight"), given.get("bias")), given.get("eps", 1e-5)
+    rest = F.batch_norm(rest, updated[0], updated[1], *affine, False, 0.0, eps)
+    return split.note(put_together([first, rest]), Layout(0))
 
 
 def _named(names: Sequence[str], args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:

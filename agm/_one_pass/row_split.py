@@ -21,7 +21,7 @@ from agm._one_pass.layer_rules import LAYER_RULES
 from agm._one_pass.layouts import Layout, Mode, RowCount, Unsplit
 from agm._one_pass.mode_rules import MODE_RULES, TWICE
 from agm._one_pass.records import Origins, told_call
-from agm._one_pass.rules import Rule, meet, no_counts, pointwise, tensors_in
+from agm._one_pass.rules import Rule, meet, no_counts, pointwise, tensors_in, with_numbers
 from agm._one_pass.shape_rules import SHAPE_RULES
 from agm._one_pass.synchronised import Exchange
 
@@ -81,6 +81,7 @@ class RowSplit(TorchFunctionMode):
         ran: the functions that have run, with what was given to them beside tensors.
         failed: the first `Unsplit`, which code inside may have caught.
         exchange: what a norm makes of train rows, while one runs that exchanges statistics with other processes.
+        batches: how many a norm has counted before, while one runs whose statistics are averages of all batches.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class RowSplit(TorchFunctionMode):
         self.ran: list[Any] = []
         self.failed: Unsplit | None = None
         self.exchange: Exchange | None = None
+        self.batches: Tensor | None = None
         self._is_told = False  # whether what runs was given the mode
         self._read_by = ""  # the layer of torch's that has read its mode
         self._generators: dict[torch.device, Callable[[], None]] = {}  # puts back their state before the first draw
@@ -270,7 +272,7 @@ class RowSplit(TorchFunctionMode):
                 assert rule is not None
                 if name not in _SIZED:
                     no_counts(name, (*args, *kwargs.values()))
-                result = rule(self, _with_numbers(func) if name in _SIZED else func, args, kwargs)
+                result = rule(self, with_numbers(func) if name in _SIZED else func, args, kwargs)
             else:
                 result = self._without_rows(func, name, rule, args, kwargs)
             has_tensors = self.origins.add(result, len(self.ran))
@@ -335,7 +337,7 @@ class RowSplit(TorchFunctionMode):
         if _tells(values):
             if name not in _COUNTING or rule is None:
                 raise Unsplit(f"it gives `{name}` the number of rows, which is another one in one pass")
-            return rule(self, _with_numbers(func), args, kwargs)
+            return rule(self, with_numbers(func), args, kwargs)
         if name.rstrip("_") in DRAWING:
             raise Unsplit(f"it draws random numbers (`{name}`)")
         if name in _OF_MODES and name != "_set_grad_enabled":
@@ -366,22 +368,6 @@ def _is_true(value: Any) -> bool:
 
 def _memory(tensor: Tensor) -> object:
     return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
-
-
-def _number(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return tuple(map(_number, value))
-    return value.number if type(value) is RowCount else value
-
-
-def _with_numbers(func: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that takes the number of rows as a size."""
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return func(*map(_number, args), **{key: _number(value) for key, value in kwargs.items()})
-
-    call.__name__ = getattr(func, "__name__", str(func))
-    return call
 
 
 DEPENDS = "it depends on the mode"

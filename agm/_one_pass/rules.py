@@ -29,6 +29,7 @@ __all__ = [
     "put_together",
     "rows_first",
     "tensors_in",
+    "with_numbers",
 ]
 
 # Runs a function of torch on tensors of which at least one has rows, notes where the result has them, and raises
@@ -169,3 +170,19 @@ def rows_first(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], k
 
 def as_it_is(split: RowSplit, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     return func(*args, **kwargs)
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_number, value))
+    return value.number if type(value) is RowCount else value
+
+
+def with_numbers(func: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that takes the number of rows as a size."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return func(*map(_number, args), **{key: _number(value) for key, value in kwargs.items()})
+
+    call.__name__ = getattr(func, "__name__", str(func))
+    return call

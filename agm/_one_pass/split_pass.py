@@ -21,6 +21,7 @@ from agm._module_state.modules import submodules
 from agm._module_state.traces import Attributes, is_own
 from agm._module_state.undo import Contexts, putting_back
 from agm._module_state.untouched import untouched
+from agm._one_pass.averaging import averaging_on_device
 from agm._one_pass.layouts import Mode, RowCount, Unsplit, telling_rows
 from agm._one_pass.own_modes import check_mode, telling_around
 from agm._one_pass.records import Origins
@@ -49,7 +50,9 @@ def split_pass(
     exchanges: Exchanges | None = None,
     aliases: bool = False,
     network: nn.Module | None = None,
+    again: bool = False,
     dims: dict[int, int] | None = None,
+    wholes: dict[int, Tensor] | None = None,
 ) -> tuple[Any, Any]:
     """Features of a batch as the encoder's modes have it, and of more rows as in eval mode, in one pass.
 
@@ -59,12 +62,14 @@ def split_pass(
         rows: tensor among these, by its id -> the rows that go with it.
         batch: how many rows such a tensor has.
         more: how many rows go with it.
+        again: whether the batch goes with itself once more, before these.
         serves: whether nothing may depend on the mode, so that the features of the batch are those of eval mode too.
         expected: what runs (see `what_runs`), of an encoder whose modules read their mode; None: they may not.
         exchanges: what its norms exchange with other processes in this call of it; None: nothing so far.
         aliases: whether features that are the input's own memory must stay it.
         network: of which it is a part, and whose modules its code may look at or write to; None: itself.
         dims: gets the dimension of the rows of each tensor in the second one, by its id.
+        wholes: gets what both are parts of, by the same, where the rows are in the first dimension.
 
     Returns:
         two pytrees as the encoder returns them.
@@ -93,14 +98,15 @@ def split_pass(
         if id(leaf) not in rows:
             return leaf
         if id(leaf) not in joined:
-            both = put_together([leaf, rows[id(leaf)]])
+            both = put_together([leaf, leaf, rows[id(leaf)]] if again else [leaf, rows[id(leaf)]])
             joined[id(leaf)] = leaf, split.enters(both, ("rows", list(rows).index(id(leaf))))
         return joined[id(leaf)][1]
 
     args, kwargs = mapped(join, given)
     iterators.begin()
     try:
-        features, structure = _run(encoder, _Modes(modules, around, split), args, kwargs, split, exchanges)
+        modes = _Modes(modules, around, split)
+        features, structure = _run(encoder, modules, modes, args, kwargs, split, exchanges)
         split.finish(features, structure)
         if _have_hooks(modules):
             raise Unsplit("it registers hooks")
@@ -113,7 +119,7 @@ def split_pass(
             raise Unsplit("it draws random numbers of Python or NumPy")
         if aliases and shares_memory(features, [both for _, both in joined.values()]):
             raise Unsplit(ALIASES)
-        parted = _parted(split, features, structure, {} if dims is None else dims)
+        parted = _parted(split, features, structure, {} if dims is None else dims, wholes)
         for leaf, both in joined.values():
             if both._version:  # what the encoder has written to its input is seen by others too
                 leaf.copy_(both[:batch])
@@ -163,16 +169,24 @@ def _around(network: nn.Module | None, modules: Sequence[nn.Module]) -> list[nn.
 
 
 def _run(
-    encoder: nn.Module, modes: "_Modes", args: Any, kwargs: Any, split: RowSplit, exchanges: Exchanges
+    encoder: nn.Module,
+    modules: Sequence[nn.Module],
+    modes: "_Modes",
+    args: Any,
+    kwargs: Any,
+    split: RowSplit,
+    exchanges: Exchanges,
 ) -> tuple[list[Any], Any]:
     """Leaves of the features, and their structure."""
-    with modes.told(), exchanges.within(split), split:
+    with averaging_on_device(modules, split), modes.told(), exchanges.within(split), split:
         features = encoder.forward(*args, **kwargs)  # it stands in for that, inside a call of the encoder
         modes.check()
     return flattened(features, is_leaf=is_opaque)
 
 
-def _parted(split: RowSplit, leaves: Sequence[Any], structure: Any, dims: dict[int, int]) -> tuple[Any, Any]:
+def _parted(
+    split: RowSplit, leaves: Sequence[Any], structure: Any, dims: dict[int, int], wholes: dict[int, Tensor] | None
+) -> tuple[Any, Any]:
     first, others = [], []
     for leaf in leaves:
         if isinstance(leaf, Tensor) and leaf.dim():
@@ -183,6 +197,8 @@ def _parted(split: RowSplit, leaves: Sequence[Any], structure: Any, dims: dict[i
             first.append(leaf.narrow(layout.dim, 0, train))
             others.append(leaf.narrow(layout.dim, train, rest))
             dims[id(others[-1])] = layout.dim
+            if wholes is not None and layout.dim == 0:
+                wholes[id(others[-1])] = leaf
             continue
         if is_opaque(leaf) or type(leaf) in (RowCount, Mode):
             raise Unsplit(f"it returns a {type(leaf).__name__}, whose rows cannot be told apart")
@@ -302,7 +318,7 @@ def what_runs(
             try:
                 if train:
                     modes = _Modes(modules, around, split)
-                    features, structure = _run(encoder, modes, args, kwargs, split, exchanges)
+                    features, structure = _run(encoder, modules, modes, args, kwargs, split, exchanges)
                 else:
                     with telling_rows(split.read, split.fail), evaluation(whole), exchanges.within(split), split:
                         output = encoder.forward(*args, **kwargs)

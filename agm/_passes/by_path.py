@@ -361,6 +361,7 @@ class InterceptedPasses:
                     network=self.network,
                     layers=None if structure is None else known_layers(structure.part(target.owner)),
                     around=around,
+                    copies=False,
                     aliases=True,
                 )
         keeps = any([choices[bit].how in ("shared", "joined") for bit in target.names])

@@ -129,8 +129,7 @@ class FactorisedPasses:
         for name, call in calls.items():
             if name not in found.frozen:
                 call.check_reach(found.logits)
-        joint = found.output
-        device = found.logits.device
+        joint, device = found.output, found.logits.device
         forward = None  # in the place of `fuse`
         if self.record.by_path and not torch.compiler.is_compiling():
             forward = partial(self._by_forward, before(), absent)

@@ -18,7 +18,7 @@ from agm._inputs.trees import flattened, leaves_of, mapped, unflattened
 from agm._lazy_rows.tensor import CannotDefer, Deferred, Rows, written
 from agm._module_state.checkpoints import check_not_reentrant, reentrant_checkpoint
 from agm._module_state.untouched import untouched
-from agm._one_pass.joint_call import Known
+from agm._one_pass.known import Known
 from agm._passes.absent_features import AbsentFeatures
 from agm._passes.encoder_recording import Call, Handed, Recorder
 from agm._passes.encoder_rows import EncoderRows

@@ -167,11 +167,11 @@ class _Encoded:
         self.is_frozen = not torch.is_grad_enabled() and reentrant_checkpoint() is None
         self.autocast = autocasts()
         if self.keeps:
-            few = self.forward.few if isinstance(self.forward, JointCall) else None
-            if few is None:
+            kept = self.forward.present if isinstance(self.forward, JointCall) else None
+            if kept is None:
                 output, self.kept = doubled(output)
-            else:  # of which there is a copy, and what is handed on is a view
-                self.kept = few[: len(output)]
+            else:  # a copy, and what is handed on is a view
+                self.kept = kept
         self.calls.append(((args, kwargs), output))
         return output
 

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from agm._inputs.absent import is_rows
 from agm._inputs.closeness import close
-from agm._inputs.rows import blocks, combine, copied, stacked
+from agm._inputs.rows import blocks, combine, copied, stacked, whole_of, with_whole
 from agm._inputs.samples import unwrap
 from agm._inputs.trees import leaves_of, mapped
 from agm._lazy_rows.tensor import Deferred, Rows
@@ -18,7 +18,7 @@ from agm._module_state.eval_mode import mixes_samples
 from agm._module_state.modules import submodules
 from agm._module_state.traces import untraced
 from agm._module_state.untouched import untouched
-from agm._one_pass.joint_call import Known, Ways
+from agm._one_pass.known import Known, Ways
 from agm._one_pass.synchronised import has_own_way, is_exchanging
 from agm.distributed import is_sharded
 
@@ -180,7 +180,16 @@ def parted_features(name: str, features: Any, batch: int) -> tuple[Any, Any]:
                 f"Expected encoder `{name}` to return features with the samples in the first dimension, but for "
                 f"{batch} samples and one absent row it returned {tuple(leaf.shape)}."
             )
-    return _two(features, batch)
+    present, absent = _two(features, batch)
+    if not torch.compiler.is_compiling():
+        mapped(_note, features, present, absent)
+    return present, absent
+
+
+def _note(whole: Any, present: Any, absent: Any) -> Any:
+    if type(whole) is Tensor and whole.dim():
+        with_whole(whole, present, absent)
+    return whole
 
 
 def written_leaf(rows: Rows, bit: int, present: Any, absent: Any) -> Any:
@@ -192,6 +201,9 @@ def written_leaf(rows: Rows, bit: int, present: Any, absent: Any) -> Any:
 def deferred_leaf(rows: Rows, bit: int, present: Any, absent: Any) -> Any:
     if type(present) is Tensor and type(absent) is Tensor:  # a pass around may watch, and need not see this
         with torch._C.DisableTorchFunction():
+            whole = whole_of(present, absent)
+            if whole is not None and max(len(present), len(absent)) <= rows.batch:
+                return Deferred.of(rows, bit, whole.clone())  # `fuse` may write to it
             few = [_at_most(present, rows), _at_most(absent, rows)] if present.dim() else []
             return Deferred.of(rows, bit, torch.cat(few)) if few else present
     if not is_rows(present):

@@ -5,7 +5,7 @@ from typing import Any
 
 from agm._lazy_rows.decision import Deferral
 from agm._one_pass.choice import Choices
-from agm._one_pass.joint_call import Known
+from agm._one_pass.known import Known
 
 __all__ = ["Record"]
 

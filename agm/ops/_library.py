@@ -49,8 +49,8 @@ _SIGNATURES = {
         "(Tensor grad, SymInt[] widths, SymInt batch, bool concatenate) -> (Tensor grad_present, Tensor grad_absent)"
     ),
     "batch_norm_rows": (
-        "(Tensor input, Tensor running_mean, Tensor running_var, Tensor? weight, Tensor? bias, SymInt train_rows,"
-        " float momentum, float eps)"
+        "(Tensor input, Tensor? running_mean, Tensor? running_var, Tensor? weight, Tensor? bias, SymInt train_rows,"
+        " float momentum, float eps, Tensor? batches=None)"
         " -> (Tensor output, Tensor updated_mean, Tensor updated_var, Tensor mean, Tensor invstd)"
     ),
     "batch_norm_rows_backward": (
@@ -143,11 +143,15 @@ def _fake_expand_subsets_backward(
 
 
 def _fake_batch_norm_rows(
-    input: Tensor, running_mean: Tensor, running_var: Tensor, *_: object
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, *_: object, **__: object
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     channels = input.shape[1]
+    output = torch.empty_like(input, memory_format=reference.memory_format(input))
+    if running_mean is None or running_var is None:
+        saved = _accumulate(input, 2, channels), _accumulate(input, 2, channels)
+        return output, _accumulate(input, 0), _accumulate(input, 0), *saved
     return (
-        torch.empty_like(input, memory_format=reference.memory_format(input)),
+        output,
         torch.empty_like(running_mean, memory_format=torch.contiguous_format),
         torch.empty_like(running_var, memory_format=torch.contiguous_format),
         _accumulate(input, channels),
@@ -158,10 +162,11 @@ def _fake_batch_norm_rows(
 def _fake_batch_norm_rows_backward(
     grad: Tensor, input: Tensor, weight: Tensor | None, mean: Tensor, invstd: Tensor, updated_mean: Tensor, *_: object
 ) -> tuple[Tensor, Tensor, Tensor]:
+    own = updated_mean.dtype if weight is None else weight.dtype
     return (
         torch.empty_like(input, memory_format=reference.memory_format(input)),
-        torch.empty_like(updated_mean),
-        torch.empty_like(updated_mean),
+        input.new_empty(input.shape[1], dtype=own),
+        input.new_empty(input.shape[1], dtype=own),
     )
 
 

@@ -19,18 +19,19 @@ class _BatchNormRows(torch.autograd.Function):
     def forward(
         ctx: Any,
         input: Tensor,
-        running_mean: Tensor,
-        running_var: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
         weight: Tensor | None,
         bias: Tensor | None,
         train_rows: int,
         momentum: float,
         eps: float,
+        batches: Tensor | None,
         backend: str,
     ) -> tuple[Tensor, Tensor, Tensor]:
         op = select("batch_norm_rows", input.device, backend)
         output, updated_mean, updated_var, mean, invstd = op(
-            input, running_mean, running_var, weight, bias, train_rows, momentum, eps
+            input, running_mean, running_var, weight, bias, train_rows, momentum, eps, batches
         )
         ctx.save_for_backward(input, weight, mean, invstd, updated_mean, updated_var)
         ctx.train_rows, ctx.eps, ctx.backend = train_rows, eps, backend
@@ -46,7 +47,7 @@ class _BatchNormRows(torch.autograd.Function):
     )
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * 9
+            return (None,) * 10
         input, weight, mean, invstd, updated_mean, updated_var = ctx.saved_tensors
         op = select("batch_norm_rows_backward", grad.device, ctx.backend)
         of_input, of_weight, of_bias = op(
@@ -59,22 +60,23 @@ class _BatchNormRows(torch.autograd.Function):
             None,
             of_weight if needed[3] else None,
             of_bias if needed[4] else None,
-            *(None,) * 4,
+            *(None,) * 5,
         )
 
 
 def batch_norm_rows(
     input: Tensor,  # (N, C, ...)
-    running_mean: Tensor,  # (C,)
-    running_var: Tensor,  # (C,)
+    running_mean: Tensor | None,  # (C,)
+    running_var: Tensor | None,  # (C,)
     weight: Tensor | None,  # (C,)
     bias: Tensor | None,  # (C,)
     train_rows: int,
-    momentum: float,
+    momentum: float | None,
     eps: float,
     *,
+    batches: Tensor | None = None,  # () int64
     backend: str = "auto",
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Normalises the first rows as in training mode and the others as in eval mode, by the statistics just updated.
 
     One operation each way takes the place of two batch norms and a concatenation, with the same numbers. It writes to
@@ -90,40 +92,49 @@ def batch_norm_rows(
 
     Args:
         input: floating, with samples along the first dimension and channels along the second.
-        running_mean, running_var: the running statistics before the pass.
+        running_mean, running_var: the running statistics before the pass. None, both: there are none, and the others
+            are normalised by statistics of their own, all of them together, as torch's norms do it in eval mode; their
+            gradient then flows through these.
         weight, bias: of the affine map, of the dtype of the running statistics; None: 1 and 0.
         train_rows: rows in training mode, which come first; at least one.
-        momentum: the share of this batch in the updated statistics, as `torch.nn.functional.batch_norm` takes it.
+        momentum: the share of this batch in the updated statistics, as `torch.nn.functional.batch_norm` takes it. None:
+            the running statistics are averages of all batches, as those of `torch.nn.BatchNorm1d(momentum=None)` are.
         eps: added to the variance.
+        batches: where `momentum` is None, how many batches came before this one: `num_batches_tracked` of the norm
+            before it has counted. It stays on its device, so that nothing waits for it.
         backend: "auto", or the name of one in `agm.backends()`, which is then used or raises.
 
     Returns:
-        the output, of the shape, dtype and memory format of the input; the updated mean and variance (C,).
+        the output, of the shape, dtype and memory format of the input; the updated mean and variance (C,), or None
+        where there are none.
 
     Raises:
         TypeError: something is no tensor, or of a dtype that does not fit.
-        ValueError: a shape, device or number that does not fit, or one value a channel in the train rows.
+        ValueError: a shape, device or number that does not fit, or one value a channel in the train rows, or in the
+            others without running statistics.
         RuntimeError: a backend asked for by name cannot serve here.
     """
-    arguments = (input, running_mean, running_var, weight, bias, train_rows, momentum, eps)
-    _check(*arguments)
+    _check(input, running_mean, running_var, weight, bias, train_rows, momentum, eps, batches)
+    share = 0.0 if momentum is None else momentum
+    arguments = (input, running_mean, running_var, weight, bias, train_rows, share, eps, batches)
     learns = any(one is not None and one.requires_grad for one in (input, weight, bias))
     if learns and torch.is_grad_enabled():
-        result: tuple[Tensor, Tensor, Tensor] = _BatchNormRows.apply(*arguments, backend)
-        return result
-    output, updated_mean, updated_var, _, _ = select("batch_norm_rows", input.device, backend)(*arguments)
-    return output, updated_mean, updated_var
+        output, updated_mean, updated_var = _BatchNormRows.apply(*arguments, backend)
+    else:
+        output, updated_mean, updated_var, _, _ = select("batch_norm_rows", input.device, backend)(*arguments)
+    return (output, None, None) if running_mean is None else (output, updated_mean, updated_var)
 
 
 def _check(
     input: Tensor,
-    mean: Tensor,
-    var: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
     train_rows: int,
-    momentum: float,
+    momentum: float | None,
     eps: float,
+    batches: Tensor | None,
 ) -> None:
     _checks.check_tensor("input", input)
     _checks.check_floating("input", input)
@@ -143,31 +154,52 @@ def _check(
             "Expected more than 1 value per channel in the train rows, but got train rows of shape "
             f"{(train_rows, *input.shape[1:])}. A variance needs two: use a larger batch."
         )
-    if not (_checks.is_number(momentum) and -math.inf < momentum < math.inf):
+    if mean is None and var is None and (rows - train_rows) * math.prod(input.shape[2:]) == 1:
         raise ValueError(
-            f"Expected argument `momentum` to be a finite number, but got {momentum!r}. For a cumulative average pass "
-            "1 / (num_batches_tracked + 1), as torch.nn.BatchNorm1d does."
+            "Expected more than 1 value per channel in the rows behind the train rows, but got rows of shape "
+            f"{(rows - train_rows, *input.shape[1:])}. Without running statistics a variance of these is needed."
         )
+    _check_momentum(input, mean, momentum, batches)
     if not (_checks.is_number(eps) and 0 <= eps < math.inf):
         raise ValueError(f"Expected argument `eps` to be a finite number >= 0, but got {eps!r}.")
     wide = accumulation_dtype(input.dtype)
     parts = {"running_mean": mean, "running_var": var, "weight": weight, "bias": bias}
+    leading = next((name for name, part in parts.items() if part is not None), "")
     for name, part in parts.items():
-        if part is None and name in ("weight", "bias"):
-            continue
-        if part is None:
+        if part is None and name.startswith("running") and (mean is not None or var is not None):
             raise TypeError(
-                f"Expected argument `{name}` to be a tensor, but got None. Without running statistics there is no "
-                "eval mode to split off."
+                f"Expected argument `{name}` to be a tensor, but got None. Pass both running statistics, or neither."
             )
+        if part is None:
+            continue
         _checks.check_tensor(name, part, input.device, "`input` is")
         if part.shape != (channels,):
             raise ValueError(
                 f"Expected argument `{name}` to have shape ({channels},), one number a channel, but got "
                 f"{tuple(part.shape)}."
             )
-        if part.dtype != mean.dtype or part.dtype not in (input.dtype, wide):
+        first = parts[leading]
+        assert first is not None
+        if part.dtype != first.dtype or part.dtype not in (input.dtype, wide):
             raise TypeError(
                 f"Expected argument `{name}` to be {input.dtype}, as `input` is, or {wide}, and of one dtype with "
-                f"`running_mean` ({mean.dtype}), but got {part.dtype}. Convert it with .to(dtype)."
+                f"`{leading}` ({first.dtype}), but got {part.dtype}. Convert it with .to(dtype)."
+            )
+
+
+def _check_momentum(input: Tensor, mean: Tensor | None, momentum: float | None, batches: Tensor | None) -> None:
+    if momentum is not None and not (_checks.is_number(momentum) and -math.inf < momentum < math.inf):
+        raise ValueError(f"Expected argument `momentum` to be a finite number or None, but got {momentum!r}.")
+    averages = momentum is None and mean is not None
+    if averages != (batches is not None):
+        raise ValueError(
+            "Expected argument `batches` to be given where `momentum` is None and there are running statistics, and "
+            f"only there, but got {batches!r} with `momentum` {momentum!r}. Pass num_batches_tracked of the norm."
+        )
+    if batches is not None:
+        _checks.check_tensor("batches", batches, input.device, "`input` is")
+        if batches.shape != () or batches.dtype != torch.int64:
+            raise ValueError(
+                "Expected argument `batches` to be a whole number, () int64, but got "
+                f"{tuple(batches.shape)} {batches.dtype}. Pass num_batches_tracked of the norm."
             )

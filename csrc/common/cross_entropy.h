@@ -20,6 +20,16 @@ struct LossSettings {
   AGM_HOST_DEVICE double weight_of(int64_t label) const { return static_cast<double>(weight_in(label)); }
 };
 
+// Differences of logits that are finite may not be, nor their sum: they are summed times this, for label
+// smoothing.
+template <typename A>
+constexpr A kSpreadScale = A(1) / A(int64_t(1) << 32);
+
+template <typename A>
+AGM_HOST_DEVICE A scaled_difference(A target, A logit) {
+  return target * kSpreadScale<A> - logit * kSpreadScale<A>;
+}
+
 // What is summed over the samples in use. `cost` is -log p of the label, `spread` the sum of
 // w_c (z_label - z_c) over the classes.
 struct LossTally {
@@ -28,10 +38,11 @@ struct LossTally {
   double spread = 0;
   double weight = 0;
 
+  // `own_spread` is in scaled differences.
   AGM_HOST_DEVICE void add_sample(double own_weight, double own_cost, double own_spread) {
     weighted_cost += own_weight * own_cost;
     cost += own_cost;
-    spread += own_spread;
+    spread += own_spread / kSpreadScale<double>;
     weight += own_weight;
   }
 

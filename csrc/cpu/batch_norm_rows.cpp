@@ -87,6 +87,14 @@ Tensor tensor_of(const std::vector<double>& from, const Tensor& like, torch::hea
   return result;
 }
 
+// (2, channels).
+Tensor tensor_of_both(std::vector<double> first, const std::vector<double>& second, const Tensor& like,
+                      torch::headeronly::ScalarType type) {
+  const auto channels = static_cast<int64_t>(first.size());
+  first.insert(first.end(), second.begin(), second.end());
+  return torch::stable::view(tensor_of(first, like, type), {2, channels});
+}
+
 std::vector<double> inverse_deviation(const std::vector<double>& variance, double eps) {
   std::vector<double> result(variance.size());
   for (size_t c = 0; c < variance.size(); ++c) result[c] = 1 / std::sqrt(variance[c] + eps);
@@ -99,29 +107,33 @@ struct Statistics {
   std::vector<double> mean, variance;  // biased
 };
 
+// Of the train rows, or of the others.
 template <typename T>
-Statistics statistics_of(const Matrix& matrix, const std::vector<Tile>& tiles, const T* x) {
-  std::vector<Block> train;
+Statistics statistics_of(const Matrix& matrix, const std::vector<Tile>& tiles, const T* x, bool train) {
+  std::vector<Block> blocks;
   for (const Block& block : blocks_of(matrix)) {
-    if (block.train) train.push_back(block);
+    if (block.train == train) blocks.push_back(block);
   }
   const auto channels = static_cast<size_t>(matrix.channels());
-  const auto count = static_cast<double>(matrix.train_values());
+  if (blocks.empty()) return {std::vector<double>(channels), std::vector<double>(channels, 1)};
+  const auto count = static_cast<double>(matrix.values(train));
   // About a value of the channel itself the sum of squares loses nothing that float32 could show. In float64
   // it is taken about the mean, which then is one more sum over the rows.
   std::vector<double> shift(channels);
   for (size_t c = 0; c < channels; ++c) {
-    shift[c] = static_cast<double>(widen(x[static_cast<int64_t>(c) * matrix.group]));
+    const int64_t at = blocks[0].begin * matrix.columns + static_cast<int64_t>(c) * matrix.group;
+    shift[c] = static_cast<double>(widen(x[at]));
   }
   Statistics result{shift, std::vector<double>(channels)};
   for (int pass = std::is_same_v<T, double> ? 0 : 1; pass < 2; ++pass) {
     ChannelSums sums, none;
-    sum_channels(matrix, train, tiles, sums, none, [&](const Block& block, const Tile& tile, Sums& own) {
-      Columns<double> about;
-      about.fill(matrix, tile, [&](int64_t c) { return result.mean[static_cast<size_t>(c)]; });
-      add_squares(tile.of_one_channel, x + block.begin * matrix.columns + tile.begin, matrix.columns,
-                  block.end - block.begin, tile.end - tile.begin, about.of, own);
-    });
+    sum_channels(matrix, blocks, tiles, train ? sums : none, train ? none : sums,
+                 [&](const Block& block, const Tile& tile, Sums& own) {
+                   Columns<double> about;
+                   about.fill(matrix, tile, [&](int64_t c) { return result.mean[static_cast<size_t>(c)]; });
+                   add_squares(tile.of_one_channel, x + block.begin * matrix.columns + tile.begin,
+                               matrix.columns, block.end - block.begin, tile.end - tile.begin, about.of, own);
+                 });
     for (size_t c = 0; c < channels; ++c) {
       const double moved = sums.first[c] / count;
       result.mean[c] += moved;
@@ -133,37 +145,52 @@ Statistics statistics_of(const Matrix& matrix, const std::vector<Tile>& tiles, c
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> batch_norm_rows(
-    const Tensor& input, const Tensor& running_mean, const Tensor& running_var,
+    const Tensor& input, const std::optional<Tensor>& running_mean, const std::optional<Tensor>& running_var,
     const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, int64_t train_rows,
-    double momentum, double eps) {
+    double momentum, double eps, const std::optional<Tensor>& batches) {
+  const bool running = running_mean.has_value() && running_var.has_value();
   const auto [source, matrix] = laid_out(input, train_rows);
   const Matrix& shape = matrix;
   const int64_t channels = input.size(1);
   Tensor out = torch::stable::empty_like(source);
   const std::vector<Tile> tiles = tiles_of(shape);
-  const auto wide = accumulation_type(input), type = running_mean.scalar_type();
+  const auto wide = accumulation_type(input);
+  if (batches)
+    momentum = 1 / (static_cast<double>(*static_cast<const int64_t*>(batches->const_data_ptr())) + 1);
   Statistics batch;
-  std::vector<double> means = numbers(running_mean, channels), variances = numbers(running_var, channels);
   Tensor updated_mean, updated_var, mean, invstd;
   AGM_DISPATCH_FLOATING(source.scalar_type(), "agm::batch_norm_rows", [&] {
     using A = accumulate_t<scalar_t>;
     const auto* x = static_cast<const scalar_t*>(source.const_data_ptr());
     auto* y = static_cast<scalar_t*>(out.mutable_data_ptr());
-    batch = statistics_of(shape, tiles, x);
-    const auto count = static_cast<double>(shape.train_values());
-    for (size_t c = 0; c < means.size(); ++c) {
-      means[c] = momentum * batch.mean[c] + (1 - momentum) * means[c];
-      variances[c] = momentum * (batch.variance[c] * count / (count - 1)) + (1 - momentum) * variances[c];
+    batch = statistics_of(shape, tiles, x, true);
+    // Of eval rows, which see running statistics as they are stored, and of train rows.
+    std::vector<double> centre[] = {{}, batch.mean};
+    std::vector<double> factor[] = {{}, inverse_deviation(batch.variance, eps)};
+    if (running) {
+      const auto type = running_mean->scalar_type();
+      std::vector<double> means = numbers(*running_mean, channels),
+                          variances = numbers(*running_var, channels);
+      const auto count = static_cast<double>(shape.values(true));
+      for (size_t c = 0; c < means.size(); ++c) {
+        means[c] = momentum * batch.mean[c] + (1 - momentum) * means[c];
+        variances[c] = momentum * (batch.variance[c] * count / (count - 1)) + (1 - momentum) * variances[c];
+      }
+      updated_mean = tensor_of(means, input, type);
+      updated_var = tensor_of(variances, input, type);
+      centre[0] = numbers(updated_mean, channels);
+      factor[0] = inverse_deviation(numbers(updated_var, channels), eps);
+      mean = tensor_of(centre[1], input, wide);
+      invstd = tensor_of(factor[1], input, wide);
+    } else {
+      Statistics others = statistics_of(shape, tiles, x, false);
+      centre[0] = others.mean;
+      factor[0] = inverse_deviation(others.variance, eps);
+      updated_mean = torch::stable::new_empty(input, {0}, wide);
+      updated_var = torch::stable::new_empty(input, {0}, wide);
+      mean = tensor_of_both(centre[1], centre[0], input, wide);
+      invstd = tensor_of_both(factor[1], factor[0], input, wide);
     }
-    updated_mean = tensor_of(means, input, type);
-    updated_var = tensor_of(variances, input, type);
-    const std::vector<double> deviation = inverse_deviation(batch.variance, eps);
-    mean = tensor_of(batch.mean, input, wide);
-    invstd = tensor_of(deviation, input, wide);
-
-    // Of train rows and of eval rows, which see the statistics as they were stored.
-    const std::vector<double> centre[] = {numbers(updated_mean, channels), batch.mean};
-    const std::vector<double> factor[] = {inverse_deviation(numbers(updated_var, channels), eps), deviation};
     const std::vector<double> own_weight = numbers_or(weight, channels, 1),
                               own_bias = numbers_or(bias, channels, 0);
     const std::vector<Block> blocks = blocks_of(shape);
@@ -209,9 +236,22 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_rows_backward(const Tensor& grad, 
   Tensor out = torch::stable::empty_like(source);
   const std::vector<Tile> tiles = tiles_of(shape);
   const std::vector<Block> blocks = blocks_of(shape);
-  const std::vector<double> centre[] = {numbers(updated_mean, channels), numbers(mean, channels)};
-  const std::vector<double> deviation[] = {inverse_deviation(numbers(updated_var, channels), eps),
-                                           numbers(invstd, channels)};
+  // Of eval rows and of train rows.
+  const bool running = updated_mean.numel() > 0;
+  std::vector<double> centre[2], deviation[2];
+  if (running) {
+    centre[0] = numbers(updated_mean, channels);
+    deviation[0] = inverse_deviation(numbers(updated_var, channels), eps);
+    centre[1] = numbers(mean, channels);
+    deviation[1] = numbers(invstd, channels);
+  } else {
+    const std::vector<double> means = numbers(mean, 2 * channels), factors = numbers(invstd, 2 * channels);
+    for (const int kind : {1, 0}) {
+      const int64_t at = (1 - kind) * channels;
+      centre[kind].assign(means.begin() + at, means.begin() + at + channels);
+      deviation[kind].assign(factors.begin() + at, factors.begin() + at + channels);
+    }
+  }
   const std::vector<double> own_weight = numbers_or(weight, channels, 1);
   std::vector<double> of_weight(own_weight.size()), of_bias(own_weight.size());
   AGM_DISPATCH_FLOATING(source.scalar_type(), "agm::batch_norm_rows_backward", [&] {
@@ -227,21 +267,29 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_rows_backward(const Tensor& grad, 
       add_products(tile.of_one_channel, g + at, x + at, shape.columns, block.end - block.begin,
                    tile.end - tile.begin, about.of, own);
     });
-    const auto count = static_cast<double>(shape.train_values());
-    std::vector<double> slope(own_weight.size());
-    for (size_t c = 0; c < slope.size(); ++c) {
+    for (size_t c = 0; c < of_weight.size(); ++c) {
       of_weight[c] = train.second[c] * deviation[1][c] + rest.second[c] * deviation[0][c];
       of_bias[c] = train.first[c] + rest.first[c];
-      slope[c] = train.second[c] / count * deviation[1][c] * deviation[1][c];
+    }
+    // What flows through the statistics: of eval rows nothing through running ones.
+    std::vector<double> mean_of[2], slope[2];
+    for (const int kind : {0, 1}) {
+      const ChannelSums& sums = kind == 1 ? train : rest;
+      const bool flows = kind == 1 || (!running && shape.values(false) > 0);
+      const auto count = static_cast<double>(shape.values(kind == 1));
+      for (size_t c = 0; c < of_weight.size(); ++c) {
+        const double factor = deviation[kind][c];
+        mean_of[kind].push_back(flows ? sums.first[c] / count : 0);
+        slope[kind].push_back(flows ? sums.second[c] / count * factor * factor : 0);
+      }
     }
     for_each_task(blocks, tiles, [&](int64_t b, int64_t t) {
       const Block& block = blocks[static_cast<size_t>(b)];
       const Tile& tile = tiles[static_cast<size_t>(t)];
       Columns<A> mean_g, about, slopes, scale;
-      mean_g.fill(shape, tile,
-                  [&](int64_t c) { return block.train ? train.first[static_cast<size_t>(c)] / count : 0; });
+      mean_g.fill(shape, tile, [&](int64_t c) { return mean_of[block.train][static_cast<size_t>(c)]; });
       about.fill(shape, tile, [&](int64_t c) { return centre[block.train][static_cast<size_t>(c)]; });
-      slopes.fill(shape, tile, [&](int64_t c) { return block.train ? slope[static_cast<size_t>(c)] : 0; });
+      slopes.fill(shape, tile, [&](int64_t c) { return slope[block.train][static_cast<size_t>(c)]; });
       scale.fill(shape, tile, [&](int64_t c) {
         return deviation[block.train][static_cast<size_t>(c)] * own_weight[static_cast<size_t>(c)];
       });
@@ -250,7 +298,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_rows_backward(const Tensor& grad, 
                 tile.end - tile.begin, mean_g.of, about.of, slopes.of, scale.of, result + at);
     });
   });
-  const auto type = updated_mean.scalar_type();
+  const auto type = weight ? weight->scalar_type() : updated_mean.scalar_type();
   return {out, tensor_of(of_weight, input, type), tensor_of(of_bias, input, type)};
 }
 

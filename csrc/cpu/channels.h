@@ -19,8 +19,8 @@ struct Matrix {
   int64_t rows, train_rows, columns, group;
 
   int64_t channels() const { return columns / group; }
-  // Values of a channel in the train rows.
-  int64_t train_values() const { return train_rows * group; }
+  // Values of a channel in the train rows, or in the others.
+  int64_t values(bool train) const { return (train ? train_rows : rows - train_rows) * group; }
 };
 
 constexpr int64_t kTile = 512;     // columns that a task works on, at most

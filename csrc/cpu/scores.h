@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "../common/cross_entropy.h"
 #include "../common/modulate.h"
 #include "../common/tensor.h"
 #include "vector.h"
@@ -60,7 +61,7 @@ struct JointLoss {
   const A* weight;  // of the classes; null: all 1
   bool smoothing;
   Softmax<A> softmax;
-  double spread = 0;  // sum of w_c (z_target - z_c), for label smoothing
+  double spread = 0;  // sum of w_c (z_target - z_c) in scaled differences, for label smoothing
 
   AGM_HOST_DEVICE void add_tile(const A* logits, int64_t start, int64_t count, A target) {
     A lowest = 0;  // nobody asks
@@ -69,10 +70,12 @@ struct JointLoss {
     A sum = 0;
     if (weight == nullptr) {
 #pragma omp simd reduction(+ : sum)
-      for (int64_t i = 0; i < count; ++i) sum += target - logits[i];
+      for (int64_t i = 0; i < count; ++i) sum += scaled_difference(target, logits[i]);
     } else {
 #pragma omp simd reduction(+ : sum)
-      for (int64_t i = 0; i < count; ++i) sum += weight[start + i] * (target - logits[i]);
+      for (int64_t i = 0; i < count; ++i) {
+        sum += weight[start + i] * scaled_difference(target, logits[i]);
+      }
     }
     spread += static_cast<double>(sum);
   }

@@ -205,7 +205,9 @@ __device__ __forceinline__ void advance(const T* __restrict__ logits, int64_t ro
         progress.joint.add(joint);
         if (loss.label_smoothing > 0) {
 #pragma unroll
-          for (int i = 0; i < Width; ++i) progress.spread += loss.weight_in(at + i) * (target[M] - joint[i]);
+          for (int i = 0; i < Width; ++i) {
+            progress.spread += loss.weight_in(at + i) * scaled_difference(target[M], joint[i]);
+          }
         }
       } else {
 #pragma unroll
@@ -303,7 +305,9 @@ __device__ __forceinline__ Seen<A, M, Loss> look_exactly(const T* __restrict__ l
         seen.beaten |= static_cast<unsigned>(beats(joint[0], at, target[M], label)) << M;
         if constexpr (Loss) {
           add_number(seen.joint, joint[0]);
-          if (loss.label_smoothing > 0) seen.spread += loss.weight_in(at) * (target[M] - joint[0]);
+          if (loss.label_smoothing > 0) {
+            seen.spread += loss.weight_in(at) * scaled_difference(target[M], joint[0]);
+          }
         }
       }
     }

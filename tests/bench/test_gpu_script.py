@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import cli
+from bench import cli, step
+from bench.networks import NETWORKS
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,6 +44,18 @@ def test_correctness_comes_before_figures() -> None:
     names = ["pytest" if "pytest" in command else "bench" if "bench" in command else "build" for command in found]
     assert names == sorted(names, key=["build", "pytest", "bench"].index)
     assert {"build", "pytest", "bench"} == set(names)
+
+
+def test_a_step_is_timed_in_every_form() -> None:
+    """The joint one, which all are over, is measured with them."""
+    ((_, command),) = commands("step")
+    variants = command[command.index("--variants") + 1 :]
+    assert {"exact", "shared", "refreshed"} <= set(variants)
+    given = cli.parser().parse_args([*command[command.index("bench") + 1 :]])
+    given.device, given.networks = "cpu", ["tiny"]
+    options = cli.options_of(given)
+    made = step.prepare(NETWORKS["tiny"], "late", 2, 8, options)
+    assert made.steps.keys() == {"joint", *variants}
 
 
 def test_the_memory_checker_sees_every_allocation() -> None:

@@ -70,14 +70,14 @@ def ratios(network: Network, modalities: int, variants: tuple[str, ...]) -> dict
 
 
 def test_residual_networks() -> None:
-    bounds = {"shared": 1.02, "exact": 1.03}  # refreshed takes sixteen steps: below, on smaller networks
+    bounds = {"shared": 0.98, "exact": 0.98}  # refreshed takes sixteen steps: below, on smaller networks
     found = ratios(resnets(), 2, tuple(bounds))
     assert found.keys() == bounds.keys()
     assert {name: ratio for name, ratio in found.items() if ratio > bounds[name]} == {}
 
 
 def test_transformers_with_dropout(attention_of_a_gpu: None) -> None:
-    bounds = {"shared": 1.03, "exact": 1.04, "refreshed": 1.03}
+    bounds = {"shared": 1.02, "exact": 1.02, "refreshed": 1.03}
     found = ratios(transformers(), 3, tuple(bounds))
     assert found.keys() == bounds.keys()
     assert {name: ratio for name, ratio in found.items() if ratio > bounds[name]} == {}

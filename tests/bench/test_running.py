@@ -26,7 +26,7 @@ TINY = ("--network", "tiny", "--fusion", "late", "--modalities", "2", "--device"
 
 def test_a_step_from_the_command_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "rows.jsonl"
-    names = ("sequential", "vectorised", "parameter-scaling", "exact", "exact-one", "shared")
+    names = ("sequential", "vectorised", "parameter-scaling", "exact", "exact-one", "shared", "refreshed")
     cli.main(["step", *TINY, "--variants", *names, "--json", str(file)])
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert [row["variant"] for row in rows] == ["joint", *names]
@@ -41,6 +41,7 @@ def test_a_step_from_the_command_line(tmp_path: Path, capfd: pytest.CaptureFixtu
         "exact": 2.125,  # (2 * 8 + 1) / 8
         "exact-one": 2.125,
         "shared": 1.125,
+        "refreshed": 1.0,  # a step that keeps the absent rows
     }
     assert "step tiny late M=2 B=8 C=3, over joint" in capfd.readouterr().out
 

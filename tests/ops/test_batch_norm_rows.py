@@ -313,7 +313,7 @@ WRONG = {
     "no number of rows": ({"train_rows": "2"}, TypeError, "`train_rows` to be an integer, but got '2'"),
     "statistics elsewhere": ({"running_mean": torch.ones(3, device="meta")}, ValueError, "`running_mean` to be on cpu"),
     "weight elsewhere": ({"weight": torch.ones(3, device="meta")}, ValueError, "`weight` to be on cpu"),
-    "no running statistics": ({"running_mean": None}, TypeError, "`running_mean` to be a tensor"),
+    "one running statistic": ({"running_mean": None}, TypeError, "`running_mean` to be a tensor"),
     "another number of channels": ({"weight": torch.ones(4)}, ValueError, r"`weight` to have shape \(3,\)"),
     "another dtype": ({"bias": torch.ones(3, dtype=torch.float64)}, TypeError, "`bias` to be torch.float32"),
 }
@@ -337,8 +337,8 @@ def test_torch_refuses_one_value_a_channel_too() -> None:
 @pytest.mark.parametrize(
     ("momentum", "eps", "message"),
     [
-        (None, EPS, "`momentum` to be a finite number, but got None"),
-        (math.nan, EPS, "`momentum` to be a finite number, but got nan"),
+        (None, EPS, "`batches` to be given where `momentum` is None"),
+        (math.nan, EPS, "`momentum` to be a finite number or None, but got nan"),
         ("0.1", EPS, "`momentum`"),
         (MOMENTUM, -1e-5, "`eps` to be a finite number >= 0, but got -1e-05"),
         (MOMENTUM, math.inf, "`eps`"),

@@ -144,6 +144,21 @@ def test_large_logits(room: Room, size: float, settings: dict[str, float]) -> No
     check_loss(room, given, tolerance=1e-4)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_label_smoothing_of_differences_that_no_float_holds(room: Room, weighted: bool) -> None:
+    """Their sum over the classes was -inf in float32, where the loss is a float."""
+    given = loss_of(2, 1, 3, torch.float32, weighted=weighted, label_smoothing=0.1)
+    given.step.masked_logits.zero_()
+    given.step.masked_logits[:, 0] = torch.tensor([1.2e38, -0.6e38, 1.2e38])
+    given.step.target.fill_(1)
+    given = given.on(room.device)
+    loss = room.op("modulate_cross_entropy")(*given.forward_arguments())[0]
+    joint = given.step.masked_logits[-1].double()
+    weight = None if given.weight is None else given.weight.double()
+    wanted = F.cross_entropy(joint, given.step.target, weight, label_smoothing=0.1)
+    torch.testing.assert_close(loss.double(), wanted, rtol=1e-5, atol=0.0)
+
+
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf])
 def test_a_scale_of_zero_stops_what_is_not_finite(room: Room, poison: float) -> None:
     given = loss_of(2, 4, 5, torch.float32, grad_logits=True).on(room.device)
