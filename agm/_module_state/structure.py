@@ -36,6 +36,7 @@ class Structure:
         exchanges: whether a norm exchanges statistics with other processes, where there are some.
         others_draw: whether another thread was seen to draw from the generators of Python and NumPy.
         left: where these were after a masked pass in which somebody has drawn.
+        ways: functions of torch that have run one after the other in masked passes, in pairs.
     """
 
     def __init__(self, root: nn.Module) -> None:
@@ -51,6 +52,7 @@ class Structure:
         self.exchanges = any(isinstance(module, nn.SyncBatchNorm) for module in self.modules)
         self.others_draw = False
         self.left: tuple[Any, Any] | None = None
+        self.ways: set[tuple[int, int]] = set()
         self._moded = [module for module in self.modules if may_depend_on_mode(module)]
         self._norms = [module for module in self.modules if isinstance(module, _BatchNorm)]
         self._counts = any(map(counts, self.modules))

@@ -78,7 +78,8 @@ class Traces:
         # In a compiled part graphs would break at every function that is watched.
         compiled = any(map(is_compiled, self._modules)) if known is None else known.is_compiled
         if not compiled and not _have_graph(attributes.kept):
-            self._watch = _Watch(self._modules, attributes, self._again, self._draws, self._copies)
+            ways = set() if known is None else known.ways
+            self._watch = _Watch(self._modules, attributes, self._again, self._draws, self._copies, ways)
         if self._draws is not None:
             self._draws.begin()
         self._stand_ins = StandIns(attributes.kept, attributes.held)
@@ -198,6 +199,7 @@ class _Watch(Writes):
         again: Callable[[], AbstractContextManager[object]],
         draws: Draws | None,
         copies: Sequence[StandIn],
+        ways: set[tuple[int, int]],
     ) -> None:
         super().__init__(self._of_network)
         self._modules = modules
@@ -205,6 +207,8 @@ class _Watch(Writes):
         self._attributes = attributes
         self._regions = CheckpointedRegions(again)
         self._stand_ins = copies
+        self._ways = ways
+        self._last = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         regions = self._regions
@@ -213,6 +217,9 @@ class _Watch(Writes):
         kind = WRITES.get(func)
         if kind is None:
             kind = WRITES[func] = kind_of(func)
+        now = hash(func)  # that of a property is made for each call
+        self._ways.add((self._last, now))
+        self._last = now
         if kind or (kwargs and "out" in kwargs):
             if self._draws is not None and kind.startswith("draw"):
                 self._draws.before(kind[len("draw ") :], args, kwargs or {})

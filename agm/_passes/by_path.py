@@ -14,10 +14,10 @@ from typing import Any, TypeGuard, cast
 import torch
 from torch import Tensor, nn
 
-from agm._inputs.absent import batch_size, device_of
+from agm._inputs.absent import batch_size, device_of, is_rows
 from agm._inputs.arguments import Arguments, Binding
-from agm._inputs.rows import check_others, copied
-from agm._inputs.trees import leaves_of
+from agm._inputs.rows import check_others, copied, masked_arguments
+from agm._inputs.trees import leaves_of, mapped
 from agm._lazy_rows.decision import SHARDED, Deferral, found_deferral, some_subsets
 from agm._lazy_rows.tensor import CannotDefer, Rows, current, outcome
 from agm._module_state.compiled import compiled_part, in_one_piece, is_compiled
@@ -30,6 +30,7 @@ from agm._one_pass.counters import CountingTogether, has_counters
 from agm._one_pass.joint_call import JointCall, in_the_way, surroundings
 from agm._one_pass.known_layers import known_layers
 from agm._passes.absent_features import AbsentFeatures
+from agm._passes.chunks import Chunks
 from agm._passes.encoder_paths import find_targets
 from agm._passes.encoder_recording import Handed, Recorder, Target
 from agm._passes.masked_run import MaskedRun, called_instead, few_rows
@@ -37,6 +38,7 @@ from agm._passes.options import MaskedOptions
 from agm._passes.outputs import Outputs
 from agm._passes.plan import ONE_ROW, Line, encoder_lines, fusion_line
 from agm._passes.record import Record
+from agm._passes.subsets_apart import apart_if_they_meet
 from agm.distributed import Peers, is_sharded
 
 __all__ = ["InterceptedPasses"]
@@ -248,6 +250,28 @@ class InterceptedPasses:
         """The masked logits of all rows, after a first batch has shown on some of them what they may come from."""
         if not self._is_checked(rows.batch):
             self._check(given, replace(rows, subsets=some_subsets(rows.modalities)))
+
+        masked = self._at_once(given, rows)
+        if self.shared:
+            return masked
+        return apart_if_they_meet(masked, rows, partial(self._alone, given, rows), given.structure, self.record)
+
+    def _alone(self, given: "MaskedRun", rows: Rows, index: int) -> Tensor:
+        """Masked logits of one subset, by the definition: the network as it is on a batch of its own."""
+        few, others, rest, placed = given.arguments
+        inputs = {name: mapped(lambda x: x[: rows.batch] if is_rows(x) else x, tree) for name, tree in few.items()}
+        absent = {name: mapped(lambda x: x[rows.batch :] if is_rows(x) else x, tree) for name, tree in few.items()}
+        arguments = Arguments(inputs, others, rest, placed)
+
+        def call(part: range | None) -> Any:
+            return self.outputs.logits(self.binding.call(masked_arguments(arguments, absent, rows.subsets, part)))
+
+        part = range(index * rows.batch, (index + 1) * rows.batch)
+        return cast(
+            Tensor, Chunks(head=self.outputs.head).run(self.network, call, [part], given.hooks, given.structure)
+        )
+
+    def _at_once(self, given: "MaskedRun", rows: Rows) -> Tensor | Mapping[int, Tensor]:
         found = self.record.deferral
         if found is None or found.how == "rows" or not rows.batch:
             return cast(Tensor, given.logits(rows, deferred=False))

@@ -34,6 +34,7 @@ from agm._passes.outputs import Outputs
 from agm._passes.parted_features import absent_features, deferred_leaf, features_apart, parted_features, written_leaf
 from agm._passes.plan import ONE_ROW, Line, encoder_lines, fusion_line
 from agm._passes.record import Record
+from agm._passes.subsets_apart import apart_if_they_meet
 from agm.distributed import Peers, is_sharded
 
 __all__ = ["FactorisedPasses", "is_factorised"]
@@ -160,14 +161,25 @@ class FactorisedPasses:
             if how.how == "sum":
                 return joint, outcome(self._deferred(parted, rows))
             mixes = mixes_samples(self.network) if structure is None else structure.mixes_samples()
-            if not self.chunks and not mixes:
-                return joint, self._written(parted, rows, how, forward)
-        parts = self.chunks.parts(self.network, rows.batch, len(rows.subsets))
+            apart = mixes or self.record.rows_meet
+            masked = None if self.chunks or apart else self._written(parted, rows, how, forward)
 
         def run(part: range | None) -> Tensor:
             return self._written(parted, replace(rows, part=part), how, forward)
 
-        return joint, self.chunks.run(self.network, run, parts, hooks, structure)
+        def alone(index: int) -> Tensor:
+            part = range(index * rows.batch, (index + 1) * rows.batch)
+            return cast(Tensor, self.chunks.run(self.network, run, [part], hooks, structure))
+
+        if masked is None:
+            parts = self.chunks.parts(self.network, rows.batch, len(rows.subsets), self.record.rows_meet)
+            masked = self.chunks.run(self.network, run, parts, hooks, structure)
+            if apart:
+                return joint, masked
+        masked = apart_if_they_meet(masked, rows, alone, structure, self.record)
+        if self.record.rows_meet:
+            self.chunks.parts(self.network, rows.batch, len(rows.subsets), True)  # refused at once, where it is
+        return joint, masked
 
     def _check(self, arguments: Arguments) -> None:
         """That its encoders and `fuse` can be called by themselves.
@@ -284,7 +296,7 @@ class FactorisedPasses:
             choice = self.record.choices(name, self._choose(name, device))
             absent = self.record.absent_rows.get(name, ONE_ROW)
             lines += encoder_lines(self.network, name, encoder, choice, absent=absent)
-        note = self.chunks.describe(self.network)
+        note = self.chunks.describe(self.network, self.record.rows_meet)
         found, head = self.record.deferral, None if self.head is None else self.head.path
         return [*lines, *fusion_line("fusion", self.modalities, self.network, note, subsets, found, head)]
 

@@ -14,7 +14,9 @@ from agm._module_state.hooks import ForwardHooks
 from agm._module_state.structure import Structure
 from agm._passes.declared_head import DeclaredHead
 
-__all__ = ["Chunks", "note_rows"]
+__all__ = ["MEET", "Chunks", "note_rows"]
+
+MEET = "one subset at a time, because rows of a batch have met in the network's forward in eval mode"
 
 
 class Chunks:
@@ -46,23 +48,37 @@ class Chunks:
         """Whether there is anything to do."""
         return self.max_rows is not None or self.checkpoint
 
-    def describe(self, network: nn.Module) -> str:
+    def describe(self, network: nn.Module, meet: bool = False) -> str:
         """In words for a plan, to be appended to what goes through in chunks."""
-        if mixing := mixes_samples(network):
+        if meet:
+            rows = f", {MEET}"
+        elif mixing := mixes_samples(network):
             why, _ = why_mixes(network, mixing[0])
             rows = f", one subset at a time, because `{mixing[0]}` {why}"
         else:
             rows = f", at most {self.max_rows} rows at a time" if self.max_rows is not None else ""
         return rows + (", recomputed in the backward" if self.checkpoint else "")
 
-    def parts(self, network: nn.Module, batch: int, subsets: int) -> list[range] | list[None]:
+    def parts(self, network: nn.Module, batch: int, subsets: int, meet: bool = False) -> list[range] | list[None]:
         """The rows of each chunk, among `subsets` blocks of `batch` rows; None: all of them.
 
+        Args:
+            network: that they go through.
+            batch, subsets: see above.
+            meet: whether rows have been seen to meet in it.
+
         Raises:
-            ValueError: `max_rows` < B where a layer needs all rows of a block.
+            ValueError: `max_rows` < B where all rows of a block are needed.
         """
         size = self.max_rows or max(batch * subsets, 1)
-        if mixing := mixes_samples(network):
+        if meet:
+            if size < batch:
+                raise ValueError(
+                    f"Expected argument `max_rows` to be at least the {batch} samples of a batch, since rows of a "
+                    f"batch have met in the network's forward in eval mode, but got {size}. Raise `max_rows`."
+                )
+            size = batch
+        elif mixing := mixes_samples(network):
             if size < batch:
                 why, instead = why_mixes(network, mixing[0])
                 raise ValueError(

@@ -4,10 +4,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agm._lazy_rows.decision import Deferral
+from agm._module_state.structure import Structure
 from agm._one_pass.choice import Choices
-from agm._one_pass.known import Known
+from agm._one_pass.known import Known, Ways
 
 __all__ = ["Record"]
+
+_STRUCTURES = 8
 
 
 @dataclass
@@ -28,6 +31,10 @@ class Record:
         calls_fuse: whether the forward of a network with `encoders` and `fuse` calls `fuse`; None: nobody has looked.
         by_path: whether such a forward does something else, that came to the same so far: it runs for masked rows too.
         autocasts: modality -> under which autocast its encoder has run, for encoders that are not watched.
+        rows_meet: whether rows of several subsets have met in a pass, so that each subset has one of its own.
+        writes_inputs: whether the joint pass has been seen to write to what it is given.
+        ways: what a network is made of -> on which ways through it rows of several subsets do not meet: pairs of
+            functions of torch that ran one after the other.
         one_pass: what has become of encoders in one pass.
         choices: what became of the choices that were made before a batch.
     """
@@ -44,5 +51,20 @@ class Record:
     calls_fuse: bool | None = None
     by_path: bool = False
     autocasts: dict[str, Any] = field(default_factory=dict)
+    rows_meet: bool = False
+    writes_inputs: bool = False
+    ways: dict[object, Ways] = field(default_factory=dict)
     one_pass: Known = field(default_factory=Known)
     choices: Choices = field(default_factory=Choices)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "ways": {}}  # functions and modules by their identity
+
+    def ways_through(self, structure: Structure) -> Ways:
+        """Those of `ways` through a network as it is now."""
+        return structure.chosen("ways of all subsets", lambda: self._ways_in(structure.marks()))
+
+    def _ways_in(self, marks: object) -> Ways:
+        if len(self.ways) >= _STRUCTURES:
+            self.ways.clear()
+        return self.ways.setdefault(marks, set())

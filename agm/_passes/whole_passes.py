@@ -12,7 +12,9 @@ from agm._lazy_rows.tensor import Rows
 from agm._module_state.eval_mode import evaluation, mixes_samples, mode_dependent_layers
 from agm._module_state.hooks import ForwardHooks
 from agm._module_state.structure import Structure
+from agm._one_pass.joint_call import versions
 from agm._passes.chunks import note_rows
+from agm._passes.subsets_apart import apart_if_they_meet
 
 if TYPE_CHECKING:
     from agm._passes.masked_passes import MaskedPasses
@@ -77,30 +79,45 @@ def whole_passes(
     by_subset = len(passes.binding.wholes) > 0  # no masked rows can be made of some inputs
     if not by_subset:
         check_others(arguments, batch)
-    if by_subset or passes.chunks or (mixes_samples(network) if structure is None else structure.mixes_samples()):
-        by_one = [range(index, index + 1) for index in range(len(subsets))]
-        parts = by_one if by_subset else passes.chunks.parts(network, batch, len(subsets))
-        # Copies, since the network may write to its inputs in the joint pass, after which the chunks are built.
-        inputs, others, rest = copied(tuple(arguments[:3]))
-        kept, kept_absent = Arguments(inputs, others, rest, arguments.placed), copied(absent)
-        joint = _joint(passes, arguments, hooks)
-
-        def call(part: range | None) -> Any:
-            if by_subset and part is not None:
-                masked = one_subset(kept, kept_absent, subsets[part.start])
-            else:
-                masked = masked_arguments(kept, kept_absent, subsets, part)
-            return passes.outputs.logits(passes.binding.call(masked))
-
-        return joint, passes.chunks.run(network, call, parts, hooks, structure)
-    masked = masked_arguments(arguments, absent, subsets)
+    record, chunks = passes.record, passes.chunks
+    mixes = mixes_samples(network) if structure is None else structure.mixes_samples()
+    in_parts = by_subset or bool(chunks) or mixes or record.rows_meet
+    # Copies, since the network may write to its inputs in the joint pass, after which rows of some subsets are built.
+    keeps = in_parts or record.writes_inputs or (structure is not None and not record.ways_through(structure))
+    inputs, others, rest = copied(tuple(arguments[:3])) if keeps else arguments[:3]
+    kept, kept_absent = Arguments(inputs, others, rest, arguments.placed), copied(absent) if keeps else absent
+    at_once = None if in_parts else masked_arguments(arguments, absent, subsets)
+    before = versions(arguments[:3]) if keeps else None
     joint = _joint(passes, arguments, hooks)
-    with evaluation(network, hooks, passes.structure()):
-        try:
-            return joint, passes.outputs.logits(passes.binding.call(masked))
-        except RuntimeError as error:
-            note_rows(error, network, len(rows), batch)
-            raise
+    record.writes_inputs |= keeps and before != versions(arguments[:3])
+
+    def call(part: range | None) -> Any:
+        if by_subset and part is not None:
+            masked = one_subset(kept, kept_absent, subsets[part.start])
+        else:
+            masked = masked_arguments(kept, kept_absent, subsets, part)
+        return passes.outputs.logits(passes.binding.call(masked))
+
+    def alone(index: int) -> Any:
+        return chunks.run(network, call, [range(index * batch, (index + 1) * batch)], hooks, passes.structure())
+
+    if at_once is not None:
+        with evaluation(network, hooks, passes.structure()):
+            try:
+                masked = passes.outputs.logits(passes.binding.call(at_once))
+            except RuntimeError as error:
+                note_rows(error, network, len(rows), batch)
+                raise
+    else:
+        by_one = [range(index, index + 1) for index in range(len(subsets))]
+        parts = by_one if by_subset else chunks.parts(network, batch, len(subsets), record.rows_meet)
+        masked = chunks.run(network, call, parts, hooks, structure)
+        if by_subset or mixes or record.rows_meet:
+            return joint, masked
+    masked = apart_if_they_meet(masked, rows, alone, passes.structure(), record)
+    if record.rows_meet:
+        chunks.parts(network, batch, len(subsets), True)  # refused at once, where it is
+    return joint, masked
 
 
 def _joint(passes: "MaskedPasses", arguments: Arguments, hooks: ForwardHooks | None) -> Any:

@@ -1,0 +1,79 @@
+"""Whether rows of several subsets may go through a network at once: by the definition each subset is a batch by itself.
+
+A network may compute something of the whole batch in eval mode too, in functions that no layer announces: experts of a
+limited capacity, attention or statistics across samples, a cut to the longest sequence. So a first batch compares what
+a pass of all rows gives with what passes of one subset's rows give, and so does any later one that goes another way
+through the network: in which functions of torch run one after the other that did not before.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from agm._inputs.closeness import close
+from agm._lazy_rows.tensor import Rows
+from agm._module_state.capture import is_capturing
+from agm._module_state.structure import Structure
+from agm._module_state.untouched import untouched
+from agm._passes.record import Record
+from agm.distributed import is_sharded
+
+__all__ = ["apart_if_they_meet", "together"]
+
+_Masked = TypeVar("_Masked")
+_MOST = 4  # subsets that are compared: what mixes rows shows in any of them
+
+
+def apart_if_they_meet(
+    masked: _Masked,
+    rows: Rows,
+    alone: Callable[[int], _Masked],
+    structure: Structure | None,
+    record: Record,
+) -> _Masked:
+    """Masked logits of all rows, or of each subset by itself where its rows have met those of others.
+
+    Args:
+        masked: of all rows at once.
+        rows: these.
+        alone: number of a subset -> its masked logits in a pass of its own, from the same state of the network.
+        structure: of the network, which has noted what has run in it; None: the step is compiled.
+        record: of what is known of the network, on which nothing of a look stays.
+    """
+    if structure is None or not _can_look(masked, rows, structure):
+        return masked
+    seen = record.ways_through(structure)
+    if seen and structure.ways <= seen:
+        return masked
+    count = len(rows.subsets)
+    compared = range(count) if count <= _MOST else [round(i * (count - 1) / (_MOST - 1)) for i in range(_MOST)]
+    assert isinstance(masked, Tensor)
+    blocks = masked.detach().chunk(count)
+    for index in compared:
+        with untouched(structure.root, masked):
+            one = alone(index)
+        if not (isinstance(one, Tensor) and close(one.detach(), blocks[index])):
+            record.rows_meet = True
+            return together(alone, count)
+    seen |= structure.ways or {(0, 0)}
+    return masked
+
+
+def together(alone: Callable[[int], _Masked], count: int) -> _Masked:
+    """Masked logits of so many subsets, each from a pass of its own."""
+    return torch.cat([alone(index) for index in range(count)])  # type: ignore[return-value, misc]
+
+
+def _can_look(masked: object, rows: Rows, structure: Structure) -> bool:
+    """Whether there is something to compare, and no other process would wait for it in vain."""
+    if not isinstance(masked, Tensor) or not rows.batch or len(rows.subsets) < 2 or is_capturing():
+        return False
+    if not masked.dim() or len(masked) % len(rows.subsets):
+        return False
+    return not structure.chosen("cannot be looked at", lambda: _is_out_of_sight(structure.root))
+
+
+def _is_out_of_sight(network: nn.Module) -> bool:
+    return any(map(is_sharded, network.modules())) or any(weight.is_meta for weight in network.parameters())
