@@ -129,5 +129,5 @@ def _of_schema(operator: Any, args: Any, kwargs: Any) -> Iterator[Any]:
 def _address(tensor: Tensor) -> int | None:
     try:
         return tensor.untyped_storage().data_ptr() or None
-    except (RuntimeError, NotImplementedError):  # it has no memory of its own to write to
+    except (RuntimeError, NotImplementedError, ValueError):  # it has no memory of its own to write to, or none yet
         return None
