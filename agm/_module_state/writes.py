@@ -31,8 +31,7 @@ class Writes(TorchFunctionMode):
     """
 
     def __init__(self, tensors: Callable[[], Iterable[Tensor]]) -> None:
-        super().__init__()
-        self._tensors = tensors
+        self._tensors = tensors  # a step makes some of these: torch's own part of this does nothing
         self._storages: dict[int, Tensor] | None = None
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}
         self._data: list[tuple[Tensor, Tensor]] = []
