@@ -5,18 +5,17 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
 from agm._module_state.hooks import ALL_KINDS
-from agm._module_state.threads import guarded, unguarded
-from agm._module_state.undo import putting_back
+from agm._module_state.threads import guarded, of_one_thread, unguarded
+from agm._module_state.undo import opened, putting_back
 
-__all__ = ["answering", "answering_methods", "called_function", "keeping_threads_out", "make_answerable"]
+__all__ = ["KeptToThread", "answering", "answering_methods", "called_function", "make_answerable"]
 
-_Result = TypeVar("_Result")
 _MISSING = object()
 _COPIER = "__deepcopy__"
 _COMPILED = "_compiled_call_impl"  # where `module.compile()` leaves what calls of the module go to
@@ -107,14 +106,36 @@ def _copied(module: nn.Module, place: str, value: Any, copier: Any, memo: dict[i
         now.update(before)
 
 
-def keeping_threads_out(network: nn.Module, function: Callable[..., _Result]) -> Callable[..., _Result]:
-    """A function that refuses the network to other threads while it runs."""
+class KeptToThread:
+    """Inside, a network is refused to other threads than this one: in few calls, as data loaders have threads, too."""
 
-    def kept(*args: Any, **kwargs: Any) -> _Result:
-        with answering({network: called_function(network)}):
-            return function(*args, **kwargs)
+    def __init__(self, network: nn.Module) -> None:
+        self._network, self._own = network, network.__dict__
+        self._place = "forward" if network._compiled_call_impl is None else _COMPILED
+        self._before = {name: self._own[name] for name in (self._place, _COPIER) if name in self._own}
+        self._undo = self.__exit__
+        self._undos = opened.undos
 
-    return kept
+    def __enter__(self) -> None:
+        if self._undos is not None:
+            self._undos.append(self._undo)
+        own, place, before = self._own, self._place, self._before
+        guard: Any = partial(of_one_thread, threading.get_ident(), getattr(self._network, place))
+        guard._agm_guards, guard._agm_own = guard.args[1], before.get(place)
+        own[place] = guard
+        own[_COPIER] = partial(_copied, self._network, place, before.get(place, _MISSING), before.get(_COPIER))
+
+    def __exit__(self, *error: object) -> None:
+        undos = self._undos
+        while undos and self._undo in undos and undos[-1] is not self._undo:
+            undos.pop()()  # what was cut off inside comes first
+        for name in (self._place, _COPIER):
+            if name in self._before:
+                self._own[name] = self._before[name]
+            else:
+                self._own.pop(name, None)
+        if undos and undos[-1] is self._undo:
+            undos.pop()
 
 
 def _place(module: nn.Module, method: str) -> str:

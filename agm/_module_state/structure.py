@@ -68,7 +68,9 @@ class Structure:
         if answers:
             looks[0] = (*looks[0][:-1], self._looks[0][-1])
         elif looks and (looks[0][-1] is not None or looks[0][2] is not None):
-            looks[0] = _unguarded(looks[0])
+            kind, training, compiled, *others, forward = looks[0]  # where it is refused to other threads, as before
+            compiled, forward = getattr(compiled, "_agm_own", compiled), getattr(forward, "_agm_own", forward)
+            looks[0] = (kind, training, compiled, *others, forward)
         return looks == self._looks
 
     def marks(self) -> object:

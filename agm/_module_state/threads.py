@@ -2,12 +2,13 @@
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
-__all__ = ["guarded", "lock_of", "own_of", "unguarded"]
+__all__ = ["guarded", "lock_of", "of_one_thread", "own_of", "unguarded"]
 
 _locks: "WeakKeyDictionary[nn.Module, threading.Lock]" = WeakKeyDictionary()
 
@@ -41,19 +42,24 @@ def guarded(function: Callable[..., Any], own: object = None) -> Callable[..., A
     Raises:
         RuntimeError: when called by another thread.
     """
-    owner = threading.get_ident()
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() != owner:
-            raise RuntimeError(
-                "Expected one thread at a time in a network that trains, but another one is in a training step of "
-                f"agm.AGM. {_WAYS_OUT}"
-            )
-        return function(*args, **kwargs)
-
+    call: Any = partial(of_one_thread, threading.get_ident(), function)
     setattr(call, _GUARDS, function)
     setattr(call, _OWN, own)
-    return call
+    return call  # type: ignore[no-any-return]
+
+
+def of_one_thread(owner: int, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Calls a function for the thread `owner`.
+
+    Raises:
+        RuntimeError: another thread is here.
+    """
+    if threading.get_ident() != owner:
+        raise RuntimeError(
+            "Expected one thread at a time in a network that trains, but another one is in a training step of "
+            f"agm.AGM. {_WAYS_OUT}"
+        )
+    return function(*args, **kwargs)
 
 
 def own_of(function: Any) -> Any:

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-__all__ = ["Contexts", "all_or_nothing", "putting_back"]
+__all__ = ["Contexts", "all_or_nothing", "opened", "putting_back"]
 
 
 class _Open(threading.local):
     undos: list[Callable[[], None]] | None = None
 
 
-_open = _Open()
+opened = _Open()
 
 
 class _PuttingBack:
@@ -26,7 +26,7 @@ class _PuttingBack:
         self._undos: list[Callable[[], None]] | None = None
 
     def __enter__(self) -> None:
-        self._undos = _open.undos if self._eager or not torch.compiler.is_compiling() else None
+        self._undos = opened.undos if self._eager or not torch.compiler.is_compiling() else None
         if self._undos is not None:
             self._undos.append(self._put_back)
         if self._begin is not None:
@@ -95,17 +95,17 @@ class _AllOrNothing:
         self._outer: list[Callable[[], None]] | None = None
 
     def __enter__(self) -> None:
-        self._outer = _open.undos
+        self._outer = opened.undos
         if self._outer is not None:
             self._outer.append(self._undo)  # for an interrupt at the end of this one
-        _open.undos = self._undos
+        opened.undos = self._undos
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         try:
             if kind is not None:
                 self._undo()
         finally:
-            _open.undos = self._outer
+            opened.undos = self._outer
             if self._outer is not None:
                 self._outer.remove(self._undo)
 

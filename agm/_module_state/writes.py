@@ -31,8 +31,7 @@ class Writes(TorchFunctionMode):
     """
 
     def __init__(self, tensors: Callable[[], Iterable[Tensor]]) -> None:
-        super().__init__()
-        self._tensors = tensors
+        self._tensors = tensors  # a step makes some of these: torch's own part of this does nothing
         self._storages: dict[int, Tensor] | None = None
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}
         self._data: list[tuple[Tensor, Tensor]] = []
@@ -129,5 +128,5 @@ def _of_schema(operator: Any, args: Any, kwargs: Any) -> Iterator[Any]:
 def _address(tensor: Tensor) -> int | None:
     try:
         return tensor.untyped_storage().data_ptr() or None
-    except (RuntimeError, NotImplementedError):  # it has no memory of its own to write to
+    except (RuntimeError, NotImplementedError, ValueError):  # it has no memory of its own to write to, or none yet
         return None

@@ -1,6 +1,6 @@
 """The calls of an encoder that is named by path, answered for all rows in the masked pass."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -93,7 +93,7 @@ class Answer:
         absent_features: AbsentFeatures,
         check: bool,
         deferred: bool,
-        watches: bool,
+        watches: Callable[[], bool],
     ) -> None:
         self.recorder = recorder
         self.target = recorder.target
@@ -257,10 +257,11 @@ class Answer:
             # Absent rows by themselves need no graph if they are to have no gradient.
             constant = rows.present == 0 and not self.absent_features.gradient
             with torch.no_grad() if constant else nullcontext():
-                alone = not rows.present or any(source.is_listed for source in sources)
-                output = self._apart(
-                    name, picked, [] if alone else [dim_of(*one, rows) for one in found], structure, rows
-                )
+                if not rows.present or any(source.is_listed for source in sources):
+                    args, kwargs = unflattened(picked, structure)
+                    output = self.recorder.function(*args, **kwargs)
+                else:
+                    output = self._apart(name, picked, [dim_of(*one, rows) for one in found], structure, rows)
         if keeps:
             self.absent_features.keep(name, absent, output)
         return self._in_place(output, call, rows, shares, dims)
@@ -277,13 +278,11 @@ class Answer:
         def look() -> bool:
             return rows_meet(self.target.owner, run, picked, list(map(rows.first, picked, dims)))
 
-        if not dims:  # there are no others, or none that can be told apart
-            return run(picked)
         if self.known is not None:
             output = None if name in self.one_pass.mixes else run(picked)
         else:
             call = name, len(self.recorder.calls) - len(self.pending) - 1
-            output = at_once(self.one_pass, call, partial(run, picked), look, self.watches)
+            output = at_once(self.one_pass, call, partial(run, picked), look, self.watches())
         return self._in_two(picked, dims, structure, rows) if output is None else output
 
     def _in_two(self, picked: Sequence[Any], dims: Sequence[int | None], structure: Any, rows: EncoderRows) -> Any:

@@ -1,6 +1,7 @@
 """How a network's masked logits are computed: chosen and checked once, then called with every batch."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from threading import active_count
@@ -20,7 +21,7 @@ from agm._module_state.capture import is_recorded
 from agm._module_state.compiled import is_compiled
 from agm._module_state.eval_mode import evaluation, unfrozen
 from agm._module_state.hooks import ForwardHooks
-from agm._module_state.replace_forward import keeping_threads_out
+from agm._module_state.replace_forward import KeptToThread
 from agm._module_state.structure import Structure, Structures
 from agm._one_pass.choice import refused
 from agm._passes.absent_features import AbsentFeatures
@@ -196,22 +197,24 @@ class MaskedPasses:
         run: Callable[..., Any] = self._parts() or partial(whole_passes, self)
         structure = structure or self.structure()
         others = structure is not None and active_count() > 1
-        if others:
-            run = keeping_threads_out(self.network, run)
         if structure is not None:
             structure.tensors.note()
             self.record.one_pass.holds_for(structure)
         hooks = None if structure is None else ForwardHooks(structure.hooked)
         look = self._look(arguments, absent, batch) if self.record.looks else None
-        output, masked = run(arguments, rows, absent, here, hooks, structure)
+        if others:
+            with KeptToThread(self.network):
+                output, masked = run(arguments, rows, absent, here, hooks, structure)
+        else:
+            output, masked = run(arguments, rows, absent, here, hooks, structure)
         if structure is not None and not self._has_looked and torch.is_grad_enabled():
             self._has_looked = True
             head = None if self.head is None else self.head.left_out
             self.kept_losses = kept_losses(self.network, self.outputs.leaf(output), head)
         if look is not None:  # behind the passes, which find the network as it is
-            looked = keeping_threads_out(self.network, look) if others else look
-            within = partial(evaluation, self.network, hooks, self.structure())
-            seen = (hooks is not None and hooks.act) or looked(within)
+            with KeptToThread(self.network) if others else nullcontext():
+                within = partial(evaluation, self.network, hooks, self.structure())
+                seen = (hooks is not None and hooks.act) or look(within)
             self.record.looks = 0 if seen else self.record.looks - 1
             self.record.tensor_hooks |= look.hooks
         return output, masked, rows

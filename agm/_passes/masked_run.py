@@ -73,10 +73,6 @@ class MaskedRun:
         )
         self.structure = passes.structures.of(passes.network)  # as the joint pass has left it
         passes.record.one_pass.holds_for(self.structure)
-        # Other processes would not begin their pass anew with this one.
-        self.watches = self.structure is not None and not (
-            self.structure.is_compiled or self.structure.exchanges or self.structure.chosen("sharded", self._is_sharded)
-        )
 
     def logits(self, rows: Rows, *, deferred: bool, check: bool = False) -> Any:
         """What the network makes of the masked rows, its encoders answering for them.
@@ -161,8 +157,12 @@ class MaskedRun:
             record.order[str(answer.target)] = answer.order
         return logits
 
-    def _is_sharded(self) -> bool:
-        return any(map(is_sharded, self.passes.network.modules()))
+    def watches(self) -> bool:
+        """Whether encoders may be watched for the ways that rows go: other processes would not begin anew with this."""
+        known = self.structure
+        if known is None or known.is_compiled or known.exchanges:
+            return False
+        return not known.chosen("sharded", lambda: any(map(is_sharded, self.passes.network.modules())))
 
     def _mixes(self, encoder: nn.Module) -> bool:
         if self.structure is None:

@@ -2,11 +2,14 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import is_dataclass
+from types import SimpleNamespace
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from agm._inputs.structures import Path, entries
+from agm._module_state.containers import OF_MODULES
 from agm._passes.logits_in_graph import LogitsInGraph
 
 __all__ = ["kept_losses", "kept_losses_note", "own_losses"]
@@ -15,6 +18,7 @@ Verdict = Literal["loss", "numbers", "unknown"]
 """A loss of the logits; numbers of them, one a sample, of which one may be made; nobody can see what they are of."""
 
 _DEEP = 6
+_HOLDERS = (Tensor, list, tuple, dict, SimpleNamespace)
 _LOSS = re.compile(r"Loss|CrossEntropy|KlDiv")  # in names of autograd's nodes
 
 
@@ -38,8 +42,9 @@ def kept_losses(network: nn.Module, logits: Tensor, head: nn.Linear | None = Non
 
     def held() -> Iterator[tuple[Path, Tensor]]:
         for path, module in network.named_modules():
-            for name, value in vars(module).items():
-                if isinstance(value, (Tensor, list, tuple, dict)) and not name.startswith("_"):
+            own = {name: value for name, value in vars(module).items() if name not in OF_MODULES}
+            for name, value in {**own, **module._buffers}.items():
+                if isinstance(value, _HOLDERS) or is_dataclass(value):
                     yield from _tensors(value, logits, (path, name) if path else (name,))
 
     return tuple(_of_logits(held(), logits, head))
@@ -87,4 +92,5 @@ def _verdict(tensor: Tensor, name: str, graph: LogitsInGraph, logits: Tensor) ->
         return "unknown" if is_one or by_name else None
     if is_one or by_name or any(map(_LOSS.search, found)):
         return "loss"
-    return "numbers" if tensor.shape == logits.shape[: tensor.dim()] and tensor.dim() < logits.dim() else None
+    shape = tensor.shape[:-1] if tensor.shape[-1] == 1 else tensor.shape  # (B, 1) is one a sample, too
+    return "numbers" if len(shape) < logits.dim() and shape == logits.shape[: len(shape)] else None

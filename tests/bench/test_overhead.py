@@ -1,5 +1,7 @@
 """What a step costs in Python, counted: the functions that it calls once it is steady."""
 
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,6 +25,19 @@ BOUNDS = {
 @pytest.mark.parametrize("variant", FORMS)
 def test_python_calls_of_a_step(variant: str) -> None:
     assert calls(step_of(variant, CPU)) <= BOUNDS[variant]
+
+
+@pytest.mark.parametrize("variant", FORMS)
+def test_python_calls_of_a_step_beside_another_thread(variant: str) -> None:
+    """As data loaders and progress bars have them: the network is refused to these."""
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    try:
+        assert calls(step_of(variant, CPU)) <= BOUNDS[variant]
+    finally:
+        done.set()
+        thread.join()
 
 
 def test_a_step_that_repeats_itself_costs_the_same() -> None:

@@ -1,16 +1,17 @@
 """A network that somebody uses, in one line of `agm.AGM`, and what is measured of it."""
 
+import inspect
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from statistics import median
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import agm
 
@@ -122,39 +123,55 @@ def measured(client: Client, masked: str) -> Measured:
 def _rows(client: Client, model: agm.AGM, targets: dict[str, Tensor]) -> dict[str, float]:
     """Modality -> rows through its encoder in a step, over those in a pass of the network by itself, counted.
 
-    Those of a method, or of a tower of several modalities, no weight tells: of these the plan's.
+    Those of a tower of several modalities, or of a compiled encoder, no call tells: of these the plan's.
     """
     model(**client.inputs(), **targets)  # the last one that may look for absent rows that amplify
     rows, paths = {}, list((client.encoders or {}).values())
-    modules = dict(model.module.named_modules())
     for name, path in (client.encoders or {}).items():
-        weights = list(modules[path].parameters()) if path in modules and paths.count(path) == 1 else []
-        with Used(weights) as alone, torch.no_grad():
+        alone, together = Given(model.module, path), Given(model.module, path)
+        with alone, torch.no_grad():
             model.module(**client.inputs())
-        if not any(alone.elements):
-            rows[name] = model.plan().count(f"encoder `{name}`", BATCH) / BATCH
-            continue
-        with Used(weights) as together:
+        with together:
             model(**client.inputs(), **targets)
-        # Of most weights: some are used in training mode alone, or computed from others, whatever rows there are.
-        rows[name] = median(a / b for a, b in zip(together.elements, alone.elements, strict=True) if b)
+        if paths.count(path) == 1 and alone.elements:
+            rows[name] = together.elements / alone.elements
+        else:
+            rows[name] = model.plan().count(f"encoder `{name}`", BATCH) / BATCH
     return rows
 
 
-class Used(TorchDispatchMode):
-    """Counts the elements that come out of operations on each of some weights and another tensor."""
+class Given:
+    """Counts the elements that an encoder is given inside: of the first tensor in each of its calls.
 
-    def __init__(self, weights: list[nn.Parameter]) -> None:
-        super().__init__()
-        self.places = {weight.untyped_storage().data_ptr(): place for place, weight in enumerate(weights)}
-        self.elements = [0] * len(weights)
+    What it is given, not what comes of it: layers may be dropped at random, and a pass of packed sequences has no more
+    than their tokens. Calls are looked at from outside (as a profiler does), so that the network is as a user has it.
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        first = next((x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)), None)
-        for tensor in tensors if first is not None and len(tensors) > 1 else ():
-            place = self.places.get(tensor.untyped_storage().data_ptr())
-            if place is not None:
-                self.elements[place] += first.numel()
-        return result
+    Args:
+        network: of which it is a part.
+        path: of the encoder, a module or a method.
+    """
+
+    def __init__(self, network: nn.Module, path: str) -> None:
+        modules = dict(network.named_modules())
+        owner, _, method = (path, "", "forward") if path in modules else path.rpartition(".")
+        self.owner = modules[owner]
+        self.code = inspect.unwrap(getattr(type(self.owner), method)).__code__  # decorators share theirs
+        self.elements = 0
+
+    def __enter__(self) -> "Given":
+        self._before = sys.getprofile()
+        sys.setprofile(self._look)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        sys.setprofile(self._before)
+
+    def _look(self, frame: FrameType, event: str, argument: object) -> None:
+        if event != "call" or frame.f_code is not self.code:
+            return
+        given = [frame.f_locals[name] for name in self.code.co_varnames if name in frame.f_locals]
+        owner, *inputs = [leaf for value in given for leaf in (value if isinstance(value, tuple) else (value,))]
+        if owner is not self.owner:
+            return
+        with torch._C.DisableTorchFunction():  # who watches the network sees nothing of this
+            self.elements += next(x.numel() for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor))

@@ -64,3 +64,17 @@ def test_similarities_of_samples_are_no_logits() -> None:
     model = agm.AGM(Contrasting(), huggingface.GROUPED)
     with pytest.raises(ValueError, match=r"each pair of samples.*fused_modulate"):
         model(**huggingface.CLIENTS["CLIP"].inputs(), target=torch.arange(BATCH))
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("Whisper + BERT", {"input_features": 1 + 1 / BATCH, "input_ids": 2 + 1 / BATCH}),
+        ("packed sequences", {"text": 2 + 1 / BATCH, "image": 1 + 1 / BATCH}),
+        ("CLIP by its methods", {"text": 2 + 1 / BATCH, "image": 1 + 1 / BATCH}),
+    ],
+)
+def test_rows_are_what_an_encoder_is_given(name: str, rows: dict[str, float]) -> None:
+    """Whether or not the step that is counted drops a layer, and however many tokens a packed row has."""
+    for _ in range(3):
+        assert list(measured(CLIENTS[name], "shared").rows.values()) == list(rows.values())

@@ -193,7 +193,7 @@ class Keeping(Network):
     def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
         logits = super().forward(audio, visual)
         self.losses = {"ce": loss_of(logits), "norm": self.head.weight.square().sum()}
-        self.each = cross_entropies(logits)
+        self.each, self._hidden = cross_entropies(logits), SimpleNamespace(nll=-logits.log_softmax(1)[:, :1])
         self.head.norm = self.head.weight.square().sum()
         return logits
 
@@ -203,7 +203,7 @@ def test_a_loss_kept_in_an_attribute_is_named(encoders: dict[str, str] | None) -
     model = agm.AGM(Keeping(lambda z, h, n: z), NAMES, encoders=encoders)
     assert "passes by the modulation" not in str(model.plan())
     model(**inputs_of(), target=TARGET)
-    assert "own logits in `losses.ce`, `each`:" in str(model.plan())
+    assert "own logits in `losses.ce`, `each`, `_hidden.nll`:" in str(model.plan())
     found = agm.verify(agm.AGM(Keeping(lambda z, h, n: z), NAMES, encoders=encoders), inputs_of(), TARGET)
     assert found.ok
-    assert any("own logits in `losses.ce`, `each`:" in one for one in found.advice)
+    assert any("own logits in `losses.ce`, `each`, `_hidden.nll`:" in one for one in found.advice)

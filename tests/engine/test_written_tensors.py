@@ -227,3 +227,18 @@ def check_failing(options: dict[str, Any], write: str, steps: int, fails: str) -
     assert not any(
         torch.equal(before[name], value) for name, value in network.tower.state_dict(prefix="tower.").items()
     )
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_layers_that_a_first_step_gives_their_sizes(options: dict[str, Any]) -> None:
+    class Lazy(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.LazyLinear(CLASSES).double()  # type: ignore[assignment]
+
+    torch.manual_seed(0)
+    network = Lazy()
+    model = agm.AGM(network, NAMES, **options)
+    F.cross_entropy(model(**inputs(), target=TARGET), TARGET).backward()
+    assert network.head.weight.grad is not None
+    assert agm.verify(model, inputs(), TARGET).ok
