@@ -217,9 +217,13 @@ class _Watch(Writes):
         kind = WRITES.get(func)
         if kind is None:
             kind = WRITES[func] = kind_of(func)
-        now = hash(func)  # that of a property is made for each call
-        self._ways.add((self._last, now))
-        self._last = now
+        now = _STEPS.get(func)
+        if now is None:
+            now = _STEPS[func] = 0 if getattr(func, "__name__", "") in _LOOKS else hash(func)
+        if now:
+            if self._last:
+                self._ways.add((self._last, now))
+            self._last = now
         if kind or (kwargs and "out" in kwargs):
             if self._draws is not None and kind.startswith("draw"):
                 self._draws.before(kind[len("draw ") :], args, kwargs or {})
@@ -250,4 +254,8 @@ class _Watch(Writes):
         self.put_back()
 
 
+# Function -> its number among ways, 0 for those that look at a tensor without computing anything of it.
+_STEPS: dict[Any, int] = {}
+_NAMES = "__get__ __len__ dim ndimension size numel nelement stride is_floating_point is_complex"
+_LOOKS = frozenset(_NAMES.split())
 _saved_hooks = torch._C._autograd._top_saved_tensors_default_hooks

@@ -251,6 +251,8 @@ class InterceptedPasses:
         if not self._is_checked(rows.batch):
             self._check(given, replace(rows, subsets=some_subsets(rows.modalities)))
 
+        if given.structure is not None:
+            given.structure.ways.clear()  # those of the look
         masked = self._at_once(given, rows)
         if self.shared:
             return masked

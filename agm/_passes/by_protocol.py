@@ -158,28 +158,33 @@ class FactorisedPasses:
                 how = Deferral("rows", "forward does more than call the encoders and `fuse`")
             else:
                 how = self._how(parted, rows, device)
-            if how.how == "sum":
-                return joint, outcome(self._deferred(parted, rows))
-            mixes = mixes_samples(self.network) if structure is None else structure.mixes_samples()
-            apart = mixes or self.record.rows_meet
-            masked = None if self.chunks or apart else self._written(parted, rows, how, forward)
+            apart = self.record.rows_meet
+            if structure is not None:
+                structure.ways.clear()  # those of the encoders
+            masked: Tensor | Mapping[int, Tensor] | None = None
+            if how.how == "sum" and not apart:
+                masked = outcome(self._deferred(parted, rows))
+            else:
+                mixes = bool(mixes_samples(self.network)) if structure is None else structure.mixes_samples()
+                apart = apart or mixes
+                if not self.chunks and not apart:
+                    masked = self._written(parted, rows, how, forward)
+        if how.how == "sum":
+            how = Deferral("rows")  # from here on
 
         def run(part: range | None) -> Tensor:
             return self._written(parted, replace(rows, part=part), how, forward)
 
-        def alone(index: int) -> Tensor:
+        def alone(index: int) -> Tensor | Mapping[int, Tensor]:
             part = range(index * rows.batch, (index + 1) * rows.batch)
             return cast(Tensor, self.chunks.run(self.network, run, [part], hooks, structure))
 
         if masked is None:
             parts = self.chunks.parts(self.network, rows.batch, len(rows.subsets), self.record.rows_meet)
             masked = self.chunks.run(self.network, run, parts, hooks, structure)
-            if apart:
+            if apart or not self.chunks.have_room(rows.batch):
                 return joint, masked
-        masked = apart_if_they_meet(masked, rows, alone, structure, self.record)
-        if self.record.rows_meet:
-            self.chunks.parts(self.network, rows.batch, len(rows.subsets), True)  # refused at once, where it is
-        return joint, masked
+        return joint, apart_if_they_meet(masked, rows, alone, structure, self.record)
 
     def _check(self, arguments: Arguments) -> None:
         """That its encoders and `fuse` can be called by themselves.

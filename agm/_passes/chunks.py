@@ -48,6 +48,10 @@ class Chunks:
         """Whether there is anything to do."""
         return self.max_rows is not None or self.checkpoint
 
+    def have_room(self, batch: int) -> bool:
+        """Whether all rows of a subset may go through at a time."""
+        return self.max_rows is None or self.max_rows >= batch
+
     def describe(self, network: nn.Module, meet: bool = False) -> str:
         """In words for a plan, to be appended to what goes through in chunks."""
         if meet:

@@ -6,13 +6,14 @@ a pass of all rows gives with what passes of one subset's rows give, and so does
 through the network: in which functions of torch run one after the other that did not before.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from agm._inputs.closeness import close
+from agm._lazy_rows.decision import Deferral
 from agm._lazy_rows.tensor import Rows
 from agm._module_state.capture import is_capturing
 from agm._module_state.structure import Structure
@@ -42,20 +43,20 @@ def apart_if_they_meet(
         structure: of the network, which has noted what has run in it; None: the step is compiled.
         record: of what is known of the network, on which nothing of a look stays.
     """
-    if structure is None or not _can_look(masked, rows, structure):
+    if structure is None:
         return masked
     seen = record.ways_through(structure)
-    if seen and structure.ways <= seen:
+    if (seen and structure.ways <= seen) or not _can_look(rows, structure):
+        return masked
+    if (blocks := _blocks(masked, rows)) is None:
         return masked
     count = len(rows.subsets)
     compared = range(count) if count <= _MOST else [round(i * (count - 1) / (_MOST - 1)) for i in range(_MOST)]
-    assert isinstance(masked, Tensor)
-    blocks = masked.detach().chunk(count)
     for index in compared:
-        with untouched(structure.root, masked):
+        with untouched(structure.root, blocks[index]):
             one = alone(index)
-        if not (isinstance(one, Tensor) and close(one.detach(), blocks[index])):
-            record.rows_meet = True
+        if not (isinstance(one, Tensor) and close(one.detach(), blocks[index].detach())):
+            record.rows_meet, record.deferral = True, Deferral("rows", "rows of a batch have met in it")
             return together(alone, count)
     seen |= structure.ways or {(0, 0)}
     return masked
@@ -66,11 +67,24 @@ def together(alone: Callable[[int], _Masked], count: int) -> _Masked:
     return torch.cat([alone(index) for index in range(count)])  # type: ignore[return-value, misc]
 
 
-def _can_look(masked: object, rows: Rows, structure: Structure) -> bool:
+def _blocks(masked: object, rows: Rows) -> Sequence[Tensor] | None:
+    """The masked logits of each subset; None: they have another shape."""
+    if isinstance(masked, Mapping):  # a sum, of which few rows are known
+        return [
+            sum(
+                few[: rows.batch] if subset >> bit & 1 else few[rows.batch :].expand_as(few[: rows.batch])
+                for bit, few in masked.items()
+            )
+            for subset in rows.subsets
+        ]
+    if not isinstance(masked, Tensor) or not masked.dim() or len(masked) % len(rows.subsets):
+        return None
+    return masked.chunk(len(rows.subsets))
+
+
+def _can_look(rows: Rows, structure: Structure) -> bool:
     """Whether there is something to compare, and no other process would wait for it in vain."""
-    if not isinstance(masked, Tensor) or not rows.batch or len(rows.subsets) < 2 or is_capturing():
-        return False
-    if not masked.dim() or len(masked) % len(rows.subsets):
+    if not rows.batch or len(rows.subsets) < 2 or is_capturing():
         return False
     return not structure.chosen("cannot be looked at", lambda: _is_out_of_sight(structure.root))
 

@@ -83,13 +83,22 @@ def whole_passes(
     mixes = mixes_samples(network) if structure is None else structure.mixes_samples()
     in_parts = by_subset or bool(chunks) or mixes or record.rows_meet
     # Copies, since the network may write to its inputs in the joint pass, after which rows of some subsets are built.
-    keeps = in_parts or record.writes_inputs or (structure is not None and not record.ways_through(structure))
+    looks = structure is not None and not record.ways_through(structure)
+    keeps = in_parts or looks or record.writes_inputs
     inputs, others, rest = copied(tuple(arguments[:3])) if keeps else arguments[:3]
     kept, kept_absent = Arguments(inputs, others, rest, arguments.placed), copied(absent) if keeps else absent
     at_once = None if in_parts else masked_arguments(arguments, absent, subsets)
-    before = versions(arguments[:3]) if keeps else None
+    by_one = [range(index, index + 1) for index in range(len(subsets))]
+    parts = (
+        by_one if by_subset else chunks.parts(network, batch, len(subsets), record.rows_meet) if in_parts else by_one
+    )
+    before = versions(arguments[:3]) if looks else None
     joint = _joint(passes, arguments, hooks)
-    record.writes_inputs |= keeps and before != versions(arguments[:3])
+    if looks:
+        record.writes_inputs |= before != versions(arguments[:3])
+    left = passes.structure()
+    if left is not None:
+        left.ways.clear()
 
     def call(part: range | None) -> Any:
         if by_subset and part is not None:
@@ -98,26 +107,22 @@ def whole_passes(
             masked = masked_arguments(kept, kept_absent, subsets, part)
         return passes.outputs.logits(passes.binding.call(masked))
 
-    def alone(index: int) -> Any:
-        return chunks.run(network, call, [range(index * batch, (index + 1) * batch)], hooks, passes.structure())
-
     if at_once is not None:
-        with evaluation(network, hooks, passes.structure()):
+        with evaluation(network, hooks, left):
             try:
                 masked = passes.outputs.logits(passes.binding.call(at_once))
             except RuntimeError as error:
                 note_rows(error, network, len(rows), batch)
                 raise
     else:
-        by_one = [range(index, index + 1) for index in range(len(subsets))]
-        parts = by_one if by_subset else chunks.parts(network, batch, len(subsets), record.rows_meet)
-        masked = chunks.run(network, call, parts, hooks, structure)
-        if by_subset or mixes or record.rows_meet:
+        masked = chunks.run(network, call, parts, hooks, left)
+        if by_subset or mixes or record.rows_meet or not chunks.have_room(batch):
             return joint, masked
-    masked = apart_if_they_meet(masked, rows, alone, passes.structure(), record)
-    if record.rows_meet:
-        chunks.parts(network, batch, len(subsets), True)  # refused at once, where it is
-    return joint, masked
+
+    def alone(index: int) -> Any:
+        return chunks.run(network, call, [range(index * batch, (index + 1) * batch)], hooks, left)
+
+    return joint, apart_if_they_meet(masked, rows, alone, left, record)
 
 
 def _joint(passes: "MaskedPasses", arguments: Arguments, hooks: ForwardHooks | None) -> Any:

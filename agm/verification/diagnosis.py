@@ -58,15 +58,16 @@ def causes(
             "network or with functools.partial on its forward."
         ]
     restore()
+    mixes = len(half) < batch and _differs(first[: len(half)], half, tolerance)
+    most = model._options.max_rows
+    if mixes and most is not None and most < batch:
+        return [_mixing(model, batch, is_right)]
     if model._options.passes != "two" and _is_right_with(model, model._options.encoders, is_right):
         return ["One pass of an encoder is not what two are: set passes='two'."]
     if advice := _other_encoders(model, is_right):
         return [advice]
-    if len(half) < batch and _differs(first[: len(half)], half, tolerance):
-        return [
-            "In eval mode the logits of a sample depend on the other samples of its batch, so that subsets cannot "
-            f"share one. Normalise and attend within samples, or {_separately(model, batch, is_right)}."
-        ]
+    if mixes:
+        return [_mixing(model, batch, is_right)]
     return [
         "No other way to run its masked passes is right for this network. If it depends on the values of its input or "
         f"on what ran before, {_BY_HAND}."
@@ -180,6 +181,13 @@ def _other_encoders(model: AGM, is_right: Callable[[AGM], bool]) -> str | None:
             "samples apart and in their order."
         )
     return None
+
+
+def _mixing(model: AGM, batch: int, is_right: Callable[[AGM], bool]) -> str:
+    return (
+        "In eval mode the logits of a sample depend on the other samples of its batch, so that subsets cannot share "
+        f"one. Normalise and attend within samples, or {_separately(model, batch, is_right)}."
+    )
 
 
 def _separately(model: AGM, batch: int, is_right: Callable[[AGM], bool]) -> str:

@@ -55,15 +55,18 @@ def test_a_decoder_with_its_cache_is_told_to_leave_it() -> None:
         model(**client.inputs(), target=client.target())
 
 
-def test_similarities_of_samples_are_no_logits() -> None:
+def test_similarities_of_samples_are_logits_of_each_subset_alone() -> None:
     class Contrasting(huggingface.Clip):
         def forward(self, input_ids: Tensor, pixel_values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
             given = {"input_ids": input_ids, "pixel_values": pixel_values, "attention_mask": attention_mask}
             return self.clip(**given).logits_per_image
 
-    model = agm.AGM(Contrasting(), huggingface.GROUPED)
+    inputs, target = huggingface.CLIENTS["CLIP"].inputs(), torch.arange(BATCH)
+    assert agm.verify(agm.AGM(Contrasting(), huggingface.GROUPED), inputs, target).ok  # each subset by itself
+    paths = {"text": "clip.text_model", "image": "clip.vision_model"}
+    model = agm.AGM(Contrasting(), huggingface.GROUPED, encoders=paths, masked="shared")
     with pytest.raises(ValueError, match=r"each pair of samples.*fused_modulate"):
-        model(**huggingface.CLIENTS["CLIP"].inputs(), target=torch.arange(BATCH))
+        model(**inputs, target=target)
 
 
 @pytest.mark.parametrize(

@@ -104,11 +104,12 @@ def test_modulation_changes_the_gradient() -> None:
 def test_outside_the_window_no_masked_pass_runs() -> None:
     model = engine(start=1)
     inputs, target = batch()
+    calls: list[int] = []
+    model.module.head.register_forward_hook(lambda m, args, output: calls.append(1) or output)
     model.epoch = 1
     model(**inputs, target=target)  # the batch that verifies
     model.epoch = 0
-    calls = []
-    model.module.head.register_forward_hook(lambda m, args, output: calls.append(1) or output)
+    calls.clear()
     model(**inputs, target=target)
     assert len(calls) == 1
     model.epoch = 1

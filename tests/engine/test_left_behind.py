@@ -208,7 +208,7 @@ def test_verify_sees_what_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> Non
     found = agm.verify(model, inputs(), TARGET)
     assert not found.ok
     assert found.left["loss"] > 1e-3
-    assert found.left["features"] == float("inf")  # of another shape
+    assert found.left["features"] > 1e-3
     assert "left behind" in str(found)
 
 

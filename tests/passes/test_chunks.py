@@ -120,7 +120,7 @@ def test_results_are_the_same(kind: type[Whole], masked: str, max_rows: int | No
 @pytest.mark.parametrize("kind", [Whole, Fusing])
 def test_rows_at_a_time(kind: type[Whole], max_rows: int) -> None:
     module, given = network(kind), inputs()
-    agm.masked_logits(module, given)  # the batch that verifies
+    agm.masked_logits(module, given, max_rows=max_rows, checkpoint=True)  # the batch that verifies
     module.seen.clear()
     masked = agm.masked_logits(module, given, max_rows=max_rows, checkpoint=True)
     chunks = [(min(max_rows, ROWS - start), False) for start in range(0, ROWS, max_rows)]

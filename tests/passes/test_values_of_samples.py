@@ -205,7 +205,7 @@ def step(model: agm.AGM, batch: int, meta: Any) -> Any:
     SEEN.clear()
     model._passes.record.looks = 0  # at absent rows, which are passes more
     model(**inputs_of(batch), meta=meta, target=torch.zeros(batch, dtype=torch.int64))
-    assert len(SEEN) == 2
+    assert len(SEEN) in (2, 4)  # a first batch compares passes of one subset each
     return SEEN[1]
 
 
@@ -266,7 +266,7 @@ def test_verify_finds_samples_that_are_not_apart(kind: str) -> None:
             return logits - logits.mean(0)
 
     counts, meta = REPEATED[kind]
-    model = agm.AGM(Centred(counts), ("audio", "visual"))
+    model = agm.AGM(Centred(counts), ("audio", "visual"), max_rows=3)  # of four: rows of a subset do not meet
     found = agm.verify(model, inputs_of(), torch.tensor([0, 1, 2, 0]), arguments={"meta": meta})
     assert not found.ok
     assert "depend on the other samples" in found.advice[0]

@@ -187,7 +187,7 @@ class TestRounding:
 
         given = {name: x.double() for name, x in inputs().items()}
         network = Mixing(self.model(1e-7).module.audio_net).double()
-        result = agm.verify(agm.AGM(network, NAMES), given, TARGET)
+        result = agm.verify(agm.AGM(network, NAMES, max_rows=len(TARGET) - 1), given, TARGET)
         assert not result.ok
 
 

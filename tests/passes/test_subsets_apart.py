@@ -1,0 +1,232 @@
+"""Networks that compute something of the whole batch in eval mode, in functions that no layer announces."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import agm
+
+NAMES = ("audio", "visual")
+PATHS = {"audio": "audio_net", "visual": "visual_net"}
+TARGET = torch.tensor([0, 1, 2, 0, 1, 2])
+MET = "one subset at a time, because rows of a batch have met"
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"encoders": PATHS},
+    {"encoders": PATHS, "passes": "two"},
+    {"max_rows": 7},
+    {"checkpoint": True},
+]
+
+
+def batch(scale: float = 1.0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {name: scale * torch.randn(6, 5, generator=generator, dtype=torch.float64) for name in NAMES}
+
+
+PASSES: list[int] = []  # the rows of each; out of the network's reach, in which what masked passes leave is put back
+
+
+class Pairs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.audio_net, self.visual_net = nn.Linear(5, 8), nn.Linear(5, 8)
+        self.experts = nn.ModuleList(nn.Linear(16, 16) for _ in range(2))
+        self.head = nn.Linear(16, 3)
+        self.double()
+
+    def mixed(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+        PASSES.append(len(audio))
+        hidden = torch.cat([self.audio_net(audio), self.visual_net(visual)], 1)
+        return self.head(F.gelu(self.mixed(hidden)))
+
+
+class Experts(Pairs):
+    """Of which each takes a quarter of a batch at most; the others are dropped."""
+
+    def mixed(self, x: Tensor) -> Tensor:
+        chosen = (x[:, 0] > 0).long()
+        output = torch.zeros_like(x)
+        for index, expert in enumerate(self.experts):
+            own = (chosen == index).nonzero().flatten()[: len(x) // 4]
+            output = output.index_add(0, own, expert(x[own]))
+        return x + output
+
+
+class Attending(Pairs):
+    def mixed(self, x: Tensor) -> Tensor:
+        return x + torch.softmax(x @ x.T, -1) @ x
+
+
+class Normalising(Pairs):
+    def mixed(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, None, None, training=True)
+
+
+class Scaled(Pairs):
+    def mixed(self, x: Tensor) -> Tensor:
+        return x / (x.std() + 1)
+
+
+class Longest(Pairs):
+    """Samples are as long as the longest of a batch."""
+
+    def mixed(self, x: Tensor) -> Tensor:
+        lengths = (x > 0.5).sum(1)
+        kept = torch.arange(16) < 2 * lengths.max()
+        return x * kept
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("kind", [Experts, Attending, Normalising, Scaled, Longest])
+def test_each_subset_is_a_batch_of_its_own(kind: type[Pairs], options: dict[str, Any]) -> None:
+    model = agm.AGM(kind(), NAMES, alpha=2.0, **options)
+    result = agm.verify(model, batch(), TARGET)
+    assert result.ok, str(result)
+    model._passes.record.looks = 0  # at absent rows that amplify
+    model(**batch(), target=TARGET)
+    assert MET in str(model.plan())
+    PASSES.clear()
+    model(**batch(), target=TARGET)
+    assert PASSES == [6, 6, 6]
+
+
+class Guarded(Pairs):
+    """Divides by the largest number of a batch, where that is large."""
+
+    def mixed(self, x: Tensor) -> Tensor:
+        largest = x.abs().max()
+        return x / largest if largest > 5 else x
+
+
+class Later(Pairs):
+    """Centres a batch from the third one on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = 0
+
+    def mixed(self, x: Tensor) -> Tensor:
+        self.steps += self.training
+        return x - x.mean(0) if self.steps > 2 else x
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("kind", [Guarded, Later])
+def test_another_way_through_the_network_is_looked_at(kind: type[Pairs], options: dict[str, Any]) -> None:
+    """What a first batch has shown is no evidence for what does not run in it."""
+    network = kind()
+    model = agm.AGM(network, NAMES, alpha=2.0, **options)
+    plain = agm.AGM(kind(), NAMES, alpha=2.0, max_rows=6)  # a pass a subset
+    plain._passes.record.rows_meet = True
+    for scale in (1.0, 1.0, 12.0, 1.0):
+        for one in (model, plain):
+            one.zero_grad()
+            F.cross_entropy(one(**batch(scale), target=TARGET), TARGET).backward()
+        own, expected = ([p.grad for p in one.module.head.parameters()] for one in (model, plain))
+        torch.testing.assert_close(own, expected, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(model.modulator.state.coefficients, plain.modulator.state.coefficients)
+    assert MET in str(model.plan())
+
+
+class Looping(Pairs):
+    """More rounds in some steps than in others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = 0
+
+    def mixed(self, x: Tensor) -> Tensor:
+        self.steps += self.training
+        for _ in range(2 + self.steps % 3):
+            x = torch.tanh(x) + x
+        return x
+
+
+class Logging(Pairs):
+    """Keeps the mean of a batch, of which nothing comes."""
+
+    def mixed(self, x: Tensor) -> Tensor:
+        self.mean = x.mean()
+        return x
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("kind", [Pairs, Looping, Logging])
+def test_rows_that_do_not_meet_stay_together(kind: type[Pairs], options: dict[str, Any]) -> None:
+    model = agm.AGM(kind(), NAMES, **options)
+    for scale in (1.0, 2.0):
+        model(**batch(scale), target=TARGET)
+        assert MET not in str(model.plan())
+    counts = []
+    for scale in (1.0, 2.0, 3.0, 3.0):
+        PASSES.clear()
+        model._passes.record.looks = 0
+        model(**batch(scale), target=TARGET)
+        counts.append(sum(PASSES))
+    assert counts == [6 + 12] * 4
+
+
+def test_fewer_rows_than_a_batch_are_not_exceeded() -> None:
+    model = agm.AGM(Attending(), NAMES, max_rows=4)
+    PASSES.clear()
+    model(**batch(), target=TARGET)
+    assert max(PASSES[1:]) <= 4
+    assert not agm.verify(model, batch(), TARGET).ok
+
+
+class Offering(nn.Module):
+    """`encoders` and `fuse`."""
+
+    def __init__(self, kind: type[Pairs]) -> None:
+        super().__init__()
+        self.inner = kind()
+        self.encoders = nn.ModuleDict({"audio": self.inner.audio_net, "visual": self.inner.visual_net})
+
+    def fuse(self, features: Any) -> Tensor:
+        hidden = torch.cat([features["audio"], features["visual"]], 1)
+        return self.inner.head(F.gelu(self.inner.mixed(hidden)))
+
+    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+        return self.fuse({"audio": self.encoders["audio"](audio), "visual": self.encoders["visual"](visual)})
+
+
+@pytest.mark.parametrize("masked", ["exact", "shared"])
+@pytest.mark.parametrize("kind", [Experts, Attending, Normalising, Scaled, Longest, Guarded])
+def test_fusions_of_networks_that_offer_them(kind: type[Pairs], masked: Any) -> None:
+    model = agm.AGM(Offering(kind), NAMES, alpha=2.0, masked=masked)
+    for scale in (1.0, 12.0, 1.0) if kind is Guarded else (1.0,):
+        model(**batch(scale), target=TARGET)
+        result = agm.verify(model, batch(scale), TARGET)
+        assert result.ok, str(result)
+    assert MET in str(model.plan())
+
+
+def test_a_call_of_the_function_looks_once() -> None:
+    network = Pairs()
+    counts = []
+    for _ in range(3):
+        PASSES.clear()
+        agm.masked_logits(network, batch())
+        counts.append(len(PASSES))
+    assert counts[0] > 2
+    assert counts[1:] == [2, 2]
+
+
+def test_inputs_that_forward_writes_to() -> None:
+    class Writing(Guarded):
+        def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+            return super().forward(audio.mul_(2), visual)
+
+    model = agm.AGM(Writing(), NAMES, alpha=2.0)
+    for scale in (0.5, 6.0):
+        model(**batch(scale), target=TARGET)
+        result = agm.verify(model, batch(scale), TARGET)
+        assert result.ok, str(result)
