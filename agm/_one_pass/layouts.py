@@ -1,6 +1,8 @@
 """Where the rows of a batch lie in a tensor, and what is raised where that is no longer known."""
 
 import math
+import operator
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -157,10 +159,11 @@ for _kind, _names in (
         setattr(RowCount, f"__{_name}__", _kind(f"__{_name}__"))
 
 
-class Mode(int):
+class Mode:
     """What a module has for `training` in one pass: true, and told to `read` wherever code asks.
 
-    What code hands on without asking (`F.dropout(x, 0.1, self.training)`) stays one.
+    What code hands on without asking (`F.dropout(x, 0.1, self.training)`) stays one. It is no number, since what is
+    written in C (`0.5 * self.training`, `min`) would take the value out of one without asking.
     """
 
     read: Callable[[], None]
@@ -168,51 +171,48 @@ class Mode(int):
     @classmethod
     def telling(cls, read: Callable[[], None]) -> "Mode":
         """A mode that calls `read` when it is read."""
-        mode = cls(True)
+        mode = cls()
         mode.read = read
         return mode
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """What `isinstance` asks for in a user's code."""
+        if sys._getframe(1).f_globals.get("__name__", "").startswith(("agm.", "torch.")):
+            return Mode
+        self.read()
+        return bool
 
     def __bool__(self) -> bool:
         self.read()
         return True
 
-    def __eq__(self, other: object) -> bool:
-        self.read()
-        return other is True or other == 1
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    def __int__(self) -> int:
-        self.read()
-        return 1
-
-    def __float__(self) -> float:
-        self.read()
-        return 1.0
-
     def __repr__(self) -> str:
         self.read()
         return "True"
+
+    __str__ = __repr__
 
     def __format__(self, spec: str) -> str:
         self.read()
         return format(True, spec)
 
-    __str__ = __repr__
-    __hash__ = int.__hash__
-    __index__ = __int__
 
-
-def _as_one(name: str) -> Callable[..., Any]:
-    def operator(self: Mode, *others: Any) -> Any:
+def _as_true(operator: Callable[..., Any], backwards: bool = False) -> Callable[..., Any]:
+    def method(self: Mode, *others: Any) -> Any:
         self.read()
-        return getattr(1, name)(*others)
+        return operator(*others, True) if backwards else operator(True, *others)
 
-    return operator
+    return method
 
 
-for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "neg", "invert"):
-    setattr(Mode, f"__{_name}__", _as_one(f"__{_name}__"))
-    if _name not in ("neg", "invert"):
-        setattr(Mode, f"__r{_name}__", _as_one(f"__r{_name}__"))
+_ALONE = (int, float, complex, hash, round, operator.neg, operator.pos, operator.abs, operator.invert, operator.index)
+_BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift", "matmul")
+for _function in (*_ALONE, math.trunc, math.floor, math.ceil):
+    setattr(Mode, f"__{_function.__name__}__", _as_true(_function))
+for _name in (*_BINARY, "divmod"):
+    _function = divmod if _name == "divmod" else getattr(operator, f"__{_name}__")
+    setattr(Mode, f"__{_name}__", _as_true(_function))
+    setattr(Mode, f"__r{_name}__", _as_true(_function, backwards=True))
+for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
+    setattr(Mode, f"__{_name}__", _as_true(getattr(operator, _name)))

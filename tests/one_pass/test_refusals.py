@@ -57,11 +57,11 @@ from .refused_networks import (
 
 REFUSED: list[tuple[Callable[[], nn.Module], str]] = [
     (Mode, "runs otherwise in eval mode"),
-    (ModeByName, "calculates with the mode"),
+    (ModeByName, "asks for its mode"),
     (ModeInProperty, "runs otherwise in eval mode"),
-    (ModeOfAnother, "calculates with the mode"),
-    (ModeInAFunction, "calculates with the mode"),
-    (ModeInAClosure, "calculates with the mode"),
+    (ModeOfAnother, "asks for its mode"),
+    (ModeInAFunction, "asks for its mode"),
+    (ModeInAClosure, "asks for its mode"),
     (ModeInABase, "runs otherwise in eval mode"),
     (FunctionalDropout, "draws random numbers in eval mode too"),
     (DropsAlways, "draws random numbers in eval mode too"),
