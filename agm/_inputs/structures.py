@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Path", "entries", "parse_path", "read", "replaced", "where", "with_entries"]
+__all__ = ["Path", "entries", "parse_path", "places", "read", "replaced", "replaced_everywhere", "with_entries"]
 
 Path = tuple[Any, ...]
 """Keys, indices and attribute names, from the outside in."""
@@ -100,12 +100,20 @@ def with_entries(value: Any, changed: Mapping[Any, Any]) -> Any:
     return made
 
 
-def where(value: Any, leaf: Any, depth: int = 4) -> Path | None:
-    """The path to an object inside a structure, found by identity; None if it is not there."""
+def places(value: Any, leaf: Any, depth: int = 4) -> Iterator[Path]:
+    """The paths to an object inside a structure, found by identity."""
     if value is leaf:
-        return ()
+        yield ()
+        return
     found = entries(value) if depth else None
     for key, inner in found or ():
-        if (path := where(inner, leaf, depth - 1)) is not None:
-            return (key, *path)
-    return None
+        for path in places(inner, leaf, depth - 1):
+            yield (key, *path)
+
+
+def replaced_everywhere(value: Any, leaf: Any, new: Any) -> Any:
+    """A copy of a structure with something else wherever it holds an object; None if it holds it nowhere."""
+    found = list(places(value, leaf))
+    for path in found:
+        value = replaced(value, path, new)
+    return value if found else None

@@ -207,12 +207,26 @@ def _as_true(operator: Callable[..., Any], backwards: bool = False) -> Callable[
 
 
 _ALONE = (int, float, complex, hash, round, operator.neg, operator.pos, operator.abs, operator.invert, operator.index)
-_BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift", "matmul")
+_BINARY: tuple[str, ...] = (
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "and",
+    "or",
+    "xor",
+    "lshift",
+    "rshift",
+    "matmul",
+)
 for _function in (*_ALONE, math.trunc, math.floor, math.ceil):
     setattr(Mode, f"__{_function.__name__}__", _as_true(_function))
 for _name in (*_BINARY, "divmod"):
-    _function = divmod if _name == "divmod" else getattr(operator, f"__{_name}__")
-    setattr(Mode, f"__{_name}__", _as_true(_function))
-    setattr(Mode, f"__r{_name}__", _as_true(_function, backwards=True))
+    _operation: Any = divmod if _name == "divmod" else getattr(operator, f"__{_name}__")
+    setattr(Mode, f"__{_name}__", _as_true(_operation))
+    setattr(Mode, f"__r{_name}__", _as_true(_operation, backwards=True))
 for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
     setattr(Mode, f"__{_name}__", _as_true(getattr(operator, _name)))

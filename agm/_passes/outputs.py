@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agm._inputs.structures import entries, parse_path, read, replaced, where
+from agm._inputs.structures import entries, parse_path, places, read, replaced, replaced_everywhere
 from agm._lazy_rows.tensor import Deferred
 from agm._passes.declared_head import DeclaredHead
 from agm._passes.own_losses import own_losses
@@ -110,13 +110,13 @@ class Outputs:
         logits = logits.view_as(leaf) if leaf.dim() == 1 else logits
         if leaf is output:
             return logits
-        path = where(output, leaf)
-        if path is None:
+        made = replaced_everywhere(output, leaf, logits)
+        if made is None:
             raise ValueError(
                 "Expected argument `output` to be a function that picks a tensor out of the network's output, but what "
                 "it returned is not in there. Compute nothing from it, or give a key or an index."
             )
-        return replaced(output, path, logits)
+        return made
 
     def check_losses(self, output: Any, head: nn.Linear | None = None) -> None:
         """That the output of a network that trains holds no loss that it has computed from its logits.
@@ -152,7 +152,7 @@ class Outputs:
         leaf = self.leaf(output)
         if leaf is output:
             return leaf if keeps_logits else loss
-        path = where(output, leaf)
+        path = next(places(output, leaf), None)
         if path is None or not (isinstance(output, Mapping) or hasattr(output, "loss")) or isinstance(output, tuple):
             raise ValueError(
                 "Expected the network to return its logits alone, or a ModelOutput, a mapping or an object with a "
@@ -164,7 +164,7 @@ class Outputs:
             made["loss"] = loss
         else:
             made = replaced(output, ("loss",), loss)
-        return made if keeps_logits else replaced(made, path, None)
+        return made if keeps_logits else replaced_everywhere(made, leaf, None)
 
     def leaf(self, output: Any) -> Tensor:
         """The tensor in the output that holds the logits, as it is there."""
@@ -205,7 +205,7 @@ _DOUBTS = {
         "the modulation: leave the labels out of the call, and compute the loss from the logits."
     ),
     "numbers": (
-        "The network's output holds numbers at {}, one a sample, which it has computed from its logits. The gradient "
+        "The network's output holds numbers at {}, which it has computed from its logits. The gradient "
         "of a loss that is made of them passes by the modulation: compute it from the logits that the model returns. "
         "What is only looked at may come without its graph (detach)."
     ),

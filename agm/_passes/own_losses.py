@@ -15,7 +15,7 @@ from agm._passes.logits_in_graph import LogitsInGraph
 __all__ = ["kept_losses", "kept_losses_note", "own_losses"]
 
 Verdict = Literal["loss", "numbers", "unknown"]
-"""A loss of the logits; numbers of them, one a sample, of which one may be made; nobody can see what they are of."""
+"""A loss of the logits; other numbers of them, of which one may be made; nobody can see what they are of."""
 
 _DEEP = 6
 _HOLDERS = (Tensor, list, tuple, dict, SimpleNamespace)
@@ -26,15 +26,16 @@ def own_losses(output: Any, logits: Tensor, head: nn.Linear | None = None) -> di
     """What the output holds beside its logits that is computed from them and may be a loss, by where it is.
 
     That is every scalar, what was computed by a loss function of torch (`reduction="none"`) or is named so, and other
-    numbers, one a sample. Auxiliary losses, of features or of routers, are not among them: the logits are not in their
-    graph. Of what a compiled graph has computed together with the logits nothing is known.
+    numbers, as probabilities are. Auxiliary losses, of features or of routers, are not among them: the logits are not
+    in their graph. Of what a compiled graph has computed together with the logits nothing is known.
 
     Args:
         output: of the network, in the joint pass.
         logits: where they are in it.
         head: what makes logits of what is in their place, where the network has ended before it; None: they are logits.
     """
-    return _of_logits(_tensors(output, logits), logits, head)
+    beside = ((path, tensor) for path, tensor in _tensors(output) if tensor is not logits)
+    return _of_logits(beside, logits, head)
 
 
 def kept_losses(network: nn.Module, logits: Tensor, head: nn.Linear | None = None) -> tuple[str, ...]:
@@ -45,7 +46,7 @@ def kept_losses(network: nn.Module, logits: Tensor, head: nn.Linear | None = Non
             own = {name: value for name, value in vars(module).items() if name not in OF_MODULES}
             for name, value in {**own, **module._buffers}.items():
                 if isinstance(value, _HOLDERS) or is_dataclass(value):
-                    yield from _tensors(value, logits, (path, name) if path else (name,))
+                    yield from _tensors(value, (path, name) if path else (name,))
 
     return tuple(_of_logits(held(), logits, head))
 
@@ -59,16 +60,14 @@ def kept_losses_note(names: tuple[str, ...]) -> str:
     )
 
 
-def _tensors(value: Any, logits: Tensor, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
-    """Those beside the logits that have a graph."""
-    if value is logits:
-        return
+def _tensors(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
+    """Those that have a graph."""
     if isinstance(value, Tensor):
         if value.requires_grad and value.grad_fn is not None:
             yield path, value
     elif len(path) < _DEEP:
         for key, inner in entries(value) or ():
-            yield from _tensors(inner, logits, (*path, key))
+            yield from _tensors(inner, (*path, key))
 
 
 def _of_logits(found: Iterator[tuple[Path, Tensor]], logits: Tensor, head: nn.Linear | None) -> dict[str, Verdict]:
@@ -83,6 +82,8 @@ def _of_logits(found: Iterator[tuple[Path, Tensor]], logits: Tensor, head: nn.Li
 
 
 def _verdict(tensor: Tensor, name: str, graph: LogitsInGraph, logits: Tensor) -> Verdict | None:
+    if tensor is logits:
+        return "numbers"
     is_one = tensor.dim() == 0 or (tensor.shape == (1,) and len(logits) > 1)
     found = graph.within(tensor)
     if found is None:
@@ -92,5 +93,4 @@ def _verdict(tensor: Tensor, name: str, graph: LogitsInGraph, logits: Tensor) ->
         return "unknown" if is_one or by_name else None
     if is_one or by_name or any(map(_LOSS.search, found)):
         return "loss"
-    shape = tensor.shape[:-1] if tensor.shape[-1] == 1 else tensor.shape  # (B, 1) is one a sample, too
-    return "numbers" if len(shape) < logits.dim() and shape == logits.shape[: len(shape)] else None
+    return "numbers"

@@ -182,7 +182,7 @@ def test_numbers_of_the_logits_one_a_sample_are_doubted_once(encoders: dict[str,
         return {"logits": logits, "chances": chances, "norm": features.norm(dim=1), "confidence": chances.amax(1)}
 
     model = agm.AGM(Network(make), NAMES, encoders=encoders)
-    with pytest.warns(UserWarning, match="numbers at confidence, one a sample"):
+    with pytest.warns(UserWarning, match="numbers at chances"):
         model(**inputs_of(), target=TARGET)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -207,3 +207,48 @@ def test_a_loss_kept_in_an_attribute_is_named(encoders: dict[str, str] | None) -
     found = agm.verify(agm.AGM(Keeping(lambda z, h, n: z), NAMES, encoders=encoders), inputs_of(), TARGET)
     assert found.ok
     assert any("own logits in `losses.ce`, `each`, `_hidden.nll`:" in one for one in found.advice)
+
+
+@pytest.mark.parametrize("encoders", [None, ENCODERS])
+@pytest.mark.parametrize(
+    ("make", "options", "other"),
+    [
+        (lambda z, h, n: {"logits": z, "scores": z}, {}, lambda out: out["scores"]),
+        (lambda z, h, n: (z, [z, h]), {"output": 0}, lambda out: out[1][0]),
+        (lambda z, h, n: SimpleNamespace(logits=z, inner={"z": z}), {}, lambda out: out.inner["z"]),
+    ],
+)
+def test_the_logits_under_another_name_are_modulated_too(
+    make: Any, options: dict[str, Any], other: Callable[[Any], Tensor], encoders: dict[str, str] | None
+) -> None:
+    gradients = []
+    for pick in (other, lambda out: out["logits"] if isinstance(out, dict) else getattr(out, "logits", None)):
+        torch.manual_seed(0)
+        network = Network(make)
+        model = agm.AGM(network, NAMES, alpha=5.0, encoders=encoders, **options)
+        output = model(**inputs_of(), target=TARGET)
+        logits = pick(output)
+        F.cross_entropy(output[0] if logits is None else logits, TARGET).backward()
+        gradients.append([p.grad for p in network.parameters()])
+    torch.testing.assert_close(*gradients)
+    assert (model.modulator.state.coefficients != 1).all()
+
+
+@pytest.mark.parametrize("make", [lambda z: z.log_softmax(1), lambda z: z.softmax(1)])
+def test_numbers_of_the_shape_of_the_logits_are_doubted(make: Callable[[Tensor], Tensor]) -> None:
+    model = agm.AGM(Network(lambda z, h, n: {"logits": z, "probs": make(z)}), NAMES)
+    with pytest.warns(UserWarning, match="numbers at probs, which it has computed from its logits"):
+        model(**inputs_of(), target=TARGET)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(**inputs_of(), target=TARGET)
+
+
+def test_logits_that_are_kept_are_named() -> None:
+    def keep(logits: Tensor, features: Tensor, network: Any) -> Tensor:
+        network.own = [logits]
+        return logits
+
+    model = agm.AGM(Network(keep), NAMES)
+    model(**inputs_of(), target=TARGET)
+    assert "`own.0`: its gradient passes by the modulation" in str(model.plan())
