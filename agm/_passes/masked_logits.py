@@ -99,9 +99,14 @@ def masked_logits(
     functions run in eval mode, and later ones whether they still do. `passes` says what to do with it.
 
     An encoder in which rows may meet has its present rows and its absent ones by themselves. In two passes a first
-    batch shows whether they do, and any later one in which other functions of torch run, or in another order. Where
-    these are out of sight (TorchScript, compiled parts, sharded encoders) or the same ones take other arguments, and
-    in a network of one piece, `agm.verify` tells of the batch that it is given.
+    batch shows whether they do, and any later one in which other functions of torch run, or in another order. In the
+    same way rows of several subsets are found to meet, in experts of a limited capacity, say, in attention across
+    samples or statistics of the batch: a batch compares what all of them come to with passes of one subset each, and
+    where that is something else each subset has a pass of its own from then on, as `agm.AGM.plan` says.
+
+    `agm.verify` alone tells, of the batch that it is given, where the same functions mix rows in some batches and not
+    in others (a capacity that is rarely reached, `torch.where`), where they are out of sight (TorchScript, compiled and
+    sharded parts), where `max_rows` is less than B, and of what is behind encoders named by path with masked="shared".
 
     A norm that exchanges statistics with other processes (`SyncBatchNorm`) exchanges those of the B rows, once a step
     forward and backward, whether its encoder has one pass or two, or leaves the one pass in its middle: processes need
