@@ -1,5 +1,6 @@
 """Features of absent rows: their gradient, and how long they are kept."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -40,6 +41,16 @@ class AbsentFeatures:
     def are_kept(self) -> bool:
         """Whether there are any from an earlier step."""
         return self._refresh > 1 and len(self._kept) > 0 and not is_recorded()
+
+    def note(self, names: Iterable[str]) -> tuple[str, ...]:
+        """In words for a plan which modalities' features no step has kept, if they should be."""
+        left = [f"`{name}`" for name in names if name not in self._kept]
+        if self._refresh == 1 or not self._steps or not left:
+            return ()
+        return (
+            f"Features of an absent {', '.join(left)} are computed in every step, whatever absent_refresh: what the "
+            "encoder is given is not the modality's absent input as it is, or not one row for all samples.",
+        )
 
     def find(self, name: str, absent: Any) -> Any:
         """Features that were kept of a modality, of an absent input like this one; None if there are none."""

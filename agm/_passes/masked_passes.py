@@ -339,7 +339,8 @@ class MaskedPasses:
                 "instead."
             )
             with unfrozen(self.network):
-                notes = (note, *self._loss_notes(), *self.hook_notes())
+                kept = self.absent_features.note(self.encoders())
+                notes = (note, *kept, *self._loss_notes(), *self.hook_notes())
                 return Plan(self.modalities, masked, tuple(parted.plan(subsets)), notes)
         note = (
             'No encoders are named, so all masked inputs go through the whole network. Name them, encoders={"audio": '

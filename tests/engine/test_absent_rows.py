@@ -89,6 +89,17 @@ class TestAbsentRows:
             model(**inputs(), target=TARGET).square().sum().backward()
             assert all(parameter.grad is None for parameter in model.module.visual_net.parameters())
 
+    def test_a_plan_says_whose_features_no_step_keeps(self) -> None:
+        class Scaled(Net):
+            def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+                return super().forward(audio * 2, visual)
+
+        options: dict[str, Any] = {"masked": "shared", "absent_gradient": False, "absent_refresh": 4}
+        for network, said in ((Net(), False), (Scaled(), True)):
+            model = agm.AGM(network, NAMES, encoders=ENCODERS, **options)
+            model(**inputs(), target=TARGET)
+            assert ("Features of an absent `audio` are computed in every step" in str(model.plan())) == said
+
     def test_a_failed_step_does_not_count(self) -> None:
         options: dict[str, Any] = {"masked": "shared", "absent_gradient": False, "absent_refresh": 2}
         model = agm.AGM(Factorised(), NAMES, **options)
