@@ -6,11 +6,12 @@ a pass of all rows gives with what passes of one subset's rows give, and so does
 through the network: in which functions of torch run one after the other that did not before.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from agm._inputs.closeness import close
 from agm._lazy_rows.decision import Deferral
@@ -48,14 +49,13 @@ def apart_if_they_meet(
     seen = record.ways_through(structure)
     if (seen and structure.ways <= seen) or not _can_look(rows, structure):
         return masked
-    if (blocks := _blocks(masked, rows)) is None:
-        return masked
     count = len(rows.subsets)
     compared = range(count) if count <= _MOST else [round(i * (count - 1) / (_MOST - 1)) for i in range(_MOST)]
     for index in compared:
-        with untouched(structure.root, blocks[index]):
-            one = alone(index)
-        if not (isinstance(one, Tensor) and close(one.detach(), blocks[index].detach())):
+        block = _block(masked, rows, index)
+        if block is None:
+            return masked
+        if not _is_alike(alone, index, block.detach(), structure.root):
             record.rows_meet, record.deferral = True, Deferral("rows", "rows of a batch have met in it")
             return together(alone, count)
     seen |= structure.ways or {(0, 0)}
@@ -67,19 +67,44 @@ def together(alone: Callable[[int], _Masked], count: int) -> _Masked:
     return torch.cat([alone(index) for index in range(count)])  # type: ignore[return-value, misc]
 
 
-def _blocks(masked: object, rows: Rows) -> Sequence[Tensor] | None:
-    """The masked logits of each subset; None: they have another shape."""
+def _is_alike(alone: Callable[[int], object], index: int, block: Tensor, network: nn.Module) -> bool:
+    """Whether a subset by itself comes to the same, but for rounding: in a half type, where that is used inside."""
+    with untouched(network, block):
+        one = alone(index)
+    if not isinstance(one, Tensor):
+        return False
+    if close(one.detach(), block):
+        return True
+    if one.dtype != torch.float32 or not close(one.detach().bfloat16(), block.bfloat16()):
+        return False
+    with untouched(network, block), _Halves() as halves:
+        alone(index)
+    return bool(halves.are_there)
+
+
+class _Halves(TorchDispatchMode):
+    """Tells whether something is computed in a half type, as autocast does."""
+
+    are_there = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        self.are_there |= isinstance(output, Tensor) and output.dtype in (torch.float16, torch.bfloat16)
+        return output
+
+
+def _block(masked: object, rows: Rows, index: int) -> Tensor | None:
+    """The masked logits of one subset; None: they have another shape."""
     if isinstance(masked, Mapping):  # a sum, of which few rows are known
-        return [
-            sum(
-                few[: rows.batch] if subset >> bit & 1 else few[rows.batch :].expand_as(few[: rows.batch])
-                for bit, few in masked.items()
-            )
-            for subset in rows.subsets
-        ]
+        present, total = rows.subsets[index], None
+        for bit, few in masked.items():
+            term = few[: rows.batch] if present >> bit & 1 else few[rows.batch :].expand_as(few[: rows.batch])
+            total = term if total is None else total + term
+        return total
     if not isinstance(masked, Tensor) or not masked.dim() or len(masked) % len(rows.subsets):
         return None
-    return masked.chunk(len(rows.subsets))
+    size = len(masked) // len(rows.subsets)
+    return masked.narrow(0, index * size, size)
 
 
 def _can_look(rows: Rows, structure: Structure) -> bool:

@@ -230,3 +230,25 @@ def test_inputs_that_forward_writes_to() -> None:
         model(**batch(scale), target=TARGET)
         result = agm.verify(model, batch(scale), TARGET)
         assert result.ok, str(result)
+
+
+class Rounding(Pairs):
+    """Computes in bfloat16, in which other numbers of rows may be rounded otherwise."""
+
+    noise = 1e-2
+
+    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
+            logits = super().forward(audio, visual).float()
+        return logits * (1 + self.noise) if len(audio) > 6 else logits
+
+    half = True
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_rounding_of_a_half_type_is_no_meeting(half: bool) -> None:
+    network = Rounding().float()
+    network.half = half
+    model = agm.AGM(network, NAMES)
+    model(**{name: x.float() for name, x in batch().items()}, target=TARGET)
+    assert (MET in str(model.plan())) == (not half)
