@@ -162,11 +162,11 @@ def test_workers_of_a_scheduler(done, tmp_path):
         found = run_study(asked, tmp_path / "there", scheduler=cluster.scheduler_address)
     here, there = (figures_of(Rows(path / "rows.jsonl")) for path in (done.path, tmp_path / "there"))
     assert len(there) == 4 + 6 + 6
-    assert there == {key: here[key] for key in there}
-    assert found.runs("clean", "joint") == [
-        {**run, **{name: value for name, value in own.items() if name.endswith("_seconds")}}
-        for run, own in zip(done.figures.runs("clean", "joint"), found.runs("clean", "joint"), strict=True)
-    ]
+    for key, figures in there.items():  # another thread may round the last digit of a loss otherwise
+        assert figures == pytest.approx(here[key], rel=1e-6)
+    for run, own in zip(done.figures.runs("clean", "joint"), found.runs("clean", "joint"), strict=True):
+        times = {name: value for name, value in own.items() if name.endswith("_seconds")}
+        assert own == pytest.approx({**run, **times}, rel=1e-6)
     with pytest.raises(UserError, match=r"Expected a Dask scheduler at 'tcp://127\.0\.0\.1:1'"):
         run_study(asked, tmp_path / "nowhere", scheduler="tcp://127.0.0.1:1")
 
