@@ -256,7 +256,14 @@ class InterceptedPasses:
         masked = self._at_once(given, rows)
         if self.shared:
             return masked
-        return apart_if_they_meet(masked, rows, partial(self._alone, given, rows), given.structure, self.record)
+        found = apart_if_they_meet(masked, rows, partial(self._alone, given, rows), given.structure, self.record)
+        if self.record.rows_meet and not self.absent_features.gradient:
+            raise ValueError(
+                "Expected argument `absent_gradient` to be True for a network in which rows of a batch meet in eval "
+                "mode (in an encoder or behind the encoders), since each subset has to go through the whole of it by "
+                "itself, but got False. Normalise and attend within samples, or leave `absent_gradient` out."
+            )
+        return found
 
     def _alone(self, given: "MaskedRun", rows: Rows, index: int) -> Tensor:
         """Masked logits of one subset, by the definition: the network as it is on a batch of its own."""

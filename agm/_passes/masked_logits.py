@@ -102,7 +102,8 @@ def masked_logits(
     batch shows whether they do, and any later one in which other functions of torch run, or in another order. In the
     same way rows of several subsets are found to meet, in experts of a limited capacity, say, in attention across
     samples or statistics of the batch: a batch compares what all of them come to with passes of one subset each, and
-    where that is something else each subset has a pass of its own from then on, as `agm.AGM.plan` says.
+    where that is something else each subset has a pass of its own from then on, as `agm.AGM.plan` says; of encoders
+    named by path that takes the whole network, so that `absent_gradient=False` is refused.
 
     `agm.verify` alone tells, of the batch that it is given, where the same functions mix rows in some batches and not
     in others (a capacity that is rarely reached, `torch.where`), where they are out of sight (TorchScript, compiled and

@@ -221,7 +221,8 @@ class MaskedPasses:
 
     def _parts(self) -> InterceptedPasses | FactorisedPasses | None:
         """What runs encoders by themselves; None: the network is one piece, or rows of several subsets meet in it."""
-        if self.record.rows_meet and not self.shared and isinstance(self._parted, InterceptedPasses):
+        by_path = not self.shared and self.absent_features.gradient and isinstance(self._parted, InterceptedPasses)
+        if self.record.rows_meet and by_path:
             return None
         return self._parted
 

@@ -252,3 +252,15 @@ def test_rounding_of_a_half_type_is_no_meeting(half: bool) -> None:
     model = agm.AGM(network, NAMES)
     model(**{name: x.float() for name, x in batch().items()}, target=TARGET)
     assert (MET in str(model.plan())) == (not half)
+
+
+def test_no_gradient_of_absent_rows_is_refused_where_rows_meet() -> None:
+    """The whole network has no features of absent rows whose gradient could be left out."""
+    network = Attending()
+    model = agm.AGM(network, NAMES, encoders=PATHS, absent_gradient=False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"`absent_gradient` to be True.*rows of a batch meet"):
+            model(**batch(), target=TARGET)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    agm.AGM(Pairs(), NAMES, encoders=PATHS, absent_gradient=False)(**batch(), target=TARGET)
