@@ -16,9 +16,13 @@ from agm._module_state.threads import own_of
 from agm._module_state.traces import is_own
 from agm._module_state.written import Tensors
 
-__all__ = ["Structure", "Structures"]
+__all__ = ["Structure", "Structures", "Ways"]
 
 _Found = TypeVar("_Found")
+_STRUCTURES = 8  # of one network, of which something is kept
+
+Ways = set[tuple[int, int]]
+"""Functions of torch that have run one after the other, in pairs."""
 
 
 class Structure:
@@ -52,7 +56,7 @@ class Structure:
         self.exchanges = any(isinstance(module, nn.SyncBatchNorm) for module in self.modules)
         self.others_draw = False
         self.left: tuple[Any, Any] | None = None
-        self.ways: set[tuple[int, int]] = set()
+        self.ways: Ways = set()
         self._moded = [module for module in self.modules if may_depend_on_mode(module)]
         self._norms = [module for module in self.modules if isinstance(module, _BatchNorm)]
         self._counts = any(map(counts, self.modules))
@@ -79,6 +83,14 @@ class Structure:
             (kind, training, id(compiled), *numbers, *(children or ()), id(forward))
             for kind, training, compiled, *numbers, children, forward in self._looks
         )
+
+    def kept_in(self, store: dict[object, _Found], key: Hashable, make: Callable[[], _Found]) -> _Found:
+        """What a store that outlives this structure keeps for all that have the same `marks`, made if there is none."""
+        if key not in self._chosen:  # as in `chosen`: a step asks, and a call more would be felt
+            if len(store) >= _STRUCTURES:
+                store.clear()
+            self._chosen[key] = store.setdefault(self.marks(), make())
+        return self._chosen[key]  # type: ignore[no-any-return]
 
     def part(self, module: nn.Module) -> "Structure":
         """That of a module, which as a part of this one is as current as this one is."""

@@ -20,7 +20,7 @@ from agm._module_state.writes import WRITES, Writes, kind_of
 from agm._module_state.written import StandIn
 
 if TYPE_CHECKING:
-    from agm._module_state.structure import Structure
+    from agm._module_state.structure import Structure, Ways
 
 __all__ = ["Attributes", "Traces", "is_own", "untraced"]
 
@@ -199,7 +199,7 @@ class _Watch(Writes):
         again: Callable[[], AbstractContextManager[object]],
         draws: Draws | None,
         copies: Sequence[StandIn],
-        ways: set[tuple[int, int]],
+        ways: "Ways",
     ) -> None:
         super().__init__(self._of_network)
         self._modules = modules

@@ -4,13 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from agm._module_state.structure import Structure
+from agm._module_state.structure import Structure, Ways
 
-__all__ = ["Known", "Ways"]
-
-
-Ways = set[tuple[int, int]]
-"""Functions of torch that have run one after the other, in pairs."""
+__all__ = ["Known"]
 
 
 @dataclass
@@ -50,12 +46,7 @@ class Known:
             structure: of the network as it is now; None in a step that is compiled.
         """
         if structure is not None:
-            self.apart = structure.chosen("rows apart", lambda: self._seen_in(structure.marks()))
-
-    def _seen_in(self, marks: object) -> dict[tuple[str, int], Ways]:
-        if len(self.seen) >= _STRUCTURES:
-            self.seen.clear()
-        return self.seen.setdefault(marks, {})
+            self.apart = structure.kept_in(self.seen, "rows apart", dict)
 
     def meet(self, call: tuple[str, int], look: Callable[[], bool]) -> bool:
         """Whether rows may meet in a call of an encoder, as a `look` tells where none has, or where one is doubted.
@@ -89,4 +80,3 @@ class Known:
 
 
 _OFTEN = 3
-_STRUCTURES = 8

@@ -265,7 +265,7 @@ class InterceptedPasses:
             )
         return found
 
-    def _alone(self, given: "MaskedRun", rows: Rows, index: int) -> Tensor:
+    def _alone(self, given: "MaskedRun", rows: Rows, part: range) -> Tensor:
         """Masked logits of one subset, by the definition: the network as it is on a batch of its own."""
         few, others, rest, placed = given.arguments
         inputs = {name: mapped(lambda x: x[: rows.batch] if is_rows(x) else x, tree) for name, tree in few.items()}
@@ -275,7 +275,6 @@ class InterceptedPasses:
         def call(part: range | None) -> Any:
             return self.outputs.logits(self.binding.call(masked_arguments(arguments, absent, rows.subsets, part)))
 
-        part = range(index * rows.batch, (index + 1) * rows.batch)
         return cast(
             Tensor, Chunks(head=self.outputs.head).run(self.network, call, [part], given.hooks, given.structure)
         )

@@ -175,8 +175,7 @@ class FactorisedPasses:
         def run(part: range | None) -> Tensor:
             return self._written(parted, replace(rows, part=part), how, forward)
 
-        def alone(index: int) -> Tensor | Mapping[int, Tensor]:
-            part = range(index * rows.batch, (index + 1) * rows.batch)
+        def alone(part: range) -> Tensor | Mapping[int, Tensor]:
             return cast(Tensor, self.chunks.run(self.network, run, [part], hooks, structure))
 
         if masked is None:

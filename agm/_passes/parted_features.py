@@ -16,9 +16,10 @@ from agm._inputs.trees import leaves_of, mapped
 from agm._lazy_rows.tensor import Deferred, Rows
 from agm._module_state.eval_mode import mixes_samples
 from agm._module_state.modules import submodules
+from agm._module_state.structure import Ways
 from agm._module_state.traces import untraced
 from agm._module_state.untouched import untouched
-from agm._one_pass.known import Known, Ways
+from agm._one_pass.known import Known
 from agm._one_pass.synchronised import has_own_way, is_exchanging
 from agm.distributed import is_sharded
 

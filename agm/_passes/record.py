@@ -4,13 +4,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agm._lazy_rows.decision import Deferral
-from agm._module_state.structure import Structure
+from agm._module_state.structure import Structure, Ways
 from agm._one_pass.choice import Choices
-from agm._one_pass.known import Known, Ways
+from agm._one_pass.known import Known
 
 __all__ = ["Record"]
-
-_STRUCTURES = 8
 
 
 @dataclass
@@ -62,9 +60,4 @@ class Record:
 
     def ways_through(self, structure: Structure) -> Ways:
         """Those of `ways` through a network as it is now."""
-        return structure.chosen("ways of all subsets", lambda: self._ways_in(structure.marks()))
-
-    def _ways_in(self, marks: object) -> Ways:
-        if len(self.ways) >= _STRUCTURES:
-            self.ways.clear()
-        return self.ways.setdefault(marks, set())
+        return structure.kept_in(self.ways, "ways of all subsets", set)

@@ -7,6 +7,7 @@ through the network: in which functions of torch run one after the other that di
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -22,7 +23,7 @@ from agm._module_state.untouched import untouched
 from agm._passes.record import Record
 from agm.distributed import is_sharded
 
-__all__ = ["apart_if_they_meet", "together"]
+__all__ = ["apart_if_they_meet"]
 
 _Masked = TypeVar("_Masked")
 _MOST = 4  # subsets that are compared: what mixes rows shows in any of them
@@ -31,7 +32,7 @@ _MOST = 4  # subsets that are compared: what mixes rows shows in any of them
 def apart_if_they_meet(
     masked: _Masked,
     rows: Rows,
-    alone: Callable[[int], _Masked],
+    alone: Callable[[range], _Masked],
     structure: Structure | None,
     record: Record,
 ) -> _Masked:
@@ -40,7 +41,7 @@ def apart_if_they_meet(
     Args:
         masked: of all rows at once.
         rows: these.
-        alone: number of a subset -> its masked logits in a pass of its own, from the same state of the network.
+        alone: the rows of a subset -> its masked logits in a pass of its own, from the same state of the network.
         structure: of the network, which has noted what has run in it; None: the step is compiled.
         record: of what is known of the network, on which nothing of a look stays.
     """
@@ -50,27 +51,23 @@ def apart_if_they_meet(
     if (seen and structure.ways <= seen) or not _can_look(rows, structure):
         return masked
     count = len(rows.subsets)
+    parts = [range(index * rows.batch, (index + 1) * rows.batch) for index in range(count)]
     compared = range(count) if count <= _MOST else [round(i * (count - 1) / (_MOST - 1)) for i in range(_MOST)]
     for index in compared:
         block = _block(masked, rows, index)
         if block is None:
             return masked
-        if not _is_alike(alone, index, block.detach(), structure.root):
+        if not _is_alike(partial(alone, parts[index]), block.detach(), structure.root):
             record.rows_meet, record.deferral = True, Deferral("rows", "rows of a batch have met in it")
-            return together(alone, count)
+            return torch.cat([alone(part) for part in parts])  # type: ignore[return-value, misc]
     seen |= structure.ways or {(0, 0)}
     return masked
 
 
-def together(alone: Callable[[int], _Masked], count: int) -> _Masked:
-    """Masked logits of so many subsets, each from a pass of its own."""
-    return torch.cat([alone(index) for index in range(count)])  # type: ignore[return-value, misc]
-
-
-def _is_alike(alone: Callable[[int], object], index: int, block: Tensor, network: nn.Module) -> bool:
+def _is_alike(alone: Callable[[], object], block: Tensor, network: nn.Module) -> bool:
     """Whether a subset by itself comes to the same, but for rounding: in a half type, where that is used inside."""
     with untouched(network, block):
-        one = alone(index)
+        one = alone()
     if not isinstance(one, Tensor):
         return False
     if close(one.detach(), block):
@@ -78,7 +75,7 @@ def _is_alike(alone: Callable[[int], object], index: int, block: Tensor, network
     if one.dtype != torch.float32 or not close(one.detach().bfloat16(), block.bfloat16()):
         return False
     with untouched(network, block), _Halves() as halves:
-        alone(index)
+        alone()
     return bool(halves.are_there)
 
 

@@ -87,11 +87,14 @@ def whole_passes(
     keeps = in_parts or looks or record.writes_inputs
     inputs, others, rest = copied(tuple(arguments[:3])) if keeps else arguments[:3]
     kept, kept_absent = Arguments(inputs, others, rest, arguments.placed), copied(absent) if keeps else absent
-    at_once = None if in_parts else masked_arguments(arguments, absent, subsets)
-    by_one = [range(index, index + 1) for index in range(len(subsets))]
-    parts = (
-        by_one if by_subset else chunks.parts(network, batch, len(subsets), record.rows_meet) if in_parts else by_one
-    )
+    at_once = None
+    parts: list[range] | list[None] = []
+    if by_subset:
+        parts = [range(index, index + 1) for index in range(len(subsets))]
+    elif in_parts:
+        parts = chunks.parts(network, batch, len(subsets), record.rows_meet)
+    else:
+        at_once = masked_arguments(arguments, absent, subsets)
     before = versions(arguments[:3]) if looks else None
     joint = _joint(passes, arguments, hooks)
     if looks:
@@ -119,8 +122,8 @@ def whole_passes(
         if by_subset or mixes or record.rows_meet or not chunks.have_room(batch):
             return joint, masked
 
-    def alone(index: int) -> Any:
-        return chunks.run(network, call, [range(index * batch, (index + 1) * batch)], hooks, left)
+    def alone(part: range) -> Any:
+        return chunks.run(network, call, [part], hooks, left)
 
     return joint, apart_if_they_meet(masked, rows, alone, left, record)
 
