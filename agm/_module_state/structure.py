@@ -12,7 +12,7 @@ from agm._module_state.containers import contents, is_generator
 from agm._module_state.eval_mode import counts, depends_on_mode, may_depend_on_mode
 from agm._module_state.hooks import KINDS
 from agm._module_state.modules import submodules
-from agm._module_state.threads import own_of
+from agm._module_state.threads import OWN, own_of
 from agm._module_state.traces import is_own
 from agm._module_state.written import Tensors
 
@@ -73,7 +73,7 @@ class Structure:
             looks[0] = (*looks[0][:-1], self._looks[0][-1])
         elif looks and (looks[0][-1] is not None or looks[0][2] is not None):
             kind, training, compiled, *others, forward = looks[0]  # where it is refused to other threads, as before
-            compiled, forward = getattr(compiled, "_agm_own", compiled), getattr(forward, "_agm_own", forward)
+            compiled, forward = getattr(compiled, OWN, compiled), getattr(forward, OWN, forward)
             looks[0] = (kind, training, compiled, *others, forward)
         return looks == self._looks
 

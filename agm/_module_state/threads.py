@@ -8,11 +8,11 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-__all__ = ["guarded", "lock_of", "of_one_thread", "own_of", "unguarded"]
+__all__ = ["OWN", "guarded", "lock_of", "of_one_thread", "own_of", "unguarded"]
 
 _locks: "WeakKeyDictionary[nn.Module, threading.Lock]" = WeakKeyDictionary()
 
-_GUARDS, _OWN = "_agm_guards", "_agm_own"
+_GUARDS, OWN = "_agm_guards", "_agm_own"
 _WAYS_OUT = "Give the other thread a copy.deepcopy of it, or let it wait with a lock of your own."
 
 
@@ -44,7 +44,7 @@ def guarded(function: Callable[..., Any], own: object = None) -> Callable[..., A
     """
     call: Any = partial(of_one_thread, threading.get_ident(), function)
     setattr(call, _GUARDS, function)
-    setattr(call, _OWN, own)
+    setattr(call, OWN, own)
     return call  # type: ignore[no-any-return]
 
 
@@ -64,7 +64,7 @@ def of_one_thread(owner: int, function: Callable[..., Any], /, *args: Any, **kwa
 
 def own_of(function: Any) -> Any:
     """What a module had, None for nothing, where `guarded` has put this; else this itself."""
-    return getattr(function, _OWN, function)
+    return getattr(function, OWN, function)
 
 
 def unguarded(function: Callable[..., Any]) -> Callable[..., Any]:
