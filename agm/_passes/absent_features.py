@@ -3,13 +3,14 @@
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from agm._inputs.absent import is_rows
 from agm._inputs.trees import leaves_of, mapped
 from agm._module_state.capture import is_recorded
 
-__all__ = ["AbsentFeatures", "AbsentFeaturesState", "detached"]
+__all__ = ["AbsentFeatures", "AbsentFeaturesState", "constant", "detached"]
 
 
 class AbsentFeatures:
@@ -37,6 +38,10 @@ class AbsentFeatures:
             self._kept.clear()
         self._steps += 1
 
+    def drop(self) -> None:
+        """Keeps nothing any more of earlier steps."""
+        self._kept.clear()
+
     @property
     def are_kept(self) -> bool:
         """Whether there are any from an earlier step."""
@@ -49,7 +54,8 @@ class AbsentFeatures:
             return ()
         return (
             f"Features of an absent {', '.join(left)} are computed in every step, whatever absent_refresh: what the "
-            "encoder is given is not the modality's absent input as it is, or not one row for all samples.",
+            "encoder is given is not the modality's absent input as it is, or not one row for all samples, or each "
+            "subset has a pass of its own.",
         )
 
     def find(self, name: str, absent: Any) -> Any:
@@ -96,6 +102,19 @@ class AbsentFeaturesState(nn.Module):
 
 def _kind(absent: Any) -> list[object]:
     return [(tuple(leaf.shape), leaf.dtype, leaf.device) for leaf in leaves_of(absent) if isinstance(leaf, Tensor)]
+
+
+def constant(tree: Any) -> Any:
+    """A pytree whose tensors have no graph, and yet a gradient for whoever asks (a hook of forward's on them)."""
+
+    def one(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if not leaf.is_floating_point() or torch.compiler.is_compiling():
+            return leaf.detach()
+        return leaf.detach().requires_grad_().clone()
+
+    return mapped(one, tree)
 
 
 def detached(tree: Any) -> Any:

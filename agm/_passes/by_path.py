@@ -14,10 +14,10 @@ from typing import Any, TypeGuard, cast
 import torch
 from torch import Tensor, nn
 
-from agm._inputs.absent import batch_size, device_of, is_rows
+from agm._inputs.absent import batch_size, device_of
 from agm._inputs.arguments import Arguments, Binding
-from agm._inputs.rows import check_others, copied, masked_arguments
-from agm._inputs.trees import leaves_of, mapped
+from agm._inputs.rows import check_others, copied
+from agm._inputs.trees import leaves_of
 from agm._lazy_rows.decision import SHARDED, Deferral, found_deferral, some_subsets
 from agm._lazy_rows.tensor import CannotDefer, Rows, current, outcome
 from agm._module_state.compiled import compiled_part, in_one_piece, is_compiled
@@ -30,15 +30,16 @@ from agm._one_pass.counters import CountingTogether, has_counters
 from agm._one_pass.joint_call import JointCall, in_the_way, surroundings
 from agm._one_pass.known_layers import known_layers
 from agm._passes.absent_features import AbsentFeatures
-from agm._passes.chunks import Chunks
+from agm._passes.by_subset import knows_dims, subset_passes
+from agm._passes.chunks import MEET, MET
 from agm._passes.encoder_paths import find_targets
 from agm._passes.encoder_recording import Handed, Recorder, Target
 from agm._passes.masked_run import MaskedRun, called_instead, few_rows
 from agm._passes.options import MaskedOptions
 from agm._passes.outputs import Outputs
-from agm._passes.plan import ONE_ROW, Line, encoder_lines, fusion_line
+from agm._passes.plan import ONE_ROW, Line, apart_lines, encoder_lines, fusion_line, fusion_lines
 from agm._passes.record import Record
-from agm._passes.subsets_apart import apart_if_they_meet
+from agm._passes.subsets_apart import apart_if_they_meet, subset_parts
 from agm.distributed import Peers, is_sharded
 
 __all__ = ["InterceptedPasses"]
@@ -130,16 +131,19 @@ class InterceptedPasses:
         """The passes of a training step, unless a batch shows that they cannot be."""
         device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
         encoders, lines = self.encoders(), []
+        left = [f"`{name}`" for name in self.modalities if name not in self.paths]
+        note = f", with what encodes {', '.join(left)}" if left else ""
+        part = "rest of the network"
+        if self.record.rows_meet:
+            lines = [line for name in self.paths for line in apart_lines(name, subsets, self.shared)]
+            return [*lines, *fusion_lines(part, self.modalities, f"{note}, {MEET}", subsets)]
         chosen = self._choose(self._targets(), device)
         for name in self.paths:
             choice = self.record.choices(name, chosen[self.modalities.index(name)])
             rows = subsets if name in self.record.all_rows else None
             absent = self.record.absent_rows.get(name, ONE_ROW)
             lines += encoder_lines(self.network, name, encoders[name], choice, all_rows=rows, absent=absent)
-        left = [f"`{name}`" for name in self.modalities if name not in self.paths]
-        note = f", with what encodes {', '.join(left)}" if left else ""
-        found = self.record.deferral
-        part, head = "rest of the network", None if self.head is None else self.head.path
+        found, head = self.record.deferral, None if self.head is None else self.head.path
         return [*lines, *fusion_line(part, self.modalities, self.network, note, subsets, found, head)]
 
     def _chosen(
@@ -150,7 +154,7 @@ class InterceptedPasses:
             return self._choose(targets, device)
         known = self.record
         state = (structure.depending(), structure.mixes_samples(), any(GLOBAL_HOOKS))
-        key = ("choices", device, len(known.one_pass.depends), len(known.other_rows), state)
+        key = ("choices", device, len(known.one_pass.depends), len(known.other_rows), known.rows_meet, state)
         return structure.chosen(key, partial(self._choose, targets, device))
 
     def _choose(self, targets: Sequence[Target], device: torch.device) -> dict[int, Choice]:
@@ -165,6 +169,9 @@ class InterceptedPasses:
         found = {}
         for target in targets:
             for bit, name in target.names.items():
+                if self.record.rows_meet:
+                    found[bit] = apart(name, self.passes, MET, shared=self.shared)
+                    continue
                 if target.method != "forward" or len(target.names) > 1:
                     reason = _TOWER if len(target.names) > 1 else _METHOD
                     found[bit] = apart(name, self.passes, reason, shared=self.shared)
@@ -225,11 +232,13 @@ class InterceptedPasses:
         output, recorders = self._joint(targets, arguments, absent, choices, hooks, structure)
         shares = frozenset([bit for bit in choices if self._may_share(bit, recorders)])
         given = MaskedRun(self, kept, device, here, recorders, shares, hooks)
-        if structure is None:
+        if structure is None and not self._are_apart(rows):
             return output, cast(Tensor, given.logits(rows, deferred=False))
-        before = len(self.record.other_rows)
+        before = len(self.record.other_rows), self.record.rows_meet
         masked = self._masked(given, rows)
-        if len(self.record.other_rows) > before:
+        if structure is None:
+            return output, masked
+        if (len(self.record.other_rows), self.record.rows_meet) != before:
             choices = self._choose(targets, device)
         for recorder in recorders:
             for bit, name in recorder.target.names.items():
@@ -248,36 +257,24 @@ class InterceptedPasses:
 
     def _masked(self, given: "MaskedRun", rows: Rows) -> Tensor | Mapping[int, Tensor]:
         """The masked logits of all rows, after a first batch has shown on some of them what they may come from."""
+        one_by_one = partial(subset_passes, given, rows)
+        if self._are_apart(rows):
+            if given.here is not None and not knows_dims(given):
+                with torch.no_grad():
+                    given.logits(rows, deferred=False)
+            self.absent_features.drop()
+            return one_by_one(subset_parts(rows))
         if not self._is_checked(rows.batch):
             self._check(given, replace(rows, subsets=some_subsets(rows.modalities)))
 
         if given.structure is not None:
             given.structure.ways.clear()  # those of the look
         masked = self._at_once(given, rows)
-        if self.shared:
-            return masked
-        found = apart_if_they_meet(masked, rows, partial(self._alone, given, rows), given.structure, self.record)
-        if self.record.rows_meet and not self.absent_features.gradient:
-            raise ValueError(
-                "Expected argument `absent_gradient` to be True for a network in which rows of a batch meet in eval "
-                "mode (in an encoder or behind the encoders), since each subset has to go through the whole of it by "
-                "itself, but got False. Normalise and attend within samples, or leave `absent_gradient` out."
-            )
-        return found
+        return apart_if_they_meet(masked, rows, one_by_one, given.structure, self.record)
 
-    def _alone(self, given: "MaskedRun", rows: Rows, part: range) -> Tensor:
-        """Masked logits of one subset, by the definition: the network as it is on a batch of its own."""
-        few, others, rest, placed = given.arguments
-        inputs = {name: mapped(lambda x: x[: rows.batch] if is_rows(x) else x, tree) for name, tree in few.items()}
-        absent = {name: mapped(lambda x: x[rows.batch :] if is_rows(x) else x, tree) for name, tree in few.items()}
-        arguments = Arguments(inputs, others, rest, placed)
-
-        def call(part: range | None) -> Any:
-            return self.outputs.logits(self.binding.call(masked_arguments(arguments, absent, rows.subsets, part)))
-
-        return cast(
-            Tensor, Chunks(head=self.outputs.head).run(self.network, call, [part], given.hooks, given.structure)
-        )
+    def _are_apart(self, rows: Rows) -> bool:
+        """Whether each subset has a pass of its own."""
+        return self.record.rows_meet and rows.batch > 0
 
     def _at_once(self, given: "MaskedRun", rows: Rows) -> Tensor | Mapping[int, Tensor]:
         found = self.record.deferral
@@ -396,7 +393,7 @@ class InterceptedPasses:
                     copies=False,
                     aliases=True,
                 )
-        keeps = any([choices[bit].how in ("shared", "joined") for bit in target.names])
+        keeps = any([choices[bit].how in ("shared", "joined") for bit in target.names])  # which serve present rows
         recorder = Recorder(target, calls, keeps, handed, self.shared, without, around)
         kept = not calls and target.method == "forward" and self.absent_features.are_kept
         if kept and structure is not None and has_counters(structure.part(target.owner).buffered):

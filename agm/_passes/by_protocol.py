@@ -1,6 +1,6 @@
 """Masked passes of a network that is built to be factorised: `encoders` and `fuse(features) -> logits`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -175,8 +175,8 @@ class FactorisedPasses:
         def run(part: range | None) -> Tensor:
             return self._written(parted, replace(rows, part=part), how, forward)
 
-        def alone(part: range) -> Tensor | Mapping[int, Tensor]:
-            return cast(Tensor, self.chunks.run(self.network, run, [part], hooks, structure))
+        def alone(parts: Sequence[range]) -> Tensor | Mapping[int, Tensor]:
+            return cast(Tensor, self.chunks.run(self.network, run, list(parts), hooks, structure))
 
         if masked is None:
             parts = self.chunks.parts(self.network, rows.batch, len(rows.subsets), self.record.rows_meet)

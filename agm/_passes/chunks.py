@@ -14,9 +14,10 @@ from agm._module_state.hooks import ForwardHooks
 from agm._module_state.structure import Structure
 from agm._passes.declared_head import DeclaredHead
 
-__all__ = ["MEET", "Chunks", "note_rows"]
+__all__ = ["MEET", "MET", "Chunks", "note_rows"]
 
-MEET = "one subset at a time, because rows of a batch have met in the network's forward in eval mode"
+MET = "rows of a batch have met in the network's forward in eval mode"
+MEET = f"one subset at a time, because {MET}"
 
 
 class Chunks:
@@ -125,8 +126,16 @@ class Chunks:
             checkpoint(evaluated, part, use_reentrant=False) if recomputed else evaluated(part) for part in parts
         ]
         # What is no tensor is for the caller to refuse, who can say what was expected.
-        tensors = all(isinstance(output, Tensor) for output in outputs)
-        return torch.cat(outputs) if tensors and len(outputs) > 1 else outputs[0]
+        if len(outputs) == 1 or not all(isinstance(output, Tensor) for output in outputs):
+            return outputs[0]
+        if any([output.shape[1:] != outputs[0].shape[1:] for output in outputs]):
+            shapes = " and ".join(sorted({str(tuple(output.shape)) for output in outputs}))
+            raise ValueError(
+                f"Expected the network to return as many logits for each of {self.max_rows} rows as for each of fewer, "
+                f"but got {shapes}. If they are similarities of samples, set `max_rows` to the size of your batches: "
+                "each subset then has a pass of its own."
+            )
+        return torch.cat(outputs)
 
 
 def note_rows(error: BaseException, network: nn.Module, rows: int, batch: int) -> None:

@@ -21,7 +21,7 @@ from agm._module_state.untouched import untouched
 from agm._one_pass.known import Known
 from agm._passes.absent_features import AbsentFeatures
 from agm._passes.encoder_recording import Call, Handed, Recorder
-from agm._passes.encoder_rows import EncoderRows
+from agm._passes.encoder_rows import EncoderRows, refusal, sample_dims
 from agm._passes.encoder_sources import Source, behind, dim_of, known_features, mixed
 from agm._passes.origins import Origins
 from agm._passes.parted_features import at_once, rows_meet
@@ -115,12 +115,14 @@ class Answer:
         self.absent_features = absent_features
         self.order: list[str] = []
         self.absent_rows: dict[str, tuple[int, int]] = {}  # modality -> how many were encoded, in batches and beside
+        self.kept: dict[str, Any] = {}  # modality -> features of its absent row that serve several steps
+        self.dims: list[list[int | None]] = []  # of the samples in each call's features, where some lack a modality
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.deferred and not torch.is_grad_enabled() and reentrant_checkpoint() is not None:
             raise CannotDefer("an encoder is called by a reentrant checkpoint")
         if not self.pending:
-            raise self._refusal("is called more often in the masked pass than in the joint pass")
+            raise refusal(self.target.name, "is called more often in the masked pass than in the joint pass")
         call = self.pending.pop()
         if self.recorder.is_written:
             return self._as_given(call, args, kwargs)
@@ -129,9 +131,10 @@ class Answer:
         leaves, structure = self._leaves("takes", (args, kwargs))
         new = [is_rows(leaf) and size is None for leaf, size in zip(leaves, call.input_sizes, strict=False)]
         if len(leaves) != len(call.input_sizes) or any(new):
-            raise self._refusal(
+            raise refusal(
+                self.target.name,
                 "takes other arguments in the masked pass than in the joint pass (a hidden state that an earlier call "
-                "has left has the rows of that one: leave `encoders` out, and set `max_rows` to the size of the batch)"
+                "has left has the rows of that one: leave `encoders` out, and set `max_rows` to the size of the batch)",
             )
         sources = [Source.of(leaf, size, self.handed) for leaf, size in zip(leaves, call.input_sizes, strict=True)]
         if self.known or (self.known is not None and any(source.is_unknown for source in sources)):
@@ -140,7 +143,7 @@ class Answer:
         own = bits.intersection(self.target.names)
         if len(own) != 1:
             if self.rows.batch and not bits:
-                raise self._refusal("takes no tensor that grows with the batch")
+                raise refusal(self.target.name, "takes no tensor that grows with the batch")
             return self._all(call, leaves, structure, None)
         bit = next(iter(own))
         self.order.append(self.target.names[bit])
@@ -157,6 +160,7 @@ class Answer:
         name = own or next(iter(names.values()))
         self.order.append(name)
         self.all_rows.append(name)
+        self.dims.append([])
         return self.recorder.function(*args, **kwargs)
 
     def _at_once(self, call: Call, given: Any) -> Any:
@@ -194,6 +198,7 @@ class Answer:
                 return None
             if absent.shape[0] != 1 or call.output.shape != (batch, *absent.shape[1:]):
                 return None
+            self.kept[name] = absent
             return torch.cat([call.output, absent])
         if type(features) is not Tensor or features.shape[0] != batch + 1:
             return None
@@ -251,6 +256,8 @@ class Answer:
         absent = [source.few[-source.fold :] for source in sources if source.few is not None] if keeps else None
         if output is None and keeps:
             output = self.absent_features.find(name, absent)
+            if output is not None:
+                self.kept[name] = output
         if output is None:
             found = list(zip(leaves, sources, call.input_sizes, strict=True))
             picked = [self._picked(*one, rows) for one in found]
@@ -294,7 +301,7 @@ class Answer:
             with untouched(self.target.owner, parts):  # each finds what the joint pass has left
                 outputs.append(self.recorder.function(*args, **kwargs))
         if flattened(outputs[0])[1] != flattened(outputs[1])[1]:
-            raise self._refusal(_OTHER_STRUCTURE)
+            raise refusal(self.target.name, _OTHER_STRUCTURE)
         return mapped(behind, *outputs)
 
     def _are_as_handed(self, leaves: Sequence[Any], sources: Sequence["Source"], bit: int) -> bool:
@@ -337,7 +344,8 @@ class Answer:
         if not self.recorder.shared and gradient:
             return output
         if bit is None:
-            raise self._refusal("is given rows of several modalities, so that nobody knows whose features they are")
+            what = "is given rows of several modalities, so that nobody knows whose features they are"
+            raise refusal(self.target.name, what)
         rows = EncoderRows(self.target.names[bit], bit, self.rows, True, True)
         here = None if self.here is None else self.here[self.target.names[bit]]
         outputs, made = self._leaves("returns", output)
@@ -346,17 +354,21 @@ class Answer:
             mixed(leaf, size, own, rows.is_present, here, gradient)
             for leaf, size, own in zip(outputs, call.output_sizes, shared, strict=True)
         ]
+        if here is not None:
+            self.dims.append(sample_dims(placed, call.output_sizes))
         return unflattened(placed, made)
 
     def _in_place(self, output: Any, call: Call, rows: EncoderRows, shares: bool, dims: Mapping[int, int]) -> Any:
         leaves, structure = self._leaves("returns", output)
         if len(leaves) != len(call.output_sizes):
-            raise self._refusal(_OTHER_STRUCTURE)
+            raise refusal(self.target.name, _OTHER_STRUCTURE)
         joint = leaves_of(call.output) if shares else [None] * len(leaves)
         expanded = [
             rows.expand(leaf, size, own, self.deferred, self.absent_features.gradient, dims.get(id(leaf)))
             for leaf, size, own in zip(leaves, call.output_sizes, joint, strict=True)
         ]
+        if self.here is not None:
+            self.dims.append(sample_dims(expanded, call.output_sizes))
         if self.origins is not None:
             self.origins.note(expanded, frozenset((rows.bit,)))
         return unflattened(expanded, structure)
@@ -383,11 +395,8 @@ class Answer:
         if opaque is not None:
             kind = type(opaque).__name__
             cache = " (a decoder's cache: call it with use_cache=False)" if "Cache" in kind else ""
-            raise self._refusal(f"{does} a {kind}{cache}, whose rows cannot be told apart")
+            raise refusal(self.target.name, f"{does} a {kind}{cache}, whose rows cannot be told apart")
         return leaves, structure
-
-    def _refusal(self, what: str) -> ValueError:
-        return EncoderRows(next(iter(self.target.names.values())), 0, self.rows, False, False).refusal(what)
 
     def finish(self) -> None:
         """That it was called as often as in the joint pass.
@@ -396,4 +405,4 @@ class Answer:
             ValueError: it was not.
         """
         if self.pending:
-            raise self._refusal("is called less often in the masked pass than in the joint pass")
+            raise refusal(self.target.name, "is called less often in the masked pass than in the joint pass")

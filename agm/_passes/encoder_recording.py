@@ -40,6 +40,11 @@ class Target:
         """What is called."""
         return called_function(self.owner, self.method)
 
+    @property
+    def name(self) -> str:
+        """A modality that it encodes."""
+        return next(iter(self.names.values()))
+
     def __str__(self) -> str:
         return f"the encoder of `{'` and `'.join(self.names.values())}`"
 
@@ -196,11 +201,10 @@ class Recorder:
         if self.is_written and not (gradient and (self._memory.is_all_given or not self.shared)):
             written = "what it was given"
         if written is not None:
-            name = next(iter(self.target.names.values()))
             raise ValueError(
                 f"Expected the features of {self.target} not to be written to in place where they are {written}, since "
                 "in the masked passes they are not. Let the encoder return a clone, or write to one "
-                f"(features = features.clone()), or leave `{name}` out of `encoders`."
+                f"(features = features.clone()), or leave `{self.target.name}` out of `encoders`."
             )
 
     def outcome(self, bit: int, chosen: Choice) -> Choice:

@@ -1,5 +1,6 @@
 """Where the rows of one modality's encoder lie in a masked pass."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from agm._inputs.rows import blocks, tile
 from agm._inputs.samples import Samples
 from agm._lazy_rows.tensor import Deferred, Rows
 
-__all__ = ["EncoderRows", "along", "changed_dims"]
+__all__ = ["EncoderRows", "along", "changed_dims", "refusal", "sample_dims"]
 
 _ROUNDING = 1e-3  # what equal rows may differ by, relative to the largest element: mixed rows differ by far more
 
@@ -49,10 +50,7 @@ class EncoderRows:
         self.spare = (self.absent if mixes else 1) if encoded == batch else 1 + (batch == 2) if alone else 0
 
     def refusal(self, what: str) -> ValueError:
-        return ValueError(
-            f"Expected the encoder of `{self.name}` to depend on the rows of its own modality only, but it {what}. "
-            f"Leave `{self.name}` out of `encoders`: its masked inputs then go through it as one batch."
-        )
+        return refusal(self.name, what)
 
     def find(self, leaf: Any, joint: torch.Size | None) -> tuple[int | None, int]:
         """The dimension of the samples in an input, and rows a sample; None if it has none."""
@@ -154,6 +152,14 @@ class EncoderRows:
         return torch.cat([present if here else absent for here in self.is_present], dim)
 
 
+def refusal(name: str, what: str) -> ValueError:
+    """What is raised where the encoder of a modality does something else than encode it."""
+    return ValueError(
+        f"Expected the encoder of `{name}` to depend on the rows of its own modality only, but it {what}. Leave "
+        f"`{name}` out of `encoders`: its masked inputs then go through it as one batch."
+    )
+
+
 def along(leaf: Tensor, dim: int, here: Tensor, rows: int) -> Tensor:
     """(B,) values of samples, that broadcast with `leaf`, which has `rows` rows of each in dimension `dim`."""
     return here.repeat_interleave(rows).view([-1 if d == dim else 1 for d in range(leaf.dim())])
@@ -161,6 +167,18 @@ def along(leaf: Tensor, dim: int, here: Tensor, rows: int) -> Tensor:
 
 def changed_dims(size: torch.Size, joint: torch.Size) -> list[int]:
     return [d for d in range(len(joint)) if size[d] != joint[d]] if len(size) == len(joint) else []
+
+
+def sample_dims(leaves: Sequence[Any], joint: Sequence[torch.Size | None]) -> list[int | None]:
+    """The dimension of the samples in each of what there is for all rows, given the sizes for those of the joint pass.
+
+    None stands for what has no samples.
+    """
+    grown = [
+        changed_dims(leaf.shape, size) if size is not None and is_rows(leaf) else []
+        for leaf, size in zip(leaves, joint, strict=True)
+    ]
+    return [dims[0] if dims else None for dims in grown]
 
 
 def _same(left: Tensor, right: Tensor) -> bool:

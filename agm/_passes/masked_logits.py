@@ -102,12 +102,12 @@ def masked_logits(
     batch shows whether they do, and any later one in which other functions of torch run, or in another order. In the
     same way rows of several subsets are found to meet, in experts of a limited capacity, say, in attention across
     samples or statistics of the batch: a batch compares what all of them come to with passes of one subset each, and
-    where that is something else each subset has a pass of its own from then on, as `agm.AGM.plan` says; of encoders
-    named by path that takes the whole network, so that `absent_gradient=False` is refused.
+    where that is something else each subset has a pass of its own from then on, as `agm.AGM.plan` says. Encoders answer
+    there as `masked` and `absent_gradient` ask for.
 
     `agm.verify` alone tells, of the batch that it is given, where the same functions mix rows in some batches and not
     in others (a capacity that is rarely reached, `torch.where`), where they are out of sight (TorchScript, compiled and
-    sharded parts), where `max_rows` is less than B, and of what is behind encoders named by path with masked="shared".
+    sharded parts), and where `max_rows` is less than B.
 
     A norm that exchanges statistics with other processes (`SyncBatchNorm`) exchanges those of the B rows, once a step
     forward and backward, whether its encoder has one pass or two, or leaves the one pass in its middle: processes need

@@ -194,7 +194,7 @@ class MaskedPasses:
         rows = Rows(batch, modalities, subsets)
         if self.record.by_path and isinstance(self._parted, FactorisedPasses):
             self._parted = self._as_paths(self._parted)
-        run: Callable[..., Any] = self._parts() or partial(whole_passes, self)
+        run: Callable[..., Any] = self._parted or partial(whole_passes, self)
         structure = structure or self.structure()
         others = structure is not None and active_count() > 1
         if structure is not None:
@@ -218,13 +218,6 @@ class MaskedPasses:
             self.record.looks = 0 if seen else self.record.looks - 1
             self.record.tensor_hooks |= look.hooks
         return output, masked, rows
-
-    def _parts(self) -> InterceptedPasses | FactorisedPasses | None:
-        """What runs encoders by themselves; None: the network is one piece, or rows of several subsets meet in it."""
-        by_path = not self.shared and self.absent_features.gradient and isinstance(self._parted, InterceptedPasses)
-        if self.record.rows_meet and by_path:
-            return None
-        return self._parted
 
     def _look(self, arguments: Arguments, absent: Mapping[str, Any], batch: int) -> Look | None:
         """What will warn of absent rows that amplify; None: they have no gradient, or nobody can look at them."""
@@ -332,27 +325,25 @@ class MaskedPasses:
         """
         masked = self.options.masked
         subsets = 2 ** len(self.modalities) - 2 if subsets is None else subsets
-        parted = self._parts()
-        if parted:
+        if self._parted:
             note = (
                 "Where an absent input is not the same for every sample (a padding mask that stays, a callable that "
                 "returns B rows, another argument of forward that reaches the encoder), B absent rows are encoded "
                 "instead."
             )
+            if self.record.rows_meet and isinstance(self._parted, InterceptedPasses):
+                note = "Rows of a batch have met in eval mode, in an encoder or behind the encoders."
+                if not self.shared:
+                    note += " Leave `encoders` out: they save nothing here."
             with unfrozen(self.network):
                 kept = self.absent_features.note(self.encoders())
                 notes = (note, *kept, *self._loss_notes(), *self.hook_notes())
-                return Plan(self.modalities, masked, tuple(parted.plan(subsets)), notes)
+                return Plan(self.modalities, masked, tuple(self._parted.plan(subsets)), notes)
         note = (
             'No encoders are named, so all masked inputs go through the whole network. Name them, encoders={"audio": '
             '"path.in.the.network", ...}, or give the network `encoders` and `fuse`: then each encoder sees 2 B + 1 '
             "rows, or B + 1 with masked='shared' or where nothing depends on the mode, for any number of modalities."
         )
-        if self._parted:
-            note = (
-                "Rows of a batch have met in eval mode, in an encoder or behind the encoders, so that each subset goes "
-                "through the whole network by itself. Leave `encoders` out: they save nothing here."
-            )
         how = self.chunks.describe(self.network, self.record.rows_meet)
         lines = fusion_lines("network", self.modalities, how, subsets)
         notes = (note, *wholes_note(self), *self._loss_notes(), *self.hook_notes())

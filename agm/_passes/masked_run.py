@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from agm._module_state.hooks import ForwardHooks
 from agm._module_state.replace_forward import answering_methods
 from agm._module_state.undo import Contexts
 from agm._passes.encoder_calls import Answer, KnownCall, NeedsOrigins
-from agm._passes.encoder_recording import Handed, Recorder
+from agm._passes.encoder_recording import Handed, Recorder, Target
 from agm._passes.origins import Origins
 from agm._passes.parted_features import AnotherWay
 from agm.distributed import is_sharded
@@ -29,8 +29,15 @@ if TYPE_CHECKING:
 __all__ = ["MaskedRun", "called_instead", "few_rows"]
 
 
+class _Encoding(Protocol):
+    @property
+    def target(self) -> Target: ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
 def called_instead(
-    functions: Sequence[Recorder] | Sequence[Answer], eager: bool, *around: Callable[[], AbstractContextManager[Any]]
+    functions: Sequence[_Encoding], eager: bool, *around: Callable[[], AbstractContextManager[Any]]
 ) -> AbstractContextManager[None]:
     """Each encoder is called as one of these, its own, inside of other contexts; `eager` where no pass is compiled."""
     instead = answering_methods([(one.target.owner, one.target.method, one) for one in functions], eager)
@@ -71,6 +78,7 @@ class MaskedRun:
         self.extra_rows = (len(arguments.others) > 0 or len(arguments.rest) > 0) and _has_rows(
             arguments.others, arguments.rest
         )
+        self.kept: dict[str, Any] = {}  # modality -> features of an absent row that an earlier step has computed
         self.structure = passes.structures.of(passes.network)  # as the joint pass has left it
         passes.record.one_pass.holds_for(self.structure)
 
@@ -155,6 +163,10 @@ class MaskedRun:
             if rows.batch > 1:
                 record.absent_rows.update(answer.absent_rows)
             record.order[str(answer.target)] = answer.order
+            if self.here is not None:
+                record.dims[str(answer.target)] = answer.dims
+            if answer.kept:
+                self.kept.update(answer.kept)
         return logits
 
     def watches(self) -> bool:

@@ -10,7 +10,7 @@ from agm._lazy_rows.decision import Deferral, declares_sum
 from agm._module_state.eval_mode import depends_on_mode
 from agm._one_pass.choice import Choice
 
-__all__ = ["ONE_ROW", "Line", "Plan", "encoder_lines", "fusion_line", "fusion_lines"]
+__all__ = ["ONE_ROW", "Line", "Plan", "apart_lines", "encoder_lines", "fusion_line", "fusion_lines"]
 
 
 ONE_ROW = (0, 1)  # absent rows, in batches and beside them
@@ -133,6 +133,20 @@ def encoder_lines(
     return [joint, Line(part, "eval", 1 + batches, rows, f"{note}; a pass of their own: {choice.why}")]
 
 
+def apart_lines(name: str, subsets: int, shared: bool) -> list[Line]:
+    """The passes of one encoder where each subset has passes of its own.
+
+    Args:
+        name: of the modality.
+        subsets: the number of masked subsets; every modality is absent in half of them.
+        shared: whether present modalities have the features of the joint pass.
+    """
+    part, batches = f"encoder `{name}`", subsets // 2 if shared else subsets
+    note = "the absent input, in a pass for each subset without the modality; the features of the present ones are "
+    note = f"{note}those of the joint pass" if shared else "every masked row, in a pass for each subset"
+    return [Line(part, "training", 1, 0, "the joint pass"), Line(part, "eval", batches, 0, note)]
+
+
 def fusion_lines(part: str, modalities: Sequence[str], note: str, subsets: int) -> list[Line]:
     """The passes of what runs on every subset: the joint one, and the other `subsets` as one batch."""
     every = subsets == 2 ** len(modalities) - 2
@@ -183,7 +197,7 @@ def fusion_line(
             Line(part, "training", 1, 0, "the joint pass"),
             Line(part, "eval", 1, 1, f"{terms}, so that no subset is computed"),
         ]
-    if found is not None and found.how == "rows":
+    if found is not None and found.how == "rows" and found.why:
         note = f"{note}, written out at once: {found.why}"
     return fusion_lines(part, modalities, note, subsets)
 

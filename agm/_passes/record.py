@@ -26,6 +26,8 @@ class Record:
         looks: how many batches are yet to be looked at for absent rows that amplify.
         tensor_hooks: whether forward has been seen to give tensors hooks.
         order: encoder -> the modalities of its calls, in their order.
+        dims: encoder -> of each of its calls the dimension of the samples in what it returns, leaf by leaf, as far as
+            samples have lacked modalities.
         calls_fuse: whether the forward of a network with `encoders` and `fuse` calls `fuse`; None: nobody has looked.
         by_path: whether such a forward does something else, that came to the same so far: it runs for masked rows too.
         autocasts: modality -> under which autocast its encoder has run, for encoders that are not watched.
@@ -46,6 +48,7 @@ class Record:
     looks: int = 3
     tensor_hooks: bool = False
     order: dict[str, list[str]] = field(default_factory=dict)
+    dims: dict[str, list[list[int | None]]] = field(default_factory=dict)
     calls_fuse: bool | None = None
     by_path: bool = False
     autocasts: dict[str, Any] = field(default_factory=dict)

@@ -6,7 +6,7 @@ a pass of all rows gives with what passes of one subset's rows give, and so does
 through the network: in which functions of torch run one after the other that did not before.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from agm._module_state.untouched import untouched
 from agm._passes.record import Record
 from agm.distributed import is_sharded
 
-__all__ = ["apart_if_they_meet"]
+__all__ = ["apart_if_they_meet", "subset_parts"]
 
 _Masked = TypeVar("_Masked")
 _MOST = 4  # subsets that are compared: what mixes rows shows in any of them
@@ -32,7 +32,7 @@ _MOST = 4  # subsets that are compared: what mixes rows shows in any of them
 def apart_if_they_meet(
     masked: _Masked,
     rows: Rows,
-    alone: Callable[[range], _Masked],
+    alone: Callable[[Sequence[range]], _Masked],
     structure: Structure | None,
     record: Record,
 ) -> _Masked:
@@ -41,7 +41,8 @@ def apart_if_they_meet(
     Args:
         masked: of all rows at once.
         rows: these.
-        alone: the rows of a subset -> its masked logits in a pass of its own, from the same state of the network.
+        alone: the rows of some subsets -> their masked logits, each in a pass of its own, from the same state of the
+            network.
         structure: of the network, which has noted what has run in it; None: the step is compiled.
         record: of what is known of the network, on which nothing of a look stays.
     """
@@ -51,17 +52,22 @@ def apart_if_they_meet(
     if (seen and structure.ways <= seen) or not _can_look(rows, structure):
         return masked
     count = len(rows.subsets)
-    parts = [range(index * rows.batch, (index + 1) * rows.batch) for index in range(count)]
+    parts = subset_parts(rows)
     compared = range(count) if count <= _MOST else [round(i * (count - 1) / (_MOST - 1)) for i in range(_MOST)]
     for index in compared:
         block = _block(masked, rows, index)
         if block is None:
             return masked
-        if not _is_alike(partial(alone, parts[index]), block.detach(), structure.root):
-            record.rows_meet, record.deferral = True, Deferral("rows", "rows of a batch have met in it")
-            return torch.cat([alone(part) for part in parts])  # type: ignore[return-value, misc]
+        if not _is_alike(partial(alone, [parts[index]]), block.detach(), structure.root):
+            record.rows_meet, record.deferral = True, Deferral("rows")
+            return alone(parts)
     seen |= structure.ways or {(0, 0)}
     return masked
+
+
+def subset_parts(rows: Rows) -> list[range]:
+    """The rows of each subset, among all."""
+    return [range(start, start + rows.batch) for start in range(0, len(rows), rows.batch)]
 
 
 def _is_alike(alone: Callable[[], object], block: Tensor, network: nn.Module) -> bool:

@@ -1,6 +1,6 @@
 """The passes of a network of one piece: all masked inputs go through the whole of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -122,8 +122,8 @@ def whole_passes(
         if by_subset or mixes or record.rows_meet or not chunks.have_room(batch):
             return joint, masked
 
-    def alone(part: range) -> Any:
-        return chunks.run(network, call, [part], hooks, left)
+    def alone(parts: Sequence[range]) -> Any:
+        return chunks.run(network, call, list(parts), hooks, left)
 
     return joint, apart_if_they_meet(masked, rows, alone, left, record)
 

@@ -13,12 +13,13 @@ from torch.utils import _pytree as pytree
 from agm._inputs.absent import batch_size, is_rows
 from agm._inputs.arguments import Arguments
 from agm._inputs.rows import copied, doubled, tile
+from agm._inputs.shared_memory import SharedMemory
 from agm._module_state.modules import submodules
 from agm._module_state.replace_forward import answering, called_function
 from agm._module_state.structure import Structure
 from agm._module_state.traces import untraced
 from agm._module_state.written import Place, StandIn, merged, stand_ins
-from agm._passes.absent_features import detached
+from agm._passes.absent_features import constant
 from agm._passes.masked_passes import MaskedPasses
 
 __all__ = ["eval_mode", "separate_passes"]
@@ -38,7 +39,8 @@ def separate_passes(
 
     The joint pass runs first, in the network's mode. Each other subset then has a pass of its own in eval mode, on B
     rows. In "shared" mode the encoders of present modalities answer there with what they returned in the joint pass:
-    where they depend on the mode, that is what the mode means.
+    where they depend on the mode, that is what the mode means. An encoder that returned memory that it was given, to
+    which forward has then written, returns what it is given there, too.
 
     After the joint pass the generators are seeded anew, so that a network which draws random numbers in eval mode draws
     others than in `passes`. This is left to the caller to put back.
@@ -94,6 +96,7 @@ class _Encoder:
     def __init__(self, owner: nn.Module, method: str, order: Sequence[str]) -> None:
         self.owner, self.method, self.order = owner, method, order
         self.outputs: list[Any] = []
+        self.memory = SharedMemory()
 
     def recording(self) -> Callable[..., Any]:
         """Its function, noting what it returns."""
@@ -101,6 +104,7 @@ class _Encoder:
 
         def recording(*args: Any, **kwargs: Any) -> Any:
             output, kept = doubled(function(*args, **kwargs))
+            self.memory.note((args, kwargs), output)
             self.outputs.append(kept)
             return output
 
@@ -114,10 +118,10 @@ class _Encoder:
         def answer(*args: Any, **kwargs: Any) -> Any:
             call = next(calls)
             name = self.order[call % len(self.order)]
-            if shared and name in present:
+            if shared and name in present and not self.memory.inputs_written():
                 return copied(self.outputs[call])
             output = function(*args, **kwargs)
-            return output if gradient or name in present else detached(output)
+            return output if gradient or name in present else constant(output)
 
         return answer
 

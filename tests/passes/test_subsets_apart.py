@@ -17,6 +17,10 @@ OPTIONS: list[dict[str, Any]] = [
     {},
     {"encoders": PATHS},
     {"encoders": PATHS, "passes": "two"},
+    {"encoders": PATHS, "masked": "shared"},
+    {"encoders": PATHS, "absent_gradient": False},
+    {"encoders": PATHS, "masked": "shared", "absent_gradient": False},
+    {"encoders": PATHS, "masked": "shared", "absent_gradient": False, "absent_refresh": 3},
     {"max_rows": 7},
     {"checkpoint": True},
 ]
@@ -254,13 +258,27 @@ def test_rounding_of_a_half_type_is_no_meeting(half: bool) -> None:
     assert (MET in str(model.plan())) == (not half)
 
 
-def test_no_gradient_of_absent_rows_is_refused_where_rows_meet() -> None:
-    """The whole network has no features of absent rows whose gradient could be left out."""
-    network = Attending()
-    model = agm.AGM(network, NAMES, encoders=PATHS, absent_gradient=False)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+class Similar(Pairs):
+    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+        return self.audio_net(audio) @ self.visual_net(visual).T
+
+
+@pytest.mark.parametrize("options", [*(one for one in OPTIONS if "max_rows" not in one), {"max_rows": 6}], ids=str)
+def test_similarities_of_samples_are_those_of_each_subset(options: dict[str, Any]) -> None:
+    model = agm.AGM(Similar(), NAMES, alpha=2.0, **options)
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"`absent_gradient` to be True.*rows of a batch meet"):
-            model(**batch(), target=TARGET)
-    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
-    agm.AGM(Pairs(), NAMES, encoders=PATHS, absent_gradient=False)(**batch(), target=TARGET)
+        model(**batch(), target=torch.arange(6))
+        result = agm.verify(model, batch(), torch.arange(6))
+        assert result.ok, str(result)
+
+
+def test_similarities_of_samples_are_refused_where_batches_are_cut() -> None:
+    model = agm.AGM(Similar(), NAMES, max_rows=7)
+    with pytest.raises(ValueError, match=r"\(5, 5\) and \(7, 7\).*set `max_rows` to the size of your batches"):
+        model(**batch(), target=torch.arange(6))
+
+
+def test_similarities_of_samples_are_refused_where_nobody_can_look() -> None:
+    unseen = {name: x.to("meta") for name, x in batch().items()}
+    with pytest.raises(ValueError, match=r"each pair of samples.*fused_modulate"):
+        agm.masked_logits(Similar().to("meta"), unseen)

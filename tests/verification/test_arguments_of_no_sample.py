@@ -50,10 +50,10 @@ def test_an_error_of_the_network_says_what_was_repeated(encoders: Any) -> None:
 
 
 @pytest.mark.parametrize("scaled", [False, True])
-@pytest.mark.parametrize("encoders", [None, PATHS], ids=["whole", "paths"])
-def test_each_subset_has_it_as_it_is(encoders: Any, scaled: bool) -> None:
+@pytest.mark.parametrize("options", [{}, {"encoders": PATHS}, {"encoders": PATHS, "masked": "shared"}], ids=str)
+def test_each_subset_has_it_as_it_is(options: Any, scaled: bool) -> None:
     inputs, target, weights = batch()
-    model = agm.AGM(Weighted(sums=True).double(), NAMES, encoders=encoders)
+    model = agm.AGM(Weighted(sums=True).double(), NAMES, **options)
     arguments = {"weights": weights} | ({"scale": weights.flip(0)} if scaled else {})
     result = agm.verify(model, inputs, target, arguments=arguments)
     assert result.ok, str(result)
@@ -62,10 +62,9 @@ def test_each_subset_has_it_as_it_is(encoders: Any, scaled: bool) -> None:
 
 
 @pytest.mark.parametrize("scaled", [False, True])
-@pytest.mark.parametrize("options", [{"max_rows": CLASSES - 1}, {"encoders": PATHS, "masked": "shared"}], ids=str)
-def test_verify_names_the_argument(options: Any, scaled: bool) -> None:
+def test_verify_names_the_argument(scaled: bool) -> None:
     inputs, target, weights = batch()
-    model = agm.AGM(Weighted(sums=True).double(), NAMES, **options)
+    model = agm.AGM(Weighted(sums=True).double(), NAMES, max_rows=CLASSES - 1)
     arguments = {"weights": weights} | ({"scale": weights.flip(0)} if scaled else {})
     result = agm.verify(model, inputs, target, arguments=arguments)
     assert not result.ok

@@ -1,0 +1,170 @@
+"""Passes of one subset each, by the definition, of a network whose encoders are named by path.
+
+Where rows of several subsets meet in one pass (attention across samples, experts of a limited capacity), each subset
+is a batch of its own. What is asked of the encoders holds there too: in shared mode they answer for a present modality
+with the features of the joint pass, and without a gradient of absent rows they answer for an absent one with constants.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agm._inputs.absent import is_rows
+from agm._inputs.arguments import Arguments
+from agm._inputs.rows import copied, masked_arguments
+from agm._inputs.trees import flattened, leaves_of, mapped, unflattened
+from agm._lazy_rows.tensor import Rows
+from agm._passes.absent_features import constant
+from agm._passes.chunks import Chunks
+from agm._passes.encoder_recording import Call, Recorder
+from agm._passes.encoder_rows import EncoderRows, along, refusal
+from agm._passes.masked_run import MaskedRun, called_instead
+from agm._passes.record import Record
+
+__all__ = ["knows_dims", "subset_passes"]
+
+_OTHERWISE = "is called another number of times than when rows of a batch were seen to meet"
+
+
+def subset_passes(given: MaskedRun, rows: Rows, parts: Sequence[range]) -> Tensor:
+    """Masked logits of the rows of some subsets, each in a pass of its own.
+
+    Args:
+        given: what the masked passes of this step are given.
+        rows: of all subsets.
+        parts: those of each subset that is wanted.
+    """
+    passes = given.passes
+    few, others, rest, placed = given.arguments
+    inputs = {name: mapped(lambda x: x[: rows.batch] if is_rows(x) else x, tree) for name, tree in few.items()}
+    absent = {name: mapped(lambda x: x[rows.batch :] if is_rows(x) else x, tree) for name, tree in few.items()}
+    arguments = Arguments(inputs, others, rest, placed)
+    encoders = given.recorders if passes.shared or not passes.absent_features.gradient else ()
+
+    def call(part: range | None) -> Any:
+        assert part is not None
+        own = Rows(rows.batch, rows.modalities, (rows.subsets[part.start // rows.batch],))
+        answers = [_Answer(recorder, own, given) for recorder in encoders]
+        with called_instead(answers, given.structure is not None):
+            output = passes.binding.call(masked_arguments(arguments, absent, rows.subsets, part))
+            logits = passes.outputs.logits(output)
+        for answer in answers:
+            answer.finish()
+        return logits
+
+    logits: Tensor = Chunks(head=passes.outputs.head).run(
+        passes.network, call, list(parts), given.hooks, given.structure
+    )
+    return logits
+
+
+class _Answer:
+    """An encoder in the pass of one subset.
+
+    Args:
+        recorder: of the joint pass.
+        rows: of the subset.
+        given: what the masked passes of this step are given.
+    """
+
+    def __init__(self, recorder: Recorder, rows: Rows, given: MaskedRun) -> None:
+        self.recorder, self.target = recorder, recorder.target
+        self.rows = rows
+        self.given = given
+        self.gradient = given.passes.absent_features.gradient
+        self.bits = _bits(recorder, given.passes.record)
+        self.count = 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        index, self.count = self.count, self.count + 1
+        if index >= len(self.recorder.calls):
+            raise refusal(self.target.name, "is called more often in a subset's pass than in the joint pass")
+        call, function = self.recorder.calls[index], self.recorder.function
+        if self.recorder.is_written:  # it returns the very memory that it is given
+            return function(*args, **kwargs)
+        bit = self.bits[index]
+        name = self.target.names[bit]
+        is_present = bool(self.rows.subsets[0] >> bit & 1)
+        here = None if self.given.here is None else self.given.here[name]
+        if is_present and not self.recorder.shared:
+            return function(*args, **kwargs)
+        if is_present and here is None:
+            return copied(call.output)
+        kept = None if is_present else self.given.kept.get(name)
+        if kept is not None:
+            return self._in_place(kept, call, bit)
+        own = self._absent(args, kwargs)
+        return self._shared(own, call, index, here) if is_present and here is not None else own
+
+    def _absent(self, args: Any, kwargs: Any) -> Any:
+        """Features of what is given, as a modality has them where it is absent."""
+        with nullcontext() if self.gradient else torch.no_grad():
+            output = self.recorder.function(*args, **kwargs)
+        if self.gradient or not any([weight.requires_grad for weight in self.target.owner.parameters()]):
+            return output
+        return constant(output)
+
+    def _in_place(self, kept: Any, call: Call, bit: int) -> Any:
+        """Features of one absent row, for each sample."""
+        rows = EncoderRows(self.target.names[bit], bit, self.rows, per_sample=False, shared=True)
+        leaves, structure = flattened(kept)
+        sizes, joint = call.output_sizes, leaves_of(call.output)
+        placed = [rows.expand(*one, deferred=False, gradient=False) for one in zip(leaves, sizes, joint, strict=True)]
+        return constant(unflattened(placed, structure))
+
+    def _shared(self, own: Any, call: Call, index: int, here: Tensor) -> Any:
+        """Features of the joint pass for the samples that have the modality, and their own for the others."""
+        leaves, structure = flattened(own)
+        joint, dims = leaves_of(call.output), _dims(self.recorder, self.given.passes.record)[index]
+
+        def chosen(leaf: Any, shared: Any, dim: int | None) -> Any:
+            if dim is None:
+                return leaf
+            return torch.where(along(leaf, dim, here, leaf.shape[dim] // len(here)), shared, leaf)
+
+        return unflattened([chosen(*one) for one in zip(leaves, joint, dims, strict=True)], structure)
+
+    def finish(self) -> None:
+        """That it was called as often as in the joint pass.
+
+        Raises:
+            ValueError: it was not.
+        """
+        if self.count < len(self.recorder.calls):
+            raise refusal(self.target.name, "is called less often in a subset's pass than in the joint pass")
+
+
+def knows_dims(given: MaskedRun) -> bool:
+    """Whether a batch has shown where the samples lie in features, which is asked for where some lack a modality."""
+    return all([str(recorder.target) in given.passes.record.dims for recorder in given.recorders])
+
+
+def _bits(recorder: Recorder, record: Record) -> Sequence[int]:
+    """The modality of each call of an encoder, by its bit.
+
+    Raises:
+        ValueError: nobody knows it.
+    """
+    names, calls = recorder.target.names, recorder.calls
+    if len(names) == 1:
+        return list(names) * len(calls)
+    order = record.order.get(str(recorder.target), [])
+    if len(order) != len(calls):
+        raise refusal(recorder.target.name, _OTHERWISE)
+    by_name = {name: bit for bit, name in names.items()}
+    return [by_name[name] for name in order]
+
+
+def _dims(recorder: Recorder, record: Record) -> Sequence[Sequence[int | None]]:
+    """Where the samples lie in what an encoder returned in each of its calls, leaf by leaf.
+
+    Raises:
+        ValueError: nobody knows it.
+    """
+    found = record.dims[str(recorder.target)]
+    if len(found) != len(recorder.calls):
+        raise refusal(recorder.target.name, _OTHERWISE)
+    return found
