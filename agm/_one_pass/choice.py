@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from agm._module_state.compiled import is_compiled
-from agm._module_state.eval_mode import depends_on_mode, mixes_samples, why_mixes
+from agm._module_state.eval_mode import counts_samples, depends_on_mode, why_mixes
 from agm._module_state.modules import path_of, submodules
 from agm._one_pass.synchronised import has_own_way, is_exchanging
 
@@ -19,7 +19,7 @@ __all__ = [
     "Choices",
     "Passes",
     "apart",
-    "check_apart",
+    "check_counts",
     "check_passes",
     "choose",
     "in_common",
@@ -69,17 +69,17 @@ def check_passes(passes: object) -> None:
         raise ValueError(f"Expected argument `passes` to be 'auto', 'one' or 'two', but got {passes!r}.")
 
 
-def check_apart(name: str, encoder: nn.Module) -> None:
-    """That no layer puts present and absent rows together.
+def check_counts(name: str, encoder: nn.Module) -> None:
+    """That the gradient of no layer goes by how many rows it is given.
 
     Raises:
         ValueError: there are some.
     """
-    if mixing := mixes_samples(encoder):
-        why, instead = why_mixes(encoder, mixing[0])
+    if counting := counts_samples(encoder):
+        why, instead = why_mixes(encoder, counting[0])
         raise ValueError(
-            f"Expected the encoder of `{name}` to treat samples apart in eval mode, but its `{mixing[0]}` {why}, in "
-            f"which present and absent rows would mix. {instead}."
+            f"Expected the encoder of `{name}` to treat samples apart in eval mode, but its `{counting[0]}` {why}, and "
+            f"one absent row stands for all samples. {instead}."
         )
 
 

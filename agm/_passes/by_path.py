@@ -31,7 +31,6 @@ from agm._one_pass.joint_call import JointCall, in_the_way, surroundings
 from agm._one_pass.known_layers import known_layers
 from agm._passes.absent_features import AbsentFeatures
 from agm._passes.by_subset import knows_dims, subset_passes
-from agm._passes.chunks import MEET, MET
 from agm._passes.encoder_paths import find_targets
 from agm._passes.encoder_recording import Handed, Recorder, Target
 from agm._passes.masked_run import MaskedRun, called_instead, few_rows
@@ -134,10 +133,11 @@ class InterceptedPasses:
         left = [f"`{name}`" for name in self.modalities if name not in self.paths]
         note = f", with what encodes {', '.join(left)}" if left else ""
         part = "rest of the network"
+        chosen = self._choose(self._targets(), device)
         if self.record.rows_meet:
             lines = [line for name in self.paths for line in apart_lines(name, subsets, self.shared)]
-            return [*lines, *fusion_lines(part, self.modalities, f"{note}, {MEET}", subsets)]
-        chosen = self._choose(self._targets(), device)
+            note += f", one subset at a time, because {self.record.rows_meet}"
+            return [*lines, *fusion_lines(part, self.modalities, note, subsets)]
         for name in self.paths:
             choice = self.record.choices(name, chosen[self.modalities.index(name)])
             rows = subsets if name in self.record.all_rows else None
@@ -165,12 +165,12 @@ class InterceptedPasses:
                 "answer with what they have computed before, for which it would be compiled anew each time. Compile "
                 "the encoders (network.audio_net.compile()), or give it `encoders` and `fuse` and compile the model."
             )
-        self._check_apart(targets)
+        self.record.rows_meet = self.record.rows_meet or self._mixing(targets)
         found = {}
         for target in targets:
             for bit, name in target.names.items():
                 if self.record.rows_meet:
-                    found[bit] = apart(name, self.passes, MET, shared=self.shared)
+                    found[bit] = apart(name, self.passes, self.record.rows_meet, shared=self.shared)
                     continue
                 if target.method != "forward" or len(target.names) > 1:
                     reason = _TOWER if len(target.names) > 1 else _METHOD
@@ -191,24 +191,14 @@ class InterceptedPasses:
 
         return unsplit
 
-    def _check_apart(self, targets: Sequence[Target]) -> None:
-        """That no layer puts rows of several subsets together; shared encoders see nothing but absent rows.
-
-        Raises:
-            ValueError: there are some.
-        """
+    def _mixing(self, targets: Sequence[Target]) -> str:
+        """The layer that puts rows of several subsets together, in words; shared encoders see none but absent rows."""
         mixing = mixes_samples(self.network)
         if self.shared and mixing:
             inside = {module for target in targets if target.method == "forward" for module in target.owner.modules()}
             mixing = [name for name in mixing if self.network.get_submodule(name) not in inside]
             mixing = mixing or counts_samples(self.network)
-        if mixing:
-            why, instead = why_mixes(self.network, mixing[0])
-            raise ValueError(
-                "Expected a network with the paths of `encoders` to treat samples apart in eval mode, but "
-                f"`{mixing[0]}` {why}, in which the rows of several subsets would mix. {instead}, or leave `encoders` "
-                "out: each subset then goes through the network by itself."
-            )
+        return f"`{mixing[0]}` {why_mixes(self.network, mixing[0])[0]}" if mixing else ""
 
     @in_one_piece
     def __call__(
@@ -274,7 +264,7 @@ class InterceptedPasses:
 
     def _are_apart(self, rows: Rows) -> bool:
         """Whether each subset has a pass of its own."""
-        return self.record.rows_meet and rows.batch > 0
+        return len(self.record.rows_meet) > 0 and rows.batch > 0
 
     def _at_once(self, given: "MaskedRun", rows: Rows) -> Tensor | Mapping[int, Tensor]:
         found = self.record.deferral

@@ -17,12 +17,12 @@ from agm._inputs.trees import leaves_of, mapped
 from agm._lazy_rows.decision import Deferral, declares_sum, deferral
 from agm._lazy_rows.tensor import CannotDefer, Rows, current, outcome, written
 from agm._module_state.compiled import is_compiled
-from agm._module_state.eval_mode import counts_samples, evaluation, mixes_samples
+from agm._module_state.eval_mode import evaluation, mixes_samples, why_mixes
 from agm._module_state.hooks import ForwardHooks
 from agm._module_state.modules import submodules
 from agm._module_state.replace_forward import answering
 from agm._module_state.structure import Structure, Structures
-from agm._one_pass.choice import GLOBAL_HOOKS, Choice, apart, check_apart, choose, in_common
+from agm._one_pass.choice import GLOBAL_HOOKS, Choice, apart, check_counts, choose, in_common
 from agm._one_pass.counters import CountingTogether, has_counters
 from agm._one_pass.joint_call import JointCall, in_the_way, versions
 from agm._one_pass.known_layers import known_layers
@@ -158,7 +158,7 @@ class FactorisedPasses:
                 how = Deferral("rows", "forward does more than call the encoders and `fuse`")
             else:
                 how = self._how(parted, rows, device)
-            apart = self.record.rows_meet
+            apart = len(self.record.rows_meet) > 0
             if structure is not None:
                 structure.ways.clear()  # those of the encoders
             masked: Tensor | Mapping[int, Tensor] | None = None
@@ -324,11 +324,14 @@ class FactorisedPasses:
         if self.shared and torch.compiler.is_compiling():  # at once: a graph would be guarded by all that is looked at
             return Choice("shared", "masked='shared'")
         encoders = self.encoders()
-        if not self.shared or counts_samples(encoders[name]):
-            check_apart(name, encoders[name])
+        check_counts(name, encoders[name])
         if is_compiled(self.network):
             why = "the network is compiled as a whole, for encoders as they are"
             return apart(name, self.passes, why, shared=self.shared)
+        if not self.shared and (mixing := mixes_samples(encoders[name])):
+            self.record.one_pass.mixes.add(name)
+            why = f"its `{mixing[0]}` {why_mixes(encoders[name], mixing[0])[0]}"
+            return apart(name, self.passes, why)
         depends = name in self.record.one_pass.depends
         return choose(
             name, encoders[name], self.passes, device, self._unsplit(name), shared=self.shared, depends=depends

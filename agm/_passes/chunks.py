@@ -14,10 +14,7 @@ from agm._module_state.hooks import ForwardHooks
 from agm._module_state.structure import Structure
 from agm._passes.declared_head import DeclaredHead
 
-__all__ = ["MEET", "MET", "Chunks", "note_rows"]
-
-MET = "rows of a batch have met in the network's forward in eval mode"
-MEET = f"one subset at a time, because {MET}"
+__all__ = ["Chunks", "note_rows"]
 
 
 class Chunks:
@@ -53,44 +50,33 @@ class Chunks:
         """Whether all rows of a subset may go through at a time."""
         return self.max_rows is None or self.max_rows >= batch
 
-    def describe(self, network: nn.Module, meet: bool = False) -> str:
-        """In words for a plan, to be appended to what goes through in chunks."""
-        if meet:
-            rows = f", {MEET}"
-        elif mixing := mixes_samples(network):
-            why, _ = why_mixes(network, mixing[0])
-            rows = f", one subset at a time, because `{mixing[0]}` {why}"
+    def describe(self, network: nn.Module, meet: str = "") -> str:
+        """In words for a plan, to be appended to what goes through in chunks; `meet` as in `parts`."""
+        if why := meet or _layers(network)[0]:
+            rows = f", one subset at a time, because {why}"
         else:
             rows = f", at most {self.max_rows} rows at a time" if self.max_rows is not None else ""
         return rows + (", recomputed in the backward" if self.checkpoint else "")
 
-    def parts(self, network: nn.Module, batch: int, subsets: int, meet: bool = False) -> list[range] | list[None]:
+    def parts(self, network: nn.Module, batch: int, subsets: int, meet: str = "") -> list[range] | list[None]:
         """The rows of each chunk, among `subsets` blocks of `batch` rows; None: all of them.
 
         Args:
             network: that they go through.
             batch, subsets: see above.
-            meet: whether rows have been seen to meet in it.
+            meet: how rows have been seen to meet in it, in words; empty: they have not.
 
         Raises:
             ValueError: `max_rows` < B where all rows of a block are needed.
         """
         size = self.max_rows or max(batch * subsets, 1)
-        if meet:
-            if size < batch:
-                raise ValueError(
-                    f"Expected argument `max_rows` to be at least the {batch} samples of a batch, since rows of a "
-                    f"batch have met in the network's forward in eval mode, but got {size}. Raise `max_rows`."
-                )
-            size = batch
-        elif mixing := mixes_samples(network):
-            if size < batch:
-                why, instead = why_mixes(network, mixing[0])
-                raise ValueError(
-                    f"Expected argument `max_rows` to be at least the {batch} samples of a batch, since `{mixing[0]}` "
-                    f"{why}, but got {size}. {instead}, or raise `max_rows`."
-                )
-            size = batch
+        why, instead = (meet, "") if meet else _layers(network)
+        if why and size < batch:
+            raise ValueError(
+                f"Expected argument `max_rows` to be at least the {batch} samples of a batch, since {why}, but got "
+                f"{size}. {f'{instead}, or raise' if instead else 'Raise'} `max_rows`."
+            )
+        size = batch if why else size
         rows = range(batch * subsets)
         return [rows[start : start + size] for start in rows[::size]] if batch and size < len(rows) else [None]
 
@@ -136,6 +122,15 @@ class Chunks:
                 "each subset then has a pass of its own."
             )
         return torch.cat(outputs)
+
+
+def _layers(network: nn.Module) -> tuple[str, str]:
+    """How a layer of a network puts rows together, and what to do about it; empty where none does."""
+    mixing = mixes_samples(network)
+    if not mixing:
+        return "", ""
+    why, instead = why_mixes(network, mixing[0])
+    return f"`{mixing[0]}` {why}", instead
 
 
 def note_rows(error: BaseException, network: nn.Module, rows: int, batch: int) -> None:

@@ -332,7 +332,7 @@ class MaskedPasses:
                 "instead."
             )
             if self.record.rows_meet and isinstance(self._parted, InterceptedPasses):
-                note = "Rows of a batch have met in eval mode, in an encoder or behind the encoders."
+                note = "Each subset has a pass of its own through the network."
                 if not self.shared:
                     note += " Leave `encoders` out: they save nothing here."
             with unfrozen(self.network):

@@ -37,11 +37,11 @@ __all__ = [
 
 def in_two(encoder: nn.Module, given: Any, batch: int) -> tuple[Any, Any]:
     """What an encoder in which rows may meet makes of present rows, and of absent ones, each by themselves."""
-    features = []
-    for part in _two(given, batch):
-        with untouched(encoder, part):  # each finds what the joint pass has left
-            features.append(encoder(unwrap(part)))
-    return features[0], features[1]
+    present, absent = _two(given, batch)
+    with untouched(encoder, present):  # each finds what the joint pass has left
+        features = encoder(unwrap(present))
+    with untouched(encoder, absent):
+        return features, absent_features(encoder, absent)
 
 
 def rows_meet(encoder: nn.Module, run: Callable[[Any], Any], given: Any, few: Any) -> bool:

@@ -31,7 +31,8 @@ class Record:
         calls_fuse: whether the forward of a network with `encoders` and `fuse` calls `fuse`; None: nobody has looked.
         by_path: whether such a forward does something else, that came to the same so far: it runs for masked rows too.
         autocasts: modality -> under which autocast its encoder has run, for encoders that are not watched.
-        rows_meet: whether rows of several subsets have met in a pass, so that each subset has one of its own.
+        rows_meet: how rows of several subsets meet in a pass, in words, so that each subset has one of its own; empty:
+            they do not, as far as one has seen.
         writes_inputs: whether the joint pass has been seen to write to what it is given.
         ways: what a network is made of -> on which ways through it rows of several subsets do not meet: pairs of
             functions of torch that ran one after the other.
@@ -52,7 +53,7 @@ class Record:
     calls_fuse: bool | None = None
     by_path: bool = False
     autocasts: dict[str, Any] = field(default_factory=dict)
-    rows_meet: bool = False
+    rows_meet: str = ""
     writes_inputs: bool = False
     ways: dict[object, Ways] = field(default_factory=dict)
     one_pass: Known = field(default_factory=Known)

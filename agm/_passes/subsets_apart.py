@@ -26,6 +26,7 @@ from agm.distributed import is_sharded
 __all__ = ["apart_if_they_meet", "subset_parts"]
 
 _Masked = TypeVar("_Masked")
+_MET = "rows of a batch have met in the network's forward in eval mode"
 _MOST = 4  # subsets that are compared: what mixes rows shows in any of them
 
 
@@ -59,7 +60,7 @@ def apart_if_they_meet(
         if block is None:
             return masked
         if not _is_alike(partial(alone, [parts[index]]), block.detach(), structure.root):
-            record.rows_meet, record.deferral = True, Deferral("rows")
+            record.rows_meet, record.deferral = _MET, Deferral("rows")
             return alone(parts)
     seen |= structure.ways or {(0, 0)}
     return masked

@@ -81,7 +81,7 @@ def whole_passes(
         check_others(arguments, batch)
     record, chunks = passes.record, passes.chunks
     mixes = mixes_samples(network) if structure is None else structure.mixes_samples()
-    in_parts = by_subset or bool(chunks) or mixes or record.rows_meet
+    in_parts = by_subset or bool(chunks) or mixes or len(record.rows_meet) > 0
     # Copies, since the network may write to its inputs in the joint pass, after which rows of some subsets are built.
     looks = structure is not None and not record.ways_through(structure)
     keeps = in_parts or looks or record.writes_inputs
