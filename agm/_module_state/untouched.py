@@ -25,8 +25,10 @@ def untouched(module: nn.Module, inputs: Any) -> AbstractContextManager[None]:
     """
     copies: dict[Tensor, Tensor] = {}
     own = [(m, name, b) for m in module.modules() for name, b in m._buffers.items() if b is not None]
-    generators = _generators(inputs)
-    put_back_generators = kept_generators()  # of the host, Python's and NumPy's among them
+    is_compiling = torch.compiler.is_compiling()  # no graph reads the state of a generator
+    generators = {} if is_compiling else _generators(inputs)
+    # Those of the host, Python's and NumPy's among them.
+    put_back_generators = (lambda: None) if is_compiling else kept_generators()
 
     def begin() -> None:
         for layer, name, buffer in own:

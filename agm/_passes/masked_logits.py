@@ -105,9 +105,10 @@ def masked_logits(
     where that is something else each subset has a pass of its own from then on, as `agm.AGM.plan` says. Encoders answer
     there as `masked` and `absent_gradient` ask for.
 
-    `agm.verify` alone tells, of the batch that it is given, where the same functions mix rows in some batches and not
-    in others (a capacity that is rarely reached, `torch.where`), where they are out of sight (TorchScript, compiled and
-    sharded parts), and where `max_rows` is less than B.
+    Where the same functions mix rows in some batches and not in others (a capacity that is reached at times,
+    `torch.where`), a later look tells: there is one in steps 16, 24, 36 and so on, whenever half as many have passed as
+    before, with a warning if they do. `agm.verify` alone tells of the batch that it is given, where rows are out of
+    sight (TorchScript, compiled and sharded parts), and where `max_rows` is less than B.
 
     A norm that exchanges statistics with other processes (`SyncBatchNorm`) exchanges those of the B rows, once a step
     forward and backward, whether its encoder has one pass or two, or leaves the one pass in its middle: processes need

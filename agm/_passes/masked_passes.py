@@ -199,6 +199,9 @@ class MaskedPasses:
         others = structure is not None and active_count() > 1
         if structure is not None:
             structure.tensors.note()
+            self.record.steps += 1
+            if self.record.steps == self.record.looks_again:
+                run = partial(self.record.doubting, run)
             self.record.one_pass.holds_for(structure)
         hooks = None if structure is None else ForwardHooks(structure.hooked)
         look = self._look(arguments, absent, batch) if self.record.looks else None

@@ -1,7 +1,9 @@
 """What is known of one network under one setting of its masked passes."""
 
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from agm._lazy_rows.decision import Deferral
 from agm._module_state.structure import Structure, Ways
@@ -9,6 +11,8 @@ from agm._one_pass.choice import Choices
 from agm._one_pass.known import Known
 
 __all__ = ["Record"]
+
+_Found = TypeVar("_Found")
 
 
 @dataclass
@@ -36,6 +40,8 @@ class Record:
         writes_inputs: whether the joint pass has been seen to write to what it is given.
         ways: what a network is made of -> on which ways through it rows of several subsets do not meet: pairs of
             functions of torch that ran one after the other.
+        steps: how many there have been.
+        looks_again: in which of them what has been seen of rows that do not meet is looked at anew.
         one_pass: what has become of encoders in one pass.
         choices: what became of the choices that were made before a batch.
     """
@@ -56,11 +62,35 @@ class Record:
     rows_meet: str = ""
     writes_inputs: bool = False
     ways: dict[object, Ways] = field(default_factory=dict)
+    steps: int = 0
+    looks_again: int = 16
     one_pass: Known = field(default_factory=Known)
     choices: Choices = field(default_factory=Choices)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "ways": {}}  # functions and modules by their identity
+
+    def doubting(self, run: Callable[..., _Found], *args: Any) -> _Found:
+        """What passes come to that look anew whether rows meet: by now a capacity may be reached, or a branch taken.
+
+        From look to look half as many steps pass as before, so that looks cost next to nothing.
+        """
+        self.looks_again += self.looks_again // 2
+        for ways in self.ways.values():
+            ways.clear()
+        for apart in (*self.one_pass.seen.values(), self.one_pass.apart):
+            apart.clear()
+        before = self.rows_meet, len(self.one_pass.mixes)
+        found = run(*args)
+        if (self.rows_meet, len(self.one_pass.mixes)) != before:
+            warnings.warn(
+                f"In step {self.steps} rows of several subsets have met in the network, in functions that did not mix "
+                "them when they were looked at before, so that masked logits of some steps since then may be wrong. "
+                "From now on they have passes of their own. Compute within samples, whatever the others are, or set "
+                "`max_rows` to the size of your batches, without `encoders`.",
+                stacklevel=2,
+            )
+        return found
 
     def ways_through(self, structure: Structure) -> Ways:
         """Those of `ways` through a network as it is now."""

@@ -3,7 +3,9 @@
 A network may compute something of the whole batch in eval mode too, in functions that no layer announces: experts of a
 limited capacity, attention or statistics across samples, a cut to the longest sequence. So a first batch compares what
 a pass of all rows gives with what passes of one subset's rows give, and so does any later one that goes another way
-through the network: in which functions of torch run one after the other that did not before.
+through the network: in which functions of torch run one after the other that did not before. Where the same functions
+mix rows in some batches alone (a capacity that is reached, `torch.where`) that shows in a later look, of which there is
+one whenever half as many steps have passed as before.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,6 +1,7 @@
 """Encoders in which rows meet, whatever they have for passes."""
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -170,3 +171,48 @@ def test_rows_that_meet_where_no_function_is_seen_are_found_by_verify() -> None:
     model, right = stepped(network, "later", encoders=BOTH, passes="two")
     assert right == [True] * 3 + [False] * 3
     assert not agm.verify(model, inputs(4), TARGET).ok
+
+
+@pytest.mark.parametrize("kind", ["norm", "found"])
+def test_a_compiled_step_has_them_apart_too(kind: str) -> None:
+    """Seen by the layer, or by an eager step."""
+    network = Factorised()
+    norm = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5, track_running_stats=False))
+    network.encoders["audio"] = (norm if kind == "norm" else Centred()).double()
+    results = []
+    for compiles in (False, True):
+        model: Any = agm.AGM(copy.deepcopy(network), alpha=2.0, passes="two")
+        if kind == "found":
+            model(**inputs(5), target=torch.tensor([0, 1, 2, 0, 1]))
+        step = torch.compile(model, backend="aot_eager", fullgraph=True) if compiles else model
+        step(**inputs(5), target=torch.tensor([0, 1, 2, 0, 1])).square().sum().backward()
+        results.append([parameter.grad for parameter in model.parameters()])
+    torch.testing.assert_close(*results)
+
+
+class Capped(nn.Module):
+    """Divides by the largest number of a batch, where that is large: by the same functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) / x.abs().max().clamp(min=5)
+
+
+@pytest.mark.parametrize("options", [{"encoders": BOTH, "passes": "two"}, {"passes": "two"}], ids=str)
+def test_the_same_functions_are_looked_at_again(options: dict[str, Any]) -> None:
+    network: Any = Pairs(Capped())
+    if "encoders" not in options:
+        network = Factorised()
+        network.encoders["audio"] = Capped().double()
+    absent: Any = {"audio": lambda x: torch.full_like(x[:1], scale)}
+    model = agm.AGM(network, ("audio", "visual"), absent=absent, **options)
+    warns = pytest.warns(UserWarning, match="In step 24 rows of several subsets have met")
+    for step in range(1, 25):
+        scale = 1.0 if step < 20 else 30.0
+        with warns if step == 24 else nullcontext():
+            model(**inputs(4), target=torch.tensor([0, 1, 2, 0]))
+    result = agm.verify(model, inputs(4), torch.tensor([0, 1, 2, 0]))
+    assert result.ok, str(result)

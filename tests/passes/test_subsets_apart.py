@@ -1,5 +1,6 @@
 """Networks that compute something of the whole batch in eval mode, in functions that no layer announces."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -138,6 +139,31 @@ def test_another_way_through_the_network_is_looked_at(kind: type[Pairs], options
         torch.testing.assert_close(own, expected, rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(model.modulator.state.coefficients, plain.modulator.state.coefficients)
     assert MET in str(model.plan())
+
+
+class Capped(Pairs):
+    """Divides by the largest number of a batch, where that is large: by the same functions."""
+
+    def mixed(self, x: Tensor) -> Tensor:
+        return x / x.abs().max().clamp(min=5)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_the_same_functions_are_looked_at_again(options: dict[str, Any]) -> None:
+    model = agm.AGM(Capped(), NAMES, **options)
+    model._passes.record.looks = 0  # at absent rows that amplify
+    counts = []
+    warns = pytest.warns(UserWarning, match="In step 24 rows of several subsets have met")
+    for step in range(1, 26):
+        PASSES.clear()
+        with warns if step == 24 else nullcontext():
+            model(**batch(1.0 if step < 20 else 30.0), target=TARGET)
+        assert (MET in str(model.plan())) == (step >= 24)
+        counts.append(sum(PASSES))
+    rows = counts[4]
+    assert [step for step, count in enumerate(counts, 1) if count > rows] == [1, 16, 24]
+    result = agm.verify(model, batch(30.0), TARGET)
+    assert result.ok, str(result)
 
 
 class Looping(Pairs):
