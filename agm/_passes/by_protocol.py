@@ -181,9 +181,9 @@ class FactorisedPasses:
         if masked is None:
             parts = self.chunks.parts(self.network, rows.batch, len(rows.subsets), self.record.rows_meet)
             masked = self.chunks.run(self.network, run, parts, hooks, structure)
-            if apart or not self.chunks.have_room(rows.batch):
+            if apart:
                 return joint, masked
-        return joint, apart_if_they_meet(masked, rows, alone, structure, self.record)
+        return joint, apart_if_they_meet(masked, rows, alone, structure, self.record, self.chunks.max_rows)
 
     def _check(self, arguments: Arguments) -> None:
         """That its encoders and `fuse` can be called by themselves.

@@ -107,8 +107,9 @@ def masked_logits(
 
     Where the same functions mix rows in some batches and not in others (a capacity that is reached at times,
     `torch.where`), a later look tells: there is one in steps 16, 24, 36 and so on, whenever half as many have passed as
-    before, with a warning if they do. `agm.verify` alone tells of the batch that it is given, where rows are out of
-    sight (TorchScript, compiled and sharded parts), and where `max_rows` is less than B.
+    before, with a warning if they do. Where `max_rows` is less than B, halves of so many rows are looked at, and a
+    warning says that they meet. Where rows are out of sight (compiled and sharded parts) `agm.verify` alone tells, of
+    the batch that it is given.
 
     A norm that exchanges statistics with other processes (`SyncBatchNorm`) exchanges those of the B rows, once a step
     forward and backward, whether its encoder has one pass or two, or leaves the one pass in its middle: processes need

@@ -8,6 +8,7 @@ mix rows in some batches alone (a capacity that is reached, `torch.where`) that 
 one whenever half as many steps have passed as before.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -29,6 +30,11 @@ __all__ = ["apart_if_they_meet", "subset_parts"]
 
 _Masked = TypeVar("_Masked")
 _MET = "rows of a batch have met in the network's forward in eval mode"
+_CUT = (
+    "It seems that {met}, and with max_rows={most} fewer go through at a time than the {batch} samples of a batch: "
+    "masked logits are not those of whole batches then. Set `max_rows` to the size of your batches, or compute within "
+    "samples."
+)
 _MOST = 4  # subsets that are compared: what mixes rows shows in any of them
 
 
@@ -38,8 +44,12 @@ def apart_if_they_meet(
     alone: Callable[[Sequence[range]], _Masked],
     structure: Structure | None,
     record: Record,
+    most: int | None = None,
 ) -> _Masked:
     """Masked logits of all rows, or of each subset by itself where its rows have met those of others.
+
+    Where fewer rows than a subset's may go through at a time, halves of these are compared with all, and a warning says
+    what is wrong.
 
     Args:
         masked: of all rows at once.
@@ -48,11 +58,17 @@ def apart_if_they_meet(
             network.
         structure: of the network, which has noted what has run in it; None: the step is compiled.
         record: of what is known of the network, on which nothing of a look stays.
+        most: how many rows may go through at a time; None: any number.
     """
     if structure is None:
         return masked
     seen = record.ways_through(structure)
     if (seen and structure.ways <= seen) or not _can_look(rows, structure):
+        return masked
+    if most is not None and most < rows.batch:
+        if _meet_in_halves(max(most, 2), alone, structure.root):
+            warnings.warn(_CUT.format(met=_MET, most=most, batch=rows.batch), stacklevel=2)
+        seen |= structure.ways or {(0, 0)}
         return masked
     count = len(rows.subsets)
     parts = subset_parts(rows)
@@ -66,6 +82,15 @@ def apart_if_they_meet(
             return alone(parts)
     seen |= structure.ways or {(0, 0)}
     return masked
+
+
+def _meet_in_halves(count: int, alone: Callable[[Sequence[range]], Any], network: nn.Module) -> bool:
+    """Whether the first rows come to something else half by half."""
+    with untouched(network, list(network.parameters())):
+        block = alone([range(count)])
+    if not isinstance(block, Tensor) or not block.dim() or len(block) != count:
+        return False
+    return not _is_alike(partial(alone, [range(count // 2), range(count // 2, count)]), block.detach(), network)
 
 
 def subset_parts(rows: Rows) -> list[range]:

@@ -119,13 +119,13 @@ def whole_passes(
                 raise
     else:
         masked = chunks.run(network, call, parts, hooks, left)
-        if by_subset or mixes or record.rows_meet or not chunks.have_room(batch):
+        if by_subset or mixes or record.rows_meet:
             return joint, masked
 
     def alone(parts: Sequence[range]) -> Any:
         return chunks.run(network, call, list(parts), hooks, left)
 
-    return joint, apart_if_they_meet(masked, rows, alone, left, record)
+    return joint, apart_if_they_meet(masked, rows, alone, left, record, chunks.max_rows)
 
 
 def _joint(passes: "MaskedPasses", arguments: Arguments, hooks: ForwardHooks | None) -> Any:
