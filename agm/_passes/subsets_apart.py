@@ -35,6 +35,10 @@ _CUT = (
     "masked logits are not those of whole batches then. Set `max_rows` to the size of your batches, or compute within "
     "samples."
 )
+_NO_MEMORY = (
+    "There was no memory to look whether rows of several subsets meet in the network (attention across samples, "
+    "statistics of the batch); it is taken that they do not, and agm.verify tells on a smaller batch: {}"
+)
 _MOST = 4  # subsets that are compared: what mixes rows shows in any of them
 
 
@@ -65,23 +69,38 @@ def apart_if_they_meet(
     seen = record.ways_through(structure)
     if (seen and structure.ways <= seen) or not _can_look(rows, structure):
         return masked
-    if most is not None and most < rows.batch:
-        if _meet_in_halves(max(most, 2), alone, structure.root):
-            warnings.warn(_CUT.format(met=_MET, most=most, batch=rows.batch), stacklevel=2)
-        seen |= structure.ways or {(0, 0)}
+    is_cut = most is not None and most < rows.batch
+    try:
+        if most is not None and is_cut:
+            meet: bool | None = _meet_in_halves(max(most, 2), alone, structure.root)
+        else:
+            meet = _meet(masked, rows, alone, structure.root)
+    except (MemoryError, torch.OutOfMemoryError) as error:  # a look has its graph beside that of the masked passes
+        warnings.warn(_NO_MEMORY.format(error), stacklevel=2)
+        meet = False
+    if meet is None:
         return masked
+    if meet and not is_cut:
+        record.rows_meet, record.deferral = _MET, Deferral("rows")
+        return alone(subset_parts(rows))
+    if meet:
+        warnings.warn(_CUT.format(met=_MET, most=most, batch=rows.batch), stacklevel=2)
+    seen |= structure.ways or {(0, 0)}
+    return masked
+
+
+def _meet(masked: object, rows: Rows, alone: Callable[[Sequence[range]], object], network: nn.Module) -> bool | None:
+    """Whether a subset by itself comes to something else; None: it cannot be compared."""
     count = len(rows.subsets)
     parts = subset_parts(rows)
     compared = range(count) if count <= _MOST else [round(i * (count - 1) / (_MOST - 1)) for i in range(_MOST)]
     for index in compared:
         block = _block(masked, rows, index)
         if block is None:
-            return masked
-        if not _is_alike(partial(alone, [parts[index]]), block.detach(), structure.root):
-            record.rows_meet, record.deferral = _MET, Deferral("rows")
-            return alone(parts)
-    seen |= structure.ways or {(0, 0)}
-    return masked
+            return None
+        if not _is_alike(partial(alone, [parts[index]]), block.detach(), network):
+            return True
+    return False
 
 
 def _meet_in_halves(count: int, alone: Callable[[Sequence[range]], Any], network: nn.Module) -> bool:

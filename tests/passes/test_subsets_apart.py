@@ -1,5 +1,6 @@
 """Networks that compute something of the whole batch in eval mode, in functions that no layer announces."""
 
+import warnings
 from contextlib import nullcontext
 from typing import Any
 
@@ -283,6 +284,27 @@ def test_rounding_of_a_half_type_is_no_meeting(half: bool) -> None:
     model = agm.AGM(network, NAMES)
     model(**{name: x.float() for name, x in batch().items()}, target=TARGET)
     assert (MET in str(model.plan())) == (not half)
+
+
+class Large(Pairs):
+    """For which there is no memory beside all masked rows."""
+
+    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+        if not self.training and len(audio) < 12:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+        return super().forward(audio, visual)
+
+
+@pytest.mark.parametrize("options", OPTIONS[:6], ids=str)
+def test_no_memory_for_a_look_ends_no_step(options: dict[str, Any]) -> None:
+    model, plain = agm.AGM(Large(), NAMES, **options), agm.AGM(Pairs(), NAMES, **options)
+    model._passes.record.looks = 0  # at absent rows that amplify
+    with pytest.warns(UserWarning, match=r"no memory to look whether rows .*Tried to allocate"):
+        logits = model(**batch(), target=TARGET)
+    torch.testing.assert_close(logits, plain(**batch(), target=TARGET))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(**batch(), target=TARGET)
 
 
 class Similar(Pairs):
