@@ -3,6 +3,7 @@
 import dis
 import itertools
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from types import CodeType, FunctionType
 
 from torch import nn
@@ -26,7 +27,7 @@ def check_mode(module: nn.Module) -> None:
         raise Unsplit("it has a mode of its own (`training`)")
     if isinstance(module, _NormBase) and not module.track_running_stats and module.running_mean is not None:
         raise Unsplit("a norm of it has running statistics which it does not track")
-    _check_code(kind)
+    _check_code(module)
 
 
 def telling_around(modules: Sequence[nn.Module], around: Sequence[nn.Module]) -> list[nn.Module]:
@@ -48,37 +49,55 @@ def telling_around(modules: Sequence[nn.Module], around: Sequence[nn.Module]) ->
             raise Unsplit(f"a module beside it ({kind.__name__}) has a mode of its own (`training`)")
     if training:
         for module in modules:
-            _check_code(type(module))
+            _check_code(module)
     return [module for module in training if "training" in module.__dict__]
 
 
-def _check_code(kind: type) -> None:
+def _check_code(module: nn.Module) -> None:
+    kind = type(module)
     if kind not in _compared:
-        _compared[kind] = any(_asks(code) for code in _codes(kind))
-    if _compared[kind]:
+        _compared[kind] = any(map(_asks, _methods(kind)))
+    own = [value for value in module.__dict__.values() if isinstance(value, FunctionType)]
+    if _compared[kind] or (own and any(map(_compares, own))):
         raise Unsplit("its code asks whether its mode `is` another one")
 
 
-def _codes(kind: type) -> Iterator[CodeType]:
-    """What the methods of a user's class run."""
-    pending = [
-        value.__code__
-        for base in kind.__mro__
-        if not base.__module__.startswith("torch.")
-        for value in (
-            getattr(value, "fget", None) or getattr(value, "__func__", value) for value in vars(base).values()
-        )
-        if isinstance(value, FunctionType)
-    ]
-    while pending:
-        code = pending.pop()
-        yield code
-        pending.extend(one for one in code.co_consts if isinstance(one, CodeType))
+def _methods(kind: type) -> Iterator[FunctionType]:
+    """Those of a user's class."""
+    for base in kind.__mro__:
+        for value in () if base.__module__.startswith("torch.") else vars(base).values():
+            function = getattr(value, "fget", None) or getattr(value, "__func__", value)
+            if isinstance(function, FunctionType):
+                yield function
 
 
-def _asks(code: CodeType) -> bool:
-    """Whether it has `... is True`, and the name of the mode."""
-    if "training" not in code.co_names:
+def _asks(method: FunctionType) -> bool:
+    """Whether a method that names the mode compares by `is`, or a function does that it may hand the mode to."""
+    names = {name for code in _codes(method.__code__) for name in code.co_names}
+    if "training" not in names:
         return False
-    steps = itertools.pairwise(dis.get_instructions(code))
-    return any(after.opname == "IS_OP" and isinstance(before.argval, bool) for before, after in steps)
+    given = [method.__globals__.get(name) for name in names]
+    given += [cell.cell_contents for cell in method.__closure__ or ()]
+    return any(_compares(one) for one in (method, *given) if isinstance(one, FunctionType))
+
+
+def _compares(function: FunctionType) -> bool:
+    """Whether it is none of torch's, and has `... is True` or `... is bool`."""
+    return not str(function.__module__).startswith("torch.") and _has_is(function.__code__)
+
+
+@lru_cache(maxsize=4096)
+def _has_is(code: CodeType) -> bool:
+    for one in _codes(code):
+        for before, after in itertools.pairwise(dis.get_instructions(one)):
+            if after.opname == "IS_OP" and (isinstance(before.argval, bool) or before.argval == "bool"):
+                return True
+    return False
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """Of a function, and of those that are written in it."""
+    yield code
+    for one in code.co_consts:
+        if isinstance(one, CodeType):
+            yield from _codes(one)

@@ -68,6 +68,32 @@ class AsksIs(nn.Module):
         return x * 2.0 if self.training is True else x
 
 
+def asks_is(x: Tensor, training: Any) -> Tensor:
+    return x * 2.0 if training is True else x
+
+
+def asks_type(x: Tensor, training: Any) -> Tensor:
+    return x * 2.0 if type(training) is bool and training else x
+
+
+class Hands(nn.Module):
+    """The mode to a function that it is given."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, self.training)
+
+
+class HandsOn(nn.Module):
+    """The mode to a function beside it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return asks_is(x, self.training)
+
+
 class OwnLSTM(nn.LSTM):
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(x * 2.0 if self.training else x)[0]
@@ -126,6 +152,9 @@ MODES: dict[str, Callable[[], nn.Module]] = {
     "statistics": lambda: of(statistics, a=rows(4), b=rows(4).exp(), c=rows(4) + 2.0, d=rows(4).exp() * 3.0),
     "its name": lambda: of(lambda s, x: x * 2.0 if str(s.training) == "True" else x),
     "whether it is": AsksIs,
+    "whether it is, in a function": HandsOn,
+    "whether it is, in a function that it is given": lambda: Hands(asks_is),
+    "its type, in a function that it is given": lambda: Hands(asks_type),
 }
 
 
