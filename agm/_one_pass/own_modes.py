@@ -57,8 +57,10 @@ def _check_code(module: nn.Module) -> None:
     kind = type(module)
     if kind not in _compared:
         _compared[kind] = any(map(_asks, _methods(kind)))
-    own = [value for value in module.__dict__.values() if isinstance(value, FunctionType)]
-    if _compared[kind] or (own and any(map(_compares, own))):
+    compares = _compared[kind]
+    for value in module.__dict__.values():  # no comprehension: it would be a call in every step
+        compares = compares or (isinstance(value, FunctionType) and _compares(value))
+    if compares:
         raise Unsplit("its code asks whether its mode `is` another one")
 
 

@@ -27,7 +27,7 @@ from agm._module_state.structure import Structure, Structures
 from agm._module_state.untouched import untouched
 from agm._one_pass.choice import GLOBAL_HOOKS, Choice, apart, choose, in_common
 from agm._one_pass.counters import CountingTogether, has_counters
-from agm._one_pass.joint_call import JointCall, in_the_way, surroundings
+from agm._one_pass.joint_call import OWN_WAY, JointCall, in_the_way, surroundings
 from agm._one_pass.known_layers import known_layers
 from agm._passes.absent_features import AbsentFeatures
 from agm._passes.by_subset import knows_dims, subset_passes
@@ -36,7 +36,7 @@ from agm._passes.encoder_recording import Handed, Recorder, Target
 from agm._passes.masked_run import MaskedRun, called_instead, few_rows
 from agm._passes.options import MaskedOptions
 from agm._passes.outputs import Outputs
-from agm._passes.plan import ONE_ROW, Line, apart_lines, encoder_lines, fusion_line, fusion_lines
+from agm._passes.plan import ONE_ROW, Line, apart_lines, called_lines, encoder_lines, fusion_line, fusion_lines
 from agm._passes.record import Record
 from agm._passes.subsets_apart import apart_if_they_meet, subset_parts
 from agm.distributed import Peers, is_sharded
@@ -133,12 +133,19 @@ class InterceptedPasses:
         left = [f"`{name}`" for name in self.modalities if name not in self.paths]
         note = f", with what encodes {', '.join(left)}" if left else ""
         part = "rest of the network"
-        chosen = self._choose(self._targets(), device)
+        targets = self._targets()
+        chosen = self._choose(targets, device)
+        known = {name: self.record.order.get(str(target), []) for target in targets for name in target.names.values()}
+        orders = {name: known[name] for name in self.paths}
         if self.record.rows_meet:
-            lines = [line for name in self.paths for line in apart_lines(name, subsets, self.shared)]
+            calls = {name: max(order.count(name), 1) for name, order in orders.items()}
+            lines = [line for name in self.paths for line in apart_lines(name, subsets, self.shared, calls[name])]
             note += f", one subset at a time, because {self.record.rows_meet}"
             return [*lines, *fusion_lines(part, self.modalities, note, subsets)]
         for name in self.paths:
+            if name in self.record.several:
+                lines += called_lines(name, orders[name], *self.record.several[name])
+                continue
             choice = self.record.choices(name, chosen[self.modalities.index(name)])
             rows = subsets if name in self.record.all_rows else None
             absent = self.record.absent_rows.get(name, ONE_ROW)
@@ -363,6 +370,9 @@ class InterceptedPasses:
         for bit, name in target.names.items():
             inputs, rows, choice = arguments.inputs[name], absent[name], choices[bit]
             reason = _ONE_SAMPLE if batch < 2 else in_the_way(inputs)
+            if reason is None and name in self.record.several and self.passes != "one":
+                # Of several calls the rows that go along serve none, but for the present ones of "joined".
+                reason = OWN_WAY if self.shared or choice.how == "split" else None
             if reason is not None:
                 without[bit] = reason
             elif choice.is_one and not (self.shared and self.absent_features.find(name, leaves_of(rows)) is not None):

@@ -20,6 +20,7 @@ from agm._module_state.checkpoints import check_not_reentrant, reentrant_checkpo
 from agm._module_state.untouched import untouched
 from agm._one_pass.known import Known
 from agm._passes.absent_features import AbsentFeatures
+from agm._passes.encoder_counts import EncoderCounts
 from agm._passes.encoder_recording import Call, Handed, Recorder
 from agm._passes.encoder_rows import EncoderRows, refusal, sample_dims
 from agm._passes.encoder_sources import Source, behind, dim_of, known_features, mixed
@@ -115,6 +116,7 @@ class Answer:
         self.absent_features = absent_features
         self.order: list[str] = []
         self.absent_rows: dict[str, tuple[int, int]] = {}  # modality -> how many were encoded, in batches and beside
+        self.counts = EncoderCounts() if len(recorder.calls) > 1 else None
         self.kept: dict[str, Any] = {}  # modality -> features of its absent row that serve several steps
         self.dims: list[list[int | None]] = []  # of the samples in each call's features, where some lack a modality
 
@@ -160,6 +162,8 @@ class Answer:
         name = own or next(iter(names.values()))
         self.order.append(name)
         self.all_rows.append(name)
+        if self.counts is not None:
+            self.counts.add(name, len(self.rows.subsets))
         self.dims.append([])
         return self.recorder.function(*args, **kwargs)
 
@@ -251,7 +255,7 @@ class Answer:
         dims: Mapping[int, int] = {}
         if output is not None and joint_call is not None:
             dims, rows.spare = joint_call.dims, 0
-        self.absent_rows[name] = (1, rows.spare) if per_sample else (0, 1 + rows.spare)
+        self.absent_rows[name] = few = (1, rows.spare) if per_sample else (0, 1 + rows.spare)
         keeps = self.recorder.shared and shares and single and (rows.absent, rows.spare) == (1, 0)
         absent = [source.few[-source.fold :] for source in sources if source.few is not None] if keeps else None
         if output is None and keeps:
@@ -263,6 +267,8 @@ class Answer:
             picked = [self._picked(*one, rows) for one in found]
             # Absent rows by themselves need no graph if they are to have no gradient.
             constant = rows.present == 0 and not self.absent_features.gradient
+            if self.counts is not None:
+                self.counts.add(name, few[0] + (rows.present > 0), few[1])
             with torch.no_grad() if constant else nullcontext():
                 if not rows.present or any(source.is_listed for source in sources):
                     args, kwargs = unflattened(picked, structure)
@@ -340,6 +346,8 @@ class Answer:
             return output
         if bit is not None:
             self.all_rows.append(self.target.names[bit])
+            if self.counts is not None:
+                self.counts.add(self.target.names[bit], len(self.rows.subsets))
         gradient = self.absent_features.gradient
         if not self.recorder.shared and gradient:
             return output

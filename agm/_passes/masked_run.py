@@ -162,6 +162,9 @@ class MaskedRun:
             record.other_rows.update(answer.other_rows)
             if rows.batch > 1:
                 record.absent_rows.update(answer.absent_rows)
+                if answer.counts is not None:
+                    calls = answer.order, answer.recorder.calls_with
+                    record.several.update(answer.counts.several(answer.target.names, *calls, rows.batch))
             record.order[str(answer.target)] = answer.order
             if self.here is not None:
                 record.dims[str(answer.target)] = answer.dims

@@ -10,7 +10,7 @@ from agm._lazy_rows.decision import Deferral, declares_sum
 from agm._module_state.eval_mode import depends_on_mode
 from agm._one_pass.choice import Choice
 
-__all__ = ["ONE_ROW", "Line", "Plan", "apart_lines", "encoder_lines", "fusion_line", "fusion_lines"]
+__all__ = ["ONE_ROW", "Line", "Plan", "apart_lines", "called_lines", "encoder_lines", "fusion_line", "fusion_lines"]
 
 
 ONE_ROW = (0, 1)  # absent rows, in batches and beside them
@@ -133,18 +133,34 @@ def encoder_lines(
     return [joint, Line(part, "eval", 1 + batches, rows, f"{note}; a pass of their own: {choice.why}")]
 
 
-def apart_lines(name: str, subsets: int, shared: bool) -> list[Line]:
+def called_lines(name: str, order: Sequence[str], joint: tuple[int, int], masked: tuple[int, int]) -> list[Line]:
+    """The passes of one encoder that is called several times in each pass of the network.
+
+    Args:
+        name: of the modality.
+        order: the modality of each call of the encoder.
+        joint: how many rows it takes in the joint pass, in batches and beside them.
+        masked: in the masked passes.
+    """
+    part, times = f"encoder `{name}`", f"which calls it {order.count(name)} times"
+    lines = [Line(part, "training", *joint, f"the joint pass, {times}")]
+    note = f"what the joint pass has not made of the masked rows, {times} too"
+    return [*lines, Line(part, "eval", *masked, note)] if any(masked) else lines
+
+
+def apart_lines(name: str, subsets: int, shared: bool, calls: int) -> list[Line]:
     """The passes of one encoder where each subset has passes of its own.
 
     Args:
         name: of the modality.
         subsets: the number of masked subsets; every modality is absent in half of them.
         shared: whether present modalities have the features of the joint pass.
+        calls: how often each pass calls it.
     """
     part, batches = f"encoder `{name}`", subsets // 2 if shared else subsets
     note = "the absent input, in a pass for each subset without the modality; the features of the present ones are "
     note = f"{note}those of the joint pass" if shared else "every masked row, in a pass for each subset"
-    return [Line(part, "training", 1, 0, "the joint pass"), Line(part, "eval", batches, 0, note)]
+    return [Line(part, "training", calls, 0, "the joint pass"), Line(part, "eval", calls * batches, 0, note)]
 
 
 def fusion_lines(part: str, modalities: Sequence[str], note: str, subsets: int) -> list[Line]:

@@ -9,6 +9,7 @@ from agm._lazy_rows.decision import Deferral
 from agm._module_state.structure import Structure, Ways
 from agm._one_pass.choice import Choices
 from agm._one_pass.known import Known
+from agm._passes.encoder_counts import Several
 
 __all__ = ["Record"]
 
@@ -27,6 +28,8 @@ class Record:
         other_rows: modalities whose encoder was given other rows in a masked pass than in the joint pass, though as far
             as one could see it was given its input.
         absent_rows: modality -> how many absent rows its encoder took in the last batch, in batches and beside them.
+        several: modality, of those whose encoder is called several times for it -> the rows of all calls in the last
+            batch.
         looks: how many batches are yet to be looked at for absent rows that amplify.
         tensor_hooks: whether forward has been seen to give tensors hooks.
         order: encoder -> the modalities of its calls, in their order.
@@ -52,6 +55,7 @@ class Record:
     all_rows: set[str] = field(default_factory=set)
     other_rows: set[str] = field(default_factory=set)
     absent_rows: dict[str, tuple[int, int]] = field(default_factory=dict)
+    several: dict[str, Several] = field(default_factory=dict)
     looks: int = 3
     tensor_hooks: bool = False
     order: dict[str, list[str]] = field(default_factory=dict)
