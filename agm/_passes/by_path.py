@@ -30,7 +30,7 @@ from agm._one_pass.counters import CountingTogether, has_counters
 from agm._one_pass.joint_call import OWN_WAY, JointCall, in_the_way, surroundings
 from agm._one_pass.known_layers import known_layers
 from agm._passes.absent_features import AbsentFeatures
-from agm._passes.by_subset import knows_dims, subset_passes
+from agm._passes.by_subset import is_known, subset_passes
 from agm._passes.encoder_paths import find_targets
 from agm._passes.encoder_recording import Handed, Recorder, Target
 from agm._passes.masked_run import MaskedRun, called_instead, few_rows
@@ -256,7 +256,7 @@ class InterceptedPasses:
         """The masked logits of all rows, after a first batch has shown on some of them what they may come from."""
         one_by_one = partial(subset_passes, given, rows)
         if self._are_apart(rows):
-            if given.here is not None and not knows_dims(given):
+            if given.structure is not None and not is_known(given):
                 with torch.no_grad():
                     given.logits(rows, deferred=False)
             self.absent_features.drop()

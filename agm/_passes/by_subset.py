@@ -24,9 +24,12 @@ from agm._passes.encoder_rows import EncoderRows, along, refusal
 from agm._passes.masked_run import MaskedRun, called_instead
 from agm._passes.record import Record
 
-__all__ = ["knows_dims", "subset_passes"]
+__all__ = ["is_known", "subset_passes"]
 
-_OTHERWISE = "is called another number of times than when rows of a batch were seen to meet"
+_UNKNOWN = (
+    "is called for several modalities, of which only an eager step can see the order (take one training step with the "
+    "model as it is before it is compiled)"
+)
 
 
 def subset_passes(given: MaskedRun, rows: Rows, parts: Sequence[range]) -> Tensor:
@@ -118,7 +121,7 @@ class _Answer:
     def _shared(self, own: Any, call: Call, index: int, here: Tensor) -> Any:
         """Features of the joint pass for the samples that have the modality, and their own for the others."""
         leaves, structure = flattened(own)
-        joint, dims = leaves_of(call.output), _dims(self.recorder, self.given.passes.record)[index]
+        joint, dims = leaves_of(call.output), self.given.passes.record.dims[str(self.target)][index]
 
         def chosen(leaf: Any, shared: Any, dim: int | None) -> Any:
             if dim is None:
@@ -137,9 +140,20 @@ class _Answer:
             raise refusal(self.target.name, "is called less often in a subset's pass than in the joint pass")
 
 
-def knows_dims(given: MaskedRun) -> bool:
-    """Whether a batch has shown where the samples lie in features, which is asked for where some lack a modality."""
-    return all([str(recorder.target) in given.passes.record.dims for recorder in given.recorders])
+def is_known(given: MaskedRun) -> bool:
+    """Whether a pass of all rows has shown what those of one subset ask for.
+
+    That is which modality each call of an encoder of several encodes, and where some samples lack a modality, where the
+    samples lie in features.
+    """
+    record = given.passes.record
+    for recorder in given.recorders:
+        target, count = str(recorder.target), len(recorder.calls)
+        if len(recorder.target.names) > 1 and len(record.order.get(target, [])) != count:
+            return False
+        if given.here is not None and len(record.dims.get(target, [])) != count:
+            return False
+    return True
 
 
 def _bits(recorder: Recorder, record: Record) -> Sequence[int]:
@@ -153,18 +167,6 @@ def _bits(recorder: Recorder, record: Record) -> Sequence[int]:
         return list(names) * len(calls)
     order = record.order.get(str(recorder.target), [])
     if len(order) != len(calls):
-        raise refusal(recorder.target.name, _OTHERWISE)
+        raise refusal(recorder.target.name, _UNKNOWN)
     by_name = {name: bit for bit, name in names.items()}
     return [by_name[name] for name in order]
-
-
-def _dims(recorder: Recorder, record: Record) -> Sequence[Sequence[int | None]]:
-    """Where the samples lie in what an encoder returned in each of its calls, leaf by leaf.
-
-    Raises:
-        ValueError: nobody knows it.
-    """
-    found = record.dims[str(recorder.target)]
-    if len(found) != len(recorder.calls):
-        raise refusal(recorder.target.name, _OTHERWISE)
-    return found

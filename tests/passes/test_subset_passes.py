@@ -10,7 +10,7 @@ import agm
 
 NAMES = ("audio", "visual", "text")
 TARGET = torch.tensor([0, 1, 2, 0, 1, 2])
-MET = "one subset at a time, because rows of a batch have met"
+MET = "one subset at a time, because "
 SHARED: dict[str, Any] = {"masked": "shared"}
 OPTIONS: list[dict[str, Any]] = [
     SHARED,
@@ -167,7 +167,18 @@ class Attending(Network):
         return x
 
 
-KINDS = [Network, Methods, Tower, TwoTowers, SomeNamed, Centred, Written, Watched, Pairs, Attending]
+class Normed(TwoTowers):
+    """Of which each subset has a pass of its own from the first step on, by a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(24, track_running_stats=False).double()
+
+    def fused(self, x: Tensor) -> Tensor:
+        return self.norm(x)
+
+
+KINDS = [Network, Methods, Tower, TwoTowers, SomeNamed, Centred, Written, Watched, Pairs, Attending, Normed]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -227,7 +238,7 @@ def test_features_that_are_kept_are_no_other_ones(mixes: bool) -> None:
     assert (MET in str(model.plan())) == mixes
 
 
-@pytest.mark.parametrize("kind", [Network, Methods, TwoTowers, Written, Pairs])
+@pytest.mark.parametrize("kind", [Network, Methods, TwoTowers, Written, Pairs, Normed])
 @pytest.mark.parametrize("gradient", [True, False])
 @pytest.mark.parametrize("early", [True, False])
 def test_samples_that_lack_a_modality(kind: type[Network], gradient: bool, early: bool) -> None:
