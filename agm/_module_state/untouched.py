@@ -1,8 +1,10 @@
 """A look at a network with real numbers, after which it is as before."""
 
+import random
 from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -11,7 +13,7 @@ from agm._module_state.capture import is_capturing
 from agm._module_state.generators import kept_generators
 from agm._module_state.undo import putting_back
 
-__all__ = ["untouched"]
+__all__ = ["draw_on", "untouched"]
 
 
 def untouched(module: nn.Module, inputs: Any) -> AbstractContextManager[None]:
@@ -42,6 +44,14 @@ def untouched(module: nn.Module, inputs: Any) -> AbstractContextManager[None]:
             _set_generator(device, state)
 
     return putting_back(put_back, begin)
+
+
+def draw_on(device: torch.device) -> None:
+    """Draws from each generator of random numbers, inside of `untouched`: who draws then draws others."""
+    for where in {torch.device("cpu"), device}:
+        torch.rand(3, device=where)
+    random.random()
+    np.random.random_sample()
 
 
 def _generators(inputs: Any) -> dict[torch.device, Tensor]:

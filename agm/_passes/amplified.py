@@ -1,6 +1,5 @@
 """A warning where a modality that is absent gives the network a far larger gradient than one that is present."""
 
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -24,6 +23,7 @@ from agm._module_state.untouched import untouched
 from agm._one_pass.choice import GLOBAL_HOOKS
 from agm._one_pass.synchronised import is_exchanging
 from agm._passes.outputs import Outputs
+from agm._passes.warned import warn
 from agm.distributed import is_sharded
 
 __all__ = ["Look", "can_look"]
@@ -172,9 +172,8 @@ def _warn(name: str, is_known: bool, times: float) -> None:
     whose = "its encoder" if is_known else "the network"
     constant = "Set absent_gradient=False" if is_known else "Name the encoders and set absent_gradient=False"
     gradient = f"{times:.0e} times that of a present one" if isfinite(times) else "that is not finite"
-    warnings.warn(
+    warn(
         f"An absent `{name}` gives {whose} a gradient {gradient}, as zeros do where biases are zero and LayerNorm "
         f"divides by their standard deviation. Training may overflow. {constant}, or say what an absent input is: "
         f"absent={{{name!r}: ...}}, such as the mean of the data.",
-        stacklevel=2,
     )

@@ -158,7 +158,8 @@ class FactorisedPasses:
                 how = Deferral("rows", "forward does more than call the encoders and `fuse`")
             else:
                 how = self._how(parted, rows, device)
-            apart = len(self.record.rows_meet) > 0
+            meet = self.record.rows_meet if self.chunks.have_room(rows.batch) else ""  # as many at a time as may be
+            apart = len(meet) > 0
             if structure is not None:
                 structure.ways.clear()  # those of the encoders
             masked: Tensor | Mapping[int, Tensor] | None = None
@@ -179,7 +180,7 @@ class FactorisedPasses:
             return cast(Tensor, self.chunks.run(self.network, run, list(parts), hooks, structure))
 
         if masked is None:
-            parts = self.chunks.parts(self.network, rows.batch, len(rows.subsets), self.record.rows_meet)
+            parts = self.chunks.parts(self.network, rows.batch, len(rows.subsets), meet)
             masked = self.chunks.run(self.network, run, parts, hooks, structure)
             if apart:
                 return joint, masked

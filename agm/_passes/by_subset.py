@@ -26,11 +26,6 @@ from agm._passes.record import Record
 
 __all__ = ["is_known", "subset_passes"]
 
-_UNKNOWN = (
-    "is called for several modalities, of which only an eager step can see the order (take one training step with the "
-    "model as it is before it is compiled)"
-)
-
 
 def subset_passes(given: MaskedRun, rows: Rows, parts: Sequence[range]) -> Tensor:
     """Masked logits of the rows of some subsets, each in a pass of its own.
@@ -45,7 +40,11 @@ def subset_passes(given: MaskedRun, rows: Rows, parts: Sequence[range]) -> Tenso
     inputs = {name: mapped(lambda x: x[: rows.batch] if is_rows(x) else x, tree) for name, tree in few.items()}
     absent = {name: mapped(lambda x: x[rows.batch :] if is_rows(x) else x, tree) for name, tree in few.items()}
     arguments = Arguments(inputs, others, rest, placed)
-    encoders = given.recorders if passes.shared or not passes.absent_features.gradient else ()
+    encoders = given.recorders if _ask(given) else ()
+    if given.structure is not None:
+        for one in encoders:
+            names = [one.target.names[bit] for bit in _bits(one, passes.record)]
+            passes.record.order[str(one.target)] = names
 
     def call(part: range | None) -> Any:
         assert part is not None
@@ -141,19 +140,34 @@ class _Answer:
 
 
 def is_known(given: MaskedRun) -> bool:
-    """Whether a pass of all rows has shown what those of one subset ask for.
+    """Whether there is what passes of one subset ask for, or else a pass of all rows has to show it.
 
     That is which modality each call of an encoder of several encodes, and where some samples lack a modality, where the
     samples lie in features.
     """
-    record = given.passes.record
-    for recorder in given.recorders:
-        target, count = str(recorder.target), len(recorder.calls)
-        if len(recorder.target.names) > 1 and len(record.order.get(target, [])) != count:
-            return False
-        if given.here is not None and len(record.dims.get(target, [])) != count:
-            return False
-    return True
+    if not _ask(given):
+        return True
+    return all([_direct(one) is not None and _dims(one, given) is not None for one in given.recorders])
+
+
+def _ask(given: MaskedRun) -> bool:
+    """Whether more is asked of encoders than to run."""
+    return given.passes.shared or not given.passes.absent_features.gradient
+
+
+def _direct(recorder: Recorder) -> Sequence[int] | None:
+    """The modality of each call of an encoder, by its bit, where its input shows that or there is one."""
+    names, calls = recorder.target.names, recorder.calls
+    found = [next(iter(names)) if len(names) == 1 else call.direct for call in calls]
+    return None if any([bit not in names for bit in found]) else [bit for bit in found if bit is not None]
+
+
+def _dims(recorder: Recorder, given: MaskedRun) -> Sequence[Sequence[int | None]] | None:
+    """Where the samples lie in what an encoder returned in each of its calls, leaf by leaf; None: nobody knows it."""
+    if given.here is None:
+        return ()
+    found = given.passes.record.dims.get(str(recorder.target), [])
+    return found if len(found) == len(recorder.calls) else None
 
 
 def _bits(recorder: Recorder, record: Record) -> Sequence[int]:
@@ -162,11 +176,14 @@ def _bits(recorder: Recorder, record: Record) -> Sequence[int]:
     Raises:
         ValueError: nobody knows it.
     """
-    names, calls = recorder.target.names, recorder.calls
-    if len(names) == 1:
-        return list(names) * len(calls)
+    if (direct := _direct(recorder)) is not None:
+        return direct
     order = record.order.get(str(recorder.target), [])
-    if len(order) != len(calls):
-        raise refusal(recorder.target.name, _UNKNOWN)
-    by_name = {name: bit for bit, name in names.items()}
+    if len(order) != len(recorder.calls):
+        raise ValueError(
+            f"Expected {recorder.target} to be given what forward is given where a step is compiled and rows of a "
+            "batch meet, but forward computes what it hands on. Take one training step with the model as it is before "
+            "it is compiled, and call the encoder as often in each."
+        )
+    by_name = {name: bit for bit, name in recorder.target.names.items()}
     return [by_name[name] for name in order]

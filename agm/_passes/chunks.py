@@ -76,7 +76,10 @@ class Chunks:
                 f"Expected argument `max_rows` to be at least the {batch} samples of a batch, since {why}, but got "
                 f"{size}. {f'{instead}, or raise' if instead else 'Raise'} `max_rows`."
             )
-        size = batch if why else size
+        if why:
+            size = batch
+        elif size >= batch > 0:
+            size -= size % batch  # whole subsets, of which a look can tell whether they meet
         rows = range(batch * subsets)
         return [rows[start : start + size] for start in rows[::size]] if batch and size < len(rows) else [None]
 

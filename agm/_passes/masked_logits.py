@@ -106,10 +106,11 @@ def masked_logits(
     there as `masked` and `absent_gradient` ask for.
 
     Where the same functions mix rows in some batches and not in others (a capacity that is reached at times,
-    `torch.where`), a later look tells: there is one in steps 16, 24, 36 and so on, whenever half as many have passed as
-    before, with a warning if they do. Where `max_rows` is less than B, halves of so many rows are looked at, and a
-    warning says that they meet. Where rows are out of sight (compiled and sharded parts) `agm.verify` alone tells, of
-    the batch that it is given.
+    `torch.where`), a later look tells: there is one of each size of batches, and in steps 10, 20, 30, 45 and so on,
+    whenever half as many have passed as before, with a warning if they meet. Where `max_rows` is less than B, halves of
+    so many rows are looked at, and a warning says that they meet. Of random numbers that are drawn in eval mode nothing
+    can be told. Where rows are out of sight (a compiled step, sharded parts) `agm.verify` alone tells, of the batch
+    that it is given.
 
     A norm that exchanges statistics with other processes (`SyncBatchNorm`) exchanges those of the B rows, once a step
     forward and backward, whether its encoder has one pass or two, or leaves the one pass in its middle: processes need

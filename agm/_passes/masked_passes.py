@@ -200,7 +200,7 @@ class MaskedPasses:
         if structure is not None:
             structure.tensors.note()
             self.record.steps += 1
-            if self.record.steps == self.record.looks_again:
+            if self.record.steps >= self.record.looks_again and not is_recorded():
                 run = partial(self.record.doubting, run)
             self.record.one_pass.holds_for(structure)
         hooks = None if structure is None else ForwardHooks(structure.hooked)
@@ -336,7 +336,7 @@ class MaskedPasses:
             )
             if self.record.rows_meet and isinstance(self._parted, InterceptedPasses):
                 note = "Each subset has a pass of its own through the network."
-                if not self.shared:
+                if not self.shared and self.absent_features.gradient:
                     note += " Leave `encoders` out: they save nothing here."
             with unfrozen(self.network):
                 kept = self.absent_features.note(self.encoders())
@@ -347,6 +347,11 @@ class MaskedPasses:
             '"path.in.the.network", ...}, or give the network `encoders` and `fuse`: then each encoder sees 2 B + 1 '
             "rows, or B + 1 with masked='shared' or where nothing depends on the mode, for any number of modalities."
         )
+        if self.record.rows_meet:
+            note = (
+                "Each subset has a pass of its own through the network. Compute within samples, whatever the others "
+                "are, and all of them go through as one batch."
+            )
         how = self.chunks.describe(self.network, self.record.rows_meet)
         lines = fusion_lines("network", self.modalities, how, subsets)
         notes = (note, *wholes_note(self), *self._loss_notes(), *self.hook_notes())

@@ -154,7 +154,7 @@ class MaskedRun:
             logits = self.passes.outputs.logits(output)
         for answer in answers:
             answer.finish()
-        if compiling:  # a graph would be guarded by what it has found
+        if compiling or not rows.batch:  # a graph would be guarded by what it has found
             return logits
         record = self.passes.record
         for answer in answers:

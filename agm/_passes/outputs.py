@@ -1,6 +1,5 @@
 """Where a network's output holds the logits, and the output with others in their place."""
 
-import warnings
 from collections.abc import Callable, Mapping
 from copy import copy
 from typing import Any
@@ -12,6 +11,7 @@ from agm._inputs.structures import entries, parse_path, places, read, replaced, 
 from agm._lazy_rows.tensor import Deferred
 from agm._passes.declared_head import DeclaredHead
 from agm._passes.own_losses import own_losses
+from agm._passes.warned import warn
 
 __all__ = ["Output", "Outputs"]
 
@@ -90,10 +90,9 @@ class Outputs:
         alike = len(set(logits.shape[1:])) == 1
         if alike and isinstance(target, Tensor) and target.shape == logits.shape[:-1]:
             self._has_warned = True
-            warnings.warn(
+            warn(
                 f"Logits {tuple(logits.shape)} fit the target {tuple(target.shape)} whether their classes are in "
                 "dimension 1 or in the last: the last is taken. Say which, with class_dim=1 or class_dim=-1.",
-                stacklevel=2,
             )
 
     def put(self, output: Any, logits: Tensor) -> Any:
@@ -139,7 +138,7 @@ class Outputs:
                 raise ValueError(_OWN_LOSS.format(f"one at {place}, computed from the logits"))
             if verdict not in self._has_doubted:
                 self._has_doubted.add(verdict)
-                warnings.warn(_DOUBTS[verdict].format(place), stacklevel=2)
+                warn(_DOUBTS[verdict].format(place))
 
     def with_loss(self, output: Any, loss: Tensor, *, keeps_logits: bool) -> Any:
         """The output in its own structure with a loss in it, and None in the place of the logits if they are not kept.

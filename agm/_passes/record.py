@@ -1,6 +1,5 @@
 """What is known of one network under one setting of its masked passes."""
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -10,6 +9,7 @@ from agm._module_state.structure import Structure, Ways
 from agm._one_pass.choice import Choices
 from agm._one_pass.known import Known
 from agm._passes.encoder_counts import Several
+from agm._passes.warned import warn
 
 __all__ = ["Record"]
 
@@ -67,7 +67,7 @@ class Record:
     writes_inputs: bool = False
     ways: dict[object, Ways] = field(default_factory=dict)
     steps: int = 0
-    looks_again: int = 16
+    looks_again: int = 10
     one_pass: Known = field(default_factory=Known)
     choices: Choices = field(default_factory=Choices)
 
@@ -77,9 +77,10 @@ class Record:
     def doubting(self, run: Callable[..., _Found], *args: Any) -> _Found:
         """What passes come to that look anew whether rows meet: by now a capacity may be reached, or a branch taken.
 
-        From look to look half as many steps pass as before, so that looks cost next to nothing.
+        That is in steps 10, 20, 30, 45, ...: whenever half as many have passed as before, so that looks cost next to
+        nothing.
         """
-        self.looks_again += self.looks_again // 2
+        self.looks_again += self.looks_again // (1 if self.looks_again < 20 else 2)
         for ways in self.ways.values():
             ways.clear()
         for apart in (*self.one_pass.seen.values(), self.one_pass.apart):
@@ -87,12 +88,11 @@ class Record:
         before = self.rows_meet, len(self.one_pass.mixes)
         found = run(*args)
         if (self.rows_meet, len(self.one_pass.mixes)) != before:
-            warnings.warn(
+            warn(
                 f"In step {self.steps} rows of several subsets have met in the network, in functions that did not mix "
                 "them when they were looked at before, so that masked logits of some steps since then may be wrong. "
                 "From now on they have passes of their own. Compute within samples, whatever the others are, or set "
                 "`max_rows` to the size of your batches, without `encoders`.",
-                stacklevel=2,
             )
         return found
 

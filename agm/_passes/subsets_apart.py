@@ -3,12 +3,11 @@
 A network may compute something of the whole batch in eval mode too, in functions that no layer announces: experts of a
 limited capacity, attention or statistics across samples, a cut to the longest sequence. So a first batch compares what
 a pass of all rows gives with what passes of one subset's rows give, and so does any later one that goes another way
-through the network: in which functions of torch run one after the other that did not before. Where the same functions
-mix rows in some batches alone (a capacity that is reached, `torch.where`) that shows in a later look, of which there is
-one whenever half as many steps have passed as before.
+through the network, in which functions of torch run one after the other that did not before, and the first of each size.
+Where the same functions mix rows in some batches alone (a capacity that is reached, `torch.where`) that shows in a later
+look, of which there is one whenever half as many steps have passed as before (`Record.doubting`).
 """
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -17,13 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from agm._inputs.closeness import close
-from agm._lazy_rows.decision import Deferral
+from agm._inputs.closeness import close_by_class
+from agm._lazy_rows.decision import Deferral, some_subsets
 from agm._lazy_rows.tensor import Rows
 from agm._module_state.capture import is_capturing
 from agm._module_state.structure import Structure
-from agm._module_state.untouched import untouched
+from agm._module_state.untouched import draw_on, untouched
 from agm._passes.record import Record
+from agm._passes.warned import warn
 from agm.distributed import is_sharded
 
 __all__ = ["apart_if_they_meet", "subset_parts"]
@@ -39,7 +39,7 @@ _NO_MEMORY = (
     "There was no memory to look whether rows of several subsets meet in the network (attention across samples, "
     "statistics of the batch); it is taken that they do not, and agm.verify tells on a smaller batch: {}"
 )
-_MOST = 4  # subsets that are compared: what mixes rows shows in any of them
+_PATIENCE = 16  # steps, after which logits that are the same for all samples are taken for what they are
 
 
 def apart_if_they_meet(
@@ -64,43 +64,53 @@ def apart_if_they_meet(
         record: of what is known of the network, on which nothing of a look stays.
         most: how many rows may go through at a time; None: any number.
     """
-    if structure is None:
-        return masked
-    seen = record.ways_through(structure)
-    if (seen and structure.ways <= seen) or not _can_look(rows, structure):
+    if structure is None or (most is not None and most // max(rows.batch, 1) == 1):  # each subset is alone
         return masked
     is_cut = most is not None and most < rows.batch
+    if is_cut and record.rows_meet:
+        warn(_CUT.format(met=record.rows_meet, most=most, batch=rows.batch))
+        return masked
+    seen = record.ways_through(structure)
+    size = (0, rows.batch)  # which may be that of a capacity
+    if (size in seen and structure.ways <= seen) or not _can_look(rows, structure):
+        return masked
     try:
         if most is not None and is_cut:
             meet: bool | None = _meet_in_halves(max(most, 2), alone, structure.root)
         else:
             meet = _meet(masked, rows, alone, structure.root)
     except (MemoryError, torch.OutOfMemoryError) as error:  # a look has its graph beside that of the masked passes
-        warnings.warn(_NO_MEMORY.format(error), stacklevel=2)
+        warn(_NO_MEMORY.format(error))
         meet = False
-    if meet is None:
-        return masked
-    if meet and not is_cut:
-        record.rows_meet, record.deferral = _MET, Deferral("rows")
-        return alone(subset_parts(rows))
     if meet:
-        warnings.warn(_CUT.format(met=_MET, most=most, batch=rows.batch), stacklevel=2)
-    seen |= structure.ways or {(0, 0)}
+        record.rows_meet, record.deferral = _MET, Deferral("rows")
+        if not is_cut:
+            return alone(subset_parts(rows))
+        warn(_CUT.format(met=_MET, most=most, batch=rows.batch))
+    if meet is not None or record.steps > _PATIENCE:
+        seen |= structure.ways | {size}
     return masked
 
 
 def _meet(masked: object, rows: Rows, alone: Callable[[Sequence[range]], object], network: nn.Module) -> bool | None:
-    """Whether a subset by itself comes to something else; None: it cannot be compared."""
-    count = len(rows.subsets)
-    parts = subset_parts(rows)
-    compared = range(count) if count <= _MOST else [round(i * (count - 1) / (_MOST - 1)) for i in range(_MOST)]
-    for index in compared:
+    """Whether a subset by itself comes to something else; None: it cannot be told."""
+    parts, tells = subset_parts(rows), rows.batch == 1
+    for index in _compared(rows):
         block = _block(masked, rows, index)
         if block is None:
             return None
         if not _is_alike(partial(alone, [parts[index]]), block.detach(), network):
             return True
-    return False
+        tells = tells or bool((block != block[:1]).any())
+    return False if tells else None  # zeros, or behind a head that is zero yet
+
+
+def _compared(rows: Rows) -> Sequence[int]:
+    """Which subsets are: any two modalities are both present in one, both absent in another."""
+    some = set(some_subsets(rows.modalities))
+    found = {subset: index for index, subset in enumerate(rows.subsets)}
+    chosen = [index for subset, index in found.items() if subset in some]
+    return chosen if len(chosen) == len(some) else list(found.values())[: 2 * rows.modalities]
 
 
 def _meet_in_halves(count: int, alone: Callable[[Sequence[range]], Any], network: nn.Module) -> bool:
@@ -118,18 +128,26 @@ def subset_parts(rows: Rows) -> list[range]:
 
 
 def _is_alike(alone: Callable[[], object], block: Tensor, network: nn.Module) -> bool:
-    """Whether a subset by itself comes to the same, but for rounding: in a half type, where that is used inside."""
+    """Whether rows by themselves come to the same, as far as can be told.
+
+    But for rounding, in a half type where one is used inside; and nothing can be told where random numbers are drawn.
+    """
     with untouched(network, block):
         one = alone()
     if not isinstance(one, Tensor):
         return False
-    if close(one.detach(), block):
+    one = one.detach()
+    if close_by_class(one, block):
         return True
-    if one.dtype != torch.float32 or not close(one.detach().bfloat16(), block.bfloat16()):
-        return False
-    with untouched(network, block), _Halves() as halves:
-        alone()
-    return bool(halves.are_there)
+    if one.dtype == torch.float32 and close_by_class(one.bfloat16(), block.bfloat16()):
+        with untouched(network, block), _Halves() as halves:
+            alone()
+        if halves.are_there:
+            return True
+    with untouched(network, block):
+        draw_on(block.device)
+        other = alone()
+    return not (isinstance(other, Tensor) and close_by_class(other.detach(), one))
 
 
 class _Halves(TorchDispatchMode):

@@ -81,7 +81,8 @@ def whole_passes(
         check_others(arguments, batch)
     record, chunks = passes.record, passes.chunks
     mixes = mixes_samples(network) if structure is None else structure.mixes_samples()
-    in_parts = by_subset or bool(chunks) or mixes or len(record.rows_meet) > 0
+    meet = record.rows_meet if chunks.have_room(batch) else ""  # else as many rows at a time as may be
+    in_parts = by_subset or bool(chunks) or mixes or len(meet) > 0
     # Copies, since the network may write to its inputs in the joint pass, after which rows of some subsets are built.
     looks = structure is not None and not record.ways_through(structure)
     keeps = in_parts or looks or record.writes_inputs
@@ -92,7 +93,7 @@ def whole_passes(
     if by_subset:
         parts = [range(index, index + 1) for index in range(len(subsets))]
     elif in_parts:
-        parts = chunks.parts(network, batch, len(subsets), record.rows_meet)
+        parts = chunks.parts(network, batch, len(subsets), meet)
     else:
         at_once = masked_arguments(arguments, absent, subsets)
     before = versions(arguments[:3]) if looks else None
@@ -119,7 +120,7 @@ def whole_passes(
                 raise
     else:
         masked = chunks.run(network, call, parts, hooks, left)
-        if by_subset or mixes or record.rows_meet:
+        if by_subset or mixes or meet:
             return joint, masked
 
     def alone(parts: Sequence[range]) -> Any:

@@ -109,7 +109,7 @@ def test_without_encoders_all_masked_inputs_are_one_batch() -> None:
     network = Three().double()
     counter = Counter(network.encoders_["audio"])
     agm.masked_logits(network, three_inputs())
-    assert counter.rows == [(5, True), (30, False), *[(5, False)] * 4]  # a first batch is compared with single subsets
+    assert counter.rows == [(5, True), (30, False), *[(5, False)] * 6]  # a first batch is compared with single subsets
     counter.rows.clear()
     agm.masked_logits(network, three_inputs())
     assert counter.rows == [(5, True), (30, False)]

@@ -23,7 +23,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"encoders": PATHS, "absent_gradient": False},
     {"encoders": PATHS, "masked": "shared", "absent_gradient": False},
     {"encoders": PATHS, "masked": "shared", "absent_gradient": False, "absent_refresh": 3},
-    {"max_rows": 7},
+    {"max_rows": 12},
     {"checkpoint": True},
 ]
 
@@ -154,15 +154,15 @@ def test_the_same_functions_are_looked_at_again(options: dict[str, Any]) -> None
     model = agm.AGM(Capped(), NAMES, **options)
     model._passes.record.looks = 0  # at absent rows that amplify
     counts = []
-    warns = pytest.warns(UserWarning, match="In step 24 rows of several subsets have met")
+    warns = pytest.warns(UserWarning, match="In step 20 rows of several subsets have met")
     for step in range(1, 26):
         PASSES.clear()
-        with warns if step == 24 else nullcontext():
-            model(**batch(1.0 if step < 20 else 30.0), target=TARGET)
-        assert (MET in str(model.plan())) == (step >= 24)
+        with warns if step == 20 else nullcontext():
+            model(**batch(1.0 if step < 15 else 30.0), target=TARGET)
+        assert (MET in str(model.plan())) == (step >= 20)
         counts.append(sum(PASSES))
     rows = counts[4]
-    assert [step for step, count in enumerate(counts, 1) if count > rows] == [1, 16, 24]
+    assert [step for step, count in enumerate(counts, 1) if count > rows] == [1, 10, 20]
     result = agm.verify(model, batch(30.0), TARGET)
     assert result.ok, str(result)
 
@@ -322,8 +322,8 @@ def test_similarities_of_samples_are_those_of_each_subset(options: dict[str, Any
 
 
 def test_similarities_of_samples_are_refused_where_batches_are_cut() -> None:
-    model = agm.AGM(Similar(), NAMES, max_rows=7)
-    with pytest.raises(ValueError, match=r"\(5, 5\) and \(7, 7\).*set `max_rows` to the size of your batches"):
+    model = agm.AGM(Similar(), NAMES, max_rows=5)
+    with pytest.raises(ValueError, match=r"\(2, 2\) and \(5, 5\).*set `max_rows` to the size of your batches"):
         model(**batch(), target=torch.arange(6))
 
 
@@ -331,3 +331,127 @@ def test_similarities_of_samples_are_refused_where_nobody_can_look() -> None:
     unseen = {name: x.to("meta") for name, x in batch().items()}
     with pytest.raises(ValueError, match=r"each pair of samples.*fused_modulate"):
         agm.masked_logits(Similar().to("meta"), unseen)
+
+
+@pytest.mark.parametrize("kind", [Pairs, Offering], ids=["whole", "fuse"])
+def test_a_smaller_batch_has_whole_subsets_in_a_pass_too(kind: Any) -> None:
+    """Rows that fill one pass each show nothing of subsets that share one."""
+    network = Centring() if kind is Pairs else Offering(Centring)
+    model = agm.AGM(network, NAMES, alpha=2.0, max_rows=6)
+    for size in (6, 6, 4, 6, 3, 2):
+        given = {name: x[:size] for name, x in batch().items()}
+        model(**given, target=TARGET[:size])
+        result = agm.verify(model, given, TARGET[:size])
+        assert result.ok, str(result)
+
+
+@pytest.mark.parametrize("kind", [Pairs, Offering], ids=["whole", "fuse"])
+def test_what_does_not_fit_is_warned_of_and_what_does_is_right(kind: Any) -> None:
+    network = Centring() if kind is Pairs else Offering(Centring)
+    model = agm.AGM(network, NAMES, alpha=2.0, max_rows=4)
+    warns = pytest.warns(UserWarning, match="max_rows=4 fewer go through at a time than the 6 samples")
+    for size in (6, 2, 6, 4, 6):
+        given = {name: x[:size] for name, x in batch().items()}
+        with warns if size > 4 else nullcontext():
+            model(**given, target=TARGET[:size])
+        if size <= 4:
+            result = agm.verify(model, given, TARGET[:size])
+            assert result.ok, str(result)
+
+
+class Centring(Pairs):
+    def mixed(self, x: Tensor) -> Tensor:
+        return x - x.mean(0)
+
+
+class RuledOut(Centring):
+    """A class that is none, by a number that is far larger than the others."""
+
+    value = -1e9
+
+    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+        return super().forward(audio, visual).masked_fill(torch.tensor([False, False, True]), self.value)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("value", [-1e4, -1e9, torch.finfo(torch.float32).min, float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_class_that_is_ruled_out_hides_nothing(dtype: torch.dtype, value: float, options: dict[str, Any]) -> None:
+    network = RuledOut().to(dtype)
+    network.value = value
+    model = agm.AGM(network, NAMES, **options)
+    model(**{name: x.to(dtype) for name, x in batch().items()}, target=TARGET % 2)
+    assert MET in str(model.plan())
+
+
+class Four(Pairs):
+    """Statistics over the samples that have two of four modalities."""
+
+    def __init__(self, pair: tuple[int, int]) -> None:
+        super().__init__()
+        self.pair = pair
+        self.nets = nn.ModuleList(nn.Linear(5, 4) for _ in range(4)).double()
+
+    def forward(self, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+        inputs = (a, b, c, d)
+        hidden = torch.cat([net(x) for net, x in zip(self.nets, inputs, strict=True)], 1)
+        both = [(inputs[index] != 0).any(1, keepdim=True) for index in self.pair]
+        weight = (both[0] & both[1]).double()
+        return self.head(hidden - weight * (hidden * weight).sum(0) / weight.sum().clamp(min=1))
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+@pytest.mark.parametrize("pair", [(0, 1), (0, 3), (1, 2), (2, 3)])
+def test_what_two_modalities_decide_on_is_seen(pair: tuple[int, int], encoded: bool) -> None:
+    names = ("a", "b", "c", "d")
+    paths = {name: f"nets.{index}" for index, name in enumerate(names)} if encoded else None
+    model = agm.AGM(Four(pair), names, encoders=paths)
+    generator = torch.Generator().manual_seed(2)
+    model(**{n: torch.randn(6, 5, generator=generator, dtype=torch.float64) for n in names}, target=TARGET)
+    assert MET in str(model.plan())
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("first", ["head of zeros", "batch of zeros"])
+def test_logits_that_are_the_same_for_all_samples_show_nothing(first: str, options: dict[str, Any]) -> None:
+    network = Centring()
+    model = agm.AGM(network, NAMES, **options)
+    if first == "head of zeros":
+        nn.init.zeros_(network.head.weight)
+    model(**batch(0.0 if first == "batch of zeros" else 1.0), target=TARGET)
+    assert MET not in str(model.plan())
+    nn.init.normal_(network.head.weight)
+    model(**batch(), target=TARGET)
+    assert MET in str(model.plan())
+
+
+class Capacity(Pairs):
+    """Centres batches of another size than the first alone, by the same functions."""
+
+    def mixed(self, x: Tensor) -> Tensor:
+        return x - x.mean(0) * float(len(x) % 6 > 0)
+
+
+def test_another_size_of_batches_is_looked_at() -> None:
+    model = agm.AGM(Capacity(), NAMES)
+    model(**batch(), target=TARGET)
+    assert MET not in str(model.plan())
+    model(**{name: x[:4] for name, x in batch().items()}, target=TARGET[:4])
+    assert MET in str(model.plan())
+
+
+class Noisy(Pairs):
+    """Draws in eval mode too, of which nothing can be told."""
+
+    def mixed(self, x: Tensor) -> Tensor:
+        return x + torch.randn_like(x)
+
+
+@pytest.mark.parametrize("options", [*OPTIONS, {"max_rows": 4}], ids=str)
+def test_random_numbers_are_no_meeting(options: dict[str, Any]) -> None:
+    model = agm.AGM(Noisy(), NAMES, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(11):
+            model(**batch(), target=TARGET)
+    assert MET not in str(model.plan())
