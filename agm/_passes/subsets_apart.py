@@ -2,10 +2,10 @@
 
 A network may compute something of the whole batch in eval mode too, in functions that no layer announces: experts of a
 limited capacity, attention or statistics across samples, a cut to the longest sequence. So a first batch compares what
-a pass of all rows gives with what passes of one subset's rows give, and so does any later one that goes another way
-through the network, in which functions of torch run one after the other that did not before, and the first of each size.
-Where the same functions mix rows in some batches alone (a capacity that is reached, `torch.where`) that shows in a later
-look, of which there is one whenever half as many steps have passed as before (`Record.doubting`).
+a pass of all rows gives with what passes of one subset's rows give, and so does the first of each size, and any later
+one that goes another way through the network: in which functions of torch run one after the other that did not before.
+Where the same functions mix rows in some batches alone (a capacity that is reached, `torch.where`) that shows in a
+later look, of which there is one whenever half as many steps have passed as before (`Record.doubting`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
