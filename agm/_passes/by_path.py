@@ -254,16 +254,16 @@ class InterceptedPasses:
 
     def _masked(self, given: "MaskedRun", rows: Rows) -> Tensor | Mapping[int, Tensor]:
         """The masked logits of all rows, after a first batch has shown on some of them what they may come from."""
-        one_by_one = partial(subset_passes, given, rows)
-        if self._are_apart(rows):
+        one_by_one, apart = partial(subset_passes, given, rows), self._are_apart(rows)
+        asks = not apart or (self.peers.together and given.structure is not None)  # others may, and wait for this one
+        if asks and not self._is_checked(rows.batch):
+            self._check(given, replace(rows, subsets=some_subsets(rows.modalities)))
+        if apart:
             if given.structure is not None and not is_known(given):
                 with torch.no_grad():
                     given.logits(rows, deferred=False)
             self.absent_features.drop()
             return one_by_one(subset_parts(rows))
-        if not self._is_checked(rows.batch):
-            self._check(given, replace(rows, subsets=some_subsets(rows.modalities)))
-
         if given.structure is not None:
             given.structure.ways.clear()  # those of the look
         masked = self._at_once(given, rows)

@@ -302,7 +302,8 @@ class FactorisedPasses:
             absent = self.record.absent_rows.get(name, ONE_ROW)
             lines += encoder_lines(self.network, name, encoder, choice, absent=absent)
         note = self.chunks.describe(self.network, self.record.rows_meet)
-        found, head = self.record.deferral, None if self.head is None else self.head.path
+        found = Deferral("rows") if self.record.rows_meet else self.record.deferral
+        head = None if self.head is None else self.head.path
         return [*lines, *fusion_line("fusion", self.modalities, self.network, note, subsets, found, head)]
 
     def _chosen(

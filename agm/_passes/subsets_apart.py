@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from agm._inputs.closeness import close_by_class
-from agm._lazy_rows.decision import Deferral, some_subsets
+from agm._lazy_rows.decision import some_subsets
 from agm._lazy_rows.tensor import Rows
 from agm._module_state.capture import is_capturing
 from agm._module_state.structure import Structure
@@ -83,7 +83,7 @@ def apart_if_they_meet(
         warn(_NO_MEMORY.format(error))
         meet = False
     if meet:
-        record.rows_meet, record.deferral = _MET, Deferral("rows")
+        record.rows_meet = _MET
         if not is_cut:
             return alone(subset_parts(rows))
         warn(_CUT.format(met=_MET, most=most, batch=rows.batch))

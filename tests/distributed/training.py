@@ -278,6 +278,39 @@ def learnt_absents_inside(rank: int, size: int) -> None:
         inside(Whole, absent=absent)
 
 
+def rows_that_meet_in_one_process(rank: int, size: int) -> None:
+    """It takes passes of one subset from then on, and asks the others what they ask each other, at the same time."""
+
+    class Whole0(Whole):
+        def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+            logits: Tensor = super().forward(audio, visual)
+            return logits - logits.mean(0) if rank == 0 else logits
+
+    class Parted0(Parted):
+        def fuse(self, features: Any) -> Tensor:
+            logits: Tensor = super().fuse(features)
+            return logits - logits.mean(0) if rank == 0 else logits
+
+    made: tuple[tuple[type[nn.Module], dict[str, Any]], ...] = (
+        (Parted0, {}),
+        (Whole0, {}),
+        (Whole0, {"encoders": PATHS}),
+        (Whole0, {"encoders": PATHS, "masked": "shared"}),
+    )
+    for make, options in made:
+        for first in ([1] * size, [2, 0, *[2] * (size - 2)], [0, *[2] * (size - 1)]):
+            model = outside(make, **options)
+            for number, parts in enumerate([first, [1] * size, [2] * size, first, [3] * size]):
+                shares = Shares(parts, rank, seed=number)
+                model.zero_grad()
+                loss(model, shares.mine(shares.batch()), shares.total, size).backward()
+            assert bool(own(model)._passes.record.rows_meet) == (rank == 0)
+            mine = torch.cat([gradient.flatten() for gradient in gradients(model)])
+            everybody = [torch.zeros_like(mine) for _ in range(size)]
+            distributed.all_gather(everybody, mine)
+            assert all(torch.equal(mine, theirs) for theirs in everybody)
+
+
 CHECKS = (
     data_parallel,
     data_parallel_inside,
@@ -293,4 +326,5 @@ CHECKS = (
     copies,
     verified_apart,
     learnt_absents_inside,
+    rows_that_meet_in_one_process,
 )
