@@ -8,12 +8,12 @@ from torch.utils import _pytree as pytree
 
 from agm._inputs.absent import is_opaque
 
-__all__ = ["close", "close_by_class"]
+__all__ = ["close", "close_logits"]
 
 # What equal numbers may differ by, relative to the largest: kernels sum in another order for other numbers of rows.
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3}
 _COARSE = 3e-2
-_SMALL = 1e-3  # a class whose logits are smaller than those of others may differ by rounding of these
+_RULED_OUT = 100  # times what nine tenths exceed: by such numbers no others are rounded
 
 
 @torch.no_grad()
@@ -25,18 +25,19 @@ def close(left: Any, right: Any) -> bool:
 
 
 @torch.no_grad()
-def close_by_class(left: Tensor, right: Tensor) -> bool:
-    """Whether logits (..., C) are equal to rounding, class by class: one may be ruled out by a large number."""
-    if left.shape != right.shape or left.dtype != right.dtype or not left.is_floating_point() or left.dim() < 2:
+def close_logits(left: Tensor, right: Tensor) -> bool:
+    """Whether logits are equal to rounding, of which some may be ruled out by far larger numbers (masks)."""
+    if left.shape != right.shape or left.dtype != right.dtype or not left.is_floating_point():
         return close(left, right)
-    left, right = (x.flatten(0, -2) for x in (left, right))
-    if not left.numel():
+    differs = (left != right) & ~(left.isnan() & right.isnan())
+    if not differs.any():
         return True
-    size = torch.maximum(*(x.abs().nan_to_num(0.0, 0.0, 0.0).amax(0) for x in (left, right)))
-    varies = (left != left[:1]).any(0)
-    largest = torch.where(varies, size, size.new_zeros(())).amax()
-    within = (left - right).abs() <= _ROUNDING.get(left.dtype, _COARSE) * torch.maximum(size, _SMALL * largest)
-    return bool((within | (left == right) | (left.isnan() & right.isnan())).all())
+    left, right = left[differs], right[differs]
+    size = torch.maximum(left.abs(), right.abs()).nan_to_num(0.0, 0.0, 0.0)
+    small = size.float().kthvalue(1 + len(size) // 10).values
+    ordinary = size[size <= _RULED_OUT * small].amax()
+    within = (left - right).abs() <= _ROUNDING.get(left.dtype, _COARSE) * torch.maximum(size, ordinary)
+    return bool(within.all())
 
 
 def _is_close(left: Any, right: Any) -> bool:

@@ -30,7 +30,7 @@ from agm._one_pass.counters import CountingTogether, has_counters
 from agm._one_pass.joint_call import OWN_WAY, JointCall, in_the_way, surroundings
 from agm._one_pass.known_layers import known_layers
 from agm._passes.absent_features import AbsentFeatures
-from agm._passes.by_subset import is_known, subset_passes
+from agm._passes.by_subset import is_known, ordered, subset_passes
 from agm._passes.encoder_paths import find_targets
 from agm._passes.encoder_recording import Handed, Recorder, Target
 from agm._passes.masked_run import MaskedRun, called_instead, few_rows
@@ -139,7 +139,9 @@ class InterceptedPasses:
         orders = {name: known[name] for name in self.paths}
         if self.record.rows_meet:
             calls = {name: max(order.count(name), 1) for name, order in orders.items()}
-            lines = [line for name in self.paths for line in apart_lines(name, subsets, self.shared, calls[name])]
+            shown = {name: self.record.several[name][1] for name in self.record.ordered if name in self.record.several}
+            for name in self.paths:
+                lines += apart_lines(name, subsets, self.shared, calls[name], shown.get(name))
             note += f", one subset at a time, because {self.record.rows_meet}"
             return [*lines, *fusion_lines(part, self.modalities, note, subsets)]
         for name in self.paths:
@@ -260,6 +262,7 @@ class InterceptedPasses:
             self._check(given, replace(rows, subsets=some_subsets(rows.modalities)))
         if apart:
             if given.structure is not None and not is_known(given):
+                self.record.ordered = ordered(given)
                 with torch.no_grad():
                     given.logits(rows, deferred=False)
             self.absent_features.drop()

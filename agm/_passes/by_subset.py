@@ -24,7 +24,7 @@ from agm._passes.encoder_rows import EncoderRows, along, refusal
 from agm._passes.masked_run import MaskedRun, called_instead
 from agm._passes.record import Record
 
-__all__ = ["is_known", "subset_passes"]
+__all__ = ["is_known", "ordered", "subset_passes"]
 
 
 def subset_passes(given: MaskedRun, rows: Rows, parts: Sequence[range]) -> Tensor:
@@ -148,6 +148,11 @@ def is_known(given: MaskedRun) -> bool:
     if not _ask(given):
         return True
     return all([_direct(one) is not None and _dims(one, given) is not None for one in given.recorders])
+
+
+def ordered(given: MaskedRun) -> set[str]:
+    """The modalities of encoders of several of whose calls a pass of all rows has to show the order, in every step."""
+    return {name for one in given.recorders if _direct(one) is None for name in one.target.names.values()}
 
 
 def _ask(given: MaskedRun) -> bool:

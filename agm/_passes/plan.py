@@ -148,7 +148,7 @@ def called_lines(name: str, order: Sequence[str], joint: tuple[int, int], masked
     return [*lines, Line(part, "eval", *masked, note)] if any(masked) else lines
 
 
-def apart_lines(name: str, subsets: int, shared: bool, calls: int) -> list[Line]:
+def apart_lines(name: str, subsets: int, shared: bool, calls: int, shown: tuple[int, int] | None = None) -> list[Line]:
     """The passes of one encoder where each subset has passes of its own.
 
     Args:
@@ -156,11 +156,16 @@ def apart_lines(name: str, subsets: int, shared: bool, calls: int) -> list[Line]
         subsets: the number of masked subsets; every modality is absent in half of them.
         shared: whether present modalities have the features of the joint pass.
         calls: how often each pass calls it.
+        shown: rows of a pass that shows in which order it encodes its modalities, in batches and beside them; None:
+            there is none.
     """
     part, batches = f"encoder `{name}`", subsets // 2 if shared else subsets
     note = "the absent input, in a pass for each subset without the modality; the features of the present ones are "
     note = f"{note}those of the joint pass" if shared else "every masked row, in a pass for each subset"
-    return [Line(part, "training", calls, 0, "the joint pass"), Line(part, "eval", calls * batches, 0, note)]
+    lines = [Line(part, "training", calls, 0, "the joint pass")]
+    if shown is not None:
+        lines.append(Line(part, "eval", *shown, "a pass that shows in which order it encodes its modalities"))
+    return [*lines, Line(part, "eval", calls * batches, 0, note)]
 
 
 def fusion_lines(part: str, modalities: Sequence[str], note: str, subsets: int) -> list[Line]:

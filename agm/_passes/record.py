@@ -30,6 +30,8 @@ class Record:
         absent_rows: modality -> how many absent rows its encoder took in the last batch, in batches and beside them.
         several: modality, of those whose encoder is called several times for it -> the rows of all calls in the last
             batch.
+        ordered: modalities of encoders of which a pass of all rows shows the order of their calls before those of one
+            subset each.
         looks: how many batches are yet to be looked at for absent rows that amplify.
         tensor_hooks: whether forward has been seen to give tensors hooks.
         order: encoder -> the modalities of its calls, in their order.
@@ -56,6 +58,7 @@ class Record:
     other_rows: set[str] = field(default_factory=set)
     absent_rows: dict[str, tuple[int, int]] = field(default_factory=dict)
     several: dict[str, Several] = field(default_factory=dict)
+    ordered: set[str] = field(default_factory=set)
     looks: int = 3
     tensor_hooks: bool = False
     order: dict[str, list[str]] = field(default_factory=dict)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from agm._inputs.closeness import close_by_class
+from agm._inputs.closeness import close_logits
 from agm._lazy_rows.decision import some_subsets
 from agm._lazy_rows.tensor import Rows
 from agm._module_state.capture import is_capturing
@@ -137,9 +137,9 @@ def _is_alike(alone: Callable[[], object], block: Tensor, network: nn.Module) ->
     if not isinstance(one, Tensor):
         return False
     one = one.detach()
-    if close_by_class(one, block):
+    if close_logits(one, block):
         return True
-    if one.dtype == torch.float32 and close_by_class(one.bfloat16(), block.bfloat16()):
+    if one.dtype == torch.float32 and close_logits(one.bfloat16(), block.bfloat16()):
         with untouched(network, block), _Halves() as halves:
             alone()
         if halves.are_there:
@@ -147,7 +147,7 @@ def _is_alike(alone: Callable[[], object], block: Tensor, network: nn.Module) ->
     with untouched(network, block):
         draw_on(block.device)
         other = alone()
-    return not (isinstance(other, Tensor) and close_by_class(other.detach(), one))
+    return not (isinstance(other, Tensor) and close_logits(other.detach(), one))
 
 
 class _Halves(TorchDispatchMode):

@@ -90,3 +90,23 @@ def test_no_rows_go_along_in_vain() -> None:
         ROWS.clear()
         model(**batch(), target=TARGET)
     assert ROWS == [6, 6, 7, 7]
+
+
+class Tower(Mixing):
+    """One encoder of both, each at two scales."""
+
+    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+        features = torch.cat([self.encoded(audio, visual), self.encoded(visual, audio)], 1)
+        return self.head(features.tanh())
+
+
+@pytest.mark.parametrize("options", [*OPTIONS, {"absent_gradient": False}], ids=str)
+def test_the_plan_counts_the_calls_of_a_tower(options: dict[str, Any]) -> None:
+    model = agm.AGM(Tower(), NAMES, encoders=dict.fromkeys(NAMES, "audio_net"), **options)
+    model._passes.record.looks = 0
+    for step in range(3):
+        ROWS.clear()
+        model(**batch(), target=TARGET)
+        assert step == 0 or sum(ROWS) == sum(model.plan().count(f"encoder `{name}`", 6) for name in NAMES)
+    result = agm.verify(model, batch(), TARGET)
+    assert result.ok, str(result)

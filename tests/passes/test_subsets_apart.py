@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import agm
+from agm._inputs.closeness import close_logits
 
 NAMES = ("audio", "visual")
 PATHS = {"audio": "audio_net", "visual": "visual_net"}
@@ -455,3 +456,56 @@ def test_random_numbers_are_no_meeting(options: dict[str, Any]) -> None:
         for _ in range(11):
             model(**batch(), target=TARGET)
     assert MET not in str(model.plan())
+
+
+class RuledOutInSamples(RuledOut):
+    """Of each sample another class, by what is put in its place or added to it."""
+
+    adds = False
+
+    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+        logits = Centring.forward(self, audio, visual)
+        out = torch.arange(3) == (torch.arange(len(logits)) % 3)[:, None]
+        return logits + out * self.value if self.adds else logits.masked_fill(out, self.value)
+
+
+class Tagging(RuledOut):
+    """Logits of six tokens, most of which are padding."""
+
+    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+        logits = Centring.forward(self, audio, visual).unsqueeze(1) * torch.arange(1, 7)[:, None]
+        return logits.masked_fill(torch.arange(6)[:, None] > 1, self.value)
+
+
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize("value", [-1e4, -1e9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_class_that_is_ruled_out_in_some_samples_hides_nothing(dtype: torch.dtype, value: float, adds: bool) -> None:
+    network = RuledOutInSamples().to(dtype)
+    network.value, network.adds = value, adds
+    model = agm.AGM(network, NAMES)
+    model(**{name: x.to(dtype) for name, x in batch().items()}, target=TARGET)
+    assert MET in str(model.plan())
+
+
+@pytest.mark.parametrize("value", [-1e4, -1e9])
+def test_padded_tokens_hide_nothing(value: float) -> None:
+    network = Tagging()
+    network.value = value
+    model = agm.AGM(network, NAMES)
+    model(**batch(), target=TARGET[:, None].expand(6, 6))
+    assert MET in str(model.plan())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_rounding_of_one_class_is_that_of_all(dtype: torch.dtype) -> None:
+    """A sum that comes to little is rounded as its summands are."""
+    logits = torch.tensor([[0.88, 0.47, 0.0088], [-0.5, 0.3, -0.007]], dtype=dtype)
+    ulps = 2 * torch.finfo(dtype).eps * torch.tensor([[0.5, 0.5, 0.5], [-0.5, 0.5, -0.5]], dtype=dtype)
+    assert close_logits(logits, logits + ulps)
+    assert not close_logits(logits, logits + (0.1 if dtype != torch.float32 else 0.003))
+    assert close_logits(logits, logits.clone())
+    assert not close_logits(logits, torch.full_like(logits, torch.nan))
+    infinite = logits.masked_fill(torch.tensor([False, True, False]), -torch.inf)
+    assert close_logits(infinite, infinite + ulps)
+    assert not close_logits(infinite, logits)
