@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from agm._module_state.undo import putting_back
 
-__all__ = ["ALL_KINDS", "BACKWARD_KINDS", "KINDS", "ForwardHooks", "hooked", "replaced"]
+__all__ = ["ALL_KINDS", "BACKWARD_KINDS", "KINDS", "ForwardHooks", "have_hooks", "hooked", "replaced", "without_hooks"]
 
 KINDS = ("_forward_pre_hooks", "_forward_hooks")
 BACKWARD_KINDS = ("_backward_pre_hooks", "_backward_hooks")
@@ -107,3 +107,15 @@ class ForwardHooks:
         own = module.__dict__[kind]
         observers = self._observers - self._acting
         return OrderedDict((key, hook) for key, hook in own.items() if (id(module), kind, key) not in observers)
+
+
+def have_hooks(modules: Sequence[nn.Module]) -> bool:
+    """Whether one has a hook on its forward."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+
+
+def without_hooks(modules: Sequence[nn.Module]) -> None:
+    """Takes all hooks on forwards away."""
+    for module in modules:
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            hooks.clear()

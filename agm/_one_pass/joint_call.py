@@ -21,6 +21,7 @@ from agm._one_pass.row_split import DEPENDS, READS
 from agm._one_pass.rules import put_together
 from agm._one_pass.split_pass import ALIASES, Given, split_pass, what_runs
 from agm._one_pass.synchronised import Exchanges, Reach
+from agm._one_pass.two_passes import compared
 
 __all__ = ["JointCall", "autocasts", "in_the_way", "surroundings", "versions"]
 
@@ -245,6 +246,8 @@ class JointCall:
     def _passed(self, given: Given, kind: object, exchanges: Exchanges) -> Any:
         serves = self.chosen.how == "joined" and not self.shared
         expected = self.known.runs.get(self._sized(kind))
+        doubts = kind not in self.known.passed and self.batch > 1
+        check = compared(self.encoder, given, self._more(), self.network) if doubts else None
         features, self._went_with = split_pass(
             self.encoder,
             given,
@@ -259,6 +262,7 @@ class JointCall:
             network=self.network,
             dims=self.dims,
             wholes=self._wholes,
+            check=check,
         )
         self.known.passed.add(kind)
         return features

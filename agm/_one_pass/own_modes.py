@@ -11,9 +11,10 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from agm._one_pass.layouts import Unsplit
 
-__all__ = ["check_mode", "telling_around"]
+__all__ = ["check_mode", "names_mode", "telling_around"]
 
 _compared: dict[type, bool] = {}
+_named: dict[type, bool] = {}
 
 
 def check_mode(module: nn.Module) -> None:
@@ -51,6 +52,21 @@ def telling_around(modules: Sequence[nn.Module], around: Sequence[nn.Module]) ->
         for module in modules:
             _check_code(module)
     return [module for module in training if "training" in module.__dict__]
+
+
+def names_mode(module: nn.Module) -> bool:
+    """Whether code of a user's module names its mode, and may hand it to someone."""
+    kind = type(module)
+    if kind not in _named:
+        _named[kind] = any(map(_names, _methods(kind)))
+    return _named[kind] or any(_names(one) for one in module.__dict__.values() if isinstance(one, FunctionType))
+
+
+def _names(function: FunctionType) -> bool:
+    """Whether its code names the mode, or that of a function that it is written with."""
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    codes = [one.__code__ for one in (function, *cells) if isinstance(one, FunctionType)]
+    return any("training" in (*one.co_names, *one.co_consts) for code in codes for one in _codes(code))
 
 
 def _check_code(module: nn.Module) -> None:

@@ -16,6 +16,7 @@ from agm._inputs.shared_memory import shares_memory
 from agm._inputs.trees import flattened, leaves_of, mapped, unflattened
 from agm._module_state.checkpoints import end_checkpoints
 from agm._module_state.eval_mode import evaluation
+from agm._module_state.hooks import have_hooks, without_hooks
 from agm._module_state.iterators import StandIns
 from agm._module_state.modules import submodules
 from agm._module_state.traces import Attributes, is_own
@@ -28,6 +29,7 @@ from agm._one_pass.records import Origins
 from agm._one_pass.row_split import READS, RowSplit
 from agm._one_pass.rules import put_together
 from agm._one_pass.synchronised import Exchanges
+from agm._one_pass.two_passes import Check
 
 __all__ = ["ALIASES", "Given", "split_pass", "what_runs"]
 
@@ -53,6 +55,7 @@ def split_pass(
     again: bool = False,
     dims: dict[int, int] | None = None,
     wholes: dict[int, Tensor] | None = None,
+    check: Check | None = None,
 ) -> tuple[Any, Any]:
     """Features of a batch as the encoder's modes have it, and of more rows as in eval mode, in one pass.
 
@@ -70,6 +73,7 @@ def split_pass(
         network: of which it is a part, and whose modules its code may look at or write to; None: itself.
         dims: gets the dimension of the rows of each tensor in the second one, by its id.
         wholes: gets what both are parts of, by the same, where the rows are in the first dimension.
+        check: refuses features that are not those of two passes; None: nothing does.
 
     Returns:
         two pytrees as the encoder returns them.
@@ -78,7 +82,7 @@ def split_pass(
         Unsplit: it cannot be told whether that is the same as two passes; everything is as before.
     """
     modules = submodules(encoder)
-    if _have_hooks(modules):  # which forward has registered since the pass was chosen
+    if have_hooks(modules):  # which forward has registered since the pass was chosen
         raise Unsplit("it has hooks, which would see train rows and eval rows as one batch")
     exchanges = Exchanges(modules) if exchanges is None else exchanges
     if exchanges.norms and torch.is_grad_enabled():
@@ -108,7 +112,7 @@ def split_pass(
         modes = _Modes(modules, around, split)
         features, structure = _run(encoder, modules, modes, args, kwargs, split, exchanges)
         split.finish(features, structure)
-        if _have_hooks(modules):
+        if have_hooks(modules):
             raise Unsplit("it registers hooks")
         if iterators.have_moved():
             raise Unsplit("it draws from an iterator")
@@ -120,12 +124,14 @@ def split_pass(
         if aliases and shares_memory(features, [both for _, both in joined.values()]):
             raise Unsplit(ALIASES)
         parted = _parted(split, features, structure, {} if dims is None else dims, wholes)
+        if check is not None:
+            check(*parted)
         for leaf, both in joined.values():
             if both._version:  # what the encoder has written to its input is seen by others too
                 leaf.copy_(both[:batch])
     except BaseException as error:
         end_checkpoints(error)
-        _without_hooks(modules)  # as they were
+        without_hooks(modules)  # as they were
         iterators.put_back()
         attributes.put_back()
         split.undo()
@@ -148,16 +154,6 @@ def _check_gradients(leaves: Sequence[Any], rows: Mapping[int, Tensor]) -> None:
     more = [(leaf, rows[id(leaf)]) for leaf in leaves if id(leaf) in rows]
     if any(one.requires_grad and not leaf.requires_grad for leaf, one in more):
         raise Unsplit("its norms would exchange a gradient that its absent rows have (they are learnt) and others not")
-
-
-def _have_hooks(modules: Sequence[nn.Module]) -> bool:
-    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
-
-
-def _without_hooks(modules: Sequence[nn.Module]) -> None:
-    for module in modules:
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            hooks.clear()
 
 
 def _around(network: nn.Module | None, modules: Sequence[nn.Module]) -> list[nn.Module]:
@@ -310,7 +306,7 @@ def what_runs(
         untouched(encoder, list(rows.values())),
         putting_back(attributes.put_back),
         putting_back(iterators.put_back, iterators.begin),
-        putting_back(partial(_without_hooks, modules)),
+        putting_back(partial(without_hooks, modules)),
     ):
         for train, count in ((batch, batch), (0, max(more, 2))):
             split = RowSplit(train, count, Origins(modules, leaves_of(given)), records=True)
