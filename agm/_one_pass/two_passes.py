@@ -22,7 +22,6 @@ from agm._module_state.untouched import untouched
 from agm._one_pass.layouts import Unsplit
 from agm._one_pass.own_modes import names_mode
 from agm._one_pass.synchronised import Exchanges
-from agm.distributed import is_sharded
 
 __all__ = ["Check", "compared"]
 
@@ -44,11 +43,11 @@ def compared(
         network: of which it is a part.
     """
     modules = submodules(encoder)
-    if not any(map(names_mode, modules)) or Exchanges(modules).norms or any(map(is_sharded, modules)):
+    if not any(map(names_mode, modules)) or Exchanges(modules).norms:
         return None
     attributes = Attributes(submodules(network))
     iterators = StandIns(attributes.kept, attributes.held)
-    if have_hooks(modules) or not iterators.are_all:
+    if have_hooks(modules) or not iterators.are_all:  # as those of fully_shard
         return None
     found = []
     with (
