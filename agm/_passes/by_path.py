@@ -135,18 +135,17 @@ class InterceptedPasses:
         part = "rest of the network"
         targets = self._targets()
         chosen = self._choose(targets, device)
-        known = {name: self.record.order.get(str(target), []) for target in targets for name in target.names.values()}
-        orders = {name: known[name] for name in self.paths}
+        orders = {name: self.record.order.get(str(target), []) for target in targets for name in target.names.values()}
+        calls = {name: max(order.count(name), 1) for name, order in orders.items()}
         if self.record.rows_meet:
-            calls = {name: max(order.count(name), 1) for name, order in orders.items()}
-            shown = {name: self.record.several[name][1] for name in self.record.ordered if name in self.record.several}
             for name in self.paths:
-                lines += apart_lines(name, subsets, self.shared, calls[name], shown.get(name))
+                shown = self.record.several.get(name) if name in self.record.ordered else None
+                lines += apart_lines(name, subsets, self.shared, calls[name], None if shown is None else shown[1])
             note += f", one subset at a time, because {self.record.rows_meet}"
             return [*lines, *fusion_lines(part, self.modalities, note, subsets)]
         for name in self.paths:
-            if name in self.record.several:
-                lines += called_lines(name, orders[name], *self.record.several[name])
+            if calls[name] > 1 and name in self.record.several:
+                lines += called_lines(name, calls[name], *self.record.several[name])
                 continue
             choice = self.record.choices(name, chosen[self.modalities.index(name)])
             rows = subsets if name in self.record.all_rows else None

@@ -40,16 +40,15 @@ def subset_passes(given: MaskedRun, rows: Rows, parts: Sequence[range]) -> Tenso
     inputs = {name: mapped(lambda x: x[: rows.batch] if is_rows(x) else x, tree) for name, tree in few.items()}
     absent = {name: mapped(lambda x: x[rows.batch :] if is_rows(x) else x, tree) for name, tree in few.items()}
     arguments = Arguments(inputs, others, rest, placed)
-    encoders = given.recorders if _ask(given) else ()
+    encoders = [(one, _bits(one, passes.record)) for one in given.recorders] if _ask(given) else []
     if given.structure is not None:
-        for one in encoders:
-            names = [one.target.names[bit] for bit in _bits(one, passes.record)]
-            passes.record.order[str(one.target)] = names
+        for one, bits in encoders:
+            passes.record.order[str(one.target)] = [one.target.names[bit] for bit in bits]
 
     def call(part: range | None) -> Any:
         assert part is not None
         own = Rows(rows.batch, rows.modalities, (rows.subsets[part.start // rows.batch],))
-        answers = [_Answer(recorder, own, given) for recorder in encoders]
+        answers = [_Answer(recorder, bits, own, given) for recorder, bits in encoders]
         with called_instead(answers, given.structure is not None):
             output = passes.binding.call(masked_arguments(arguments, absent, rows.subsets, part))
             logits = passes.outputs.logits(output)
@@ -68,16 +67,17 @@ class _Answer:
 
     Args:
         recorder: of the joint pass.
+        bits: the modality of each of its calls.
         rows: of the subset.
         given: what the masked passes of this step are given.
     """
 
-    def __init__(self, recorder: Recorder, rows: Rows, given: MaskedRun) -> None:
+    def __init__(self, recorder: Recorder, bits: Sequence[int], rows: Rows, given: MaskedRun) -> None:
         self.recorder, self.target = recorder, recorder.target
         self.rows = rows
         self.given = given
         self.gradient = given.passes.absent_features.gradient
-        self.bits = _bits(recorder, given.passes.record)
+        self.bits = bits
         self.count = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -21,10 +21,10 @@ class EncoderCounts:
         before = self._rows.get(name, (0, 0))
         self._rows[name] = before[0] + batches, before[1] + beside
 
-    def several(
+    def of_each(
         self, names: Mapping[int, str], order: Sequence[str], calls_with: Mapping[int, JointCall], batch: int
     ) -> dict[str, Several]:
-        """Of the modalities that several calls are of.
+        """Of each modality.
 
         Args:
             names: bit -> modality, of those that it encodes.
@@ -35,8 +35,6 @@ class EncoderCounts:
         found = {}
         for bit, name in names.items():
             calls, went = order.count(name), 0
-            if calls < 2:
-                continue
             with_rows = calls_with.get(bit)
             if with_rows is not None and with_rows.is_done:
                 calls, went = calls + (with_rows.chosen.how == "split"), with_rows.absent

@@ -164,7 +164,7 @@ class MaskedRun:
                 record.absent_rows.update(answer.absent_rows)
                 if answer.counts is not None:
                     calls = answer.order, answer.recorder.calls_with
-                    record.several.update(answer.counts.several(answer.target.names, *calls, rows.batch))
+                    record.several.update(answer.counts.of_each(answer.target.names, *calls, rows.batch))
             record.order[str(answer.target)] = answer.order
             if self.here is not None:
                 record.dims[str(answer.target)] = answer.dims

@@ -133,16 +133,16 @@ def encoder_lines(
     return [joint, Line(part, "eval", 1 + batches, rows, f"{note}; a pass of their own: {choice.why}")]
 
 
-def called_lines(name: str, order: Sequence[str], joint: tuple[int, int], masked: tuple[int, int]) -> list[Line]:
+def called_lines(name: str, calls: int, joint: tuple[int, int], masked: tuple[int, int]) -> list[Line]:
     """The passes of one encoder that is called several times in each pass of the network.
 
     Args:
         name: of the modality.
-        order: the modality of each call of the encoder.
+        calls: how often each pass calls it.
         joint: how many rows it takes in the joint pass, in batches and beside them.
         masked: in the masked passes.
     """
-    part, times = f"encoder `{name}`", f"which calls it {order.count(name)} times"
+    part, times = f"encoder `{name}`", f"which calls it {calls} times"
     lines = [Line(part, "training", *joint, f"the joint pass, {times}")]
     note = f"what the joint pass has not made of the masked rows, {times} too"
     return [*lines, Line(part, "eval", *masked, note)] if any(masked) else lines

@@ -28,8 +28,8 @@ class Record:
         other_rows: modalities whose encoder was given other rows in a masked pass than in the joint pass, though as far
             as one could see it was given its input.
         absent_rows: modality -> how many absent rows its encoder took in the last batch, in batches and beside them.
-        several: modality, of those whose encoder is called several times for it -> the rows of all calls in the last
-            batch.
+        several: modality, of those whose encoder is called several times, for it or for others -> the rows of its
+            calls in the last batch.
         ordered: modalities of encoders of which a pass of all rows shows the order of their calls before those of one
             subset each.
         looks: how many batches are yet to be looked at for absent rows that amplify.

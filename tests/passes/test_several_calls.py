@@ -8,15 +8,9 @@ from torch import Tensor, nn
 
 import agm
 
-NAMES = ("audio", "visual")
-PATHS = {name: f"{name}_net" for name in NAMES}
-TARGET = torch.tensor([0, 1, 2, 0, 1, 2])
+from .meeting_networks import NAMES, PATHS, TARGET, batch
+
 ROWS: list[int] = []  # out of the network's reach
-
-
-def batch() -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return {name: torch.randn(6, 5, generator=generator, dtype=torch.float64) for name in NAMES}
 
 
 class Counting(nn.Linear):
@@ -100,9 +94,18 @@ class Tower(Mixing):
         return self.head(features.tanh())
 
 
+class Once(Tower):
+    """At one, of which only a pass of all rows shows whose it is."""
+
+    def encoded(self, audio: Tensor, visual: Tensor) -> Tensor:
+        features = self.audio_net(audio * 2)
+        return features - features.mean(0)
+
+
 @pytest.mark.parametrize("options", [*OPTIONS, {"absent_gradient": False}], ids=str)
-def test_the_plan_counts_the_calls_of_a_tower(options: dict[str, Any]) -> None:
-    model = agm.AGM(Tower(), NAMES, encoders=dict.fromkeys(NAMES, "audio_net"), **options)
+@pytest.mark.parametrize("kind", [Tower, Once])
+def test_the_plan_counts_the_calls_of_a_tower(kind: type[Tower], options: dict[str, Any]) -> None:
+    model = agm.AGM(kind(), NAMES, encoders=dict.fromkeys(NAMES, "audio_net"), **options)
     model._passes.record.looks = 0
     for step in range(3):
         ROWS.clear()

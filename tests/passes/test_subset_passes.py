@@ -8,100 +8,20 @@ from torch import Tensor, nn
 
 import agm
 
-NAMES = ("audio", "visual", "text")
-TARGET = torch.tensor([0, 1, 2, 0, 1, 2])
-MET = "one subset at a time, because "
-SHARED: dict[str, Any] = {"masked": "shared"}
-OPTIONS: list[dict[str, Any]] = [
+from .attending_networks import (
+    MET,
+    NAMES,
+    OPTIONS,
+    ROWS,
     SHARED,
-    {**SHARED, "absent_gradient": False},
-    {**SHARED, "absent_gradient": False, "absent_refresh": 2},
-    {"absent_gradient": False},
-    {},
-]
-ROWS: dict[str, list[int]] = {}  # of each encoder; out of the network's reach
-
-
-def batch(scale: float = 1.0, size: int = 6) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return {name: scale * torch.randn(size, 5, generator=generator, dtype=torch.float64) for name in NAMES}
-
-
-class Encoder(nn.Sequential):
-    def __init__(self, name: str) -> None:
-        super().__init__(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Tanh())
-        self.name = name
-
-    def forward(self, x: Tensor) -> Tensor:
-        ROWS.setdefault(self.name, []).append(len(x))
-        return self.mixed(super().forward(x))
-
-    def mixed(self, x: Tensor) -> Tensor:
-        return x
-
-    def method(self, x: Tensor) -> Tensor:
-        return self(x)
-
-
-class Network(nn.Module):
-    """A fusion in which samples attend to each other."""
-
-    encoder = Encoder
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.nets = nn.ModuleDict({name: self.encoder(name) for name in NAMES})
-        self.head = nn.Linear(24, 3)
-        self.double()
-
-    @property
-    def paths(self) -> dict[str, str]:
-        return {name: f"nets.{name}" for name in NAMES}
-
-    def given(self, x: Tensor) -> Tensor:
-        return x
-
-    def features(self, **inputs: Tensor) -> list[Tensor]:
-        return [self.nets[name](self.given(x)) for name, x in inputs.items()]
-
-    def fused(self, x: Tensor) -> Tensor:
-        return x + torch.softmax(x @ x.T, -1) @ x
-
-    def forward(self, audio: Tensor, visual: Tensor, text: Tensor) -> Tensor:
-        return self.head(self.fused(torch.cat(self.features(audio=audio, visual=visual, text=text), 1)))
-
-
-class Methods(Network):
-    @property
-    def paths(self) -> dict[str, str]:
-        return {name: f"nets.{name}.method" for name in NAMES}
-
-    def features(self, **inputs: Tensor) -> list[Tensor]:
-        return [self.nets[name].method(x) for name, x in inputs.items()]
-
-
-class Tower(Network):
-    """One encoder of all, in an order of its own."""
-
-    @property
-    def paths(self) -> dict[str, str]:
-        return dict.fromkeys(NAMES, "nets.audio")
-
-    def features(self, **inputs: Tensor) -> list[Tensor]:
-        return [self.nets["audio"](inputs[name]) for name in ("text", "audio", "visual")]
-
-
-class TwoTowers(Network):
-    """One encoder of two modalities, and another."""
-
-    @property
-    def paths(self) -> dict[str, str]:
-        return {"audio": "nets.audio", "text": "nets.text", "visual": "nets.audio"}
-
-    def features(self, **inputs: Tensor) -> list[Tensor]:
-        first = self.nets["audio"](inputs["visual"] * 2)
-        return [self.nets["audio"](inputs["audio"]), self.nets["text"](inputs["text"]), first]
+    TARGET,
+    Encoder,
+    Methods,
+    Network,
+    Tower,
+    TwoTowers,
+    batch,
+)
 
 
 class SomeNamed(Network):
@@ -352,82 +272,3 @@ def test_a_compiled_step_has_passes_of_one_subset_too(options: dict[str, Any]) -
         nn.functional.cross_entropy(one(**batch(), target=TARGET), TARGET).backward()
     for own, expected in zip(compiled.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(own.grad, expected.grad, rtol=1e-10, atol=1e-12)
-
-
-class Turns(Tower):
-    """One encoder of all, in another order in every step."""
-
-    scale = 1.0
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.steps = 0
-
-    def features(self, **inputs: Tensor) -> list[Tensor]:
-        self.steps += self.training
-        first = self.steps % 3
-        names = [*NAMES[first:], *NAMES[:first]]
-        found = {
-            name: self.nets["audio"](inputs[name] * self.scale if self.scale != 1 else inputs[name]) for name in names
-        }
-        return [found[name] for name in NAMES]
-
-
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("scale", [1.0, 2.0])
-def test_a_tower_may_take_them_in_another_order_in_every_step(scale: float, options: dict[str, Any]) -> None:
-    network = Turns()
-    network.scale = scale
-    model = agm.AGM(network, NAMES, alpha=2.0, encoders=network.paths, **options)
-    for _ in range(4):
-        model(**batch(), target=TARGET)
-        assert MET in str(model.plan())
-        result = agm.verify(model, batch(), TARGET)
-        assert result.ok, str(result)
-
-
-class Frames(Tower):
-    """As many calls of each as there are frames."""
-
-    def features(self, **inputs: Tensor) -> list[Tensor]:
-        frames = [[self.nets["audio"](x[:, index]) for index in range(x.shape[1])] for x in inputs.values()]
-        return [torch.stack(one).mean(0) for one in frames]
-
-
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_as_many_calls_as_a_batch_has_frames(options: dict[str, Any]) -> None:
-    network = Frames()
-    model = agm.AGM(network, NAMES, alpha=2.0, encoders=network.paths, **options)
-    generator = torch.Generator().manual_seed(1)
-    for count in (3, 4, 2):
-        given = {name: torch.randn(6, count, 5, generator=generator, dtype=torch.float64) for name in NAMES}
-        model(**given, target=TARGET)
-        assert MET in str(model.plan())
-        result = agm.verify(model, given, TARGET)
-        assert result.ok, str(result)
-
-
-@pytest.mark.parametrize("kind", [Network, Tower])
-@pytest.mark.parametrize("options", OPTIONS[:2], ids=str)
-def test_a_batch_of_none_leaves_what_is_known(kind: type[Network], options: dict[str, Any]) -> None:
-    network = kind()
-    for net in network.nets.values():
-        net[1] = nn.Identity()  # a norm in training mode takes no empty batch
-    model = agm.AGM(network, NAMES, encoders=network.paths, **options)
-    for size in (6, 0, 6):
-        given = {name: x[:size] for name, x in batch().items()}
-        model(**given, target=TARGET[:size])
-    result = agm.verify(model, batch(), TARGET)
-    assert result.ok, str(result)
-
-
-def test_the_advice_of_a_plan_can_be_followed() -> None:
-    advice = "Leave `encoders` out: they save nothing here"
-    for options in OPTIONS:
-        network = Network()
-        model = agm.AGM(network, NAMES, encoders=network.paths, **options)
-        model(**batch(), target=TARGET)
-        assert (advice in str(model.plan())) == (options == {})
-    model = agm.AGM(Network(), NAMES)
-    model(**batch(), target=TARGET)
-    assert "Name them" not in str(model.plan())
