@@ -246,8 +246,8 @@ class JointCall:
     def _passed(self, given: Given, kind: object, exchanges: Exchanges) -> Any:
         serves = self.chosen.how == "joined" and not self.shared
         expected = self.known.runs.get(self._sized(kind))
-        doubts = kind not in self.known.passed and self.batch > 1
-        check = compared(self.encoder, given, self._more(), self.network) if doubts else None
+        is_new = kind not in self.known.passed
+        check = compared(self.encoder, given, self._more(), self.network) if is_new else None
         features, self._went_with = split_pass(
             self.encoder,
             given,

@@ -21,7 +21,6 @@ from agm._module_state.iterators import StandIns
 from agm._module_state.modules import submodules
 from agm._module_state.traces import Attributes, is_own
 from agm._module_state.undo import Contexts, putting_back
-from agm._module_state.untouched import untouched
 from agm._one_pass.averaging import averaging_on_device
 from agm._one_pass.layouts import Mode, RowCount, Unsplit, telling_rows
 from agm._one_pass.own_modes import check_mode, telling_around
@@ -29,7 +28,7 @@ from agm._one_pass.records import Origins
 from agm._one_pass.row_split import READS, RowSplit
 from agm._one_pass.rules import put_together
 from agm._one_pass.synchronised import Exchanges
-from agm._one_pass.two_passes import Check
+from agm._one_pass.two_passes import Check, leaving_nothing
 
 __all__ = ["ALIASES", "Given", "split_pass", "what_runs"]
 
@@ -301,13 +300,7 @@ def what_runs(
     exchanges = Exchanges(modules)
     attributes = Attributes([*modules, *around])
     iterators = StandIns(attributes.kept, attributes.held)
-    # A model that registers hooks once notes it in its attributes: both are as before, without any, or neither.
-    with (
-        untouched(encoder, list(rows.values())),
-        putting_back(attributes.put_back),
-        putting_back(iterators.put_back, iterators.begin),
-        putting_back(partial(without_hooks, modules)),
-    ):
+    with leaving_nothing(encoder, rows, attributes, iterators):
         for train, count in ((batch, batch), (0, max(more, 2))):
             split = RowSplit(train, count, Origins(modules, leaves_of(given)), records=True)
             args, kwargs = mapped(partial(_placed, split, rows, count), given)

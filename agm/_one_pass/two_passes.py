@@ -1,7 +1,7 @@
 """What two passes come to, beside the first that are one: code may go by its mode where nobody sees it ask."""
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,13 +17,13 @@ from agm._module_state.hooks import have_hooks, without_hooks
 from agm._module_state.iterators import StandIns
 from agm._module_state.modules import submodules
 from agm._module_state.traces import Attributes, untraced
-from agm._module_state.undo import putting_back
+from agm._module_state.undo import Contexts, putting_back
 from agm._module_state.untouched import untouched
 from agm._one_pass.layouts import Unsplit
 from agm._one_pass.own_modes import names_mode
 from agm._one_pass.synchronised import Exchanges
 
-__all__ = ["Check", "compared"]
+__all__ = ["Check", "compared", "leaving_nothing"]
 
 Check = Callable[[Any, Any], None]
 
@@ -50,12 +50,7 @@ def compared(
     if have_hooks(modules) or not iterators.are_all:  # as those of fully_shard
         return None
     found = []
-    with (
-        untouched(encoder, list(rows.values())),
-        putting_back(attributes.put_back),
-        putting_back(iterators.put_back, iterators.begin),
-        putting_back(partial(without_hooks, modules)),  # which forward registers once
-    ):
+    with leaving_nothing(encoder, rows, attributes, iterators):
         for place, mode in (({}, nullcontext()), (rows, evaluation(network))):
             args, kwargs = mapped(partial(_placed, place), given)
             try:
@@ -67,6 +62,25 @@ def compared(
                 end_checkpoints(error)
                 return None
     return partial(_check, found)
+
+
+def leaving_nothing(
+    encoder: nn.Module, rows: Mapping[int, Tensor], attributes: Attributes, iterators: StandIns
+) -> AbstractContextManager[None]:
+    """Inside, passes of an encoder without hooks leave nothing behind.
+
+    Args:
+        encoder: which.
+        rows: what it is given.
+        attributes, iterators: of it and of the modules around.
+    """
+    return Contexts(
+        lambda: untouched(encoder, list(rows.values())),
+        lambda: putting_back(attributes.put_back),
+        lambda: putting_back(iterators.put_back, iterators.begin),
+        # A model that registers hooks once notes it in its attributes: both are as before, without any, or neither.
+        lambda: putting_back(partial(without_hooks, submodules(encoder))),
+    )
 
 
 def _placed(rows: Mapping[int, Tensor], leaf: Any) -> Any:

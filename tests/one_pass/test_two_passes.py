@@ -11,15 +11,9 @@ from torch import Tensor, nn
 
 import agm
 
-NAMES = ("audio", "visual")
-PATHS = {name: f"{name}_net" for name in NAMES}
-TARGET = torch.tensor([0, 1, 2, 0, 1, 2])
+from ..passes.meeting_networks import NAMES, PATHS, TARGET, batch
+
 CALLS: list[int] = []  # out of the network's reach
-
-
-def batch() -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return {name: torch.randn(6, 5, generator=generator, dtype=torch.float64) for name in NAMES}
 
 
 def drop(x: Tensor, training: Any) -> Tensor:
@@ -146,3 +140,24 @@ def test_rounding_of_autocast_is_no_difference(dtype: torch.dtype) -> None:
         with torch.autocast("cpu", dtype):
             model(**{name: x.float() for name, x in batch().items()}, target=TARGET)
     assert CALLS[0] == 13
+
+
+class Offering(Network):
+    """`encoders` and `fuse`."""
+
+    @property
+    def encoders(self) -> dict[str, nn.Module]:
+        return {"audio": self.audio_net, "visual": self.visual_net}
+
+    def fuse(self, features: Any) -> Tensor:
+        return self.head(torch.cat([features["audio"], features["visual"]], 1))
+
+    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+        return self.fuse({"audio": self.audio_net(audio), "visual": self.visual_net(visual)})
+
+
+def test_a_first_batch_of_one_sample_is_looked_at_too() -> None:
+    model = agm.AGM(Offering(FORMS["dict"]), NAMES, alpha=2.0)
+    model(**{name: x[:1] for name, x in batch().items()}, target=TARGET[:1])
+    result = agm.verify(model, batch(), TARGET)
+    assert result.ok, str(result)
